@@ -1,0 +1,68 @@
+"""Every error this package raises on purpose.
+
+    MergeError                 exit code 1: the run failed
+    ├── RecipeError            exit code 2: the recipe, or what it asks of these models, is wrong; holds every Problem
+    ├── UsageError             exit code 2: a command-line value is wrong
+    ├── CheckpointError        a model directory or file is damaged, missing or not supported
+    ├── SourceChanged          a source file changed while it was being read
+    ├── NumbersError           non-finite values or overflow that the recipe does not allow
+    └── OutputError            the result cannot be written, or an output does not match its manifest
+
+A message names the file, the place, what was expected, what was found, and what to do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+class MergeError(Exception):
+    """Root of the tree; the command line prints it in one piece and never as a traceback."""
+
+    exit_code = 1
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong with a recipe. `where` is "file.yaml:7" or a tensor's name; `hint` says what to do."""
+
+    message: str
+    where: str | None = None
+    hint: str | None = None
+
+    def __str__(self) -> str:
+        place = f"{self.where}: " if self.where else ""
+        return f"{place}{self.message}" + (f" {self.hint}" if self.hint else "")
+
+
+class RecipeError(MergeError):
+    """The recipe, or what it asks of these models, is wrong. All problems at once, in the recipe's order."""
+
+    exit_code = 2
+
+    def __init__(self, problems: Sequence[Problem] | Problem | str) -> None:
+        if isinstance(problems, str):
+            problems = Problem(problems)
+        self.problems = (problems,) if isinstance(problems, Problem) else tuple(problems)
+        super().__init__("\n".join(str(problem) for problem in self.problems))
+
+
+class UsageError(MergeError):
+    exit_code = 2
+
+
+class CheckpointError(MergeError):
+    pass
+
+
+class SourceChanged(MergeError):
+    pass
+
+
+class NumbersError(MergeError):
+    pass
+
+
+class OutputError(MergeError):
+    pass

@@ -1,0 +1,58 @@
+"""DARE with no election: random drops, then a weighted sum.
+
+Paper: Yu et al. 2024, "Language models are super Mario" (arXiv:2311.03099), section 3.
+Formula: y = b + lambda * sum_i w_i m_i d_i / p_i,
+m_i ~ Bernoulli(p_i), p_i the density.
+Deviations: the mask is a function of (seed, tensor name, model, element), the same on any machine. `rescale: true` is
+the paper's unbiased 1/p; mergekit restores the L1 norm instead, which is `rescale: l1` here.
+Cost: one pass; with `rescale: l1` two.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from merge.methods.registry import PerModel, Range, method
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+EXAMPLE = """\
+merge_method: dare_linear
+base_model: org/base
+models:
+  - model: org/math
+    parameters: {weight: 0.5, density: 0.5}
+  - model: org/code
+    parameters: {weight: 0.5, density: 0.3}
+dtype: bfloat16
+seed: 7
+"""
+
+
+@method(
+    inputs="deltas",
+    locality="element",
+    base="required",
+    paper="Yu et al. 2024, Language models are super Mario, arXiv:2311.03099",
+    formula="y = b + lambda * sum_i w_i m_i d_i / p_i",
+    example=EXAMPLE,
+    fused="merge.kernels.task_vectors:dare_linear",
+    random=True,
+)
+def dare_linear(
+    deltas: Tensor,
+    *,
+    weight: Annotated[PerModel[float], "weight of the task vector"],
+    density: Annotated[PerModel[float], Range(0.0, 1.0), "probability that an entry is kept"] = 1.0,
+    normalize: Annotated[bool, "divide by the sum of the weights"] = False,
+    lambda_: Annotated[float, "factor of the merged task vector"] = 1.0,
+    rescale: Annotated[Literal[True, False, "l1"], "true: times 1/density; l1: to the old L1 norm"] = True,
+    int8_mask: Annotated[bool, "accepted for old recipes; no effect here"] = False,
+    _keys: tuple[int, ...] = (),
+) -> Tensor:
+    """deltas (model, *shape) float32 -> merged task vector (*shape) float32; _keys: one 64-bit key for each model"""
+    from merge.kernels.reference import drop_at_random, weighted_sum
+
+    kept = drop_at_random(deltas, density, _keys, rescale)
+    return weighted_sum(kept, weight, normalize, lambda_)

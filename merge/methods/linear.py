@@ -1,0 +1,52 @@
+"""Linear: the weighted average of models.
+
+Paper: Wortsman et al. 2022, "Model soups" (arXiv:2203.05482), section 2.
+Formula: y = sum_i w_i x_i / sum_i w_i; without `normalize`, y = sum_i w_i x_i.
+Deviations: weights that sum to zero with `normalize` are an error at plan time, not NaN.
+Cost: one pass, bound by the memory bus.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+from merge.methods.registry import PerModel, method
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+EXAMPLE = """\
+merge_method: linear
+models:
+  - model: org/model-a
+    parameters: {weight: 0.6}
+  - model: org/model-b
+    parameters: {weight: 0.4}
+dtype: bfloat16
+"""
+
+
+@method(
+    inputs="models",
+    locality="element",
+    base="optional",
+    base_is_input=True,
+    paper="Wortsman et al. 2022, Model soups, arXiv:2203.05482",
+    formula="y = sum_i w_i x_i / sum_i w_i",
+    example=EXAMPLE,
+    fused="merge.kernels.elementwise:linear",
+)
+def linear(
+    models: Tensor,
+    *,
+    weight: Annotated[PerModel[float], "weight of the model in the average"],
+    normalize: Annotated[bool, "divide by the sum of the weights"] = True,
+) -> Tensor:
+    """models (model, *shape) float32 -> (*shape) float32"""
+    import torch
+
+    w = torch.tensor(weight, dtype=torch.float64)
+    if normalize:
+        w = w / w.sum()
+    w = w.to(models)
+    return (w.view(-1, *[1] * (models.ndim - 1)) * models).sum(dim=0)

@@ -1,0 +1,172 @@
+"""What a merge method is: one function whose signature is its schema, in one file, found by being there.
+
+    @method(inputs="deltas", locality="tensor", paper="arXiv:2306.01708", formula="...")
+    def ties(deltas, *, weight: PerModel[float], density: Annotated[PerModel[float], Range(0, 1)] = 1.0, ...): ...
+
+The function is the textbook definition in torch. Neither torch nor numba is imported to read a signature.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+import typing
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any, Generic, Literal, TypeVar
+
+Inputs = Literal["models", "deltas"]
+Locality = Literal["element", "row", "tensor"]
+BaseRole = Literal["none", "optional", "required"]
+T = TypeVar("T")
+
+
+class PerModel(Generic[T]):
+    """Marks a parameter that has one value for each input; the method gets them as a tuple."""
+
+
+@dataclass(frozen=True)
+class Range:
+    """Closed interval a parameter must lie in."""
+
+    low: float
+    high: float = float("inf")
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One key a recipe may write. `kind` is float, int, bool or str; `choices` lists the words of a Literal."""
+
+    name: str
+    kind: type
+    per_model: bool
+    required: bool
+    default: Any = None
+    range: Range | None = None
+    choices: tuple[Any, ...] = ()
+    doc: str = ""
+
+
+@dataclass(frozen=True)
+class Method:
+    """A merge method. `reference` is torch; `fused`, where there is one, names the numba way as "module:function"."""
+
+    name: str
+    reference: Callable[..., Any]
+    inputs: Inputs
+    locality: Locality
+    base: BaseRole
+    parameters: tuple[Parameter, ...]
+    paper: str
+    formula: str
+    example: str
+    n_models: tuple[int, int | None] = (1, None)  # fewest and most inputs, the base not counted
+    base_is_input: bool = False  # the base is one of the inputs, and comes first (slerp)
+    fused: str | None = None
+    doc: str = ""
+    random: bool = False
+
+    def parameter(self, name: str) -> Parameter | None:
+        return next((parameter for parameter in self.parameters if parameter.name == name), None)
+
+    def load_fused(self) -> Callable[..., Any] | None:
+        """Imports the numba side only when it is about to run."""
+        if self.fused is None:
+            return None
+        module, function = self.fused.split(":")
+        return typing.cast(Callable[..., Any], getattr(importlib.import_module(module), function))
+
+
+_METHODS: dict[str, Method] = {}
+
+
+def method(
+    *,
+    inputs: Inputs,
+    locality: Locality,
+    base: BaseRole = "none",
+    paper: str = "",
+    formula: str = "",
+    example: str = "",
+    n_models: tuple[int, int | None] = (1, None),
+    base_is_input: bool = False,
+    fused: str | None = None,
+    random: bool = False,
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Registers the decorated function as a merge method under its own name. It adds facts, not behaviour."""
+
+    def register(function: Callable[..., Any]) -> Callable[..., Any]:
+        name = function.__name__
+        _METHODS[name] = Method(
+            name=name,
+            reference=function,
+            inputs=inputs,
+            locality=locality,
+            base=base,
+            parameters=_parameters(function),
+            paper=paper,
+            formula=formula,
+            example=example,
+            n_models=n_models,
+            base_is_input=base_is_input,
+            fused=fused,
+            doc=inspect.getdoc(function) or "",
+            random=random,
+        )
+        return function
+
+    return register
+
+
+def _parameters(function: Callable[..., Any]) -> tuple[Parameter, ...]:
+    # Only these annotations are evaluated: that of the tensors would need torch. A leading underscore marks what the
+    # engine passes in (random keys, thresholds) and a recipe cannot write.
+    schema = {
+        name: parameter
+        for name, parameter in inspect.signature(function).parameters.items()
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY and not name.startswith("_")
+    }
+    holder = type("schema", (), {"__annotations__": {name: parameter.annotation for name, parameter in schema.items()}})
+    hints = typing.get_type_hints(holder, function.__globals__, include_extras=True)
+    return tuple(_parameter(parameter, hints[name]) for name, parameter in schema.items())
+
+
+def _parameter(parameter: inspect.Parameter, hint: Any) -> Parameter:
+    range_, doc = None, ""
+    if typing.get_origin(hint) is Annotated:
+        hint, *extras = typing.get_args(hint)
+        range_ = next((extra for extra in extras if isinstance(extra, Range)), None)
+        doc = next((extra for extra in extras if isinstance(extra, str)), "")
+    per_model = typing.get_origin(hint) is PerModel
+    if per_model:
+        (hint,) = typing.get_args(hint)
+    choices: tuple[Any, ...] = ()
+    if typing.get_origin(hint) is Literal:
+        choices = typing.get_args(hint)
+        hint = str
+    required = parameter.default is inspect.Parameter.empty
+    return Parameter(
+        name=parameter.name.rstrip("_"),  # `lambda_` is `lambda` in a recipe
+        kind=hint,
+        per_model=per_model,
+        required=required,
+        default=None if required else parameter.default,
+        range=range_,
+        choices=choices,
+        doc=doc,
+    )
+
+
+def all_methods() -> dict[str, Method]:
+    """Every method, by name, in alphabetical order. Each file of merge/methods that is not this one is a method."""
+    import merge.methods as package
+
+    for module in pkgutil.iter_modules(package.__path__):
+        if module.name != "registry":
+            importlib.import_module(f"merge.methods.{module.name}")
+    return dict(sorted(_METHODS.items()))
+
+
+def get_method(name: str) -> Method | None:
+    return all_methods().get(name)

@@ -1,0 +1,193 @@
+"""The Plan: everything a run will do, as frozen plain data that survives JSON.
+
+A Plan is made from the recipe, config files and tensor headers only; no tensor byte is read. Each Step says
+which source tensors go through which operation into which output tensor, at which byte of which file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from merge.dtypes import DTYPES
+
+
+@dataclass(frozen=True, slots=True)
+class TensorRef:
+    """Where the numbers of one stored tensor lie.
+
+    Attributes:
+        file: absolute path of the file.
+        name: the tensor's name in that file.
+        dtype: safetensors name, e.g. "BF16".
+        shape: sizes; () for a scalar.
+        offset: byte in the file where element 0 lies.
+        strides: in elements, for a torch pickle that stores a view that is not contiguous; None: contiguous.
+        scale: FP8 only: the tensor of scales to multiply with; `scale_block` is the (rows, columns) one scale covers.
+    """
+
+    file: str
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    strides: tuple[int, ...] | None = None
+    scale: TensorRef | None = None
+    scale_block: tuple[int, int] | None = None
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return self.size * DTYPES[self.dtype].itemsize
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFile:
+    """A file that is read; held to this size and time of change during the run."""
+
+    path: str
+    size: int  # bytes
+    mtime_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class SourceModel:
+    """An input model: how the recipe names it, where it was found, and the weight files it is read from."""
+
+    ref: str
+    path: str
+    revision: str | None
+    files: tuple[SourceFile, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One output tensor.
+
+    Attributes:
+        name, shape, dtype: of the output tensor; file, offset: the shard's name and the byte where it begins.
+        method: name of the merge method; "copy" means that the bytes of the only input pass through unchanged.
+        inputs: the tensors that are combined, in the recipe's order, without the base.
+        models: for each input, the index of its model in Plan.models.
+        base: the base's tensor and base_model its model's index, for methods that have a base.
+        parameters: resolved numbers; a per-model parameter is a tuple with one value for each input.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    file: str
+    offset: int
+    method: str
+    inputs: tuple[TensorRef, ...]
+    models: tuple[int, ...]
+    base: TensorRef | None = None
+    base_model: int | None = None
+    parameters: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return self.size * DTYPES[self.dtype].itemsize
+
+    @property
+    def sources(self) -> tuple[TensorRef, ...]:
+        """The tensors that are read: the base first, where there is one, then the inputs."""
+        return self.inputs if self.base is None else (self.base, *self.inputs)
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """An output file: its name, its JSON header's text (padded) and its whole size in bytes."""
+
+    file: str
+    header: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class SideFile:
+    """A small output file: a byte-for-byte copy of `source`, or `text` when there is no source."""
+
+    name: str
+    source: str | None = None
+    text: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """All of a run. `notes` are things worth saying that are not errors (prefix maps, ties, leniencies used)."""
+
+    name: str
+    method: str
+    seed: int
+    models: tuple[SourceModel, ...]
+    base_model: int | None
+    steps: tuple[Step, ...]
+    shards: tuple[Shard, ...]
+    side_files: tuple[SideFile, ...]
+    allow: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    recipe_text: str = ""
+
+    @property
+    def bytes_written(self) -> int:
+        return sum(shard.size for shard in self.shards)
+
+    @property
+    def bytes_read(self) -> int:
+        return sum(source.nbytes for step in self.steps for source in step.sources)
+
+    @property
+    def n_parameters(self) -> int:
+        return sum(step.size for step in self.steps)
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), ensure_ascii=False, separators=(",", ":"))
+
+    @staticmethod
+    def from_json(text: str) -> Plan:
+        return _plan(json.loads(text))
+
+
+def _tuples(value: Any) -> Any:
+    """JSON has no tuples; everything in a plan that was one comes back as one."""
+    if isinstance(value, list):
+        return tuple(_tuples(item) for item in value)
+    return value
+
+
+def _ref(data: dict[str, Any] | None) -> TensorRef | None:
+    if data is None:
+        return None
+    return TensorRef(**{**{key: _tuples(value) for key, value in data.items()}, "scale": _ref(data["scale"])})
+
+
+def _step(data: dict[str, Any]) -> Step:
+    values = {key: _tuples(value) for key, value in data.items()}
+    values["inputs"] = tuple(ref for item in data["inputs"] if (ref := _ref(item)) is not None)
+    values["base"] = _ref(data["base"])
+    values["parameters"] = {key: _tuples(value) for key, value in data["parameters"].items()}
+    return Step(**values)
+
+
+def _plan(data: dict[str, Any]) -> Plan:
+    values = {key: _tuples(value) for key, value in data.items()}
+    values["models"] = tuple(
+        SourceModel(**{**model, "files": tuple(SourceFile(**file) for file in model["files"])})
+        for model in data["models"]
+    )
+    values["steps"] = tuple(_step(step) for step in data["steps"])
+    values["shards"] = tuple(Shard(**shard) for shard in data["shards"])
+    values["side_files"] = tuple(SideFile(**file) for file in data["side_files"])
+    return Plan(**values)

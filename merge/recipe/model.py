@@ -1,0 +1,141 @@
+"""The Recipe: frozen, strict, what the user asked for. mergekit's YAML schema, plus name, seed and allow."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+Scalar = float | int | bool | str
+
+
+@dataclass(frozen=True, slots=True)
+class Conditional:
+    """`{filter: mlp, value: ...}`: the value for tensors whose name contains the filter; None or "*": for all."""
+
+    filter: str | None
+    value: Setting
+
+    def matches(self, tensor_name: str) -> bool:
+        return self.filter is None or self.filter == "*" or self.filter in tensor_name
+
+
+# A scalar; a gradient over the layers of a slice; or conditions, of which the first that matches wins.
+Setting = Scalar | tuple[Scalar, ...] | tuple[Conditional, ...]
+Settings = Mapping[str, Setting]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRef:
+    """A model as the recipe names it: a local directory or a hub id, and an adapter to fold, if any."""
+
+    text: str
+    path: str
+    revision: str | None = None
+    adapter: ModelRef | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    model: ModelRef
+    layer_range: tuple[int, int] | None = None  # half-open
+    parameters: Settings = field(default_factory=dict)
+    line: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    sources: tuple[Source, ...]
+    base_model: ModelRef | None = None
+    parameters: Settings = field(default_factory=dict)
+    line: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Module:
+    slices: tuple[Slice, ...]
+    parameters: Settings = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """One merge. Exactly one of models, slices and modules is not empty."""
+
+    merge_method: str
+    models: tuple[Source, ...] = ()
+    slices: tuple[Slice, ...] = ()
+    modules: Mapping[str, Module] = field(default_factory=dict)
+    base_model: ModelRef | None = None
+    parameters: Settings = field(default_factory=dict)
+    dtype: str | None = None  # safetensors name
+    out_dtype: str | None = None
+    tokenizer_source: str | None = None
+    tokenizer: Mapping[str, Any] | None = None
+    chat_template: str | None = None
+    name: str | None = None
+    seed: int = 0
+    allow: tuple[str, ...] = ()
+    text: str = ""
+    file: str | None = None
+    lines: Mapping[str, int] = field(default_factory=dict)  # "parameters.t" -> line, for messages of later stages
+
+    def where(self, key: str) -> str | None:
+        """`file.yaml:7`, the place to name in a message about `key`."""
+        line = self.lines.get(key)
+        return self.file if line is None or self.file is None else f"{self.file}:{line}"
+
+
+# Leniencies by name, and what each one permits.
+ALLOW = {
+    "missing_tensors": "merge a tensor from the inputs that have it",
+    "shape_mismatch": "copy a tensor whose shapes differ from the base (else the first model)",
+    "nonfinite": "let NaN and infinity through",
+    "overflow": "let values that are too large for the output dtype become infinite",
+    "unrelated_base": "merge task vectors that are as long as the base itself",
+    "zero_task_vector": "merge a model that equals the base",
+    "integer_mismatch": "copy an integer tensor that differs between inputs from the base (else the first model)",
+}
+
+
+def resolve(levels: Sequence[Settings], key: str, tensor_name: str, t: float) -> Scalar | None:
+    """One number from the levels of a recipe, the innermost first.
+
+    Args:
+        levels: source or model, then slice, then module, then top level.
+        key: the parameter's name.
+        tensor_name: what filters are matched with (the input's name for per-model parameters, else the output's).
+        t: place in the slice, i/(L-1) in [0, 1].
+
+    Returns:
+        The value of the first level that has one for this tensor; None if none has.
+    """
+    for settings in levels:
+        if key in settings:
+            value = evaluate(settings[key], tensor_name, t)
+            if value is not None:
+                return value
+    return None
+
+
+def evaluate(setting: Setting, tensor_name: str, t: float) -> Scalar | None:
+    """A setting at place t: a scalar as it is, a gradient interpolated, conditions tried in order (None: no match)."""
+    if not isinstance(setting, tuple):
+        return setting
+    if setting and isinstance(setting[0], Conditional):
+        for condition in setting:
+            assert isinstance(condition, Conditional)
+            if condition.matches(tensor_name):
+                return evaluate(condition.value, tensor_name, t)
+        return None
+    return _gradient(setting, t)  # type: ignore[arg-type]
+
+
+def _gradient(points: tuple[Scalar, ...], t: float) -> Scalar:
+    """Linear between numbers; a list of booleans or strings picks floor(t * (n - 1))."""
+    if any(isinstance(point, (bool, str)) for point in points):
+        return points[int(t * (len(points) - 1))]
+    place = t * (len(points) - 1)
+    low = min(int(place), len(points) - 1)
+    high = min(low + 1, len(points) - 1)
+    fraction = place - low
+    return points[low] * (1 - fraction) + points[high] * fraction  # type: ignore[operator]
