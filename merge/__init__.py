@@ -1,0 +1,36 @@
+"""Merge Workbench: merge language models, streamed, exact, resumable.
+
+    recipe = load_recipe("recipes/ties.yaml")
+    plan = build_plan(recipe)
+    run_plan(plan, "merged/ties")
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from merge.engine.run import run_plan
+    from merge.methods import method
+    from merge.output.verify import verify_output
+    from merge.planners.build import build_plan
+    from merge.recipe import load_recipe, parse_recipe
+
+__all__ = ["build_plan", "load_recipe", "method", "parse_recipe", "run_plan", "verify_output"]
+_HOMES = {
+    "build_plan": "merge.planners.build",
+    "load_recipe": "merge.recipe",
+    "method": "merge.methods",
+    "parse_recipe": "merge.recipe",
+    "run_plan": "merge.engine.run",
+    "verify_output": "merge.output.verify",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a verb when it is first used: `merge --help` should not wait for numba."""
+    if name in _HOMES:
+        import importlib
+
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,21 @@
+"""A model directory or hub id -> config, side files, and where every tensor's bytes lie.
+
+    checkpoint.py        open_checkpoint: the one verb; everything below serves it
+    hub.py               a hub id -> a directory of the local cache
+    files.py             paths that stay inside the directory; small JSON files; side files
+    layout.py            which files of the directory hold the weights
+    index.py             what the index of a sharded checkpoint says
+    tensors.py           weight files -> one dictionary of tensors
+    safetensors_file.py  the header of one safetensors file, checked
+    pickle_file.py       the tensors of one torch pickle, without torch
+    unpickler.py         the pickle reader that cannot run code
+    fp8.py               FP8 weights joined with their scales
+    reader.py            SourceReader: bounded reads of elements, for the engine
+    strided.py, decode.py  its two helpers: views that are not contiguous; stored numbers -> float32
+
+Nothing but reader.py reads a byte of a tensor.
+"""
+
+from merge.checkpoint.checkpoint import Checkpoint, open_checkpoint
+
+__all__ = ["Checkpoint", "open_checkpoint"]

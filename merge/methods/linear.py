@@ -8,7 +8,7 @@ Cost: one pass, bound by the memory bus.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from merge.methods.registry import PerModel, method
 
@@ -26,6 +26,12 @@ dtype: bfloat16
 """
 
 
+def _check(parameters: dict[str, Any]) -> str | None:
+    if parameters.get("normalize", True) and abs(sum(parameters["weight"])) < 1e-8:
+        return f"the weights {list(parameters['weight'])} sum to zero, and normalize divides by the sum."
+    return None
+
+
 @method(
     inputs="models",
     locality="element",
@@ -34,6 +40,7 @@ dtype: bfloat16
     paper="Wortsman et al. 2022, Model soups, arXiv:2203.05482",
     formula="y = sum_i w_i x_i / sum_i w_i",
     example=EXAMPLE,
+    check=_check,
     fused="merge.kernels.elementwise:linear",
 )
 def linear(

@@ -64,18 +64,31 @@ class Method:
     n_models: tuple[int, int | None] = (1, None)  # fewest and most inputs, the base not counted
     base_is_input: bool = False  # the base is one of the inputs, and comes first (slerp)
     fused: str | None = None
+    model_pass: str | None = None  # "module:function" of statistics over the whole model that come first
     doc: str = ""
     random: bool = False
+    check: Callable[[dict[str, Any]], str | None] | None = None  # what is wrong with a tensor's resolved parameters
+
+    def copies(self, parameters: dict[str, Any]) -> bool:
+        """Whether the method with these parameters is its single input, unchanged."""
+        return self.n_models == (1, 1) and all(value is None for value in parameters.values())
 
     def parameter(self, name: str) -> Parameter | None:
         return next((parameter for parameter in self.parameters if parameter.name == name), None)
 
     def load_fused(self) -> Callable[..., Any] | None:
         """Imports the numba side only when it is about to run."""
-        if self.fused is None:
-            return None
-        module, function = self.fused.split(":")
-        return typing.cast(Callable[..., Any], getattr(importlib.import_module(module), function))
+        return _load(self.fused)
+
+    def load_model_pass(self) -> Callable[..., Any] | None:
+        return _load(self.model_pass)
+
+
+def _load(place: str | None) -> Callable[..., Any] | None:
+    if place is None:
+        return None
+    module, function = place.split(":")
+    return typing.cast(Callable[..., Any], getattr(importlib.import_module(module), function))
 
 
 _METHODS: dict[str, Method] = {}
@@ -92,7 +105,9 @@ def method(
     n_models: tuple[int, int | None] = (1, None),
     base_is_input: bool = False,
     fused: str | None = None,
+    model_pass: str | None = None,
     random: bool = False,
+    check: Callable[[dict[str, Any]], str | None] | None = None,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Registers the decorated function as a merge method under its own name. It adds facts, not behaviour."""
 
@@ -111,8 +126,10 @@ def method(
             n_models=n_models,
             base_is_input=base_is_input,
             fused=fused,
+            model_pass=model_pass,
             doc=inspect.getdoc(function) or "",
             random=random,
+            check=check,
         )
         return function
 

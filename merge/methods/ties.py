@@ -18,6 +18,8 @@ from merge.methods.registry import PerModel, Range, method
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from merge.kernels.selection import Threshold
+
 EXAMPLE = """\
 merge_method: ties
 base_model: org/base
@@ -40,6 +42,7 @@ dtype: bfloat16
     formula="y = b + lambda * mean of the trimmed w_i d_i that agree with the elected sign",
     example=EXAMPLE,
     fused="merge.kernels.task_vectors:ties",
+    model_pass="merge.kernels.model_trim:thresholds",
 )
 def ties(
     deltas: Tensor,
@@ -51,7 +54,7 @@ def ties(
     rescale: Annotated[Literal[False, True, "l1"], "give the trimmed task vector its old L1 norm"] = False,
     trim: Annotated[Literal["tensor", "model"], "threshold over each tensor, or over the model (paper)"] = "tensor",
     int8_mask: Annotated[bool, "accepted for old recipes; no effect here"] = False,
-    _threshold: tuple[int, ...] | None = None,
+    _threshold: tuple[Threshold, ...] | None = None,
 ) -> Tensor:
     """deltas (model, *shape) float32 -> merged task vector (*shape) float32"""
     import torch
@@ -60,7 +63,7 @@ def ties(
 
     if trim == "model":
         assert _threshold is not None
-        kept = torch.stack([keep_above(d, bits) for d, bits in zip(deltas, _threshold, strict=True)])
+        kept = torch.stack([keep_above(d, limit) for d, limit in zip(deltas, _threshold, strict=True)])
     else:
         kept = torch.stack([keep_largest(d, share) for d, share in zip(deltas, density, strict=True)])
     if rescale:

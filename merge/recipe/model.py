@@ -27,9 +27,13 @@ Settings = Mapping[str, Setting]
 
 @dataclass(frozen=True, slots=True)
 class ModelRef:
-    """A model as the recipe names it: a local directory or a hub id, and an adapter to fold, if any."""
+    """A model as the recipe names it: a local directory or a hub id, and an adapter to fold, if any.
 
-    text: str
+    `text` is what the recipe wrote; `path` is absolute for a local directory, else the hub id. Two references are equal
+    when they mean the same model, however they are written.
+    """
+
+    text: str = field(compare=False)
     path: str
     revision: str | None = None
     adapter: ModelRef | None = None
@@ -53,7 +57,8 @@ class Slice:
 
 @dataclass(frozen=True, slots=True)
 class Module:
-    slices: tuple[Slice, ...]
+    slices: tuple[Slice, ...] = ()
+    models: tuple[Source, ...] = ()
     parameters: Settings = field(default_factory=dict)
 
 

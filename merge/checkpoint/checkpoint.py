@@ -1,0 +1,86 @@
+"""open_checkpoint: what a model is made of, from headers and config files only."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from merge.checkpoint.files import inside, list_side_files, read_json, weight_file
+from merge.checkpoint.fp8 import fold_scales
+from merge.checkpoint.hub import locate
+from merge.checkpoint.layout import find_weights
+from merge.checkpoint.tensors import read_tensors
+from merge.errors import CheckpointError
+from merge.plan import SourceFile, TensorRef
+from merge.recipe.model import ModelRef
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """An input model.
+
+    Attributes:
+        ref: as the recipe names it.
+        path: absolute path of its directory.
+        revision: commit of a model from the hub; None for a local directory.
+        config: config.json.
+        tensors: name -> TensorRef, file by file and in each file's order; FP8 scales are inside their weight's ref.
+        files: the weight files, as they were when their headers were read.
+        notes: what was left out or chosen, for the user to know.
+    """
+
+    ref: ModelRef
+    path: str
+    revision: str | None
+    config: dict[str, Any]
+    tensors: dict[str, TensorRef]
+    files: tuple[SourceFile, ...]
+    notes: tuple[str, ...]
+
+    def side_files(self) -> tuple[str, ...]:
+        """Names, relative to `path`, of the tokenizer, template and generation files that are there."""
+        return list_side_files(self.path)
+
+
+def open_checkpoint(ref: ModelRef) -> Checkpoint:
+    """Read headers and config of a model; no tensor byte is read.
+
+    Raises:
+        CheckpointError: the model is missing, damaged or of a kind that cannot be read exactly.
+    """
+    if ref.adapter is not None:
+        raise CheckpointError(
+            f'{ref.text}: an adapter ("+") is not a checkpoint. Fold it into its base model first, and name the result.'
+        )
+    place = locate(ref)
+    weights = find_weights(place.path)
+    config = _read_config(place.path)
+    # The times are taken before the headers are read: a change in between is seen when the engine opens the file.
+    files = tuple(_source_file(place.path, name) for name in weights.files)
+    tensors, notes = read_tensors(place.path, weights)
+    tensors, scale_notes = fold_scales(place.path, config, tensors)
+    return Checkpoint(
+        ref=ref,
+        path=place.path,
+        revision=place.revision,
+        config=config,
+        tensors=tensors,
+        files=files,
+        notes=(*place.notes, *weights.notes, *notes, *scale_notes),
+    )
+
+
+def _read_config(directory: str) -> dict[str, Any]:
+    path = inside(directory, "config.json")
+    if not os.path.isfile(path):
+        raise CheckpointError(
+            f"{directory}: has weights but no config.json. Copy config.json from the model's page or its base model."
+        )
+    return read_json(path, unique=False)  # as transformers reads it: the last one wins
+
+
+def _source_file(directory: str, name: str) -> SourceFile:
+    path = weight_file(directory, name)
+    info = os.stat(path)
+    return SourceFile(path, info.st_size, info.st_mtime_ns)

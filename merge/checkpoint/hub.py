@@ -1,0 +1,138 @@
+"""A model as the recipe names it -> a directory: a local one, or a snapshot in huggingface_hub's cache."""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import re
+from dataclasses import dataclass
+
+from merge.checkpoint.files import is_side_file
+from merge.errors import CheckpointError
+from merge.recipe.model import ModelRef
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+@dataclass(frozen=True)
+class Place:
+    """An absolute path, and the commit of a model from the hub."""
+
+    path: str
+    revision: str | None = None
+    notes: tuple[str, ...] = ()
+
+
+def locate(ref: ModelRef) -> Place:
+    """The model's directory; a hub model is downloaded into the cache if it is not there.
+
+    Raises:
+        CheckpointError: there is no such directory and no such model that can be reached.
+    """
+    path = os.path.expanduser(ref.path)
+    if os.path.isdir(path):
+        if ref.revision is not None:
+            raise CheckpointError(
+                f'{ref.text}: is a local directory, which has no revisions. Remove "@{ref.revision}".'
+            )
+        return Place(os.path.abspath(path))
+    if os.path.exists(path):
+        raise CheckpointError(f"{path}: is a file. Name the directory that holds config.json and the weights.")
+    if not _HUB_ID.fullmatch(ref.path):
+        raise CheckpointError(
+            f"{ref.text}: no such directory (looked in {os.path.abspath(path)}), and not a hub id, which is ORG/NAME. "
+            "Check the spelling."
+        )
+    return _from_hub(ref)
+
+
+def wanted(names: list[str]) -> list[str]:
+    """Of a model's files on the hub, those to download: config, side files, and one set of weights."""
+    tops = [name for name in names if "/" not in name]
+    weights: list[str] = []
+    for single, kind in (("model.safetensors", ".safetensors"), ("pytorch_model.bin", ".bin")):
+        files = [name for name in tops if name.endswith((kind, f"{kind}.index.json"))]
+        stem = single.removesuffix(kind)
+        named = [name for name in files if name.startswith(stem)]
+        if files if kind == ".safetensors" else named:
+            weights = [single] if single in files else named or files
+            break
+    small = {"config.json", "adapter_config.json"}
+    return [name for name in names if name in small or is_side_file(name) or name in weights]
+
+
+def _from_hub(ref: ModelRef) -> Place:
+    # Imported here: it takes a good part of a second, and most recipes name local directories.
+    import huggingface_hub
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        cached = _cached(ref)
+        if cached is None:
+            raise CheckpointError(
+                f"{ref.text}: not a local directory, and not complete in the Hugging Face cache "
+                "(HF_HUB_OFFLINE is set, so nothing is downloaded). " + _what_to_do(ref)
+            )
+        return Place(cached, os.path.basename(cached))
+    try:
+        info = huggingface_hub.HfApi().model_info(ref.path, revision=ref.revision)
+        files = wanted([file.rfilename for file in info.siblings or ()])
+        if not files:
+            raise CheckpointError(f"{ref.text}: the hub has this model, but no config.json and no weights in it.")
+        path = huggingface_hub.snapshot_download(ref.path, revision=info.sha, allow_patterns=files)
+        return Place(os.path.abspath(path), info.sha)
+    except CheckpointError:
+        raise
+    except Exception as error:  # the HTTP library below differs between versions, and so do its errors
+        cached = _cached(ref)
+        if cached is None:
+            raise CheckpointError(f"{ref.text}: {_why(ref, error)}") from error
+        commit = os.path.basename(cached)
+        note = f"{ref.text}: the hub gave no answer ({type(error).__name__}); commit {commit} of the cache is used"
+        return Place(cached, commit, (note,))
+
+
+def _cached(ref: ModelRef) -> str | None:
+    """The model's directory in the cache, if its config and one set of weights are there."""
+    import huggingface_hub
+
+    for pattern in ("model.safetensors", "model*.safetensors", "*.safetensors", "pytorch_model*.bin"):
+        try:
+            path = huggingface_hub.snapshot_download(
+                ref.path, revision=ref.revision, allow_patterns=["config.json", pattern], local_files_only=True
+            )
+        except (OSError, ValueError):  # LocalEntryNotFoundError is a FileNotFoundError
+            continue
+        names = os.listdir(path)
+        if "config.json" in names and fnmatch.filter(names, pattern):
+            return str(os.path.abspath(path))
+    return None
+
+
+def _why(ref: ModelRef, error: Exception) -> str:
+    from huggingface_hub import errors
+
+    version = "" if ref.revision is None else f" at revision {ref.revision}"
+    if isinstance(error, errors.GatedRepoError):
+        return (
+            "is a gated model on the hub. Ask for access on the model's page, then sign in with `hf auth login` "
+            "or set HF_TOKEN."
+        )
+    if isinstance(error, errors.RevisionNotFoundError):
+        return f"the model is on the hub, but not the revision {ref.revision}. Name a branch, a tag or a full commit."
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return (
+            f"not a local directory, and not found on the hub{version}. Check the spelling; for a private model sign "
+            "in with `hf auth login` or set HF_TOKEN."
+        )
+    text = str(error).strip().splitlines()
+    reason = f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
+    return (
+        f"not a local directory, not complete in the Hugging Face cache, and the download failed ({reason}). "
+        + _what_to_do(ref)
+    )
+
+
+def _what_to_do(ref: ModelRef) -> str:
+    revision = "" if ref.revision is None else f" --revision {ref.revision}"
+    return f"Check the spelling, run `hf download {ref.path}{revision}` where there is a network, or name a directory."

@@ -1,0 +1,34 @@
+"""The index of a sharded checkpoint: which tensor lies in which file."""
+
+from __future__ import annotations
+
+import os
+
+from merge.checkpoint.files import inside, read_json, some
+from merge.errors import CheckpointError
+
+
+def read_index(directory: str, name: str) -> dict[str, str]:
+    """weight_map of an index: tensor -> file. Every file is checked to lie inside the directory, and to be there.
+
+    Raises:
+        CheckpointError: naming the index, the tensor and the file.
+    """
+    path = inside(directory, name)
+    weight_map = read_json(path).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f'{path}: has no "weight_map" from tensors to files. Download the file again.')
+    for tensor, file in weight_map.items():
+        if not isinstance(file, str):
+            raise CheckpointError(f"{path}: {tensor}: expected the name of a file, found {file!r}.")
+    missing = []
+    for file in sorted(set(weight_map.values())):
+        try:
+            shard = inside(directory, file)
+        except CheckpointError as error:
+            raise CheckpointError(f"{path}: {error}") from None
+        if not os.path.isfile(shard):
+            missing.append(file)
+    if missing:
+        raise CheckpointError(f"{path}: names {some(missing)}, which is not there. Download the missing files again.")
+    return weight_map

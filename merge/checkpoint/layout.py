@@ -1,0 +1,120 @@
+"""Which files of a model directory hold the weights. Looks at names, and into the index, if there is one.
+
+The order, first match wins: model.safetensors; an index of safetensors shards; shards without an index; the only
+other safetensors file; then the same for pytorch_model.bin. Anything else is refused with what it seems to be.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from merge.checkpoint.files import some
+from merge.checkpoint.index import read_index
+from merge.errors import CheckpointError
+
+_SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5,6})-of-(?P<count>\d{5,6})\.(?P<kind>safetensors|bin)")
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Names relative to the directory, and the index that named them, if any, with what it says."""
+
+    files: tuple[str, ...]
+    index: str | None = None
+    weight_map: dict[str, str] | None = None  # tensor -> file
+    notes: tuple[str, ...] = ()
+
+
+def find_weights(directory: str) -> Weights:
+    """The weight files of a directory; for an index, the shards that it names.
+
+    Raises:
+        CheckpointError: no directory, or none, too few or several sets of weights in it.
+    """
+    try:
+        names = sorted(os.listdir(directory))
+    except OSError as error:
+        raise CheckpointError(f"{directory}: cannot be listed ({error.strerror or error}).") from None
+    weights = _choose(directory, names)
+    if weights is None:
+        raise CheckpointError(f"{directory}: {_what_it_is(names)}")
+    return weights
+
+
+def _choose(directory: str, names: Sequence[str]) -> Weights | None:
+    for single, kind in (("model.safetensors", "safetensors"), ("pytorch_model.bin", "bin")):
+        indexes = [name for name in names if name.endswith(f".{kind}.index.json")]
+        standard = f"{single}.index.json"
+        if single in names:
+            note = f"{directory}: has {single} and {standard}; {single} is read" if standard in names else None
+            return Weights((single,), notes=(note,) if note else ())
+        if standard in names or len(indexes) == 1:
+            index = standard if standard in names else indexes[0]
+            weight_map = read_index(directory, index)
+            return Weights(tuple(sorted(set(weight_map.values()))), index, weight_map)
+        shards = _shards(directory, [name for name in names if name.endswith(f".{kind}")], single.partition(".")[0])
+        if shards:
+            return shards
+        if kind == "safetensors":
+            others = [name for name in names if name.endswith(".safetensors") and not name.startswith("adapter_")]
+            if len(others) > 1:
+                raise CheckpointError(
+                    f"{directory}: has {len(others)} safetensors files ({some(others)}) and neither model.safetensors "
+                    "nor model.safetensors.index.json. Keep the one to be read, or add the index."
+                )
+            if others:
+                return Weights((others[0],))
+    return None
+
+
+def _shards(directory: str, names: Sequence[str], stem: str) -> Weights | None:
+    """model-00001-of-00002.safetensors and so on, which nothing lists: all of them must be there."""
+    sets: dict[tuple[str, int], dict[int, str]] = {}
+    for name in names:
+        if match := _SHARD.fullmatch(name):
+            numbered = sets.setdefault((match["stem"], int(match["count"])), {})
+            number = int(match["number"])
+            if number in numbered:
+                raise CheckpointError(
+                    f"{directory}: {numbered[number]} and {name} have one number. Remove the one that is wrong."
+                )
+            numbered[number] = name
+    preferred = [key for key in sets if key[0] == stem] or list(sets)
+    if not preferred:
+        return None
+    if len(preferred) > 1:
+        first = [next(iter(sets[key].values())) for key in preferred]
+        raise CheckpointError(f"{directory}: has several sets of shards ({some(first)}). Keep the one to be read.")
+    (_, count), found = preferred[0], sets[preferred[0]]
+    wrong = [name for number, name in found.items() if not 1 <= number <= count]
+    missing = [number for number in range(1, min(count, 100_000) + 1) if number not in found]
+    if wrong or missing:
+        what = f"shard {missing[0]:05d} is not there" if missing else f"{wrong[0]} is not one of them"
+        raise CheckpointError(
+            f"{directory}: expected {count} shards, found {len(found)} ({what}). Download the missing files again."
+        )
+    files = tuple(found[number] for number in sorted(found))
+    return Weights(files, notes=(f"{directory}: no index; all {count} shards are read",))
+
+
+def _what_it_is(names: Sequence[str]) -> str:
+    """Why there are no weights to read, and what to do."""
+    if "adapter_config.json" in names:
+        return (
+            "is an adapter (adapter_config.json), not a whole model. Fold it into its base model and name the result."
+        )
+    if found := [name for name in names if name.endswith(".gguf")]:
+        return f"holds GGUF weights ({some(found)}). Convert them to safetensors, or name the original model."
+    if found := [name for name in names if name.startswith("consolidated.")]:
+        return f"holds weights in their publisher's own format ({some(found)}). Convert them to Hugging Face's format."
+    endings = (".h5", ".msgpack", ".onnx", ".ckpt", ".pt", ".pth", ".bin")
+    if found := [name for name in names if name.endswith(endings)]:
+        return f"has no weights that can be read, only {some(found)}. Save the model as safetensors."
+    if not names:
+        return "is empty. Name a directory with config.json and model.safetensors."
+    return (
+        f"has no weights in it, only {some(list(names))}. Expected model.safetensors, its shards or pytorch_model.bin."
+    )

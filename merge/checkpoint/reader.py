@@ -1,0 +1,227 @@
+"""SourceReader: elements of source tensors by bounded reads, from files that must not change meanwhile.
+
+Nothing is mapped: mapped pages would count as resident memory, and a file cut short would kill the process.
+"""
+
+from __future__ import annotations
+
+import errno
+import math
+import os
+import sys
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from types import TracebackType
+
+import numpy as np
+import numpy.typing as npt
+
+from merge.checkpoint.decode import F32Array, apply_scales, to_float32
+from merge.checkpoint.strided import read_strided
+from merge.dtypes import DTYPES
+from merge.errors import CheckpointError, SourceChanged
+from merge.plan import SourceFile, TensorRef
+
+_READ_BYTES = 1 << 26  # at most this much a system call; Linux itself stops at 2 GiB
+_KEPT_SCALES = 64  # tensors of FP8 scales, each a few thousand numbers
+
+
+class SourceReader:
+    """Reads from a fixed set of files. Any number of threads may read; one closes, when none reads.
+
+    Raises, from every method that reads: CheckpointError if the bytes cannot be read; SourceChanged if the file is not
+    the one the plan was made from; ValueError for a file or range that the plan does not have.
+    """
+
+    def __init__(self, files: Iterable[SourceFile]) -> None:
+        self._files = {file.path: file for file in files}
+        self._descriptors: dict[str, int] = {}
+        self._scales: OrderedDict[TensorRef, F32Array] = OrderedDict()
+        self._lock = threading.Lock()
+        self._seek_lock = threading.Lock()
+        self._read_at = _best_read(self._seek_lock)
+        self._closed = False
+
+    def __enter__(self) -> SourceReader:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed = True
+            for descriptor in self._descriptors.values():
+                os.close(descriptor)
+            self._descriptors.clear()
+
+    def read_into(self, ref: TensorRef, start: int, out: npt.NDArray[np.generic]) -> None:
+        """Elements start.. of the flattened tensor -> out (n,), contiguous, of the tensor's storage dtype's width."""
+        item_size = DTYPES[ref.dtype].itemsize
+        if out.ndim != 1 or not out.flags.c_contiguous or out.itemsize != item_size:
+            raise ValueError(
+                f"out: expected a contiguous vector of {item_size}-byte elements, found {out.dtype} {out.shape}"
+            )
+        if start < 0 or start + len(out) > ref.size:
+            raise ValueError(f"{ref.name}: elements {start}..{start + len(out)} of {ref.size}")
+
+        def fill(first: int, part: npt.NDArray[np.generic]) -> None:
+            self._fill(ref, ref.offset + first * item_size, part)
+
+        if ref.strides is None:
+            fill(start, out)
+        else:
+            read_strided(ref.shape, ref.strides, start, out, fill)
+
+    def decode(self, ref: TensorRef, raw: npt.NDArray[np.generic], start: int, out: F32Array) -> None:
+        """raw (n,), elements start.. as stored -> out (n,) float32: exact, then times the FP8 scales, if any.
+
+        Raises:
+            ValueError: F64 and integers, which float32 does not hold.
+        """
+        to_float32(ref.dtype, raw, out)
+        if ref.scale is not None and len(out):
+            columns = ref.shape[-1] if ref.shape else 1
+            assert ref.scale_block is not None, ref.name
+            apply_scales(
+                out, start, columns, ref.scale_block, self._scale_grid(ref, ref.scale, columns, ref.scale_block)
+            )
+
+    def will_need(self, ref: TensorRef, start: int, count: int) -> None:
+        """Ask the system to read `count` elements ahead; does nothing where it cannot be asked."""
+        if ref.strides is None and count > 0 and hasattr(os, "posix_fadvise"):
+            item_size = DTYPES[ref.dtype].itemsize
+            place, size = ref.offset + start * item_size, count * item_size
+            os.posix_fadvise(self._descriptor(ref.file), place, size, os.POSIX_FADV_WILLNEED)
+
+    def check_unchanged(self, path: str | None = None) -> None:
+        """Hold one file, or all of them, to the size and time of change that the plan was made with."""
+        for file in self._files.values() if path is None else (self._files[path],):
+            try:
+                _compare(file, os.stat(file.path))
+            except FileNotFoundError:
+                raise SourceChanged(
+                    f"{file.path}: was there when the run was planned and is gone. {_RUN_AGAIN}"
+                ) from None
+            except OSError as error:
+                raise CheckpointError(f"{file.path}: cannot be read ({error.strerror}).") from None
+            descriptor = self._descriptors.get(file.path)
+            if descriptor is not None:
+                _compare(file, os.fstat(descriptor))
+
+    def _scale_grid(self, ref: TensorRef, scale: TensorRef, columns: int, block: tuple[int, int]) -> F32Array:
+        """(ceil(rows / block rows), ceil(columns / block columns)) float32; the last ones used are kept."""
+        with self._lock:
+            kept = self._scales.pop(scale, None)
+            if kept is not None:
+                self._scales[scale] = kept  # now the newest
+                return kept
+        raw = np.empty(scale.size, DTYPES[scale.dtype].numpy_name)
+        self.read_into(scale, 0, raw)
+        values = np.empty(scale.size, np.float32)
+        to_float32(scale.dtype, raw, values)
+        grid: F32Array = values.reshape(-(-math.prod(ref.shape[:-1]) // block[0]), -(-columns // block[1]))
+        with self._lock:
+            self._scales[scale] = grid
+            while len(self._scales) > _KEPT_SCALES:
+                self._scales.popitem(last=False)
+        return grid
+
+    def _fill(self, ref: TensorRef, place: int, out: npt.NDArray[np.generic]) -> None:
+        """All the bytes of out, from byte `place` of the tensor's file."""
+        view = out.view(np.uint8).data
+        done, descriptor = 0, self._descriptor(ref.file)
+        while done < len(view):
+            try:
+                count = self._read_at(descriptor, view[done : done + _READ_BYTES], place + done)
+            except OSError as error:
+                raise CheckpointError(
+                    f"{ref.file}: {ref.name}: cannot be read at byte {place + done:,} ({error.strerror or error}). "
+                    "Check the disk."
+                ) from error
+            if count == 0:
+                self.check_unchanged(ref.file)
+                raise CheckpointError(
+                    f"{ref.file}: {ref.name}: the file ends at byte {place + done:,}, "
+                    f"{len(view) - done:,} bytes early. Download it again."
+                )
+            done += count
+
+    def _descriptor(self, path: str) -> int:
+        """The open file; opened, and compared with the plan, when it is used first."""
+        found = self._descriptors.get(path)
+        if found is not None:
+            return found
+        with self._lock:
+            if path in self._descriptors:
+                return self._descriptors[path]
+            if self._closed or path not in self._files:
+                raise ValueError(f"{path}: {'the reader is closed' if self._closed else 'not a file of this plan'}")
+            try:
+                descriptor = _open(path)
+            except FileNotFoundError:
+                raise SourceChanged(f"{path}: was there when the run was planned and is gone. {_RUN_AGAIN}") from None
+            except OSError as error:
+                raise CheckpointError(f"{path}: cannot be opened ({error.strerror or error}).") from None
+            try:
+                _compare(self._files[path], os.fstat(descriptor))
+            except SourceChanged:
+                os.close(descriptor)
+                raise
+            self._descriptors[path] = descriptor
+            return descriptor
+
+
+_RUN_AGAIN = "Wait until nothing writes to it, then run again."
+
+
+def _compare(file: SourceFile, now: os.stat_result) -> None:
+    if now.st_size != file.size:
+        raise SourceChanged(
+            f"{file.path}: changed since the run was planned: expected {file.size:,} bytes, found {now.st_size:,}. "
+            + _RUN_AGAIN
+        )
+    if now.st_mtime_ns != file.mtime_ns:
+        late = (now.st_mtime_ns - file.mtime_ns) / 1e9
+        raise SourceChanged(f"{file.path}: was written again since the run was planned ({late:+.3f} s). {_RUN_AGAIN}")
+
+
+def _open(path: str) -> int:
+    flags = os.O_RDONLY | getattr(os, "O_BINARY", 0)
+    try:
+        return os.open(path, flags)
+    except OSError as error:
+        if error.errno != errno.EMFILE or sys.platform == "win32":
+            raise
+    import resource  # large models have hundreds of shards, and macOS allows 256 open files at first
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    more = 65536 if hard == resource.RLIM_INFINITY else min(hard, 65536)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, more), hard))
+    return os.open(path, flags)
+
+
+def _best_read(lock: threading.Lock) -> Callable[[int, memoryview, int], int]:
+    """read(descriptor, view, place) -> bytes read; 0 at the end of the file."""
+    if hasattr(os, "preadv"):
+        return lambda descriptor, view, place: os.preadv(descriptor, [view], place)
+    if hasattr(os, "pread"):
+
+        def pread(descriptor: int, view: memoryview, place: int) -> int:
+            data = os.pread(descriptor, len(view), place)
+            view[: len(data)] = data
+            return len(data)
+
+        return pread
+
+    def seek_and_read(descriptor: int, view: memoryview, place: int) -> int:
+        with lock:
+            os.lseek(descriptor, place, os.SEEK_SET)
+            data = os.read(descriptor, len(view))
+        view[: len(data)] = data
+        return len(data)
+
+    return seek_and_read

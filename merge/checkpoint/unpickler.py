@@ -1,0 +1,258 @@
+"""A pickle reader that cannot run code: a small set of opcodes, and a few names mapped to plain stand-ins of our own.
+
+Python's own pure-Python unpickler is used, with most of its opcodes taken out: the one in C can be made to allocate
+gigabytes by one memo index, and reads past the end of a pickle that is followed by tensors (the legacy format).
+"""
+
+from __future__ import annotations
+
+import pickle
+import pickletools
+import re
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import IO, Any, ClassVar
+
+from merge.dtypes import DTYPES
+from merge.errors import CheckpointError
+
+# 32 MiB: over 100,000 tensors. One byte of pickle can make 70 bytes of objects.
+MAX_PICKLE_BYTES = 32 * 2**20
+
+
+@dataclass(frozen=True, eq=False)
+class Storage:
+    """A run of stored numbers. `key` names its record; `dtype` None: bytes; `numel`, `first` in elements of dtype."""
+
+    key: str
+    dtype: str | None
+    numel: int
+    first: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class StoredTensor:
+    """A view of a storage; `first` and `strides` in elements of dtype."""
+
+    storage: Storage
+    dtype: str
+    first: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class _DTypeMark:
+    """What torch.float32 or torch.FloatStorage stand for; None: UntypedStorage."""
+
+    dtype: str | None
+
+
+class NotWeightsError(Exception):
+    """The pickle holds something that weights do not need."""
+
+
+def load(path: str, file: IO[bytes], limit: int = MAX_PICKLE_BYTES, storages: dict[str, Storage] | None = None) -> Any:
+    """One pickle, from the file's position; afterwards the position is right behind it.
+
+    Args:
+        path: for messages.
+        file: a buffered binary file.
+        limit: bytes; a longer pickle is an error.
+        storages: gets each storage that is named, under its key, as it is named first.
+
+    Returns:
+        Dictionaries, lists, tuples, numbers, strings and StoredTensor. Nothing in it has been checked against the file.
+
+    Raises:
+        CheckpointError: it is damaged, too large, or holds anything else.
+    """
+    try:
+        return _Weights(_Window(file, limit), {} if storages is None else storages).load()
+    except NotWeightsError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    except Exception as error:  # whatever damaged bytes lead to
+        reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        raise CheckpointError(f"{path}: its pickle is damaged ({reason}). Download the file again.") from None
+
+
+class _Window:
+    """Reads that end after `limit` bytes, so that a length in a damaged pickle cannot ask for gigabytes."""
+
+    def __init__(self, file: IO[bytes], limit: int) -> None:
+        self._file, self._left = file, limit
+
+    def read(self, size: int, /) -> bytes:
+        if not 0 <= size <= self._left:
+            raise EOFError(f"{size:,} bytes wanted, {self._left:,} left")
+        data = self._file.read(size)
+        self._left -= len(data)
+        if len(data) < size:
+            raise EOFError("the file ends in the middle")
+        return data
+
+    def readline(self) -> bytes:
+        data = self._file.readline(min(self._left, 65536))
+        self._left -= len(data)
+        if not data.endswith(b"\n"):
+            raise EOFError("a line without end")
+        return data
+
+
+# --- the names that weights need ---------------------------------------------------------------------------------
+
+
+def _rebuild_tensor(storage: Any, first: Any, shape: Any, strides: Any, dtype: str | None = None) -> StoredTensor:
+    dtype = dtype or getattr(storage, "dtype", None)
+    if not isinstance(storage, Storage) or dtype is None:
+        raise NotWeightsError("a tensor without a storage or dtype; the file is damaged")
+    numbers = (first, *shape, *strides)
+    if not all(type(number) is int and 0 <= number < 2**63 for number in numbers) or len(shape) != len(strides):
+        raise NotWeightsError(
+            f"a tensor with offset {first!r}, shape {shape!r}, strides {strides!r}; expected integers"
+        )
+    return StoredTensor(storage, dtype, first, tuple(shape), tuple(strides))
+
+
+def _rebuild_tensor_v2(
+    storage: Any, first: Any, shape: Any, strides: Any, grad: Any, hooks: Any, metadata: Any = None
+) -> StoredTensor:
+    if metadata:
+        raise NotWeightsError("a tensor that is stored negated or conjugated; save its plain values")
+    return _rebuild_tensor(storage, first, shape, strides)
+
+
+def _rebuild_tensor_v3(
+    storage: Any, first: Any, shape: Any, strides: Any, grad: Any, hooks: Any, dtype: Any, metadata: Any = None
+) -> StoredTensor:
+    if metadata or not isinstance(dtype, _DTypeMark):
+        raise NotWeightsError("a tensor that is stored negated, conjugated or without a dtype; save its plain values")
+    return _rebuild_tensor(storage, first, shape, strides, dtype.dtype)
+
+
+def _rebuild_parameter(data: Any, grad: Any, hooks: Any) -> Any:
+    return data
+
+
+def _ordered_dict(items: Any = ()) -> OrderedDict[Any, Any]:
+    result: OrderedDict[Any, Any] = OrderedDict()
+    for key, value in items:
+        result[_plain_key(key)] = value
+    return result
+
+
+def _size(sizes: Any = ()) -> tuple[Any, ...]:
+    return tuple(sizes)
+
+
+_NAMES: dict[str, Callable[..., Any] | _DTypeMark] = {
+    "collections.OrderedDict": _ordered_dict,
+    "torch.Size": _size,
+    "torch._utils._rebuild_tensor": _rebuild_tensor,
+    "torch._utils._rebuild_tensor_v2": _rebuild_tensor_v2,
+    "torch._utils._rebuild_tensor_v3": _rebuild_tensor_v3,
+    "torch._utils._rebuild_parameter": _rebuild_parameter,
+    "torch.storage.UntypedStorage": _DTypeMark(None),
+    **{f"torch.{dtype.torch_name}": _DTypeMark(dtype.name) for dtype in DTYPES.values()},
+}
+_STORAGES = {"Double": "F64", "Float": "F32", "Half": "F16", "BFloat16": "BF16", "Bool": "BOOL"}
+_STORAGES |= {"Long": "I64", "Int": "I32", "Short": "I16", "Char": "I8", "Byte": "U8"}
+_NAMES |= {
+    f"{module}.{kind}Storage": _DTypeMark(dtype)
+    for kind, dtype in _STORAGES.items()
+    for module in ("torch", "torch.cuda")
+}
+
+# --- the reader --------------------------------------------------------------------------------------------------
+
+# No opcode that makes an instance (OBJ, NEWOBJ), reads copyreg's registry (EXT) or makes sets and buffers.
+_OPCODES = frozenset(
+    re.findall(
+        r"\w+",
+        """
+        PROTO FRAME STOP MARK POP POP_MARK DUP GET BINGET LONG_BINGET PUT BINPUT LONG_BINPUT MEMOIZE NONE NEWTRUE
+        NEWFALSE INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT STRING BINSTRING SHORT_BINSTRING UNICODE
+        BINUNICODE SHORT_BINUNICODE BINUNICODE8 BINBYTES SHORT_BINBYTES BINBYTES8 TUPLE EMPTY_TUPLE TUPLE1 TUPLE2 TUPLE3
+        LIST EMPTY_LIST APPEND APPENDS EMPTY_DICT SETITEM SETITEMS GLOBAL STACK_GLOBAL INST REDUCE BUILD BINPERSID
+        """,
+    )
+)
+
+
+def _plain_key(key: Any) -> Any:
+    # A tuple as a key would be hashed, which a few hundred bytes of nested tuples can make last for ever.
+    if not isinstance(key, (str, int, float, bytes)) and key is not None:
+        raise NotWeightsError(f"a dictionary with a {type(key).__name__} as key; expected names")
+    return key
+
+
+class _Weights(pickle._Unpickler):
+    stack: list[Any]  # of the base class, like pop_mark
+    pop_mark: Callable[[], list[Any]]
+    dispatch: ClassVar[dict[int, Callable[[Any], None]]] = {
+        ord(opcode.code): pickle._Unpickler.dispatch[ord(opcode.code)]
+        for opcode in pickletools.opcodes
+        if opcode.name in _OPCODES
+    }
+
+    def __init__(self, file: _Window, storages: dict[str, Storage]) -> None:
+        super().__init__(file, encoding="utf-8")  # names in pickles of Python 2 are bytes
+        self._storages = storages
+
+    def find_class(self, module: str, name: str, /) -> Any:
+        found = _NAMES.get(f"{module}.{name}")
+        if found is None:
+            if module == "torch" and name.endswith("Storage"):
+                raise NotWeightsError(f"holds tensors of type torch.{name}, which are not read. Convert the model.")
+            raise NotWeightsError(
+                f"contains code ({module}.{name}) where weights are expected; not loaded, and nothing was run. "
+                "If you trust its source, save its state_dict as safetensors."
+            )
+        return found
+
+    def persistent_load(self, saved: Any, /) -> Storage:
+        if not isinstance(saved, tuple) or len(saved) not in (5, 6) or saved[0] not in ("storage", b"storage"):
+            raise NotWeightsError("a persistent id that is not a storage; the file is damaged")
+        _, mark, key, location, numel, *view = saved
+        if not isinstance(mark, _DTypeMark) or not isinstance(key, str) or type(numel) is not int or numel < 0:
+            raise NotWeightsError("a storage without a type, name or length; the file is damaged")
+        if location == "meta":
+            raise NotWeightsError(f"storage {key} is on the meta device: the file has shapes but no numbers")
+        storage = self._storages.setdefault(key, Storage(key, mark.dtype, numel))
+        if (storage.dtype, storage.numel) != (mark.dtype, numel):
+            raise NotWeightsError(f"storage {key} has two types or lengths; the file is damaged")
+        if view and view[0] is not None:  # written by torch before 1.0: (name, offset, length)
+            _, first, length = view[0]
+            if not all(type(number) is int and number >= 0 for number in (first, length)) or first + length > numel:
+                raise NotWeightsError(f"a view that goes beyond its storage {key}; the file is damaged")
+            return Storage(key, mark.dtype, numel, first)
+        return storage
+
+    def _build(self) -> None:
+        """Attributes of an OrderedDict (a state_dict's _metadata) are dropped; nothing else may have any."""
+        self.stack.pop()
+        if not isinstance(self.stack[-1], OrderedDict):
+            raise NotWeightsError(f"attributes for a {type(self.stack[-1]).__name__}; the file is damaged")
+
+    def _setitem(self) -> None:
+        value, key = self.stack.pop(), self.stack.pop()
+        self._fill([key, value])
+
+    def _setitems(self) -> None:
+        self._fill(self.pop_mark())
+
+    def _fill(self, items: list[Any]) -> None:
+        target = self.stack[-1]
+        if not isinstance(target, dict) or len(items) % 2:
+            raise NotWeightsError("items for something that is not a dictionary; the file is damaged")
+        for key, value in zip(items[::2], items[1::2], strict=True):
+            target[_plain_key(key)] = value
+
+    def _unknown(self) -> None:
+        raise NotWeightsError("its pickle uses an opcode that weights do not need; not loaded")
+
+
+_Weights.dispatch |= {pickle.BUILD[0]: _Weights._build}
+_Weights.dispatch |= {pickle.SETITEM[0]: _Weights._setitem, pickle.SETITEMS[0]: _Weights._setitems}
+_Weights.dispatch |= {code: _Weights._unknown for code in pickle._Unpickler.dispatch if code not in _Weights.dispatch}

@@ -1,0 +1,100 @@
+"""merge methods"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+
+
+@click.command("methods", epilog="\b\nExamples:\n  merge methods\n  merge methods ties")
+@click.argument("name", required=False)
+@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+def command(name: str | None, as_json: bool) -> None:
+    """List the merge methods; with NAME, its parameters, formula, paper and an example recipe."""
+    from merge.errors import UsageError
+    from merge.methods import all_methods
+    from merge.recipe.names import nearest
+
+    methods = all_methods()
+    if name is not None and name not in methods:
+        near = nearest(name, list(methods))
+        raise UsageError(f'unknown method "{name}"' + (f'; did you mean "{near}"?' if near else f"; known: {', '.join(methods)}"))
+    if as_json:
+        chosen = [methods[name]] if name else list(methods.values())
+        click.echo(json.dumps([_as_dict(method) for method in chosen], indent=2))
+    elif name:
+        _explain(methods[name])
+    else:
+        _list(methods)
+
+
+def _as_dict(method: Any) -> dict[str, Any]:
+    parameters = [
+        {
+            "name": p.name,
+            "type": p.kind.__name__ if not p.choices else list(p.choices),
+            "per_model": p.per_model,
+            "required": p.required,
+            "default": p.default,
+            "range": [p.range.low, p.range.high] if p.range else None,
+            "meaning": p.doc,
+        }
+        for p in method.parameters
+    ]
+    return {
+        "name": method.name,
+        "formula": method.formula,
+        "paper": method.paper,
+        "base": method.base,
+        "inputs": method.inputs,
+        "models": list(method.n_models),
+        "parameters": parameters,
+        "example": method.example,
+    }
+
+
+def _list(methods: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("method", "base", "parameters (required in bold)", "what it does", box=None, pad_edge=False)
+    for method in methods.values():
+        names = " ".join(f"[bold]{p.name}[/]" if p.required else p.name for p in method.parameters)
+        table.add_row(method.name, method.base, names, _title(method))
+    Console().print(table)
+
+
+def _title(method: Any) -> str:
+    """The first line of the method's file."""
+    import sys
+
+    text = sys.modules[method.reference.__module__].__doc__ or ""
+    return text.strip().splitlines()[0] if text.strip() else ""
+
+
+def _explain(method: Any) -> None:
+    import sys
+
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console()
+    console.print(Text(f"{method.name}\n", style="bold"))
+    console.print(Text((sys.modules[method.reference.__module__].__doc__ or "").strip() + "\n"))
+    low, high = method.n_models
+    many = f"{low}" if low == high else f"{low} or more" if high is None else f"{low} to {high}"
+    console.print(Text(f"Models: {many}, base: {method.base}\n"))
+    table = Table("parameter", "for", "type", "default", "meaning", box=None, pad_edge=False)
+    for p in method.parameters:
+        kind = " | ".join(str(choice).lower() for choice in p.choices) or p.kind.__name__
+        if p.range:
+            kind += f" >= {p.range.low:g}" if p.range.high == float("inf") else f" in [{p.range.low:g}, {p.range.high:g}]"
+        default = "required" if p.required else "none" if p.default is None else str(p.default).lower()
+        table.add_row(p.name, "each model" if p.per_model else "the merge", Text(kind), default, p.doc)
+    console.print(table)
+    if method.example:
+        console.print(Text("\nExample recipe:\n", style="bold"))
+        console.print(Text(method.example.rstrip()))

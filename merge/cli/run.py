@@ -1,0 +1,82 @@
+"""merge run"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+import click
+
+from merge.cli.show import Size, memory, progress_bar, size
+
+
+@click.command(
+    "run",
+    epilog="""\b
+Examples:
+  merge run recipe.yaml                        writes ./merged/NAME
+  merge run recipe.yaml -o out --shard-size 2GB
+  merge run recipe.yaml --threads 4 --max-ram 1GiB
+Killed or stopped, the same command goes on where it was.""",
+)
+@click.argument("recipe")
+@click.option("-o", "--out", type=click.Path(path_type=Path), help="Directory to make.  [default: ./merged/NAME]")
+@click.option("--threads", type=click.IntRange(1), help="Worker threads.  [default: all processors]")
+@click.option("--max-ram", type=Size(), help="Memory to stay within, e.g. 1GiB.")
+@click.option("--device", default="cpu", show_default=True, help="cpu, or cuda to compute on a GPU.")
+@click.option("--shard-size", type=Size(), default="5GB", show_default=True, help="Largest output file.")
+@click.option("--force", is_flag=True, help="Replace an existing result; discard unfinished work of another recipe.")
+@click.option("--quiet", is_flag=True, help="No progress bar and no notes.")
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
+def command(
+    recipe: str,
+    out: Path | None,
+    threads: int | None,
+    max_ram: int | None,
+    device: str,
+    shard_size: int,
+    force: bool,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Carry out RECIPE and write the merged checkpoint."""
+    from merge.planners.build import build_plan
+    from merge.recipe import load_recipe
+
+    plan = build_plan(load_recipe(recipe), shard_bytes=shard_size)
+    out = out or Path("merged") / plan.name
+    if not quiet:
+        for note in plan.notes:
+            click.echo(f"note: {note}", err=True)
+    check_device(device)
+    from merge.engine.run import run_plan
+
+    with progress_bar(plan.name, sum(step.nbytes for step in plan.steps), quiet or not sys.stderr.isatty()) as progress:
+        report = run_plan(
+            plan, out, threads=threads, max_ram=max_ram, device=device, force=force, progress=progress
+        )
+    if as_json:
+        click.echo(json.dumps(dataclasses.asdict(report)))
+        return
+    resumed = f" ({report.resumed_tensors} of them taken from an earlier run)" if report.resumed_tensors else ""
+    click.echo(f"{report.out}: {report.tensors} tensors{resumed}, {plan.n_parameters:,} parameters, {size(report.bytes_written)}")
+    rate = (report.bytes_read + report.bytes_written) / max(report.seconds, 1e-9)
+    click.echo(f"{report.seconds:.1f} s, {size(rate)}/s read and written, peak memory {memory(report.peak_memory)}")
+    if report.nonfinite or report.overflow:
+        click.echo(f"allowed by the recipe: {report.nonfinite:,} non-finite values, {report.overflow:,} overflows")
+
+
+def check_device(device: str) -> None:
+    """Raises UsageError for a device that this machine does not have."""
+    from merge.errors import UsageError
+
+    if device == "cpu":
+        return
+    import torch
+
+    if not device.startswith("cuda"):
+        raise UsageError(f'--device "{device}": expected cpu, cuda or cuda:N.')
+    if not torch.cuda.is_available():
+        raise UsageError("--device cuda: torch finds no GPU here (a CPU build of torch, or no driver). Use --device cpu.")

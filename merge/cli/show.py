@@ -1,0 +1,58 @@
+"""What several verbs print: sizes, times, and a progress bar on stderr."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import sys
+from collections.abc import Callable, Iterator
+
+import click
+
+_UNITS = {"": 1, "B": 1}
+for _power, _letter in enumerate("KMGT", 1):
+    _UNITS |= {_letter: 1000**_power, f"{_letter}B": 1000**_power, f"{_letter}IB": 1024**_power}
+
+
+class Size(click.ParamType):
+    """A number of bytes: 5GB is 5 * 10^9, 4GiB is 4 * 2^30."""
+
+    name = "size"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(value))
+        unit = _UNITS.get(match[2].upper()) if match else None
+        if match is None or unit is None or float(match[1]) * unit < 1:
+            self.fail(f'"{value}" is not a size; write for example 5GB or 512MiB', param, ctx)
+        return int(float(match[1]) * unit)
+
+
+def size(n_bytes: float) -> str:
+    """1.53 GB, in powers of ten as disks and shard sizes are counted."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if n_bytes < 1000:
+            return f"{n_bytes:.0f} {unit}" if unit == "B" else f"{n_bytes:.3g} {unit}"
+        n_bytes /= 1000
+    return f"{n_bytes:,.2f} TB"
+
+
+def memory(n_bytes: float) -> str:
+    return f"{n_bytes / (1 << 20):,.0f} MiB"
+
+
+@contextlib.contextmanager
+def progress_bar(label: str, total: int, quiet: bool) -> Iterator[Callable[[int], None]]:
+    """Bytes done, bytes a second and time left, on stderr; a line now and then where stderr is no terminal."""
+    if quiet:
+        yield lambda done: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task(label, total=total)
+        yield lambda done: bar.update(task, completed=done)

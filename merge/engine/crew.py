@@ -1,0 +1,154 @@
+"""Worker threads that take one step each, and help each other with blocks when there are no steps left to take.
+
+One tensor for a thread needs no waiting between the passes of a method; lending idle threads keeps a single giant
+tensor, or the last one of a run, from running on one core while the others stand by.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Generic, TypeVar
+
+T = TypeVar("T")
+S = TypeVar("S")
+
+
+class Stopped(Exception):
+    """Raised in workers after another one failed, or after Ctrl-C."""
+
+
+class Crew:
+    """`each` runs a function over items on `n_threads` threads; `fold` shares one item's loop with idle threads."""
+
+    def __init__(self, n_threads: int) -> None:
+        self.n_threads = n_threads
+        self._stop = threading.Event()
+        self._requests: queue.SimpleQueue[_Shared[Any, Any] | None] = queue.SimpleQueue()
+        self._idle = self._running = 0
+        self._lock = threading.Lock()
+
+    def each(self, function: Callable[[T], None], items: Iterable[T], tick: Callable[[], None]) -> None:
+        """Runs function(item) for all items; calls `tick` about ten times a second on the calling thread.
+
+        Raises:
+            The first exception of any worker, after all workers have stopped.
+        """
+        errors: list[BaseException] = []
+        todo = _Locked(items)
+        threads = [
+            threading.Thread(target=self._work, args=(function, todo, errors), daemon=True)
+            for _ in range(self.n_threads)
+        ]
+        self._idle, self._running, self._requests = 0, len(threads), queue.SimpleQueue()
+        for thread in threads:
+            thread.start()
+        try:
+            for thread in threads:
+                while thread.is_alive():
+                    thread.join(0.1)
+                    tick()
+        except BaseException:
+            self._stop.set()
+            for thread in threads:
+                thread.join()
+            raise
+        if errors:
+            raise next((error for error in errors if not isinstance(error, Stopped)), errors[0])
+
+    def _work(self, function: Callable[[T], None], todo: _Locked[T], errors: list[BaseException]) -> None:
+        try:
+            for item in todo:
+                if self._stop.is_set():
+                    return
+                function(item)
+            self._help()
+        except BaseException as error:
+            errors.append(error)
+            self._stop.set()
+        finally:
+            with self._lock:
+                self._running -= 1
+            self._wake()
+
+    def _help(self) -> None:
+        """Serves requests of `fold` until every thread is out of items."""
+        with self._lock:
+            self._idle += 1
+            done = self._idle == self._running
+        if done:
+            self._wake()
+        while (request := self._requests.get()) is not None:
+            request.take_part()
+
+    def _wake(self) -> None:
+        for _ in range(self.n_threads):
+            self._requests.put(None)
+
+    def fold(self, start: Callable[[], S], update: Callable[[S, T], None], items: Iterable[T]) -> list[S]:
+        """update(state, item) for all items, with one state for each thread that took part."""
+        shared = _Shared(start, update, _Locked(items), self._stop)
+        for _ in range(self._idle):
+            self._requests.put(shared)
+        shared.take_part()
+        return shared.finish()
+
+
+class _Locked(Generic[T]):
+    """An iterator that threads share."""
+
+    def __init__(self, items: Iterable[T]) -> None:
+        self._items = iter(items)
+        self._lock = threading.Lock()
+
+    def __iter__(self) -> Iterator[T]:
+        return self
+
+    def __next__(self) -> T:
+        with self._lock:
+            return next(self._items)
+
+
+class _Shared(Generic[S, T]):
+    """One loop that several threads may run at once."""
+
+    def __init__(
+        self, start: Callable[[], S], update: Callable[[S, T], None], items: _Locked[T], stop: threading.Event
+    ) -> None:
+        self._start, self._update, self._items, self._stop = start, update, items, stop
+        self._states: list[S] = []
+        self._errors: list[BaseException] = []
+        self._active = 0
+        self._closed = False
+        self._change = threading.Condition()
+
+    def take_part(self) -> None:
+        with self._change:
+            if self._closed:
+                return
+            self._active += 1
+        try:
+            state = self._start()
+            for item in self._items:
+                if self._stop.is_set():
+                    raise Stopped
+                self._update(state, item)
+            with self._change:
+                self._states.append(state)
+        except BaseException as error:
+            self._errors.append(error)
+        finally:
+            with self._change:
+                self._active -= 1
+                self._change.notify_all()
+
+    def finish(self) -> list[S]:
+        """Called by the owner after taking part: waits for the helpers that are still at it."""
+        with self._change:
+            self._closed = True
+            while self._active:
+                self._change.wait()
+        if self._errors:
+            raise self._errors[0]
+        return self._states

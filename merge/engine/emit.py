@@ -1,0 +1,65 @@
+"""From float32 results to an output tensor: rounding, statistics, digest and writing, a block at a time."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from merge.chunks import Chunks, chunk_digest, tensor_digest
+from merge.dtypes import DTYPES
+from merge.engine.tensor import Buffers
+from merge.kernels.encode import encode
+from merge.output.writer import OutputDirectory
+from merge.plan import Step
+
+
+class Emitter:
+    """Writes one step's tensor. Blocks may come in any order and from any thread; each is a run of whole chunks."""
+
+    def __init__(self, step: Step, out: OutputDirectory, buffers: Buffers) -> None:
+        self.step = step
+        self._out, self._buffers = out, buffers
+        self._chunks = Chunks.of(step.shape)
+        n = self._chunks.count
+        self._digests = [b""] * n
+        self._squares = np.zeros(n)  # by chunk and summed in order, so that the statistics are reproducible too
+        self._counts = np.zeros((n, 2), np.int64)  # non-finite, overflow
+        self._largest = np.zeros(n)
+        self._dtype = DTYPES[step.dtype]
+
+    def put(self, start: int, values: npt.NDArray[Any]) -> None:
+        """values (n,) float32 (float64 for an F64 tensor), elements start .. start + n of the tensor"""
+        length = self._chunks.length
+        encoded = self._buffers.encoded(len(values), np.dtype(self._dtype.numpy_name))
+        for place in range(0, len(values), length):
+            piece = slice(place, place + length)
+            nonfinite, overflow, largest, squares = encode(values[piece], self._dtype.name, encoded[piece])
+            chunk = (start + place) // length
+            self._counts[chunk] = nonfinite, overflow
+            self._largest[chunk], self._squares[chunk] = largest, squares
+        self.put_stored(start, encoded)
+
+    def put_stored(self, start: int, encoded: npt.NDArray[Any]) -> None:
+        """Elements that have their output dtype already."""
+        length = self._chunks.length
+        for place in range(0, len(encoded), length):
+            self._digests[(start + place) // length] = chunk_digest(encoded[place : place + length].data)
+        self._out.write(self.step, start, encoded.data, self._dtype.itemsize)
+
+    def record(self, sources: list[str], nonfinite_in: list[int]) -> dict[str, Any]:
+        """What the journal and the manifest say of this tensor."""
+        record: dict[str, Any] = {"digest": tensor_digest(self._digests), "sources": sources}
+        if self.step.method != "copy":
+            record["rms"] = math.sqrt(math.fsum(self._squares) / max(1, self.step.size))
+            record["absmax"] = float(self._largest.max(initial=0.0))
+        nonfinite, overflow = (int(count) for count in self._counts.sum(axis=0))
+        if any(nonfinite_in):
+            record["nonfinite_in"] = nonfinite_in
+        if nonfinite:
+            record["nonfinite"] = nonfinite
+        if overflow:
+            record["overflow"] = overflow
+        return record

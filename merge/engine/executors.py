@@ -1,0 +1,157 @@
+"""The ways to compute one step: copying bytes, a fused CPU kernel over blocks, or the torch definition on any device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import xxhash
+
+from merge.checkpoint.reader import SourceReader
+from merge.dtypes import DTYPES
+from merge.engine.crew import Crew
+from merge.engine.emit import Emitter
+from merge.engine.tensor import Buffers, StepTensor
+from merge.errors import NumbersError
+from merge.kernels.protocol import Block
+from merge.methods import Method, get_method
+from merge.output.writer import OutputDirectory
+from merge.plan import Plan, Step
+
+
+class Context:
+    """What every step of a run shares."""
+
+    def __init__(
+        self, plan: Plan, reader: SourceReader, crew: Crew, out: OutputDirectory, device: str, block_chunks: int
+    ) -> None:
+        self.plan, self.reader, self.crew, self.out = plan, reader, crew, out
+        self.device, self.block_chunks = device, block_chunks
+        self.buffers = Buffers()
+        self.private: dict[int, dict[str, Any]] = {}  # results of passes over the whole model, by step
+
+    def tensor(self, step: Step) -> StepTensor:
+        return StepTensor(step, self.reader, self.crew, self.buffers)
+
+
+Executor = Callable[[Context, int, Step], dict[str, Any]]
+
+
+def executor(step: Step, device: str) -> Executor:
+    """Chooses: copies are copied, the CPU runs fused kernels where a method has them, all else is torch."""
+    if step.method == "copy":
+        return run_copy
+    method = method_of(step)
+    if device == "cpu" and method.fused and not needs_float64(step):
+        return run_fused
+    return run_torch
+
+
+def needs_float64(step: Step) -> bool:
+    return any(source.dtype == "F64" for source in step.sources)
+
+
+def method_of(step: Step) -> Method:
+    method = get_method(step.method)
+    assert method is not None, step.method  # the plan was made from registered methods
+    return method
+
+
+def arguments(context: Context, index: int, step: Step) -> dict[str, Any]:
+    """Keyword arguments of the method's function: the step's parameters, random keys, whole-model results."""
+    method = method_of(step)
+    keywords = {("lambda_" if key == "lambda" else key): value for key, value in step.parameters.items()}
+    if method.random:
+        keywords["_keys"] = tuple(
+            random_key(context.plan.seed, step.name, place) for place in range(len(step.inputs))
+        )
+    return keywords | context.private.get(index, {})
+
+
+def random_key(seed: int, tensor_name: str, model: int) -> int:
+    """64 bits that name one model's random numbers in one output tensor."""
+    return xxhash.xxh3_64_intdigest(f"{seed}\0{tensor_name}\0{model}".encode())
+
+
+def run_copy(context: Context, index: int, step: Step) -> dict[str, Any]:
+    """Bytes pass through; where there are several inputs (integers, masks) they must agree."""
+    itemsize = DTYPES[step.dtype].itemsize
+    first, *others = step.inputs
+    emitter = Emitter(step, context.out, context.buffers)
+    tensor = context.tensor(step)
+
+    def copy(state: None, span: tuple[int, int]) -> None:
+        start, stop = tensor.chunks.span(*span)
+        data = context.buffers.encoded((stop - start) * itemsize, np.dtype(np.uint8))
+        context.reader.read_into(first, start, data)
+        for place, other in enumerate(others, 1):
+            theirs = context.buffers.stored((stop - start) * itemsize, np.dtype(np.uint8))
+            context.reader.read_into(other, start, theirs)
+            if not np.array_equal(data, theirs):
+                raise _disagree(context.plan, step, place)
+        emitter.put_stored(start, data.view(DTYPES[step.dtype].numpy_name))
+
+    context.crew.fold(lambda: None, copy, tensor.blocks(context.block_chunks))
+    record = emitter.record([], [])
+    record["sources"] = [record["digest"]] * len(step.inputs)
+    return record
+
+
+def _disagree(plan: Plan, step: Step, place: int) -> NumbersError:
+    first, other = (plan.models[step.models[i]].ref for i in (0, place))
+    return NumbersError(
+        f"{step.name} ({step.dtype}): {first} and {other} hold different values, and {step.dtype} cannot be merged. "
+        'Set "allow: [integer_mismatch]" to copy it from the base (else the first model).'
+    )
+
+
+def run_fused(context: Context, index: int, step: Step) -> dict[str, Any]:
+    """The numba way: statistics passes, then one pass that combines, rounds, digests and writes."""
+    fused = method_of(step).load_fused()
+    assert fused is not None
+    tensor = context.tensor(step)
+    emitter = Emitter(step, context.out, context.buffers)
+    combine = fused(tensor, **arguments(context, index, step))
+
+    def block(state: None, span: tuple[int, int]) -> None:
+        loaded = tensor.load(*span)
+        values = context.buffers.values(loaded.raw.shape[1])
+        combine(loaded, values)
+        emitter.put(loaded.start, values)
+
+    context.crew.fold(lambda: None, block, tensor.blocks(context.block_chunks))
+    return emitter.record(tensor.source_digests(), tensor.nonfinite())
+
+
+def run_torch(context: Context, index: int, step: Step) -> dict[str, Any]:
+    """The definition, on whole tensors: for a GPU, for methods without a kernel, and for float64."""
+    import torch
+
+    method = method_of(step)
+    tensor = context.tensor(step)
+    kind = np.float64 if needs_float64(step) else np.float32
+    whole = np.empty((len(step.sources), step.size), kind)
+
+    def load(state: None, span: tuple[int, int]) -> None:
+        block = tensor.load(*span)
+        whole[:, block.start : block.start + block.raw.shape[1]] = _widened(block)
+
+    context.crew.fold(lambda: None, load, tensor.blocks(context.block_chunks))
+    values = torch.from_numpy(whole).to(context.device).view(len(step.sources), *step.shape)
+    if method.inputs == "deltas":
+        merged = values[0] + method.reference(values[1:] - values[0], **arguments(context, index, step))
+    else:
+        merged = method.reference(values, **arguments(context, index, step))
+    result = merged.to("cpu").contiguous().view(-1).numpy()
+    emitter = Emitter(step, context.out, context.buffers)
+    for first, n in tensor.blocks(context.block_chunks):
+        start, stop = tensor.chunks.span(first, n)
+        emitter.put(start, result[start:stop])
+    return emitter.record(tensor.source_digests(), tensor.nonfinite())
+
+
+def _widened(block: Block) -> Any:
+    if block.raw.dtype == np.uint16:
+        return (block.raw.astype(np.uint32) << np.uint32(16)).view(np.float32)
+    return block.raw

@@ -1,0 +1,103 @@
+"""Checks that need a few tensor bytes or the disk, made before the work starts: is the base the base, is there room."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import statistics
+from pathlib import Path
+
+import numpy as np
+
+from merge.engine.executors import Context
+from merge.engine.tensor import StepTensor
+from merge.errors import NumbersError, OutputError
+from merge.kernels.elementwise import difference_sums
+from merge.plan import Plan, Step
+
+_UNRELATED = 0.9  # median of ‖d‖/‖b‖ from which a base is plainly not the base; fine-tunes lie below 0.2
+_MIN_ELEMENTS = 1024  # norms of biases and layer norms say little
+
+
+def check_space(plan: Plan, out: Path) -> None:
+    """Raises OutputError if the disk cannot hold the result; a partial result that is there already counts as room."""
+    place = out.absolute().parent
+    while not place.exists():
+        place = place.parent
+    if not os.access(place, os.W_OK):
+        raise OutputError(f"{place} is not writable. Choose another --out.")
+    partial = out.with_name(out.name + ".partial")
+    have = sum(file.stat().st_blocks * 512 for file in partial.glob("*.safetensors")) if partial.is_dir() else 0
+    free = shutil.disk_usage(place).free
+    if free + have < plan.bytes_written:
+        raise OutputError(
+            f"{place}: the disk has {free:,} bytes free, the result needs {plan.bytes_written - have:,}. "
+            "Make room, or choose another --out."
+        )
+
+
+def check_models(context: Context) -> None:
+    """Looks at one chunk of every matrix: a task vector as long as its base, or one that is zero, is an error.
+
+    Raises:
+        NumbersError: unless the recipe allows it (unrelated_base, zero_task_vector).
+    """
+    plan = context.plan
+    steps = [step for step in plan.steps if step.base is not None and step.method != "copy"]
+    if not steps:
+        return
+    ratios: dict[int, list[float]] = {}
+    for step in steps:
+        for model, base, delta in _sample(context, step):
+            if step.size >= _MIN_ELEMENTS and base > 0:
+                ratios.setdefault(model, []).append((delta / base) ** 0.5)
+            elif delta > 0:
+                ratios.setdefault(model, [])
+    for model in sorted({model for step in steps for model in step.models}):
+        _check_ratios(context, steps, model, ratios.get(model, []))
+
+
+def _check_ratios(context: Context, steps: list[Step], model: int, ratios: list[float]) -> None:
+    plan = context.plan
+    base = plan.models[steps[0].base_model or 0].ref
+    name = plan.models[model].ref
+    if ratios and statistics.median(ratios) > _UNRELATED and "unrelated_base" not in plan.allow:
+        raise NumbersError(
+            f"{name} is not a fine-tune of {base}: its task vector is {statistics.median(ratios):.2f} times as long as "
+            'the base (median over tensors). Name the right base_model, or set "allow: [unrelated_base]".'
+        )
+    if not any(ratios) and "zero_task_vector" not in plan.allow and _is_equal(context, steps, model):
+        raise NumbersError(
+            f"{name} equals the base {base} in every tensor: its task vector is zero. Take it out of the recipe, "
+            'or set "allow: [zero_task_vector]".'
+        )
+
+
+def _sample(context: Context, step: Step) -> list[tuple[int, float, float]]:
+    """(model, ‖b‖², ‖d‖²) over the middle chunk of a tensor."""
+    tensor = context.tensor(step)
+    if not tensor.n_chunks:
+        return []
+    return _sums(tensor, step, tensor.n_chunks // 2)
+
+
+def _sums(tensor: StepTensor, step: Step, chunk: int) -> list[tuple[int, float, float]]:
+    raw = tensor.load(chunk).raw
+    if raw.dtype == np.float64:
+        raw = raw.astype(np.float32)
+    return [(model, *difference_sums(raw, row + 1)) for row, model in enumerate(step.models)]
+
+
+def _is_equal(context: Context, steps: list[Step], model: int) -> bool:
+    """Whether a model equals the base throughout; reads on only as long as it does."""
+    for step in steps:
+        if model in step.models:
+            tensor = context.tensor(step)
+            row = step.models.index(model) + 1
+            for chunk in range(tensor.n_chunks):
+                raw = tensor.load(chunk).raw
+                if not np.array_equal(raw[0], raw[row]):
+                    return False
+    return True
+
+

@@ -1,0 +1,155 @@
+"""One step's sources, read a block at a time: what fused methods look at, and what the executors combine."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from merge.checkpoint.reader import SourceReader
+from merge.chunks import Chunks, chunk_digest, tensor_digest
+from merge.dtypes import DTYPES
+from merge.engine.crew import Crew
+from merge.kernels.encode import count_nonfinite
+from merge.kernels.protocol import Block
+from merge.plan import Step, TensorRef
+
+R = TypeVar("R")
+S = TypeVar("S")
+# What kernels read as it is stored; float64 goes to the torch definition.
+_DIRECT = {"BF16": np.dtype(np.uint16), "F32": np.dtype(np.float32), "F64": np.dtype(np.float64)}
+
+
+class StepTensor:
+    """Implements merge.kernels.protocol.FusedTensor over source files.
+
+    While a block is in cache for the first time its digest is taken and its non-finite values are counted.
+    """
+
+    def __init__(self, step: Step, reader: SourceReader, crew: Crew, buffers: Buffers) -> None:
+        self.step = step
+        self.sources: tuple[TensorRef, ...] = step.sources
+        self.chunks = Chunks.of(step.shape)
+        self.size, self.n_chunks = self.chunks.size, self.chunks.count
+        self._reader, self._crew, self._buffers = reader, crew, buffers
+        self.raw_dtype = _common_dtype(self.sources)
+        self._digests: list[list[bytes]] = [[b""] * self.n_chunks for _ in self.sources]
+        self._nonfinite = np.zeros((len(self.sources), max(1, self.n_chunks)), np.int64)
+
+    def load(self, first: int, n: int = 1) -> Block:
+        """Chunks first .. first + n of every source, in this thread's buffer (valid until the thread's next load)."""
+        start, stop = self.chunks.span(first, n)
+        raw = self._buffers.raw(len(self.sources), stop - start, self.raw_dtype)
+        for row, source in enumerate(self.sources):
+            self._load_source(row, source, start, raw[row], first)
+        return Block(start, raw)
+
+    def _load_source(self, row: int, source: TensorRef, start: int, into: npt.NDArray[Any], first: int) -> None:
+        direct = source.scale is None and _DIRECT.get(source.dtype) == self.raw_dtype
+        stored = into if direct else self._buffers.stored(len(into), np.dtype(DTYPES[source.dtype].numpy_name))
+        self._reader.read_into(source, start, stored)
+        if not direct:
+            self._decode(source, stored, start, into)
+        for chunk in range(first, first + -(-len(into) // self.chunks.length)):
+            if not self._digests[row][chunk]:
+                piece = slice((chunk - first) * self.chunks.length, (chunk - first + 1) * self.chunks.length)
+                self._nonfinite[row, chunk] = _count_nonfinite(into[piece])
+                self._digests[row][chunk] = chunk_digest(stored[piece].data)
+
+    def _decode(self, source: TensorRef, stored: npt.NDArray[Any], start: int, into: npt.NDArray[Any]) -> None:
+        if source.dtype == "F64":
+            into[:] = stored
+        elif into.dtype == np.float64:
+            narrow = np.empty(len(into), np.float32)
+            self._reader.decode(source, stored, start, narrow)
+            into[:] = narrow
+        else:
+            self._reader.decode(source, stored, start, into)
+
+    def source_digests(self) -> list[str]:
+        """One digest for each source; every chunk must have been read."""
+        return [tensor_digest(digests) for digests in self._digests]
+
+    def nonfinite(self) -> list[int]:
+        """Number of NaN and infinite values in each source."""
+        return [int(count) for count in self._nonfinite.sum(axis=1)]
+
+    def blocks(self, per_block: int) -> Iterator[tuple[int, int]]:
+        """(first chunk, number of chunks) of each block."""
+        for first in range(0, self.n_chunks, per_block):
+            yield first, min(per_block, self.n_chunks - first)
+
+    # What fused methods see.
+
+    def map_chunks(self, function: Callable[[Block], R], chunks: Sequence[int] | None = None) -> list[R]:
+        chunks = range(self.n_chunks) if chunks is None else chunks
+        results: list[R | None] = [None] * len(chunks)
+
+        def update(state: None, item: tuple[int, int]) -> None:
+            place, chunk = item
+            results[place] = function(self.load(chunk))
+
+        self._crew.fold(lambda: None, update, enumerate(chunks))
+        return results  # type: ignore[return-value]
+
+    def fold_chunks(
+        self, start: Callable[[], S], update: Callable[[S, Block], None], chunks: Sequence[int] | None = None
+    ) -> list[S]:
+        chunks = range(self.n_chunks) if chunks is None else chunks
+        return self._crew.fold(start, lambda state, chunk: update(state, self.load(chunk)), chunks)
+
+    def sum_chunks(self, function: Callable[[npt.NDArray[Any], npt.NDArray[np.float64]], None], n: int) -> list[float]:
+        def sums(block: Block) -> npt.NDArray[np.float64]:
+            out = np.empty(n, np.float64)
+            function(block.raw, out)
+            return out
+
+        return [math.fsum(column) for column in zip(*self.map_chunks(sums), strict=True)] or [0.0] * n
+
+
+def _common_dtype(sources: Sequence[TensorRef]) -> np.dtype[Any]:
+    """What all sources are held as: their own type if it is one that kernels read, else float32 (float64 if any is)."""
+    dtypes = [source.dtype for source in sources]
+    if "F64" in dtypes:
+        return _DIRECT["F64"]
+    if len(set(dtypes)) == 1 and dtypes[0] in _DIRECT and all(source.scale is None for source in sources):
+        return _DIRECT[dtypes[0]]
+    return np.dtype(np.float32)
+
+
+def _count_nonfinite(values: npt.NDArray[Any]) -> int:
+    if values.dtype == np.float64:
+        return int(values.size - np.isfinite(values).sum())
+    return int(count_nonfinite(values))
+
+
+class Buffers:
+    """Memory that each thread reuses from block to block; fresh pages would cost as much as the arithmetic."""
+
+    def __init__(self) -> None:
+        self._local = threading.local()
+
+    def raw(self, n_sources: int, length: int, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+        """(n_sources, length), rows contiguous"""
+        flat = self._array("raw", n_sources * length * dtype.itemsize).view(dtype)
+        return flat.reshape(n_sources, length)
+
+    def stored(self, length: int, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+        return self._array("stored", length * dtype.itemsize).view(dtype)
+
+    def values(self, length: int) -> npt.NDArray[np.float32]:
+        return self._array("values", length * 4).view(np.float32)
+
+    def encoded(self, length: int, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+        return self._array("encoded", length * dtype.itemsize).view(dtype)
+
+    def _array(self, name: str, nbytes: int) -> npt.NDArray[np.uint8]:
+        held: npt.NDArray[np.uint8] | None = getattr(self._local, name, None)
+        if held is None or held.nbytes < nbytes:
+            held = np.empty(nbytes, np.uint8)
+            setattr(self._local, name, held)
+        return held[:nbytes]

@@ -1,0 +1,85 @@
+"""Fused kernels of the methods that weigh whole tensors: linear, passthrough, slerp.
+
+A fused method is a function of (tensor, parameters). It may look at the tensor in passes (`tensor.sum_chunks`), and
+returns what combines one block: `combine(block, out)` with block.raw (source, n) as stored, out (n,) float32.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from merge.kernels.bits import as_f32, kernel
+from merge.kernels.protocol import Block, Combine, Floats, FusedTensor
+from merge.methods.slerp import coefficients
+
+
+def linear(tensor: FusedTensor, *, weight: tuple[float, ...], normalize: bool = True) -> Combine:
+    total = math.fsum(weight) if normalize else 1.0
+    return _weighted(tuple(w / total for w in weight))
+
+
+def passthrough(tensor: FusedTensor, *, scale: tuple[float | None, ...] | None = None) -> Combine:
+    factor = scale[0] if scale else None
+    return _weighted((1.0 if factor is None else factor,))
+
+
+def slerp(tensor: FusedTensor, *, t: float) -> Combine:
+    square_a, square_b, dot = tensor.sum_chunks(pair_sums, 3)
+    return _weighted(coefficients(square_a, square_b, dot, t))
+
+
+def _weighted(weights: tuple[float, ...]) -> Combine:
+    def combine(block: Block, out: Floats) -> None:
+        weighted_sum(block.raw, weights, out)
+
+    return combine
+
+
+@kernel
+def weighted_sum(raw: Any, weights: Any, out: Any) -> None:
+    """raw (model, n), weights a tuple of float64 -> out (n,) float32; added in float64, as wide as memory is fast"""
+    for i in range(out.shape[0]):
+        total = weights[0] * np.float64(as_f32(raw[0, i]))
+        for m in range(1, len(weights)):
+            total += weights[m] * np.float64(as_f32(raw[m, i]))
+        out[i] = np.float32(total)
+
+
+LANES = 16  # see merge.kernels.encode
+
+
+@kernel
+def pair_sums(raw: Any, out: Any) -> None:
+    """raw (2, n) -> out (3,) float64: squared norms of both and their dot product"""
+    n = raw.shape[1]
+    lanes = np.zeros((3, LANES), np.float64)
+    for start in range(0, n - LANES + 1, LANES):
+        for lane in range(LANES):
+            a = np.float64(as_f32(raw[0, start + lane]))
+            b = np.float64(as_f32(raw[1, start + lane]))
+            lanes[0, lane] += a * a
+            lanes[1, lane] += b * b
+            lanes[2, lane] += a * b
+    for i in range(n - n % LANES, n):
+        a = np.float64(as_f32(raw[0, i]))
+        b = np.float64(as_f32(raw[1, i]))
+        lanes[0, i % LANES] += a * a
+        lanes[1, i % LANES] += b * b
+        lanes[2, i % LANES] += a * b
+    for k in range(3):
+        out[k] = lanes[k].sum()
+
+
+@kernel
+def difference_sums(raw: Any, row: int) -> Any:
+    """raw (source, n) -> squared norms of row 0 and of the difference of `row` to it; float64"""
+    lanes = np.zeros((2, LANES), np.float64)
+    for i in range(raw.shape[1]):
+        base = np.float64(as_f32(raw[0, i]))
+        delta = np.float64(as_f32(raw[row, i])) - base
+        lanes[0, i % LANES] += base * base
+        lanes[1, i % LANES] += delta * delta
+    return lanes[0].sum(), lanes[1].sum()

@@ -1,0 +1,129 @@
+"""From float32 to the output dtype: one rounding, to nearest even, with what went wrong counted on the way.
+
+`encode` also gives a tensor's statistics, so that the manifest costs no further pass.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from merge.dtypes import DTYPES
+from merge.kernels.bits import as_f32, kernel, magnitude_bits, sign_bits, to_bf16
+
+LANES = 16  # partial sums that LLVM can keep in vector registers; part of the result's definition
+_INFINITY = 0x7F800000
+# (exponent bits, mantissa bits, largest finite magnitude as float32) of the formats that are rounded by `_to_small`
+_SMALL = {"F16": (5, 10, 65504.0, 0x7C00, 0x7E00), "F8_E4M3": (4, 3, 448.0, 0x7F, 0x7F), "F8_E5M2": (5, 2, 57344.0, 0x7C, 0x7F)}
+
+
+def encode(values: npt.NDArray[np.float32], dtype: str, out: npt.NDArray[Any]) -> tuple[int, int, float, float]:
+    """Rounds a block into its output dtype.
+
+    Args:
+        values: (n,) float32, or float64 for float64 tensors.
+        dtype: safetensors name of a float type.
+        out: (n,) of the dtype's storage type; written.
+
+    Returns:
+        Counts of non-finite values and of finite values that overflow `dtype`, the largest finite magnitude and the sum of squares.
+    """
+    if values.dtype == np.float64:
+        return _encode_wide(values, dtype, out)
+    nonfinite, largest, squares = _statistics(values)
+    overflow = 0
+    if dtype == "BF16":
+        overflow = _to_bf16(values, out) - nonfinite
+    elif dtype in _SMALL:
+        overflow = _to_small(values, out, *_SMALL[dtype]) - nonfinite
+    else:
+        assert DTYPES[dtype].is_float
+        out[:] = values
+    return nonfinite, overflow, float(np.uint32(largest).view(np.float32)), squares
+
+
+def _encode_wide(values: npt.NDArray[Any], dtype: str, out: npt.NDArray[Any]) -> tuple[int, int, float, float]:
+    """`encode` of float64 values: plain numpy, for such tensors are rare and small."""
+    finite = np.isfinite(values)
+    nonfinite = int(values.size - finite.sum())
+    largest = float(np.abs(values[finite]).max(initial=0.0))
+    squares = float(np.square(values).sum())
+    if dtype == "F64":
+        out[:] = values
+        return nonfinite, 0, largest, squares
+    with np.errstate(over="ignore"):
+        narrow = values.astype(np.float32)
+    lost_here = int(values.size - np.isfinite(narrow).sum()) - nonfinite
+    _, overflow, _, _ = encode(narrow, dtype, out)
+    return nonfinite, overflow + lost_here, largest, squares
+
+
+@kernel
+def count_nonfinite(values: Any) -> Any:
+    """values (n,) uint16 bf16 or float32 -> number of NaN and infinities"""
+    count = 0
+    for i in range(values.shape[0]):
+        count += magnitude_bits(as_f32(values[i])) >= np.uint32(_INFINITY)
+    return count
+
+
+@kernel
+def _statistics(values: Any) -> Any:
+    """values (n,) float32 -> non-finite count, bits of the largest finite magnitude, sum of squares (float64)"""
+    n = values.shape[0]
+    lanes = np.zeros(LANES, np.float64)
+    nonfinite = 0
+    largest = np.uint32(0)
+    for i in range(n):
+        magnitude = magnitude_bits(values[i])
+        finite = magnitude < np.uint32(_INFINITY)
+        nonfinite += not finite
+        largest = max(largest, magnitude if finite else np.uint32(0))
+    for start in range(0, n - LANES + 1, LANES):
+        for lane in range(LANES):
+            lanes[lane] += np.float64(values[start + lane]) * np.float64(values[start + lane])
+    for i in range(n - n % LANES, n):
+        lanes[i % LANES] += np.float64(values[i]) * np.float64(values[i])
+    return nonfinite, largest, lanes.sum()
+
+
+@kernel
+def _to_bf16(values: Any, out: Any) -> Any:
+    """Rounds; returns how many results are not finite."""
+    count = 0
+    for i in range(values.shape[0]):
+        rounded = to_bf16(values[i])
+        out[i] = rounded
+        count += (rounded & np.uint16(0x7F80)) == np.uint16(0x7F80)
+    return count
+
+
+@kernel
+def _to_small(values: Any, out: Any, exponent_bits: int, mantissa_bits: int, top: float, infinity: int, nan: int) -> Any:
+    """Rounds into a format of 8 or 16 bits, subnormals included; returns how many results are not finite.
+
+    Every format's finite values are multiples of a power of two at their magnitude, so float64 arithmetic rounds exactly:
+    adding and subtracting 2^52 times the spacing rounds to nearest even.
+    """
+    count = 0
+    bias = (1 << (exponent_bits - 1)) - 1
+    for i in range(values.shape[0]):
+        value = np.float64(values[i])
+        sign = np.int64(sign_bits(values[i]) >> np.uint32(31)) << (exponent_bits + mantissa_bits)
+        magnitude = abs(value)
+        exponent = max(np.int64(magnitude_bits(values[i]) >> np.uint32(23)) - 127, 1 - bias)
+        spacing = 2.0 ** np.float64(exponent - mantissa_bits)
+        steps = np.int64(0)
+        if magnitude <= 2.0 * top:
+            steps = np.int64(np.rint(magnitude / spacing))
+        code = steps + ((exponent - (1 - bias)) << mantissa_bits)
+        if magnitude != magnitude:
+            code = np.int64(nan)
+            count += 1
+        elif magnitude > 2.0 * top or np.float64(steps) * spacing > top:
+            code = np.int64(infinity)
+            count += 1
+        out[i] = code | sign
+    return count

@@ -1,0 +1,115 @@
+"""Trim over the whole task vector, as in the TIES paper: one threshold for a model, not one for each tensor.
+
+The same search as merge.kernels.selection, its histograms added up over tensors. Equal magnitudes: those in earlier
+output tensors stay, and within a tensor those of lowest flat index.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from merge.kernels.protocol import Block
+from merge.kernels.selection import (
+    KEEP_ALL,
+    Search,
+    Threshold,
+    Window,
+    count_equal,
+    count_kept,
+    place_cuts,
+)
+
+if TYPE_CHECKING:
+    from merge.engine.executors import Context
+    from merge.plan import Step
+
+Steps = list[tuple[int, "Step"]]
+_NOTE = "model_thresholds"
+
+
+def thresholds(context: Context, steps: Steps, tick: Callable[[], None]) -> dict[int, dict[str, Any]]:
+    """The `_threshold` of every step that trims over the model; taken from the journal where it is there already."""
+    steps = [(i, step) for i, step in steps if step.parameters.get("trim") == "model"]
+    if not steps:
+        return {}
+    if _NOTE not in context.out.notes:
+        found = _search(context, steps, tick)
+        context.out.keep(_NOTE, {str(i): [[t.bits, t.cut] for t in limits] for i, limits in found.items()})
+    kept = context.out.notes[_NOTE]
+    return {i: {"_threshold": tuple(Threshold(*pair) for pair in kept[str(i)])} for i, _ in steps}
+
+
+def _search(context: Context, steps: Steps, tick: Callable[[], None]) -> dict[int, list[Threshold]]:
+    sizes: dict[int, int] = {}
+    densities: dict[int, float] = {}
+    for _, step in steps:
+        for place, model in enumerate(step.models):
+            sizes[model] = sizes.get(model, 0) + step.size
+            densities[model] = step.parameters["density"][place]  # the plan checked that it is the same everywhere
+    searches = {model: Search(0, count_kept(densities[model], size), size) for model, size in sizes.items()}
+    while pending := {model: search for model, search in searches.items() if not search.found}:
+        _narrow(context, steps, pending, tick)
+    return _place(context, steps, searches, tick)
+
+
+def _narrow(context: Context, steps: Steps, searches: dict[int, Search], tick: Callable[[], None]) -> None:
+    totals = {model: Window() for model in searches}
+    lock = threading.Lock()
+
+    def count(item: tuple[int, Step]) -> None:
+        _, step = item
+        rows = [(model, place + 1) for place, model in enumerate(step.models) if model in searches]
+        windows = {model: Window() for model, _ in rows}
+        tensor = context.tensor(step)
+        for chunk in range(tensor.n_chunks):
+            block = tensor.load(chunk)
+            for model, row in rows:
+                windows[model].count(block, row, searches[model])
+        with lock:
+            for model, window in windows.items():
+                totals[model].add(window)
+
+    context.crew.each(count, steps, tick)
+    for model, search in searches.items():
+        search.place(totals[model])
+
+
+def _place(
+    context: Context, steps: Steps, searches: dict[int, Search], tick: Callable[[], None]
+) -> dict[int, list[Threshold]]:
+    """Shares out each model's quota of entries equal to its threshold, in the order of tensors."""
+    equal: dict[int, list[int]] = {}
+
+    def count(item: tuple[int, Step]) -> None:
+        index, step = item
+        tensor = context.tensor(step)
+
+        def in_block(block: Block) -> list[int]:
+            bits = [searches[model].threshold({}).bits for model in step.models]
+            return [int(count_equal(block.raw, row, np.uint32(b))) for row, b in enumerate(bits, 1)]
+
+        equal[index] = [sum(column) for column in zip(*tensor.map_chunks(in_block), strict=True)]
+
+    context.crew.each(count, steps, tick)
+    left = {model: search.quota for model, search in searches.items()}
+    found: dict[int, list[Threshold]] = {}
+    for index, step in steps:
+        partial: list[Search] = []
+        limits = [searches[model].threshold({}) for model in step.models]
+        for place, model in enumerate(step.models):
+            quota = left[model]
+            if quota is None:
+                continue
+            here = equal[index][place]
+            left[model] = max(0, quota - here)
+            limits[place] = Threshold(limits[place].bits, KEEP_ALL.cut if here <= quota else 0)
+            if 0 < quota < here:
+                partial.append(Search.settled(place, limits[place].bits, quota))
+        for place, cut in place_cuts(partial, context.tensor(step)).items():
+            limits[place] = Threshold(limits[place].bits, cut)
+        found[index] = limits
+    return found

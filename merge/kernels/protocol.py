@@ -1,0 +1,58 @@
+"""What the engine gives a fused method, and what it expects back.
+
+    def ties(tensor: FusedTensor, *, weight, density, ...) -> Combine
+
+The method may look at the whole tensor in passes before it returns `combine`, which the engine calls once a block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float32]
+R = TypeVar("R")
+S = TypeVar("S")
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A run of elements of every source of one step.
+
+    Attributes:
+        start: flat index of the first element.
+        raw: (source, n) bfloat16 as uint16, or float32; the base is row 0 where the method has one.
+    """
+
+    start: int
+    raw: npt.NDArray[Any]
+
+
+Combine = Callable[[Block, Floats], None]
+
+
+class FusedTensor(Protocol):
+    """The sources of one step, looked at a block at a time, on whatever threads are free."""
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+
+    @property
+    def n_chunks(self) -> int:
+        """Number of chunks; a chunk is the unit of sums, so that no result depends on the size of blocks."""
+
+    def map_chunks(self, function: Callable[[Block], R], chunks: Sequence[int] | None = None) -> list[R]:
+        """function of every chunk (or of those named), in the chunks' order."""
+
+    def fold_chunks(
+        self, start: Callable[[], S], update: Callable[[S, Block], None], chunks: Sequence[int] | None = None
+    ) -> list[S]:
+        """One state for each worker that took part, in no fixed order: only for exact sums (integers, minima, maxima)."""
+
+    def sum_chunks(self, function: Callable[[npt.NDArray[Any], npt.NDArray[np.float64]], None], n: int) -> list[float]:
+        """function(raw, out) writes n partial sums of a chunk; returns their exact totals (float64) in a fixed order."""

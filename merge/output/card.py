@@ -1,0 +1,44 @@
+"""README.md of the output: a model card with the Hub's metadata, what was merged, and the recipe."""
+
+from __future__ import annotations
+
+import json
+
+from merge.methods import Method
+from merge.plan import SourceModel
+from merge.recipe.model import Recipe
+
+
+def model_card(recipe: Recipe, name: str, method: Method, models: list[SourceModel], base: int | None) -> str:
+    """Markdown with a YAML head. Only hub ids are named as base models there; local directories go by their name."""
+    hub = [model.ref for model in models if model.revision is not None]
+    head = ["---", "library_name: transformers", "pipeline_tag: text-generation"]
+    if hub:
+        head += ["base_model:", *(f"- {json.dumps(ref.split('@')[0])}" for ref in dict.fromkeys(hub))]
+    head += ["tags:", "- merge", "- merge-workbench", f"- {method.name}", "---"]
+    paper = f" ({method.paper})" if method.paper else ""
+    lines = [
+        *head,
+        "",
+        f"# {name}",
+        "",
+        "A merge of pre-trained language models, made with Merge Workbench.",
+        "",
+        f"**Method:** {method.name}{paper}",
+        "",
+        f"    {method.formula}",
+        "",
+        "**Models:**",
+        "",
+        *(f"* {model.ref}{' (base)' if i == base else ''}" for i, model in enumerate(models)),
+        "",
+        "**Recipe:**",
+        "",
+        "```yaml",
+        recipe.text.rstrip(),
+        "```",
+        "",
+        "`merge_manifest.json` has the digests of every input and output tensor; `merge verify` checks them.",
+        "",
+    ]
+    return "\n".join(lines)

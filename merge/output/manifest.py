@@ -1,0 +1,98 @@
+"""merge_manifest.json: what was done, from what, with which digests. The same run gives the same bytes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from merge.errors import OutputError
+from merge.plan import Plan
+
+MANIFEST = "merge_manifest.json"
+FORMAT = 1
+
+
+def side_file_bytes(plan: Plan) -> dict[str, bytes]:
+    """Contents of the small output files, by name."""
+    return {
+        side.name: Path(side.source).read_bytes() if side.source is not None else (side.text or "").encode()
+        for side in plan.side_files
+    }
+
+
+def manifest_bytes(plan: Plan, records: dict[int, dict[str, Any]]) -> bytes:
+    """The manifest's text. No times and no paths of this machine, so that equal runs give equal bytes.
+
+    Args:
+        records: what the engine noted of each step: digests of output and sources, statistics.
+    """
+    tensors = {}
+    for i, step in enumerate(plan.steps):
+        record = {key: value for key, value in records[i].items() if key not in ("step", "sources")}
+        tensors[step.name] = {
+            "file": step.file,
+            "dtype": step.dtype,
+            "shape": list(step.shape),
+            "method": step.method,
+            **record,
+        }
+    manifest = {
+        "format": FORMAT,
+        "tool": {"merge-workbench": metadata.version("merge-workbench"), "numpy": metadata.version("numpy"),
+                 "numba": metadata.version("numba")},
+        "name": plan.name,
+        "method": plan.method,
+        "seed": plan.seed,
+        "allow": list(plan.allow),
+        "notes": list(plan.notes),
+        "parameters": plan.n_parameters,
+        "recipe": plan.recipe_text,
+        "models": _models(plan, records),
+        "shards": {
+            shard.file: {"size": shard.size, "header": xxhash.xxh3_128_hexdigest(shard.header.encode())}
+            for shard in plan.shards
+        },
+        "files": {name: xxhash.xxh3_128_hexdigest(data) for name, data in side_file_bytes(plan).items()},
+        "tensors": tensors,
+    }
+    return (json.dumps(manifest, indent=1, ensure_ascii=False) + "\n").encode()
+
+
+def _models(plan: Plan, records: dict[int, dict[str, Any]]) -> list[dict[str, Any]]:
+    """Each input with one digest over the tensors that were read of it (names and digests, by name)."""
+    seen: list[dict[str, str]] = [{} for _ in plan.models]
+    for i, step in enumerate(plan.steps):
+        owners = step.models if step.base is None else (step.base_model or 0, *step.models)
+        for owner, source, digest in zip(owners, step.sources, records[i]["sources"], strict=True):
+            seen[owner][source.name] = digest
+    models = []
+    for number, model in enumerate(plan.models):
+        lines = "".join(f"{name}\0{digest}\n" for name, digest in sorted(seen[number].items()))
+        models.append({
+            "model": model.ref,
+            "revision": model.revision,
+            "base": number == plan.base_model,
+            "files": {Path(file.path).name: file.size for file in model.files},
+            "tensors_read": len(seen[number]),
+            "digest": hashlib.sha256(lines.encode()).hexdigest(),
+        })
+    return models
+
+
+def read_manifest(directory: Path) -> dict[str, Any]:
+    """The manifest of an output directory, checked for its shape."""
+    path = directory / MANIFEST
+    if not path.is_file():
+        raise OutputError(f"{path} does not exist: {directory} is not a finished output of merge run.")
+    try:
+        manifest = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise OutputError(f"{path} is not valid JSON ({error}); the output was damaged.") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise OutputError(f"{path}: expected format {FORMAT}, found {str(manifest)[:60]}. A newer version wrote it?")
+    return manifest

@@ -1,0 +1,74 @@
+"""Where each output tensor will lie: shards, their safetensors headers, and byte offsets, before anything is computed.
+
+Names and index are those of the Hugging Face Hub. Format: https://huggingface.co/docs/safetensors, "Format".
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+
+from merge.dtypes import DTYPES
+from merge.plan import Shard, Step
+
+INDEX = "model.safetensors.index.json"
+_ALIGN = 8  # the header is padded so that tensors begin at a multiple of this
+
+
+def lay_out(steps: Sequence[Step], shard_bytes: int) -> tuple[tuple[Step, ...], tuple[Shard, ...]]:
+    """Gives every step its file and offset.
+
+    Args:
+        steps: in output order; `file` and `offset` are filled in.
+        shard_bytes: most bytes of tensors in a shard; a larger tensor gets a shard of its own.
+    """
+    groups: list[list[Step]] = [[]]
+    filled = 0
+    for step in steps:
+        if groups[-1] and filled + step.nbytes > shard_bytes:
+            groups.append([])
+            filled = 0
+        groups[-1].append(step)
+        filled += step.nbytes
+    placed: list[Step] = []
+    shards = []
+    for number, group in enumerate(groups, 1):
+        file = "model.safetensors" if len(groups) == 1 else f"model-{number:05d}-of-{len(groups):05d}.safetensors"
+        # Wider numbers first, so that every tensor is aligned to its own width.
+        ordered = sorted(group, key=lambda step: -DTYPES[step.dtype].itemsize)
+        header, offsets = _header(ordered)
+        start = 8 + len(header)
+        shards.append(Shard(file, header, start + sum(step.nbytes for step in group)))
+        placed += [
+            dataclasses.replace(step, file=file, offset=start + offset)
+            for step, offset in zip(ordered, offsets, strict=True)
+        ]
+    return tuple(placed), tuple(shards)
+
+
+def _header(steps: Sequence[Step]) -> tuple[str, list[int]]:
+    """The header's JSON text (ASCII, padded with spaces) and each tensor's offset behind it."""
+    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    offsets = []
+    offset = 0
+    for step in steps:
+        offsets.append(offset)
+        entries[step.name] = {
+            "dtype": step.dtype,
+            "shape": list(step.shape),
+            "data_offsets": [offset, offset + step.nbytes],
+        }
+        offset += step.nbytes
+    text = json.dumps(entries, separators=(",", ":"))
+    return text + " " * (-len(text) % _ALIGN), offsets
+
+
+def index_text(steps: Sequence[Step], shards: Sequence[Shard]) -> str | None:
+    """Text of the index file; None for a single shard, which has none."""
+    if len(shards) == 1:
+        return None
+    weight_map = {step.name: step.file for step in steps}
+    total = sum(step.nbytes for step in steps)
+    metadata = {"total_size": total, "total_parameters": sum(step.size for step in steps)}
+    return json.dumps({"metadata": metadata, "weight_map": weight_map}, indent=2) + "\n"

@@ -1,0 +1,114 @@
+"""Whether an output directory still is what its manifest says: every shard, header, tensor and small file."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from merge.checkpoint.reader import SourceReader
+from merge.checkpoint.safetensors_file import read_header
+from merge.chunks import Chunks, chunk_digest, tensor_digest
+from merge.dtypes import DTYPES
+from merge.errors import CheckpointError
+from merge.output.manifest import MANIFEST, read_manifest
+from merge.plan import SourceFile, TensorRef
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """`problems`: one sentence each; none means that the output is what was written."""
+
+    tensors: int
+    files: int
+    bytes_checked: int
+    problems: tuple[str, ...]
+
+
+def verify_output(
+    directory: str | os.PathLike[str],
+    *,
+    threads: int | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Verdict:
+    """Reads an output once and compares it with its manifest.
+
+    Args:
+        threads: that read and hash; all processors by default.
+        progress: called with bytes checked and bytes in all.
+
+    Raises:
+        OutputError: if there is no manifest to compare with.
+    """
+    root = Path(directory)
+    manifest = read_manifest(root)
+    problems = [*_small_files(root, manifest), *_strangers(root, manifest)]
+    refs: dict[str, TensorRef] = {}
+    for name, shard in manifest["shards"].items():
+        problems += _shard(root / name, shard, refs)
+    problems += [f"{name}: in the manifest, but in no shard" for name in manifest["tensors"] if name not in refs]
+    good = {name: ref for name, ref in refs.items() if name in manifest["tensors"]}
+    total = sum(ref.nbytes for ref in good.values())
+    done = 0
+    files = {ref.file: os.stat(ref.file) for ref in good.values()}
+    sources = [SourceFile(path, info.st_size, info.st_mtime_ns) for path, info in files.items()]
+    with SourceReader(sources) as reader, concurrent.futures.ThreadPoolExecutor(threads or os.cpu_count()) as pool:
+        for name, digest in zip(good, pool.map(lambda ref: _digest(reader, ref), good.values()), strict=True):
+            expected = manifest["tensors"][name]["digest"]
+            if digest != expected:
+                problems.append(f"{name} in {good[name].file}: its bytes changed (digest {digest}, expected {expected})")
+            done += good[name].nbytes
+            progress(done, total)
+    return Verdict(len(good), len(manifest["files"]), total, tuple(problems))
+
+
+def _digest(reader: SourceReader, ref: TensorRef) -> str:
+    import numpy as np
+
+    chunks = Chunks.of(ref.shape)
+    digests = []
+    data = np.empty(chunks.length, DTYPES[ref.dtype].numpy_name)
+    for chunk in range(chunks.count):
+        start, stop = chunks.span(chunk)
+        piece = data[: stop - start]
+        reader.read_into(ref, start, piece)
+        digests.append(chunk_digest(piece.data))
+    return tensor_digest(digests)
+
+
+def _shard(path: Path, expected: dict[str, Any], refs: dict[str, TensorRef]) -> Iterator[str]:
+    if not path.is_file():
+        yield f"{path}: missing"
+        return
+    if path.stat().st_size != expected["size"]:
+        yield f"{path}: {path.stat().st_size:,} bytes, expected {expected['size']:,}"
+        return
+    with path.open("rb") as file:
+        header = file.read(int.from_bytes(file.read(8), "little"))
+    if xxhash.xxh3_128_hexdigest(header) != expected["header"]:
+        yield f"{path}: its header changed"
+    try:
+        refs.update((ref.name, ref) for ref in read_header(str(path))[0])
+    except CheckpointError as error:
+        yield str(error)
+
+
+def _small_files(root: Path, manifest: dict[str, Any]) -> Iterator[str]:
+    for name, digest in manifest["files"].items():
+        path = root / name
+        if not path.is_file():
+            yield f"{path}: missing"
+        elif xxhash.xxh3_128_hexdigest(path.read_bytes()) != digest:
+            yield f"{path}: changed since the merge"
+
+
+def _strangers(root: Path, manifest: dict[str, Any]) -> Iterator[str]:
+    """Weight files that the manifest does not know would be loaded beside it."""
+    for path in sorted(root.glob("*.safetensors")):
+        if path.name not in manifest["shards"] and path.name != MANIFEST:
+            yield f"{path}: not part of this merge"

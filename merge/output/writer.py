@@ -1,0 +1,256 @@
+"""The output directory while it is being made: OUT.partial, its lock, its journal, and the rename that completes it.
+
+A run writes every tensor at its final offset and then one line to the journal. Killed and started again, it takes the
+tensors whose bytes still match their journal line and computes the rest. The manifest is written last, and then the
+directory gets its name, so a directory of that name is always whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import filelock
+
+from merge.errors import OutputError, UsageError
+from merge.plan import Plan, Step
+
+JOURNAL = "journal.jsonl"
+LOCK = "run.lock"
+
+
+def plan_digest(plan: Plan) -> str:
+    return hashlib.sha256(plan.to_json().encode()).hexdigest()
+
+
+class OutputDirectory:
+    """Context manager. On a clean exit without `complete`, or on an exception, OUT.partial stays for the next run."""
+
+    def __init__(self, plan: Plan, out: Path, force: bool = False) -> None:
+        self.plan, self.out, self.force = plan, out, force
+        self.partial = out.with_name(out.name + ".partial")
+        self.records: dict[int, dict[str, Any]] = {}  # of tensors that a journal says are done, by step
+        self.notes: dict[str, Any] = {}  # other results worth keeping over a kill, such as a model's statistics
+        self._files: dict[str, int] = {}
+        self._journal_lock = threading.Lock()
+
+    def __enter__(self) -> OutputDirectory:
+        with _explained(self.partial):
+            if self.out.exists() and not self.force and not _is_empty_directory(self.out):
+                raise UsageError(f"{self.out} exists; nothing was changed. Choose another --out, or --force to replace it.")
+            self.partial.mkdir(parents=True, exist_ok=True)
+            self._take_lock()
+            try:
+                self._open()
+            except BaseException:
+                self._lock.release()
+                raise
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for fd in self._files.values():
+            os.close(fd)
+        self._files.clear()
+        self._lock.release()
+
+    def _take_lock(self) -> None:
+        self._lock = filelock.FileLock(self.partial / LOCK)
+        try:
+            self._lock.acquire(timeout=0)
+        except filelock.Timeout:
+            raise OutputError(
+                f"{self.partial} is being written by another run. Wait for it, or choose another --out."
+            ) from None
+
+    def _open(self) -> None:
+        journal = self.partial / JOURNAL
+        digest = plan_digest(self.plan)
+        lines, whole = _journal_lines(journal)
+        if lines and lines[0].get("plan") != digest:
+            if not self.force:
+                raise UsageError(
+                    f"{self.partial} holds unfinished work of another recipe, other options or changed sources. "
+                    "Run that one to finish it, delete the directory, or use --force to start anew."
+                )
+            lines = []
+        for line in lines[1:]:
+            if "step" in line:
+                self.records[line["step"]] = line
+            else:
+                self.notes.update(line)
+        for shard in self.plan.shards:
+            self._files[shard.file] = self._open_shard(shard.file, shard.header, shard.size, keep=bool(lines))
+        self._files[JOURNAL] = os.open(journal, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        os.truncate(journal, whole if lines else 0)
+        if not lines:
+            self._append({"plan": digest})
+
+    def _open_shard(self, name: str, header: str, size: int, keep: bool) -> int:
+        path = self.partial / name
+        flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0) | (0 if keep else os.O_TRUNC)
+        fd = os.open(path, flags, 0o644)
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(fd, 0, size)  # a full disk is found now and not after an hour
+        os.truncate(fd, size)
+        _write_all(fd, len(header).to_bytes(8, "little") + header.encode("ascii"), 0)
+        return fd
+
+    def _append(self, line: dict[str, Any]) -> None:
+        with self._journal_lock:
+            os.write(self._files[JOURNAL], json.dumps(line, separators=(",", ":")).encode() + b"\n")
+
+    # While running; called from any thread.
+
+    def write(self, step: Step, element: int, data: memoryview, itemsize: int) -> None:
+        """Puts encoded elements of a step at their final place."""
+        with _explained(self.partial):
+            _write_all(self._files[step.file], data, step.offset + element * itemsize)
+
+    def read_into(self, step: Step, element: int, data: memoryview, itemsize: int) -> None:
+        """Reads back what was written, to check it after a resume."""
+        place = step.offset + element * itemsize
+        while data.nbytes:
+            n = _pread_into(self._files[step.file], data, place)
+            if n == 0:
+                raise OutputError(f"{self.partial / step.file} is shorter than it was made; delete {self.partial}.")
+            data, place = data[n:], place + n
+
+    def finish(self, index: int, record: dict[str, Any]) -> None:
+        """Journals that a step's tensor is whole."""
+        line = {"step": index, **record}
+        self.records[index] = line
+        with _explained(self.partial):
+            self._append(line)
+
+    def keep(self, name: str, value: Any) -> None:
+        """Journals a result that is not a tensor."""
+        self.notes[name] = value
+        with _explained(self.partial):
+            self._append({name: value})
+
+    @contextlib.contextmanager
+    def flushing(self) -> Iterator[None]:
+        """Hands written bytes to the disk while the run goes on, so that the closing fsync has little left to do."""
+        done = threading.Event()
+
+        def flush() -> None:
+            while not done.wait(0.2):
+                for shard in self.plan.shards:
+                    with contextlib.suppress(OSError):  # reported by the closing fsync
+                        _flush(self._files[shard.file])
+
+        thread = threading.Thread(target=flush, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+
+    def complete(self, small_files: dict[str, bytes], manifest: tuple[str, bytes]) -> None:
+        """Writes the small files and, last, the manifest; makes all of it durable; gives the directory its name."""
+        with _explained(self.partial):
+            for shard in self.plan.shards:
+                os.fsync(self._files[shard.file])
+            for name, data in (*small_files.items(), manifest):
+                path = self.partial / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with path.open("wb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+            os.close(self._files.pop(JOURNAL))
+            (self.partial / JOURNAL).unlink()
+            (self.partial / LOCK).unlink(missing_ok=True)
+            _sync_directory(self.partial)
+            self._swap()
+            _sync_directory(self.out.parent)
+
+    def _swap(self) -> None:
+        if not self.out.exists():
+            os.rename(self.partial, self.out)
+            return
+        old = self.out.with_name(f"{self.out.name}.old-{os.getpid()}")
+        os.rename(self.out, old)
+        os.rename(self.partial, self.out)
+        shutil.rmtree(old)
+
+
+def _is_empty_directory(path: Path) -> bool:
+    return path.is_dir() and not any(path.iterdir())
+
+
+def _journal_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """The whole lines of a journal and their length in bytes; a line that a kill cut short ends it."""
+    lines: list[dict[str, Any]] = []
+    whole = 0
+    data = path.read_bytes() if path.exists() else b""
+    for text in data.split(b"\n")[:-1]:
+        try:
+            lines.append(json.loads(text))
+        except ValueError:
+            break
+        whole += len(text) + 1
+    return lines, whole
+
+
+def _write_all(fd: int, data: memoryview | bytes, offset: int) -> None:
+    view = memoryview(data).cast("B")
+    while view.nbytes:
+        if hasattr(os, "pwrite"):
+            n = os.pwrite(fd, view, offset)
+        else:  # Windows
+            with _SEEK_LOCK:
+                os.lseek(fd, offset, os.SEEK_SET)
+                n = os.write(fd, view)
+        view, offset = view[n:], offset + n
+
+
+def _pread_into(fd: int, data: memoryview, offset: int) -> int:
+    if hasattr(os, "preadv"):
+        return os.preadv(fd, [data], offset)
+    with _SEEK_LOCK:
+        os.lseek(fd, offset, os.SEEK_SET)
+        piece = os.read(fd, data.nbytes)
+    data[: len(piece)] = piece
+    return len(piece)
+
+
+_SEEK_LOCK = threading.Lock()
+
+
+def _flush(fd: int) -> None:
+    (os.fdatasync if hasattr(os, "fdatasync") else os.fsync)(fd)
+
+
+def _sync_directory(path: Path) -> None:
+    if os.name == "nt":  # directories cannot be opened there
+        return
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+@contextlib.contextmanager
+def _explained(partial: Path) -> Iterator[None]:
+    """Turns an OSError into one clear sentence."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            free = shutil.disk_usage(partial if partial.exists() else partial.parent).free
+            raise OutputError(
+                f"{partial}: the disk is full ({free:,} bytes free). Make room and run the same command again: "
+                "it goes on where it was."
+            ) from error
+        raise OutputError(f"{partial}: cannot write: {error.strerror or error}. Choose another --out.") from error

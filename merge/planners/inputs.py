@@ -1,0 +1,175 @@
+"""The input models, opened, with their tensors under common names: prefixes mapped, tied heads resolved."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from merge.architecture import Stack, find_stacks, is_embedding, is_head, main_stack, says_tied
+from merge.checkpoint import Checkpoint, open_checkpoint
+from merge.errors import CheckpointError, Problem, RecipeError
+from merge.plan import SourceModel, TensorRef
+from merge.recipe.model import ModelRef, Recipe
+
+
+@dataclass(frozen=True)
+class Input:
+    """One input model.
+
+    Attributes:
+        tensors: common name -> where it is stored; a head that is tied is its embedding.
+        tied: whether the model has no head of its own.
+        stacks, main: its layer stacks under common names, and the one that layer_range counts.
+    """
+
+    checkpoint: Checkpoint
+    tensors: Mapping[str, TensorRef]
+    tied: bool
+    stacks: tuple[Stack, ...]
+    main: Stack | None
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return self.checkpoint.config
+
+    @property
+    def ref(self) -> ModelRef:
+        return self.checkpoint.ref
+
+    def source_model(self) -> SourceModel:
+        checkpoint = self.checkpoint
+        return SourceModel(checkpoint.ref.text, checkpoint.path, checkpoint.revision, checkpoint.files)
+
+
+class Inputs:
+    """All input models of a recipe; the first one is the donor of names, config and tokenizer."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        checkpoints = _open(_mentioned(recipe))
+        self.notes: list[str] = []
+        donor = checkpoints[0]
+        aligned = [donor.tensors] + [self._align(donor, other) for other in checkpoints[1:]]
+        self.all = self._tie(checkpoints, aligned)
+        self._places = {_key(model.ref): i for i, model in enumerate(self.all)}
+        for model in self.all:
+            self.notes += [f"{model.ref.text}: {note}" for note in model.checkpoint.notes]
+
+    @property
+    def donor(self) -> Input:
+        return self.all[0]
+
+    def place(self, ref: ModelRef) -> int:
+        """Index of a model in `all` and in Plan.models."""
+        return self._places[_key(ref)]
+
+    @property
+    def tied(self) -> bool:
+        """Whether the output has no head of its own: if no input has one."""
+        return all(model.tied for model in self.all)
+
+    def names(self) -> list[str]:
+        """The union of the inputs' tensors: the donor's order, then what only others have."""
+        return list(dict.fromkeys(name for model in self.all for name in model.tensors))
+
+    def _align(self, donor: Checkpoint, other: Checkpoint) -> dict[str, TensorRef]:
+        """The other model's tensors under the donor's names, where one prefix makes the difference."""
+        found = map_prefix(list(other.tensors), list(donor.tensors))
+        if found is None:
+            return other.tensors
+        removed, added = found
+        change = f'"{removed}" removed from' if removed else f'"{added}" put before'
+        self.notes.append(f"{other.ref.text}: {change} tensor names, to match {donor.ref.text}")
+        return {rename(name, removed, added, donor.tensors): ref for name, ref in other.tensors.items()}
+
+    def _tie(self, checkpoints: Sequence[Checkpoint], aligned: Sequence[Mapping[str, TensorRef]]) -> list[Input]:
+        """One rule: a model is tied if its config says so, or if it stores no head and its config does not deny it.
+
+        If all models are tied, so is the output, and a stored copy of the embedding is not written; if one is not,
+        the others' heads are their embeddings.
+        """
+        heads = [next((name for name in tensors if is_head(name)), None) for tensors in aligned]
+        embeddings = [next((name for name in tensors if is_embedding(name)), None) for tensors in aligned]
+        tied = [
+            embedding is not None and (says_tied(checkpoint.config) or (head is None and says_tied(checkpoint.config) is None))
+            for checkpoint, head, embedding in zip(checkpoints, heads, embeddings, strict=True)
+        ]
+        head_name = next((head for head, is_tied in zip(heads, tied, strict=True) if head and not is_tied), None)
+        inputs = []
+        for i, checkpoint in enumerate(checkpoints):
+            tensors = dict(aligned[i])
+            embedding = embeddings[i]
+            if tied[i] and embedding is not None:
+                self._resolve_tie(checkpoint, tensors, heads[i], head_name, embedding)
+            stacks = find_stacks(tensors, checkpoint.config)
+            inputs.append(Input(checkpoint, tensors, tied[i], stacks, main_stack(stacks, checkpoint.config)))
+        return inputs
+
+    def _resolve_tie(
+        self, checkpoint: Checkpoint, tensors: dict[str, TensorRef], head: str | None, head_name: str | None, embedding: str
+    ) -> None:
+        if head_name is not None:
+            tensors[head_name] = tensors[embedding]
+            self.notes.append(f"{checkpoint.ref.text}: its head is tied; {embedding} is merged as {head_name}")
+        elif head is not None:
+            del tensors[head]
+            self.notes.append(f"{checkpoint.ref.text}: {head} is stored but tied to {embedding}, and not written again")
+
+
+def _key(ref: ModelRef) -> tuple[str, str | None]:
+    return ref.path, ref.revision
+
+
+def _mentioned(recipe: Recipe) -> list[ModelRef]:
+    """Every model, once: the base first, then in the order of the recipe."""
+    listed = [source.model for source in recipe.models]
+    for part in recipe.slices:
+        listed += [part.base_model] if part.base_model is not None else []
+        listed += [source.model for source in part.sources]
+    if recipe.base_model is not None:
+        listed.insert(0, recipe.base_model)
+    return list({_key(ref): ref for ref in reversed(listed)}.values())[::-1]
+
+
+def _open(refs: Iterable[ModelRef]) -> list[Checkpoint]:
+    """Opens all; every model that cannot be opened is reported, not only the first."""
+    checkpoints, failures = [], []
+    for ref in refs:
+        try:
+            checkpoints.append(open_checkpoint(ref))
+        except CheckpointError as error:
+            failures.append(error)
+    if failures:
+        raise CheckpointError("\n".join(str(error) for error in failures)) from failures[0]
+    if not checkpoints:
+        raise RecipeError(Problem("the recipe names no model"))
+    return checkpoints
+
+
+def map_prefix(names: Sequence[str], wanted: Sequence[str]) -> tuple[str, str] | None:
+    """(prefix to remove, prefix to add) that makes more of `names` match `wanted`; None if none or not just one does."""
+    target = dict.fromkeys(wanted)
+    direct = sum(name in target for name in names)
+    if direct == len(names):
+        return None
+    candidates = [(_first_part(name), "") for name in names] + [("", _first_part(name)) for name in wanted]
+    scores: dict[tuple[str, str], int] = {}
+    for candidate in dict.fromkeys(candidates):
+        renamed = [rename(name, *candidate, target) for name in names]
+        if len(set(renamed)) == len(names):  # two tensors must not become one
+            scores[candidate] = sum(name in target for name in renamed)
+    best = max(scores.values(), default=0)
+    winners = [candidate for candidate, score in scores.items() if score == best]
+    return winners[0] if best > direct and len(winners) == 1 else None
+
+
+def _first_part(name: str) -> str:
+    return name.split(".", 1)[0] + "."
+
+
+def rename(name: str, removed: str, added: str, target: Mapping[str, object]) -> str:
+    """The name with its prefix changed; a name that matches already, or would match nothing, stays."""
+    if name in target:
+        return name
+    changed = added + name[len(removed) :] if name.startswith(removed) else name
+    return changed if changed in target else name

@@ -1,0 +1,192 @@
+"""Checks that need more than one place of a recipe: models against method, base, required parameters, sums."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from merge.methods.registry import Method, Parameter
+from merge.recipe.model import Conditional, ModelRef, Recipe, Setting, Settings, Source
+from merge.recipe.reader import UNREADABLE, Reader, join
+
+_VARIES = object()  # a value that is not the same for every tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Models that are merged with each other: all of `models`, or the sources of one slice."""
+
+    path: str  # of the list of sources, "models" or "slices.1.sources"
+    what: str  # as a message names it
+    sources: tuple[Source, ...]
+    base: ModelRef | None
+    base_path: str
+    outer: tuple[tuple[str, Settings], ...]  # (path, settings) of slice and recipe, the innermost first
+
+    def source_path(self, i: int) -> str:
+        return join(self.path, str(i))
+
+    def is_base(self, source: Source) -> bool:
+        return self.base is not None and source.model == self.base
+
+
+def check(reader: Reader, recipe: Recipe) -> None:
+    """Notes every problem that shows only when the recipe is seen whole."""
+    _one_of_models_and_slices(reader, recipe)
+    method = reader.method
+    if method is None or reader.broken.intersection(("models", "slices", "modules")):
+        return
+    for group in _groups(recipe):
+        if group.path in reader.broken or group.path.rpartition(".")[0] in reader.broken:
+            continue
+        _base(reader, group, method)
+        _count(reader, group, method)
+        _required(reader, group, method)
+        _same_length(reader, group)
+        _method_s_own(reader, group, method)
+
+
+def _groups(recipe: Recipe) -> Iterator[Group]:
+    top = ("parameters", recipe.parameters)
+    if recipe.models:
+        yield Group("models", '"models"', recipe.models, recipe.base_model, "base_model", (top,))
+    for i, piece in enumerate(recipe.slices):
+        base, base_path = piece.base_model, f"slices.{i}.base_model"
+        if base is None:
+            base, base_path = recipe.base_model, "base_model"
+        outer = ((f"slices.{i}.parameters", piece.parameters), top)
+        yield Group(f"slices.{i}.sources", f"slice {i + 1}", piece.sources, base, base_path, outer)
+
+
+def _one_of_models_and_slices(reader: Reader, recipe: Recipe) -> None:
+    parts = (("models", recipe.models), ("slices", recipe.slices), ("modules", recipe.modules))
+    given = [key for key, value in parts if value or key in reader.broken]
+    if len(given) > 1:
+        both = " and ".join(f'"{key}"' for key in given)
+        reader.problem(reader.line(given[1]), f"{both} are both given; a recipe has one of them")
+    elif not given:
+        line = next((reader.lines[key] for key, _ in parts if key in reader.lines), 1)
+        reader.problem(line, 'the recipe has no models: list them under "models", or layers of them under "slices"')
+
+
+def _base(reader: Reader, group: Group, method: Method) -> None:
+    n_bases = sum(group.is_base(source) for source in group.sources)
+    line = reader.line(group.path)
+    if group.base == UNREADABLE:
+        return
+    if method.base == "none":
+        if group.base is not None and not n_bases and (group.path == "models" or group.base_path != "base_model"):
+            message = f'{method.name} has no base model; remove "base_model", or list "{group.base.text}" as a model'
+            reader.problem(reader.line(group.base_path), message)
+        return
+    if method.base != "required":
+        return
+    if group.base is None:
+        meaning = "the model at the t = 0 end" if method.base_is_input else "the model the others were fine-tuned from"
+        reader.problem(reader.line("merge_method"), f'{method.name} needs "base_model", {meaning}')
+    elif not n_bases and group.path != "models":
+        message = f'{group.what}: {method.name} needs its base_model "{group.base.text}" among the sources'
+        reader.problem(line, message)
+    elif n_bases > 1:
+        message = f'{group.what}: base_model "{group.base.text}" is listed {n_bases} times; list it once'
+        reader.problem(line, message)
+
+
+def _inputs(group: Group, method: Method) -> list[tuple[int, Source]]:
+    """The sources that count as inputs: not the base, unless the method takes it as one."""
+    apart = method.base != "none" and not method.base_is_input
+    return [(i, source) for i, source in enumerate(group.sources) if not (apart and group.is_base(source))]
+
+
+def _count(reader: Reader, group: Group, method: Method) -> None:
+    fewest, most = method.n_models
+    n = len(_inputs(group, method))
+    if n >= fewest and (most is None or n <= most):
+        return
+    if UNREADABLE in (source.model for source in group.sources) or group.base == UNREADABLE:
+        return  # which of them is the base is not known
+    takes = f"at least {fewest}" if n < fewest else f"at most {most}"
+    takes = f"exactly {fewest}" if fewest == most else takes
+    besides = " besides the base" if method.inputs == "deltas" else ""
+    models = "model" if takes.endswith(" 1") else "models"
+    listed = f"{n} is listed" if n == 1 else f"{n} are listed"
+    message = f"{group.what}: {method.name} merges {takes} {models}{besides}, and {listed}"
+    if group.base is not None and group.source_path(len(group.sources) - 1) not in reader.lines:
+        message += f' with base_model "{group.base.text}", which must be one of them'
+    elif fewest == most == 1 and group.path == "models":
+        message += '; to stack layers, use "slices"'
+    reader.problem(reader.line(group.path), message)
+
+
+def _required(reader: Reader, group: Group, method: Method) -> None:
+    outer = [path for path, _ in group.outer]
+    for parameter in method.parameters:
+        if not parameter.required or any(_written(reader, path, parameter) for path in outer):
+            continue
+        if not parameter.per_model:
+            message = f'{method.name} needs the parameter "{parameter.name}": write it under "parameters"'
+            at = "parameters" if "parameters" in reader.lines else "merge_method"
+            reader.problem(reader.line(at), message)
+            continue
+        for i, source in _inputs(group, method):
+            path = group.source_path(i)
+            misplaced = join(path, parameter.name) in reader.lines  # a problem already, where it stands
+            if path in reader.broken or misplaced or _written(reader, f"{path}.parameters", parameter):
+                continue
+            message = f'{method.name} needs the parameter "{parameter.name}" for model "{source.model.text}"'
+            if path not in reader.lines:
+                message += ": base_model is an input of this method, so list it under models with its parameters"
+            reader.problem(source.line, message)
+
+
+def _written(reader: Reader, path: str, parameter: Parameter) -> bool:
+    """Whether a level has the parameter, right or wrong; a wrong one is a problem already."""
+    key = join(path, parameter.name)
+    return path in reader.broken or key in reader.broken or key in reader.lines
+
+
+def _same_length(reader: Reader, group: Group) -> None:
+    """The sources of a slice are laid on each other layer by layer."""
+    lengths = [source.layer_range[1] - source.layer_range[0] for source in group.sources if source.layer_range]
+    if any(length != lengths[0] for length in lengths):
+        listed = " and ".join(str(length) for length in lengths)
+        reader.problem(reader.line(group.path), f"{group.what}: its sources have different numbers of layers: {listed}")
+
+
+def _method_s_own(reader: Reader, group: Group, method: Method) -> None:
+    """The method's own check (weights that sum to zero ...), where its parameters are the same for every tensor."""
+    if method.check is None:
+        return
+    outer = list(group.outer)
+    resolved: dict[str, Any] = {}
+    for parameter in method.parameters:
+        if not parameter.per_model:
+            resolved[parameter.name] = _resolved(reader, outer, parameter)
+            continue
+        sources = _inputs(group, method)
+        levels = [[(f"{group.source_path(i)}.parameters", source.parameters), *outer] for i, source in sources]
+        resolved[parameter.name] = tuple(_resolved(reader, level, parameter) for level in levels)
+    values = [item for value in resolved.values() for item in (value if isinstance(value, tuple) else (value,))]
+    wrong = None if _VARIES in values else method.check(resolved)
+    if wrong is not None:
+        reader.problem(reader.line(group.path), f"{group.what}: {wrong}")
+
+
+def _resolved(reader: Reader, levels: list[tuple[str, Settings]], parameter: Parameter) -> Any:
+    """The value that all tensors get; _VARIES where they differ or a problem is known."""
+    for path, settings in levels:
+        if parameter.name in settings:
+            return _constant(settings[parameter.name])
+        if _written(reader, path, parameter):
+            return _VARIES
+    return _VARIES if parameter.required else parameter.default
+
+
+def _constant(setting: Setting) -> Any:
+    if not isinstance(setting, tuple):
+        return setting
+    first = setting[0]
+    if isinstance(first, Conditional):
+        return _constant(first.value) if first.filter in (None, "*") else _VARIES
+    return first if all(point == first for point in setting) else _VARIES

@@ -1,0 +1,146 @@
+"""YAML text -> one tree of nodes that know their lines, or one clear error.
+
+Nothing is constructed here: a tag such as `!!python/object` is refused, an alias stays a shared node, and a document
+that expands to very many nodes (the "billion laughs") or nests very deeply is refused before anything walks it.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import yaml
+
+from merge.errors import Problem, RecipeError
+from merge.recipe import not_yet
+
+MAX_BYTES = 1 << 20
+MAX_NODES = 100_000  # with every alias written out
+MAX_DEPTH = 64  # libyaml's composer recurses on the C stack, so this is checked on the events, before it runs
+
+# What YAML 1.2 calls printable; the rest is the sign of a binary file.
+_NOT_TEXT = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+_PLAIN_TAGS = frozenset(
+    f"tag:yaml.org,2002:{name}"
+    for name in ("null", "bool", "int", "float", "str", "timestamp", "seq", "map", "merge", "value")
+)
+_Loader: type[yaml.SafeLoader | yaml.CSafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+def line_of(node: yaml.Node) -> int:
+    return int(node.start_mark.line) + 1
+
+
+def place(file: str | None, line: int | None) -> str | None:
+    """`file.yaml:7`; `line 7` of a text that is in no file."""
+    if line is None:
+        return file
+    return f"line {line}" if file is None else f"{file}:{line}"
+
+
+def read_text(path: Path) -> str:
+    """The recipe's text. Raises RecipeError for a file that cannot be one: too large, not UTF-8, not readable."""
+    try:
+        with open(path, "rb") as stream:
+            data = stream.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise RecipeError(Problem(f"cannot be read: {error.strerror}", str(path))) from error
+    if len(data) > MAX_BYTES:
+        raise _too_large(str(path))
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        message = f"not UTF-8 text (byte {error.start}); a recipe is a YAML file"
+        raise RecipeError(Problem(message, place(str(path), line))) from error
+
+
+def read_document(text: str, file: str | None) -> yaml.MappingNode:
+    """Composes the only document of `text`.
+
+    Raises:
+        RecipeError: not text, not YAML, empty, not a mapping, several documents, too large, too deep, too many aliases.
+    """
+    if len(text) > MAX_BYTES:
+        raise _too_large(file)
+    if found := _NOT_TEXT.search(text):
+        line = text.count("\n", 0, found.start()) + 1
+        message = f"there is a control character, {found.group()!a}, here; a recipe is a YAML text file"
+        raise RecipeError(Problem(message, place(file, line)))
+    try:
+        _check_events(text, file)
+        root = yaml.compose(text, Loader=_Loader)
+    except yaml.MarkedYAMLError as error:
+        raise _syntax_error(error, text, file) from error
+    if root is None:
+        raise RecipeError(Problem("the recipe is empty; it needs at least merge_method and models", place(file, None)))
+    _check_tree(root, file)
+    if not isinstance(root, yaml.MappingNode):
+        message = 'the recipe is not a mapping of keys to values; it begins with lines such as "merge_method: linear"'
+        raise RecipeError(Problem(message, place(file, line_of(root))))
+    return root
+
+
+def _too_large(file: str | None) -> RecipeError:
+    return RecipeError(Problem(f"larger than {MAX_BYTES >> 20} MiB; a recipe is a short YAML file", file))
+
+
+def _check_events(text: str, file: str | None) -> None:
+    """Depth and number of documents, by the parser's events: these do not recurse."""
+    depth = documents = 0
+    for event in yaml.parse(text, Loader=_Loader):
+        line = 1 if event.start_mark is None else event.start_mark.line + 1
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+            if depth > MAX_DEPTH:
+                raise RecipeError(Problem(f"the recipe nests deeper than {MAX_DEPTH} levels", place(file, line)))
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+        elif isinstance(event, yaml.DocumentStartEvent):
+            documents += 1
+            if documents > 1:
+                raise RecipeError(Problem(not_yet.SEVERAL_DOCUMENTS, place(file, line)))
+
+
+def _syntax_error(error: yaml.MarkedYAMLError, text: str, file: str | None) -> RecipeError:
+    mark = error.problem_mark or error.context_mark
+    parts = [part for part in (error.context, error.problem) if part]
+    hint, line = None, None
+    if mark is not None:
+        line = mark.line + 1
+        lines = text.split("\n")
+        written = lines[mark.line] if mark.line < len(lines) else ""
+        if "\t" in written[: mark.column + 1]:
+            hint = "Indent with spaces; YAML does not allow tabs there."
+        elif written[: mark.column].rstrip().endswith("*"):
+            hint = 'Quote a lone star: "*".'
+    return RecipeError(Problem(f"not valid YAML: {', '.join(parts)}.", place(file, line), hint))
+
+
+def _check_tree(root: yaml.Node, file: str | None) -> None:
+    """Counts nodes with every alias written out, each node once; refuses loops and tags that ask for code."""
+    sizes: dict[int, tuple[int, int]] = {}  # id of node -> (nodes, depth) below and with it
+
+    def measure(node: yaml.Node, level: int) -> tuple[int, int]:
+        if id(node) in sizes:
+            return sizes[id(node)]
+        if node.tag not in _PLAIN_TAGS:
+            raise RecipeError(Problem(f'the YAML tag "{node.tag}" is not allowed', place(file, line_of(node))))
+        sizes[id(node)] = (MAX_NODES, MAX_DEPTH)  # met again before it is known: an alias of something around it
+        count, depth = 1, 1
+        for child in _children(node):
+            child_count, child_depth = measure(child, level + 1)
+            count, depth = count + child_count, max(depth, child_depth + 1)
+            if count > MAX_NODES or depth > MAX_DEPTH or level > MAX_DEPTH:
+                message = f"the aliases here refer to themselves or expand to more than {MAX_NODES:,} values"
+                raise RecipeError(Problem(message, place(file, line_of(node))))
+        sizes[id(node)] = (count, depth)
+        return count, depth
+
+    measure(root, 0)
+
+
+def _children(node: yaml.Node) -> list[yaml.Node]:
+    if isinstance(node, yaml.MappingNode):
+        return [part for pair in node.value for part in pair]
+    return list(node.value) if isinstance(node, yaml.SequenceNode) else []

@@ -1,0 +1,90 @@
+"""The keys a recipe may write, and what somebody who wrote another one probably meant."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+
+from merge.methods.registry import Method
+
+KEYS: dict[str, tuple[str, ...]] = {
+    "recipe": (
+        *("merge_method", "models", "slices", "modules", "base_model", "parameters", "dtype", "out_dtype"),
+        *("tokenizer_source", "tokenizer", "chat_template", "name", "seed", "allow"),
+    ),
+    "model": ("model", "parameters"),
+    "slice": ("sources", "base_model", "parameters"),
+    "source": ("model", "layer_range", "parameters"),
+    "module": ("slices", "models", "parameters"),
+    "tokenizer": ("source", "tokens", "pad_to_multiple_of"),
+    "condition": ("filter", "value"),
+    "reference": ("model", "lora"),
+    "model path": ("path", "revision"),
+}
+LEVELS = {
+    "recipe": "the recipe",
+    "model": 'an entry of "models"',
+    "slice": 'an entry of "slices"',
+    "source": 'an entry of "sources"',
+    "module": "a module",
+    "tokenizer": '"tokenizer"',
+    "condition": "a condition",
+    "reference": "a model reference",
+    "model path": "a model path",
+}
+
+
+def suggest(word: str, names: Sequence[str]) -> str:
+    """`did you mean "density"?`, or `known: a, b, c`."""
+    near = nearest(word, names)
+    return f'did you mean "{near}"?' if near else f"known: {', '.join(names)}"
+
+
+def nearest(word: str, names: Sequence[str]) -> str | None:
+    """The name that was probably meant: letters swapped, then cut short, then alike."""
+    word = _fold(word)
+    folded = {_fold(name): name for name in reversed(names)}
+    for same in (lambda name: sorted(name) == sorted(word), lambda name: len(word) > 2 and name.startswith(word)):
+        for name in names:
+            if same(_fold(name)):
+                return name
+    found = difflib.get_close_matches(word, folded, n=1, cutoff=0.6)
+    return folded[found[0]] if found else None
+
+
+def _fold(name: str) -> str:
+    return name.lower().replace("-", "_")
+
+
+def unknown_key(key: str, level: str, method: Method | None) -> str:
+    """A key that is right elsewhere is sent there; else the nearest name of this level."""
+    known = KEYS[level]
+    if "parameters" in known and method is not None and method.parameter(key) is not None:
+        return f'unknown key "{key}"; it is a parameter of {method.name}: write it under "parameters"'
+    near = nearest(key, known)
+    elsewhere = [other for other in ("recipe", "model", "source", "slice") if key in KEYS[other] and other != level]
+    if elsewhere and level in ("recipe", "model", "source", "slice", "module"):
+        return f'unknown key "{key}"; it belongs to {LEVELS[elsewhere[0]]}'
+    if near is None and "parameters" in known and method is not None:
+        near = nearest(key, [parameter.name for parameter in method.parameters])
+        if near is not None:
+            return f'unknown key "{key}"; did you mean the parameter "{near}"? Write it under "parameters"'
+    return f'unknown key "{key}"; {suggest(key, known)}'
+
+
+def unknown_parameter(key: str, method: Method, methods: Mapping[str, Method]) -> str:
+    known = [parameter.name for parameter in method.parameters]
+    near = nearest(key, known)
+    others = [name for name, other in methods.items() if other.parameter(key) is not None]
+    if others:
+        has = ", ".join(others)
+        return f'"{key}" is a parameter of {has}, not of {method.name}, which has: {", ".join(known) or "none"}'
+    if near is None and key in KEYS["recipe"]:
+        return f'unknown key "{key}"; it belongs to the recipe, not under "parameters"'
+    return f'unknown key "{key}"; {suggest(key, known)}'
+
+
+def unknown_method(name: str, methods: Mapping[str, Method]) -> str:
+    near = nearest(name, list(methods))
+    hint = f'did you mean "{near}"? ' if near else ""
+    return f'unknown method "{name}"; {hint}Known methods: {", ".join(methods)}'

@@ -1,0 +1,192 @@
+"""Reads nodes of one recipe and collects everything that is wrong with it.
+
+The reader goes on after a problem: it notes the place, gives back what can still be used, and remembers which keys were
+`broken`, so that later checks do not complain about what is only a consequence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import yaml
+
+from merge.errors import Problem, RecipeError
+from merge.methods.registry import Method
+from merge.recipe import names, not_yet
+from merge.recipe.document import line_of, place
+from merge.recipe.model import ModelRef
+from merge.recipe.references import parse_model_path, parse_reference
+
+_NULL, _STR, _INT = "tag:yaml.org,2002:null", "tag:yaml.org,2002:str", "tag:yaml.org,2002:int"
+_MERGE = "tag:yaml.org,2002:merge"
+UNREADABLE = ModelRef("", "")  # stands for a reference that is wrong, so that models are still counted right
+
+
+class Reader:
+    """State of one parse. `lines`: key path -> line, as in Recipe.lines."""
+
+    def __init__(self, file: str | None, methods: dict[str, Method]) -> None:
+        self.file = file
+        self.folder = None if file is None else Path(file).parent
+        self.methods = methods
+        self.method: Method | None = None
+        self.lines: dict[str, int] = {}
+        self.broken: set[str] = set()  # looked up only, never walked
+        self._problems: list[tuple[int, Problem]] = []
+
+    def problem(self, at: yaml.Node | int, message: str, broken: str | None = None) -> None:
+        line = at if isinstance(at, int) else line_of(at)
+        self._problems.append((line, Problem(message, place(self.file, line))))
+        if broken is not None:
+            self.broken.add(broken)
+
+    def raise_if_any(self) -> None:
+        """Raises RecipeError with every problem, in the recipe's order, each once."""
+        ordered = sorted(self._problems, key=lambda found: found[0])
+        if ordered:
+            raise RecipeError(list(dict.fromkeys(problem for _, problem in ordered)))
+
+    def line(self, path: str) -> int:
+        """The line of `path`, or of the nearest key around it."""
+        while path and path not in self.lines:
+            path = path.rpartition(".")[0]
+        return self.lines.get(path, 1)
+
+    # ---- nodes
+
+    def mapping(self, node: yaml.Node, path: str, level: str) -> dict[str, yaml.Node]:
+        """The known keys of a mapping, without those that are null; unknown keys are problems."""
+        known = names.KEYS[level]
+        values = {}
+        for key, key_node, value in self.pairs(node, path, names.LEVELS[level]):
+            if key in not_yet.KEYS.get(level, {}):
+                if value.tag != _NULL:
+                    self.problem(key_node, not_yet.KEYS[level][key])
+            elif key not in known:
+                self.problem(key_node, names.unknown_key(key, level, self.method))
+            elif value.tag != _NULL:
+                values[key] = value
+        return values
+
+    def pairs(self, node: yaml.Node, path: str, what: str) -> Iterator[tuple[str, yaml.Node, yaml.Node]]:
+        """(key, its node, value) with merge keys (`<<`) written out; notes lines; a key given twice is a problem."""
+        if not isinstance(node, yaml.MappingNode):
+            self.problem(node, f"{what} must be a mapping of keys to values, not {shown(node)}", path)
+            return
+        first: dict[str, int] = {}
+        merged: list[yaml.Node] = []
+        for key_node, value in node.value:
+            if not isinstance(key_node, yaml.ScalarNode):
+                self.problem(key_node, f"a key must be a word, not {shown(key_node)}", path)
+            elif key_node.tag == _MERGE:
+                merged += value.value if isinstance(value, yaml.SequenceNode) else [value]
+            elif key_node.value in first:
+                line = first[key_node.value]
+                self.problem(key_node, f'key "{key_node.value}" is given twice in {what}; first on line {line}')
+            else:
+                first[key_node.value] = line_of(key_node)
+                self.lines.setdefault(join(path, key_node.value), line_of(key_node))
+                yield key_node.value, key_node, value
+        for part in merged:
+            for key, key_node, value in self.pairs(part, path, "what << merges in"):
+                if key not in first:
+                    first[key] = line_of(key_node)
+                    yield key, key_node, value
+
+    def items(self, node: yaml.Node | None, path: str, what: str) -> list[yaml.Node]:
+        """The items of a list; [] with a problem for anything else."""
+        if node is None:
+            return []
+        if not isinstance(node, yaml.SequenceNode):
+            self.problem(node, f'"{what}" must be a list, not {shown(node)}', path)
+            return []
+        for i, item in enumerate(node.value):
+            self.lines[join(path, str(i))] = line_of(item)
+        return list(node.value)
+
+    def text(self, node: yaml.Node | None, path: str) -> str | None:
+        if node is None:
+            return None
+        if isinstance(node, yaml.ScalarNode) and (node.tag == _STR or "timestamp" in node.tag) and node.value.strip():
+            return str(node.value)
+        hint = (
+            f'; quote it: "{node.value}"' if isinstance(node, yaml.ScalarNode) and node.tag not in (_NULL, _STR) else ""
+        )
+        self.problem(node, f'"{path.rpartition(".")[2]}" must be a text, not {shown(node)}{hint}', path)
+        return None
+
+    def integer(self, node: yaml.Node | None, path: str, what: str, low: int, high: int | None = None) -> int | None:
+        if node is None:
+            return None
+        value = as_integer(node)
+        if value is not None and low <= value and (high is None or value <= high):
+            return value
+        span = f"of at least {low}" if high is None else f"from {low} to {high}"
+        self.problem(node, f"{what} must be a whole number {span}, not {shown(node)}", path)
+        return None
+
+    def reference(self, node: yaml.Node | None, path: str) -> ModelRef | None:
+        """A model: a text, or {model: ..., lora: ...} in which each is a text or {path, revision}."""
+        if node is None:
+            return None
+        try:
+            if not isinstance(node, yaml.MappingNode):
+                text = self.text(node, path)
+                return UNREADABLE if text is None else parse_reference(text, self.folder)
+            values = self.mapping(node, path, "reference")
+            if "model" not in values:
+                self.problem(node, 'a model reference needs the key "model"', path)
+            model = self._model_path(values.get("model"), join(path, "model"))
+            adapter = self._model_path(values.get("lora"), join(path, "lora"))
+            if model is None or UNREADABLE in (model, adapter):
+                return UNREADABLE
+            text = model.text if adapter is None else f"{model.text}+{adapter.text}"
+            return ModelRef(text, model.path, model.revision, adapter)
+        except ValueError as error:
+            self.problem(node, str(error), path)
+            return UNREADABLE
+
+    def _model_path(self, node: yaml.Node | None, path: str) -> ModelRef | None:
+        if node is None:
+            return None
+        if not isinstance(node, yaml.MappingNode):
+            text = self.text(node, path)
+            return UNREADABLE if text is None else parse_model_path(text, self.folder)
+        values = self.mapping(node, path, "model path")
+        text = self.text(values.get("path"), join(path, "path"))
+        revision = self.text(values.get("revision"), join(path, "revision"))
+        if "path" not in values:
+            self.problem(node, 'a model path needs the key "path"', path)
+        return UNREADABLE if text is None else parse_model_path(text, self.folder, revision)
+
+
+def join(path: str, key: str) -> str:
+    return f"{path}.{key}" if path else key
+
+
+def as_integer(node: yaml.Node) -> int | None:
+    if not isinstance(node, yaml.ScalarNode) or node.tag != _INT:
+        return None
+    try:
+        return int(yaml.constructor.SafeConstructor().construct_yaml_int(node))
+    except ValueError:  # more digits than Python converts, or a lone sign
+        return None
+
+
+def shown(node: yaml.Node) -> str:
+    """A node as a message names it, on one short line."""
+    if isinstance(node, yaml.MappingNode):
+        return "a mapping"
+    if isinstance(node, yaml.SequenceNode):
+        return "a list" if node.value else "an empty list"
+    if node.tag == _NULL:
+        return "nothing"
+    text = node.value if len(node.value) <= 40 else node.value[:37] + "..."
+    text = text.replace("\n", " ")
+    return f'"{text}"' if node.tag == _STR else text
+
+
+def one_of(words: Sequence[str]) -> str:
+    """`a, b or c`"""
+    return " or ".join(filter(None, (", ".join(words[:-1]), words[-1])))

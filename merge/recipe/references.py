@@ -1,0 +1,77 @@
+"""Model references: a local directory, or a hub id `org/name[@revision]`, with `+adapter` after either.
+
+Directories may have `@` and `+` in their path: a text that names an existing directory is that directory, whole. Only
+else is it split, at the last `+` and then at the last `@`. A relative path is looked for in the current working
+directory first and then beside the recipe.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import replace
+from pathlib import Path
+
+from merge.recipe.model import ModelRef
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", re.ASCII)
+
+
+def parse_reference(text: str, folder: Path | None = None) -> ModelRef:
+    """What the recipe wrote -> ModelRef; `folder` is the recipe's. Raises ValueError with the short cause."""
+    if not text.strip() or not text.isprintable():
+        raise ValueError(f"{text!a} is not a model: write a directory or a hub id such as org/name")
+    found = _directory(text, folder)
+    if found:
+        return ModelRef(text, found)
+    model, plus, adapter = text.rpartition("+")
+    if not plus:
+        return parse_model_path(text, folder)
+    if _looks_local(model) and "@" not in model and not _directory(model, folder):
+        raise ValueError(_no_directory(text, folder))
+    if not model or not adapter:
+        raise ValueError(f'"{text}" has nothing {"after" if model else "before"} its "+": write model+adapter')
+    return replace(parse_model_path(model, folder), text=text, adapter=parse_model_path(adapter, folder))
+
+
+def parse_model_path(text: str, folder: Path | None = None, revision: str | None = None) -> ModelRef:
+    """`directory`, `org/name` or `org/name@revision`; `revision` where the recipe wrote it on its own."""
+    path, written = text, text if revision is None else f"{text}@{revision}"
+    found = _directory(text, folder)
+    if not found and revision is None and "@" in text:
+        path, _, revision = text.rpartition("@")
+        found = _directory(path, folder)
+        if not path or not revision:
+            raise ValueError(f'"{text}" has nothing {"after" if path else "before"} its "@": write org/name@revision')
+    if found:
+        if revision is not None:
+            raise ValueError(f'"{path}" is a local directory, which has no revision "{revision}"; remove it')
+        return ModelRef(written, found)
+    if "://" in path:
+        raise ValueError(f'"{path}" is a URL; write the hub id, org/name, or a local directory')
+    if os.path.isfile(path):
+        raise ValueError(f'"{path}" is a file; name the model directory it lies in')
+    if _looks_local(path):
+        raise ValueError(_no_directory(text, folder))
+    if not _HUB_ID.fullmatch(path):
+        raise ValueError(f'"{path}" is neither a directory here nor a hub id such as org/name')
+    return ModelRef(written, path, revision)
+
+
+def _directory(text: str, folder: Path | None) -> str | None:
+    """The absolute path of the directory that `text` names, or None."""
+    path = os.path.expanduser(text) if text.startswith("~") else text
+    for candidate in (path, os.path.join(folder, path)) if folder else (path,):
+        if text and os.path.isdir(candidate):
+            return os.path.abspath(candidate)
+    return None
+
+
+def _looks_local(path: str) -> bool:
+    """True for what cannot be a hub id, so that a missing directory is told here, with its line."""
+    return path.startswith((".", "~")) or os.path.isabs(path) or "\\" in path or path.count("/") > 1
+
+
+def _no_directory(text: str, folder: Path | None) -> str:
+    beside = "" if folder is None or os.path.isabs(text) else f', nor beside the recipe in "{folder}"'
+    return f'there is no directory "{text}"{beside}'

@@ -1,0 +1,178 @@
+"""The values under `parameters`: a scalar, a gradient, or conditions; each leaf held against the method's signature."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import yaml
+
+from merge.methods.registry import Parameter
+from merge.recipe import names
+from merge.recipe.model import Conditional, Scalar, Setting, Settings
+from merge.recipe.reader import Reader, as_integer, join, one_of, shown
+
+Level = Literal["model", "shared"]  # under one model or source; or under a slice, a module or the recipe
+_BOOLEANS = {"true": True, "false": False, "yes": True, "no": False, "on": True, "off": False}
+
+
+def read_settings(reader: Reader, node: yaml.Node | None, path: str, level: Level) -> Settings:
+    """`parameters:` of one level. What is wrong is left out, but stays in reader.lines as written."""
+    settings: dict[str, Setting] = {}
+    if node is None:
+        return settings
+    for key, key_node, value in reader.pairs(node, path, '"parameters"'):
+        parameter = None
+        if reader.method is not None:
+            parameter = reader.method.parameter(key)
+            if parameter is None:
+                reader.problem(key_node, names.unknown_parameter(key, reader.method, reader.methods))
+                meant = names.nearest(key, [known.name for known in reader.method.parameters])
+                reader.broken.add(join(path, meant or key))  # a misspelt weight is not a missing weight too
+                continue
+            if level == "model" and not parameter.per_model:
+                reader.problem(key_node, _misplaced(reader, key))
+                reader.broken.add(join(path, key))
+                continue
+        setting = _setting(reader, value, join(path, key), parameter)
+        if setting is None:
+            reader.broken.add(join(path, key))
+        else:
+            settings[key] = setting
+    return settings
+
+
+def _misplaced(reader: Reader, key: str) -> str:
+    assert reader.method is not None
+    return (
+        f'"{key}" is one value for all models of {reader.method.name} and has no effect under one of them; '
+        'move it to "parameters" of the recipe or of the slice'
+    )
+
+
+def _setting(reader: Reader, node: yaml.Node, path: str, parameter: Parameter | None) -> Setting | None:
+    """A value, a gradient or conditions. None, with a problem noted, when any leaf of it is wrong."""
+    items = node.value if isinstance(node, yaml.SequenceNode) else [node]
+    if not any(isinstance(item, yaml.MappingNode) for item in items):
+        return _value(reader, node, path, parameter)
+    if not all(isinstance(item, yaml.MappingNode) for item in items):
+        message = f'"{_key(path)}" must be a list of values or a list of conditions ({{filter, value}}), not a mix'
+        reader.problem(node, message)
+        return None
+    found = [_condition(reader, item, join(path, str(i)), parameter) for i, item in enumerate(items)]
+    return None if None in found else tuple(condition for condition in found if condition is not None)
+
+
+def _key(path: str) -> str:
+    """ "models.0.parameters.weight.1.value" -> "weight" """
+    return path.rpartition("parameters.")[2].partition(".")[0]
+
+
+def _condition(reader: Reader, node: yaml.Node, path: str, parameter: Parameter | None) -> Conditional | None:
+    fields = reader.mapping(node, path, "condition")
+    written = fields.get("filter")
+    if written is not None and not (isinstance(written, yaml.ScalarNode) and written.tag.endswith(":str")):
+        reader.problem(written, f"a filter must be a text, a part of a tensor's name, not {shown(written)}")
+        return None
+    if "value" not in fields:
+        reader.problem(node, f'a condition of "{_key(path)}" needs the key "value"')
+        return None
+    value = _value(reader, fields["value"], path, parameter)
+    return None if value is None else Conditional(None if written is None else str(written.value), value)
+
+
+def _value(
+    reader: Reader, node: yaml.Node, path: str, parameter: Parameter | None
+) -> Scalar | tuple[Scalar, ...] | None:
+    """A scalar or a gradient."""
+    key = _key(path)
+    if isinstance(node, yaml.ScalarNode):
+        return _scalar(reader, node, key, parameter)
+    if not node.value:
+        reader.problem(node, f'"{key}" is an empty list; a gradient needs at least one value')
+        return None
+    if not isinstance(node, yaml.SequenceNode) or not all(isinstance(item, yaml.ScalarNode) for item in node.value):
+        reader.problem(node, f'"{key}" must be one value or one flat list of values here')
+        return None
+    if parameter is not None and parameter.kind is int and len(node.value) > 1:
+        reader.problem(node, f'"{key}" is a whole number and cannot be a gradient')
+        return None
+    points = [_scalar(reader, item, key, parameter) for item in node.value]
+    return None if None in points else tuple(point for point in points if point is not None)
+
+
+def _scalar(reader: Reader, node: yaml.ScalarNode, key: str, parameter: Parameter | None) -> Scalar | None:
+    """One leaf, checked for type, choices, range and NaN. None, with a problem noted, when it is wrong."""
+    value, expected = _typed(node, parameter)
+    if value is None:
+        near = names.nearest(node.value, [str(choice) for choice in parameter.choices]) if parameter else None
+        hint = f'; did you mean "{near}"?' if near and near != node.value else ""
+        reader.problem(node, f'"{key}" must be {expected}, not {shown(node)}{hint}')
+        return None
+    if isinstance(value, float) and not math.isfinite(value):
+        reader.problem(node, f'"{key}" must be a finite number, not {shown(node)}')
+        return None
+    range_ = parameter.range if parameter else None
+    if range_ is not None and not isinstance(value, str) and not range_.low <= value <= range_.high:
+        low, high = f"{range_.low:g}", f"{range_.high:g}"
+        span = f"at least {low}" if math.isinf(range_.high) else f"between {low} and {high}"
+        reader.problem(node, f'"{key}" must be {span}, not {shown(node)}')
+        return None
+    return value
+
+
+def _typed(node: yaml.ScalarNode, parameter: Parameter | None) -> tuple[Scalar | None, str]:
+    """(the value in the parameter's type, or None; what was expected)"""
+    if parameter is None:  # the method is unknown, which is a problem already; only NaN is looked for
+        number = _number(node)
+        return str(node.value) if number is None else number, "a value"
+    if parameter.choices:
+        return _choice(node, parameter), one_of([_word(choice) for choice in parameter.choices])
+    if parameter.kind is bool:
+        return _boolean(node), "true or false"
+    if parameter.kind is int:
+        return _whole(node), "a whole number"
+    if parameter.kind is float:
+        return _number(node), "a number"
+    return str(node.value) if node.tag.endswith(":str") else None, "a text"
+
+
+def _number(node: yaml.ScalarNode) -> float | None:
+    """A number as float; also where YAML 1.1 sees a text, as in 1e-3 and "0.5"."""
+    kind = node.tag.rpartition(":")[2]
+    if kind == "str":
+        try:
+            return float(node.value)
+        except ValueError:
+            return None
+    if kind == "int":
+        whole = as_integer(node)
+        try:
+            return math.inf if whole is None else float(whole)
+        except OverflowError:
+            return math.inf
+    return float(yaml.constructor.SafeConstructor().construct_yaml_float(node)) if kind == "float" else None
+
+
+def _whole(node: yaml.ScalarNode) -> int | None:
+    number = _number(node)
+    return None if number is None or not math.isfinite(number) or number != int(number) else int(number)
+
+
+def _boolean(node: yaml.ScalarNode) -> bool | None:
+    """true, false and their YAML 1.1 spellings, quoted or not; 1 and 0."""
+    number = _number(node)
+    if number is not None:
+        return bool(number) if number in (0, 1) else None
+    return _BOOLEANS.get(node.value.lower())
+
+
+def _choice(node: yaml.ScalarNode, parameter: Parameter) -> Scalar | None:
+    flag = _boolean(node)
+    if flag is not None and any(choice is flag for choice in parameter.choices):
+        return flag
+    return next((str(choice) for choice in parameter.choices if choice == node.value), None)
+
+
+def _word(choice: object) -> str:
+    return str(choice).lower() if isinstance(choice, bool) else f'"{choice}"'

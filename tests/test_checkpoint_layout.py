@@ -1,0 +1,424 @@
+"""Model directories: which files are read, what is refused, and that paths never leave the directory."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from merge.checkpoint import Checkpoint, open_checkpoint
+from merge.checkpoint.hub import wanted
+from merge.errors import CheckpointError
+from merge.recipe.model import ModelRef
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+def opened(path: Path | str) -> Checkpoint:
+    return open_checkpoint(ModelRef(str(path), str(path)))
+
+
+def refused(path: Path | str) -> str:
+    with pytest.raises(CheckpointError) as caught:
+        opened(path)
+    return str(caught.value)
+
+
+def save(path: Path, *names: str) -> None:
+    save_file({name: torch.ones(2, 3) for name in names}, str(path))
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A directory with config.json and no weights yet."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"model_type": "llama"}')
+    return folder
+
+
+def add_index(folder: Path, weight_map: Any, name: str = "model.safetensors.index.json") -> None:
+    (folder / name).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+
+
+# --- what is read ------------------------------------------------------------------------------------------------
+
+
+def test_a_single_file(model: Path) -> None:
+    save(model / "model.safetensors", "a", "b")
+    found = opened(model)
+    assert (found.path, found.revision, found.config) == (str(model), None, {"model_type": "llama"})
+    assert list(found.tensors) == ["a", "b"]
+    info = (model / "model.safetensors").stat()
+    (file,) = found.files
+    assert (file.path, file.size, file.mtime_ns) == (str(model / "model.safetensors"), info.st_size, info.st_mtime_ns)
+    assert found.notes == ()
+
+
+def test_paths_are_absolute(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(model / "model.safetensors", "a")
+    monkeypatch.chdir(model.parent)
+    assert opened("model").tensors["a"].file == str(model / "model.safetensors")
+
+
+def test_shards_with_an_index(model: Path) -> None:
+    save(model / "model-00001-of-00002.safetensors", "b")
+    save(model / "model-00002-of-00002.safetensors", "a")
+    save(model / "other.safetensors", "unused")
+    add_index(model, {"a": "model-00002-of-00002.safetensors", "b": "model-00001-of-00002.safetensors"})
+    found = opened(model)
+    assert list(found.tensors) == ["b", "a"]  # the files' order
+    assert [Path(file.path).name[:11] for file in found.files] == ["model-00001", "model-00002"]
+
+
+def test_shards_without_an_index(model: Path) -> None:
+    save(model / "model-00001-of-00002.safetensors", "a")
+    assert "expected 2 shards, found 1 (shard 00002 is not there)" in refused(model)
+    save(model / "model-00002-of-00002.safetensors", "b")
+    found = opened(model)
+    assert list(found.tensors) == ["a", "b"]
+    assert "all 2 shards" in found.notes[0]
+
+
+def test_the_only_safetensors_file_under_another_name(model: Path) -> None:
+    save(model / "weights.safetensors", "a")
+    assert list(opened(model).tensors) == ["a"]
+    save(model / "more.safetensors", "b")
+    assert "2 safetensors files (more.safetensors, weights.safetensors)" in refused(model)
+
+
+def test_safetensors_come_before_pickles(model: Path) -> None:
+    torch.save({"old": torch.ones(1)}, model / "pytorch_model.bin")
+    assert list(opened(model).tensors) == ["old"]
+    save(model / "model.safetensors", "new")
+    assert list(opened(model).tensors) == ["new"]
+
+
+def test_sharded_pickles(model: Path) -> None:
+    torch.save({"a": torch.ones(1)}, model / "pytorch_model-00001-of-00002.bin")
+    torch.save({"b": torch.ones(1)}, model / "pytorch_model-00002-of-00002.bin")
+    names = {"a": "pytorch_model-00001-of-00002.bin", "b": "pytorch_model-00002-of-00002.bin"}
+    add_index(model, names, "pytorch_model.bin.index.json")
+    assert list(opened(model).tensors) == ["a", "b"]
+    (model / "pytorch_model.bin.index.json").unlink()
+    assert list(opened(model).tensors) == ["a", "b"]
+
+
+def test_a_single_file_wins_over_an_index_and_that_is_said(model: Path) -> None:
+    save(model / "model.safetensors", "a")
+    add_index(model, {"b": "gone.safetensors"})
+    assert "model.safetensors is read" in opened(model).notes[0]
+
+
+# --- what is refused ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("names", "phrase"),
+    [
+        ((), "is empty"),
+        (("config.json", "notes.txt"), "has no weights in it, only config.json, notes.txt"),
+        (("adapter_config.json", "adapter_model.safetensors"), "is an adapter (adapter_config.json)"),
+        (("config.json", "model-q4.gguf"), "GGUF weights (model-q4.gguf). Convert"),
+        (("params.json", "consolidated.00.pth"), "own format (consolidated.00.pth). Convert"),
+        (("config.json", "tf_model.h5"), "no weights that can be read, only tf_model.h5"),
+    ],
+)
+def test_a_directory_without_weights_says_what_it_is(tmp_path: Path, names: tuple[str, ...], phrase: str) -> None:
+    for name in names:
+        (tmp_path / name).touch()
+    assert phrase in refused(tmp_path)
+
+
+def test_what_is_not_a_directory(tmp_path: Path) -> None:
+    assert "no such directory" in refused(tmp_path / "absent")
+    assert "not a hub id, which is ORG/NAME" in refused("absent")
+    (tmp_path / "file").touch()
+    assert "is a file. Name the directory" in refused(tmp_path / "file")
+
+
+def test_a_local_directory_has_no_revisions(model: Path) -> None:
+    with pytest.raises(CheckpointError, match='Remove "@main"'):
+        open_checkpoint(ModelRef("m@main", str(model), revision="main"))
+
+
+def test_an_adapter_is_not_dropped_silently(model: Path) -> None:
+    with pytest.raises(CheckpointError, match="Fold it into its base"):
+        open_checkpoint(ModelRef("m+a", str(model), adapter=ModelRef("a", "a")))
+
+
+@pytest.mark.parametrize(
+    ("text", "phrase"),
+    [(None, "no config.json"), ("[]", "expected a JSON object"), ("{", "not valid JSON"), ("\xff", "not valid JSON")],
+)
+def test_a_config_that_is_missing_or_damaged(model: Path, text: str | None, phrase: str) -> None:
+    save(model / "model.safetensors", "a")
+    (model / "config.json").unlink()
+    if text is not None:
+        (model / "config.json").write_bytes(text.encode("latin-1"))
+    assert phrase in refused(model)
+
+
+def test_an_index_that_names_a_missing_file(model: Path) -> None:
+    add_index(model, {"a": "model-00001-of-00001.safetensors"})
+    message = refused(model)
+    assert "model.safetensors.index.json: names model-00001-of-00001.safetensors, which is not there" in message
+
+
+@pytest.mark.parametrize("weight_map", [None, {}, [], {"a": 3}])
+def test_an_index_that_is_damaged(model: Path, weight_map: Any) -> None:
+    add_index(model, weight_map)
+    assert "model.safetensors.index.json" in refused(model)
+
+
+def test_an_index_with_a_tensor_twice(model: Path) -> None:
+    (model / "model.safetensors.index.json").write_text('{"weight_map": {"a": "x", "a": "y"}}')
+    assert '"a" is there twice' in refused(model)
+
+
+def test_an_index_that_does_not_agree_with_its_shards(model: Path) -> None:
+    one, two = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
+    save(model / one, "a", "b")
+    save(model / two, "c")
+    add_index(model, {"a": one, "b": one, "c": two, "d": two})
+    assert f"{two}: d: listed in model.safetensors.index.json but not in the file" in refused(model)
+    add_index(model, {"a": one, "c": two})
+    assert f"{one}: b: in the file but not listed" in refused(model)
+    add_index(model, {"a": one, "b": two, "c": two})
+    assert f"{one}: b: is in this file, but model.safetensors.index.json says {two}" in refused(model)
+    save(model / two, "c", "b")
+    assert "b: is in two files" in refused(model)
+
+
+def test_several_sets_of_shards(model: Path) -> None:
+    for name in ("a-00001-of-00001.safetensors", "b-00001-of-00001.safetensors"):
+        save(model / name, "x")
+    assert "several sets of shards" in refused(model)
+
+
+# --- paths never leave the directory -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["../out.safetensors", "sub/../../out.safetensors", "..\\out.safetensors"])
+def test_an_index_cannot_climb_out(model: Path, name: str) -> None:
+    save(model.parent / "out.safetensors", "a")
+    add_index(model, {"a": name})
+    assert "climbs out of the directory" in refused(model)
+
+
+@pytest.mark.parametrize("name", ["/etc/passwd", "C:\\x.safetensors", "\\\\host\\x", "", "a\0b"])
+def test_an_index_cannot_name_an_absolute_path(model: Path, name: str) -> None:
+    add_index(model, {"a": name})
+    assert "not a path inside the directory" in refused(model)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_a_link_cannot_lead_out(model: Path, name: str) -> None:
+    save(model / "model.safetensors", "a")
+    (model / name).rename(model.parent / "outside")
+    (model / name).symlink_to(model.parent / "outside")
+    message = refused(model)
+    assert "is a symbolic link to" in message
+    assert "outside the model's directory" in message
+
+
+def test_a_link_in_a_folder_cannot_lead_out(model: Path) -> None:
+    save(model.parent / "x.safetensors", "a")
+    (model / "sub").symlink_to(model.parent)
+    add_index(model, {"a": "sub/x.safetensors"})
+    assert "is a symbolic link to" in refused(model)
+
+
+def test_links_inside_the_directory_and_to_the_directory_are_fine(model: Path) -> None:
+    save(model / "real.safetensors", "a")
+    (model / "model.safetensors").symlink_to("real.safetensors")
+    (model.parent / "alias").symlink_to(model)
+    assert list(opened(model.parent / "alias").tensors) == ["a"]
+
+
+def test_a_side_file_that_leads_out_is_an_error(model: Path) -> None:
+    save(model / "model.safetensors", "a")
+    (model.parent / "secret").write_text("{}")
+    (model / "tokenizer.json").symlink_to(model.parent / "secret")
+    with pytest.raises(CheckpointError, match="symbolic link"):
+        opened(model).side_files()
+
+
+def test_a_broken_link_is_said(model: Path) -> None:
+    (model / "model.safetensors").symlink_to(model / "gone")
+    assert "links to a file that is not there" in refused(model)
+
+
+# --- side files --------------------------------------------------------------------------------------------------
+
+
+def test_side_files(model: Path) -> None:
+    save(model / "model.safetensors", "a")
+    (model / "chat_templates").mkdir()
+    names = ["tokenizer.json", "merges.txt", "chat_template.jinja", "chat_templates/a.jinja", "generation_config.json"]
+    for name in (*names, "modeling_custom.py", "chat_templates/evil.py", "README.md", "training_args.bin"):
+        (model / name).write_text("{}")
+    assert sorted(opened(model).side_files()) == sorted(names)
+
+
+# --- the hub -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The hub's cache, offline, with org/name in it, laid out as huggingface_hub does."""
+    from huggingface_hub import constants
+
+    folder = tmp_path / "hub"
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    repository = folder / "models--org--name"
+    snapshot = repository / "snapshots" / COMMIT
+    (repository / "blobs").mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (folder / "blobs" / "ab").mkdir(parents=True)
+    snapshot.mkdir(parents=True)
+    (repository / "refs" / "main").write_text(COMMIT)
+    (repository / "blobs" / "e1").write_text("{}")
+    save(folder / "blobs" / "ab" / "abcd", "a")  # shared between models, as huggingface_hub 2 does
+    (repository / "blobs" / "e2").symlink_to("../../blobs/ab/abcd")
+    for name, blob in (("config.json", "e1"), ("model.safetensors", "e2")):
+        (snapshot / name).symlink_to(f"../../blobs/{blob}")
+    return folder
+
+
+def test_a_hub_model_is_found_in_the_cache(cache: Path) -> None:
+    for revision in (None, "main", COMMIT):
+        found = open_checkpoint(ModelRef("org/name", "org/name", revision))
+        assert list(found.tensors) == ["a"]
+        assert found.revision == COMMIT
+        assert Path(found.path).name == COMMIT
+
+
+def test_a_snapshot_can_be_named_as_a_directory(cache: Path) -> None:
+    assert list(opened(cache / "models--org--name" / "snapshots" / COMMIT).tensors) == ["a"]
+
+
+def test_a_snapshot_cannot_lead_out_of_the_cache(cache: Path) -> None:
+    snapshot = cache / "models--org--name" / "snapshots" / COMMIT
+    (cache.parent / "outside").write_text("{}")
+    (snapshot / "config.json").unlink()
+    (snapshot / "config.json").symlink_to(cache.parent / "outside")
+    assert "is a symbolic link to" in refused(snapshot)
+
+
+def test_offline_and_not_in_the_cache_says_what_to_do(cache: Path) -> None:
+    message = refused("org/other")
+    assert "not a local directory" in message
+    assert "HF_HUB_OFFLINE is set" in message
+    assert "hf download org/other" in message
+
+
+def test_a_partial_cache_is_not_used(cache: Path) -> None:
+    (cache / "models--org--name" / "snapshots" / COMMIT / "model.safetensors").unlink()
+    assert "not complete in the Hugging Face cache" in refused("org/name")
+
+
+def hub_error(name: str) -> Exception:
+    """An error of the hub's, without the HTTP response that its constructor wants."""
+    from huggingface_hub import errors
+
+    kind: type[Exception] = getattr(errors, name)
+    return kind.__new__(kind)
+
+
+@pytest.mark.parametrize(
+    ("error", "phrase"),
+    [
+        ("GatedRepoError", "gated model"),
+        ("RepositoryNotFoundError", "not found on the hub"),
+        ("RevisionNotFoundError", "not the revision v9"),
+        (None, "the download failed (ConnectionError: no route)"),
+    ],
+)
+def test_online_failures_are_told_apart(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, error: str | None, phrase: str
+) -> None:
+    import huggingface_hub
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise hub_error(error) if error else ConnectionError("no route")
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", fail)
+    with pytest.raises(CheckpointError) as caught:
+        open_checkpoint(ModelRef("org/other@v9", "org/other", "v9"))
+    assert phrase in str(caught.value)
+    found = open_checkpoint(ModelRef("org/name", "org/name"))  # the cache is good enough, and that is said
+    assert "the hub gave no answer" in found.notes[0]
+    assert found.revision == COMMIT
+
+
+def test_what_is_there_is_downloaded_at_the_resolved_commit(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+    from huggingface_hub.hf_api import ModelInfo
+
+    asked = []
+
+    def download(repository: str, **options: Any) -> str:
+        asked.append((repository, options))
+        return str(cache / "models--org--name" / "snapshots" / COMMIT)
+
+    files = [{"rfilename": name} for name in ("config.json", "model.safetensors", "pytorch_model.bin", "evil.py")]
+    info = ModelInfo(id="org/name", sha=COMMIT, siblings=files)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *_, **__: info)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    found = open_checkpoint(ModelRef("org/name@main", "org/name", "main"))
+    assert found.revision == COMMIT
+    assert asked == [("org/name", {"revision": COMMIT, "allow_patterns": ["config.json", "model.safetensors"]})]
+
+
+def test_opening_a_local_model_imports_nothing_heavy(model: Path) -> None:
+    save(model / "model.safetensors", "a")
+    torch.save({"a": torch.ones(1)}, model / "x.bin")
+    code = (
+        "import sys; from merge.checkpoint import open_checkpoint; from merge.recipe.model import ModelRef; "
+        "from merge.checkpoint.pickle_file import read_pickle; from merge.checkpoint.reader import SourceReader; "
+        f"open_checkpoint(ModelRef('m', {str(model)!r})); read_pickle({str(model / 'x.bin')!r}); "
+        "print([name for name in ('torch', 'transformers', 'huggingface_hub', 'numba') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_only_what_a_merge_needs_is_downloaded() -> None:
+    names = ["README.md", "config.json", "tokenizer.json", "modeling_x.py", "onnx/model.onnx", "pytorch_model.bin"]
+    assert wanted(names) == ["config.json", "tokenizer.json", "pytorch_model.bin"]
+    shards = ["model-00001-of-00001.safetensors", "model.safetensors.index.json", "consolidated.safetensors"]
+    assert wanted([*names, *shards]) == ["config.json", "tokenizer.json", *shards[:2]]
+    assert wanted(["model.safetensors", "x/model.safetensors", "model.fp16.safetensors"]) == ["model.safetensors"]
+
+
+def test_seventy_billion_parameters_are_opened_quickly(model: Path) -> None:
+    """723 tensors in 30 shards, without a byte of data on the disk."""
+    import time
+
+    weight_map = {}
+    for shard in range(30):
+        name = f"model-{shard + 1:05d}-of-00030.safetensors"
+        header = {}
+        for i in range(24):
+            tensor = f"model.layers.{shard}.part.{i}.weight"
+            header[tensor] = {"dtype": "BF16", "shape": [8192, 8192], "data_offsets": [i * 2**27, (i + 1) * 2**27]}
+            weight_map[tensor] = name
+        text = json.dumps(header).encode()
+        (model / name).write_bytes(struct.pack("<Q", len(text)) + text)
+        os.truncate(model / name, 8 + len(text) + 24 * 2**27)
+    add_index(model, weight_map)
+    begin = time.perf_counter()
+    assert len(opened(model).tensors) == 720
+    assert time.perf_counter() - begin < 1  # about 0.03 s; a busy machine may take longer
