@@ -95,6 +95,8 @@ MALFORMED: dict[str, tuple[Any, bytes, tuple[str, ...]]] = {
     ),
     "shape overflows": ({"a": entry(shape=[2**40, 2**40])}, bytes(8), ("a: shape", "overflows")),
     "size overflows": ({"a": entry(shape=[2**70])}, bytes(8), ("a: shape", "overflows")),
+    "three hundred sizes": ({"a": entry(shape=[2**62] * 300)}, bytes(8), ("a: shape [4611", "...", "overflows")),
+    "megabytes for offsets": ({"a": entry(offsets=[0] * 10**6)}, bytes(8), ("two integers, found [0, 0", "...")),
     "one offset": ({"a": entry(offsets=[0])}, bytes(8), ("a: data_offsets", "two integers", "[0]")),
     "offsets of text": ({"a": entry(offsets=["0", "8"])}, bytes(8), ("a: data_offsets", "two integers")),
     "negative offsets": ({"a": entry(offsets=[-8, 0])}, bytes(8), ("a: data_offsets", "negative")),

@@ -99,7 +99,8 @@ class _ZipPlaces:
                 f"{self._path}: the record {name} is compressed or encrypted; expected stored. "
                 "Save the model with torch.save."
             )
-        self._file.seek(entry.header_offset)
+        is_there = 0 <= entry.header_offset < self._size
+        self._file.seek(entry.header_offset if is_there else self._size)
         local = self._file.read(30)
         if len(local) < 30 or local[:4] != b"PK\x03\x04":
             raise CheckpointError(f"{self._path}: the record {name} is not where the zip says. {_AGAIN}")

@@ -42,9 +42,11 @@ def read_header(path: str) -> tuple[list[TensorRef], dict[str, str]]:
         ref = TensorRef(path, name, dtype, shape, data_start + begin)
         expected = math.prod(shape) * DTYPES[dtype].itemsize
         if expected > _MAX_BYTES:
-            raise _wrong(path, name, f"shape {list(shape)} of {dtype} overflows: {expected:,} bytes")
+            raise _wrong(path, name, f"shape {_short(list(shape))} of {dtype} overflows: more bytes than any file has")
         if end - begin != expected:
-            raise _wrong(path, name, f"{dtype} {list(shape)}: expected {expected:,} bytes, found {end - begin:,}")
+            raise _wrong(
+                path, name, f"{dtype} {_short(list(shape))}: expected {expected:,} bytes, found {end - begin:,}"
+            )
         refs.append(ref)
     _check_cover(path, [(begin, end, name) for begin, end, name, _ in found], file_size - data_start)
     return refs, metadata
@@ -124,15 +126,15 @@ def _metadata(path: str, metadata: Any) -> dict[str, str]:
 
 def _offsets(path: str, name: str, info: Any) -> tuple[int, int]:
     if not isinstance(info, dict):
-        raise _wrong(path, name, f"expected an object with dtype, shape and data_offsets, found {info!r}")
+        raise _wrong(path, name, f"expected an object with dtype, shape and data_offsets, found {_short(info)}")
     offsets = info.get("data_offsets")
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(type(offset) is int for offset in offsets):
-        raise _wrong(path, name, f"data_offsets: expected two integers, found {offsets!r}")
+        raise _wrong(path, name, f"data_offsets: expected two integers, found {_short(offsets)}")
     begin, end = offsets
     if begin < 0 or end > _MAX_BYTES:
-        raise _wrong(path, name, f"data_offsets [{begin}, {end}] are negative or too large for any file")
+        raise _wrong(path, name, f"data_offsets {_short(offsets)} are negative or too large for any file")
     if end < begin:
-        raise _wrong(path, name, f"data_offsets decrease from {begin:,} to {end:,}")
+        raise _wrong(path, name, f"data_offsets decrease from {_short(begin)} to {_short(end)}")
     return begin, end
 
 
@@ -146,16 +148,17 @@ def _dtype(path: str, name: str, info: dict[str, Any]) -> str:
             "Dequantise the model first, or name the original."
         )
     raise CheckpointError(
-        f"{path}: {name}: unknown dtype {dtype!r}. Known: {', '.join(DTYPES)}. Convert the tensor, or download again."
+        f"{path}: {name}: unknown dtype {_short(dtype)}. Known: {', '.join(DTYPES)}. Convert the tensor, or download "
+        "the file again."
     )
 
 
 def _shape(path: str, name: str, info: dict[str, Any]) -> tuple[int, ...]:
     shape = info.get("shape")
     if not isinstance(shape, list) or not all(type(size) is int and size >= 0 for size in shape):
-        raise _wrong(path, name, f"shape: expected a list of integers that are not negative, found {shape!r}")
+        raise _wrong(path, name, f"shape: expected a list of integers that are not negative, found {_short(shape)}")
     if any(size > _MAX_BYTES for size in shape):
-        raise _wrong(path, name, f"shape {shape} overflows")
+        raise _wrong(path, name, f"shape {_short(shape)} overflows")
     return tuple(shape)
 
 
@@ -177,6 +180,12 @@ def _check_cover(path: str, spans: list[tuple[int, int, str]], data_size: int) -
         place, before = end, name
     if place < data_size:
         raise CheckpointError(f"{path}: {data_size - place:,} trailing bytes after the last tensor, {before}. {_AGAIN}")
+
+
+def _short(value: Any) -> str:
+    """For messages: a damaged header can hold megabytes in place of a number."""
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:100]}..."
 
 
 def _wrong(path: str, name: str, what: str) -> CheckpointError:

@@ -184,6 +184,10 @@ def _plain_key(key: Any) -> Any:
     # A tuple as a key would be hashed, which a few hundred bytes of nested tuples can make last for ever.
     if not isinstance(key, (str, int, float, bytes)) and key is not None:
         raise NotWeightsError(f"a dictionary with a {type(key).__name__} as key; expected names")
+    if isinstance(key, str):
+        key.encode()  # half a surrogate pair, which pickles can hold, cannot be written again
+    if isinstance(key, int) and abs(key) >= 2**63:
+        raise NotWeightsError("a dictionary with a number of more than 64 bits as key; expected names")
     return key
 
 

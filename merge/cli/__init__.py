@@ -59,7 +59,7 @@ def main() -> None:
     from merge.errors import MergeError
 
     try:
-        code = cli(standalone_mode=False)
+        code = cli(prog_name="merge", standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
     except MergeError as error:
         click.echo(f"merge: {error}", err=True)

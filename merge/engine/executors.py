@@ -12,6 +12,7 @@ from merge.checkpoint.reader import SourceReader
 from merge.dtypes import DTYPES
 from merge.engine.crew import Crew
 from merge.engine.emit import Emitter
+from merge.engine.memory import Budget, needs_float64, runs_in_torch
 from merge.engine.tensor import Buffers, StepTensor
 from merge.errors import NumbersError
 from merge.kernels.protocol import Block
@@ -24,15 +25,16 @@ class Context:
     """What every step of a run shares."""
 
     def __init__(
-        self, plan: Plan, reader: SourceReader, crew: Crew, out: OutputDirectory, device: str, block_chunks: int
+        self, plan: Plan, reader: SourceReader, crew: Crew, out: OutputDirectory, device: str, budget: Budget
     ) -> None:
-        self.plan, self.reader, self.crew, self.out = plan, reader, crew, out
-        self.device, self.block_chunks = device, block_chunks
+        self.plan, self.reader, self.crew, self.out, self.device = plan, reader, crew, out, device
+        self.block_chunks, self._cache_bytes = budget.block_chunks, budget.cache_bytes
         self.buffers = Buffers()
         self.private: dict[int, dict[str, Any]] = {}  # results of passes over the whole model, by step
 
-    def tensor(self, step: Step) -> StepTensor:
-        return StepTensor(step, self.reader, self.crew, self.buffers)
+    def tensor(self, step: Step, n_passes: int = 1) -> StepTensor:
+        """The step's sources; kept in memory, as far as the budget goes, if there will be several passes."""
+        return StepTensor(step, self.reader, self.crew, self.buffers, self._cache_bytes if n_passes > 1 else 0)
 
 
 Executor = Callable[[Context, int, Step], dict[str, Any]]
@@ -42,14 +44,7 @@ def executor(step: Step, device: str) -> Executor:
     """Chooses: copies are copied, the CPU runs fused kernels where a method has them, all else is torch."""
     if step.method == "copy":
         return run_copy
-    method = method_of(step)
-    if device == "cpu" and method.fused and not needs_float64(step):
-        return run_fused
-    return run_torch
-
-
-def needs_float64(step: Step) -> bool:
-    return any(source.dtype == "F64" for source in step.sources)
+    return run_torch if runs_in_torch(step, device) else run_fused
 
 
 def method_of(step: Step) -> Method:
@@ -76,21 +71,21 @@ def random_key(seed: int, tensor_name: str, model: int) -> int:
 
 def run_copy(context: Context, index: int, step: Step) -> dict[str, Any]:
     """Bytes pass through; where there are several inputs (integers, masks) they must agree."""
-    itemsize = DTYPES[step.dtype].itemsize
+    storage = np.dtype(DTYPES[step.dtype].numpy_name)
     first, *others = step.inputs
     emitter = Emitter(step, context.out, context.buffers)
     tensor = context.tensor(step)
 
     def copy(state: None, span: tuple[int, int]) -> None:
         start, stop = tensor.chunks.span(*span)
-        data = context.buffers.encoded((stop - start) * itemsize, np.dtype(np.uint8))
+        data = context.buffers.encoded(stop - start, storage)
         context.reader.read_into(first, start, data)
         for place, other in enumerate(others, 1):
-            theirs = context.buffers.stored((stop - start) * itemsize, np.dtype(np.uint8))
+            theirs = context.buffers.stored(stop - start, storage)
             context.reader.read_into(other, start, theirs)
-            if not np.array_equal(data, theirs):
+            if not np.array_equal(data.view(np.uint8), theirs.view(np.uint8)):
                 raise _disagree(context.plan, step, place)
-        emitter.put_stored(start, data.view(DTYPES[step.dtype].numpy_name))
+        emitter.put_stored(start, data)
 
     context.crew.fold(lambda: None, copy, tensor.blocks(context.block_chunks))
     record = emitter.record([], [])
@@ -110,7 +105,7 @@ def run_fused(context: Context, index: int, step: Step) -> dict[str, Any]:
     """The numba way: statistics passes, then one pass that combines, rounds, digests and writes."""
     fused = method_of(step).load_fused()
     assert fused is not None
-    tensor = context.tensor(step)
+    tensor = context.tensor(step, n_passes=2 if method_of(step).locality == "tensor" else 1)
     emitter = Emitter(step, context.out, context.buffers)
     combine = fused(tensor, **arguments(context, index, step))
 

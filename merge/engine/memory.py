@@ -1,7 +1,8 @@
-"""How much memory a run takes, and how a budget is kept: fewer chunks in a block, then fewer threads.
+"""How much memory a run takes, and how a budget is kept.
 
 Resident memory is the interpreter with its libraries, plus for each thread the blocks of every source, the float32
-result and its encoding. It does not depend on the size of tensors, shards or models.
+result and its encoding; it does not depend on the size of shards or models. Methods that pass over a tensor several
+times may keep its sources in memory between passes, as far as the budget allows; without, they read them again.
 """
 
 from __future__ import annotations
@@ -12,61 +13,83 @@ from dataclasses import dataclass
 from merge.chunks import Chunks
 from merge.dtypes import DTYPES
 from merge.errors import UsageError
+from merge.methods import get_method
 from merge.plan import Plan, Step
 
 # Measured: python, numpy, numba with compiled kernels, the plan of a 1B model. With torch: `import torch` on top.
 INTERPRETER = 170 << 20
 TORCH = 330 << 20
+CACHE = 384 << 20  # of all threads, unless --max-ram says less
 _SELECTION = 3 * (1 << 14) * 8 + (1 << 16) * 8  # histograms of one model on one thread, see kernels/selection.py
-_DEFAULT_BLOCK_CHUNKS = 1
 
 
 @dataclass(frozen=True)
 class Budget:
     threads: int
     block_chunks: int
+    cache_bytes: int  # for each thread
     peak: int  # predicted resident bytes
 
 
 def budget(
     plan: Plan, threads: int | None, max_ram: int | None, device: str = "cpu", block_chunks: int | None = None
 ) -> Budget:
-    """Threads and block size for a run.
+    """Threads, block size and cache for a run.
 
     Raises:
         UsageError: if even one thread with the smallest blocks does not fit max_ram.
     """
-    threads = threads or _processors()
-    chunks = block_chunks or _DEFAULT_BLOCK_CHUNKS
-    peak = predicted_peak(plan, threads, chunks, device)
-    while max_ram is not None and peak > max_ram and (chunks > 1 or threads > 1):
+    threads, chunks = threads or _processors(), block_chunks or 1
+    least = predicted_peak(plan, threads, chunks, device)
+    while max_ram is not None and least > max_ram and (chunks > 1 or threads > 1):
         chunks, threads = (chunks // 2, threads) if chunks > 1 else (chunks, threads - 1)
-        peak = predicted_peak(plan, threads, chunks, device)
-    if max_ram is not None and peak > max_ram:
-        raise UsageError(f"--max-ram {max_ram >> 20} MiB is too little: this merge needs {peak >> 20} MiB with one thread.")
-    return Budget(threads, chunks, peak)
+        least = predicted_peak(plan, threads, chunks, device)
+    if max_ram is not None and least > max_ram:
+        needed = -(-least >> 20) + 1
+        raise UsageError(f"--max-ram {max_ram >> 20}MiB is too little: this merge needs {needed}MiB with one thread.")
+    room = CACHE if max_ram is None else min(CACHE, max_ram - least)
+    used = min(room // threads, max((_kept_bytes(step) for step in plan.steps), default=0))
+    return Budget(threads, chunks, room // threads, least + threads * used)
 
 
 def predicted_peak(plan: Plan, threads: int, block_chunks: int, device: str = "cpu") -> int:
-    """Bytes of resident memory at the most."""
-    from merge.engine.executors import executor, run_torch
-
+    """Bytes of resident memory at the most, without a cache."""
     per_thread = torch = 0
     for step in plan.steps:
-        if executor(step, device) is run_torch:
+        if step.method != "copy" and runs_in_torch(step, device):
             # float32 inputs, task vectors and temporaries of the definition
             torch = max(torch, step.size * 4 * (3 * len(step.sources) + 4))
         per_thread = max(per_thread, _block_bytes(step, block_chunks))
     return INTERPRETER + (TORCH if torch else 0) + threads * (per_thread + torch)
 
 
+def runs_in_torch(step: Step, device: str) -> bool:
+    """Whether a step runs by its torch definition: on a GPU, without a kernel, and for float64."""
+    method = get_method(step.method)
+    return device != "cpu" or method is None or method.fused is None or needs_float64(step)
+
+
+def needs_float64(step: Step) -> bool:
+    return any(source.dtype == "F64" for source in step.sources)
+
+
 def _block_bytes(step: Step, block_chunks: int) -> int:
     chunks = Chunks.of(step.shape)
     n = min(chunks.size, chunks.length * block_chunks)
     widest = max(DTYPES[source.dtype].itemsize for source in step.sources)
+    return n * (_raw_bytes(step) + 4 + widest + DTYPES[step.dtype].itemsize) + len(step.inputs) * _SELECTION
+
+
+def _raw_bytes(step: Step) -> int:
+    """Bytes for one element of all sources, as kernels read them."""
     direct = all(source.dtype == "BF16" and source.scale is None for source in step.sources)
-    inputs = len(step.sources) * n * (2 if direct else max(4, widest))
-    return inputs + n * (4 + widest + DTYPES[step.dtype].itemsize) + len(step.inputs) * _SELECTION
+    return len(step.sources) * (2 if direct else 8 if needs_float64(step) else 4)
+
+
+def _kept_bytes(step: Step) -> int:
+    method = get_method(step.method)
+    several = method is not None and method.locality == "tensor"
+    return step.size * _raw_bytes(step) if several else 0
 
 
 def _processors() -> int:

@@ -1,39 +1,19 @@
-"""Checks that need a few tensor bytes or the disk, made before the work starts: is the base the base, is there room."""
+"""Checks that need a few tensor bytes, made before the work starts: is the base the base, are there task vectors."""
 
 from __future__ import annotations
 
-import os
-import shutil
 import statistics
-from pathlib import Path
 
 import numpy as np
 
 from merge.engine.executors import Context
 from merge.engine.tensor import StepTensor
-from merge.errors import NumbersError, OutputError
+from merge.errors import NumbersError
 from merge.kernels.elementwise import difference_sums
-from merge.plan import Plan, Step
+from merge.plan import Step
 
 _UNRELATED = 0.9  # median of ‖d‖/‖b‖ from which a base is plainly not the base; fine-tunes lie below 0.2
 _MIN_ELEMENTS = 1024  # norms of biases and layer norms say little
-
-
-def check_space(plan: Plan, out: Path) -> None:
-    """Raises OutputError if the disk cannot hold the result; a partial result that is there already counts as room."""
-    place = out.absolute().parent
-    while not place.exists():
-        place = place.parent
-    if not os.access(place, os.W_OK):
-        raise OutputError(f"{place} is not writable. Choose another --out.")
-    partial = out.with_name(out.name + ".partial")
-    have = sum(file.stat().st_blocks * 512 for file in partial.glob("*.safetensors")) if partial.is_dir() else 0
-    free = shutil.disk_usage(place).free
-    if free + have < plan.bytes_written:
-        raise OutputError(
-            f"{place}: the disk has {free:,} bytes free, the result needs {plan.bytes_written - have:,}. "
-            "Make room, or choose another --out."
-        )
 
 
 def check_models(context: Context) -> None:

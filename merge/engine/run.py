@@ -18,8 +18,9 @@ from merge.checkpoint.reader import SourceReader
 from merge.engine import memory
 from merge.engine.crew import Crew
 from merge.engine.executors import Context, executor, method_of
-from merge.engine.preflight import check_models, check_space
+from merge.engine.preflight import check_models
 from merge.engine.resume import still_good
+from merge.engine.space import check_space
 from merge.errors import NumbersError
 from merge.output.manifest import MANIFEST, manifest_bytes, side_file_bytes
 from merge.output.writer import OutputDirectory
@@ -73,7 +74,7 @@ def run_plan(
     files = [file for model in plan.models for file in model.files]
     with SourceReader(files) as reader, OutputDirectory(plan, Path(out), force) as directory:
         crew = Crew(budget.threads)
-        context = Context(plan, reader, crew, directory, device, budget.block_chunks)
+        context = Context(plan, reader, crew, directory, device, budget)
         tick = _ticker(context, progress)
         check_models(context)
         resumed = still_good(context, tick)

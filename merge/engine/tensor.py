@@ -30,7 +30,9 @@ class StepTensor:
     While a block is in cache for the first time its digest is taken and its non-finite values are counted.
     """
 
-    def __init__(self, step: Step, reader: SourceReader, crew: Crew, buffers: Buffers) -> None:
+    def __init__(
+        self, step: Step, reader: SourceReader, crew: Crew, buffers: Buffers, cache_bytes: int = 0
+    ) -> None:
         self.step = step
         self.sources: tuple[TensorRef, ...] = step.sources
         self.chunks = Chunks.of(step.shape)
@@ -39,11 +41,22 @@ class StepTensor:
         self.raw_dtype = _common_dtype(self.sources)
         self._digests: list[list[bytes]] = [[b""] * self.n_chunks for _ in self.sources]
         self._nonfinite = np.zeros((len(self.sources), max(1, self.n_chunks)), np.int64)
+        self._kept: npt.NDArray[Any] | None = None  # all chunks, where they fit; else every pass reads them again
+        self._is_kept = [False] * self.n_chunks
+        if self.n_chunks > 1 and self.size * len(self.sources) * self.raw_dtype.itemsize <= cache_bytes:
+            self._kept = buffers.kept(self.size * len(self.sources), self.raw_dtype)
 
     def load(self, first: int, n: int = 1) -> Block:
         """Chunks first .. first + n of every source, in this thread's buffer (valid until the thread's next load)."""
         start, stop = self.chunks.span(first, n)
-        raw = self._buffers.raw(len(self.sources), stop - start, self.raw_dtype)
+        n_sources = len(self.sources)
+        if self._kept is None or n > 1:
+            raw = self._buffers.raw(n_sources, stop - start, self.raw_dtype)
+        else:
+            raw = self._kept[start * n_sources : stop * n_sources].reshape(n_sources, stop - start)
+            if self._is_kept[first]:
+                return Block(start, raw)
+            self._is_kept[first] = True
         for row, source in enumerate(self.sources):
             self._load_source(row, source, start, raw[row], first)
         return Block(start, raw)
@@ -137,6 +150,10 @@ class Buffers:
         """(n_sources, length), rows contiguous"""
         flat = self._array("raw", n_sources * length * dtype.itemsize).view(dtype)
         return flat.reshape(n_sources, length)
+
+    def kept(self, length: int, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+        """Room for the whole of one step's sources; the thread that owns the step lends it to its helpers."""
+        return self._array("kept", length * dtype.itemsize).view(dtype)
 
     def stored(self, length: int, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
         return self._array("stored", length * dtype.itemsize).view(dtype)

@@ -15,8 +15,8 @@ from merge.kernels.bits import as_f32, kernel, magnitude_bits, sign_bits, to_bf1
 
 LANES = 16  # partial sums that LLVM can keep in vector registers; part of the result's definition
 _INFINITY = 0x7F800000
-# (exponent bits, mantissa bits, largest finite magnitude as float32) of the formats that are rounded by `_to_small`
-_SMALL = {"F16": (5, 10, 65504.0, 0x7C00, 0x7E00), "F8_E4M3": (4, 3, 448.0, 0x7F, 0x7F), "F8_E5M2": (5, 2, 57344.0, 0x7C, 0x7F)}
+# Formats that `_to_small` rounds to: mantissa bits, exponent bias, codes of the largest finite value, of infinity, of NaN.
+_SMALL = {"F16": (10, 15, 0x7BFF, 0x7C00, 0x7E00), "F8_E4M3": (3, 7, 0x7E, 0x7F, 0x7F), "F8_E5M2": (2, 15, 0x7B, 0x7C, 0x7F)}
 
 
 def encode(values: npt.NDArray[np.float32], dtype: str, out: npt.NDArray[Any]) -> tuple[int, int, float, float]:
@@ -37,7 +37,7 @@ def encode(values: npt.NDArray[np.float32], dtype: str, out: npt.NDArray[Any]) -
     if dtype == "BF16":
         overflow = _to_bf16(values, out) - nonfinite
     elif dtype in _SMALL:
-        overflow = _to_small(values, out, *_SMALL[dtype]) - nonfinite
+        overflow = _to_small(values, out.view(f"u{out.itemsize}"), *_SMALL[dtype]) - nonfinite
     else:
         assert DTYPES[dtype].is_float
         out[:] = values
@@ -101,29 +101,28 @@ def _to_bf16(values: Any, out: Any) -> Any:
 
 
 @kernel
-def _to_small(values: Any, out: Any, exponent_bits: int, mantissa_bits: int, top: float, infinity: int, nan: int) -> Any:
+def _to_small(values: Any, out: Any, mantissa_bits: int, bias: int, largest: int, infinity: int, nan: int) -> Any:
     """Rounds into a format of 8 or 16 bits, subnormals included; returns how many results are not finite.
 
-    Every format's finite values are multiples of a power of two at their magnitude, so float64 arithmetic rounds exactly:
-    adding and subtracting 2^52 times the spacing rounds to nearest even.
+    A normal result is float32's bits with the exponent moved, rounded at the last mantissa bit kept; a carry moves into the
+    exponent as it should. A subnormal one is a whole number of smallest steps: adding 2^23 steps leaves that number, rounded,
+    in the low bits.
     """
     count = 0
-    bias = (1 << (exponent_bits - 1)) - 1
+    drop = 23 - mantissa_bits
+    moved = (127 - bias) << mantissa_bits
+    least_normal = (128 - bias) << 23
+    steps = np.float32(2.0 ** (24 - bias - mantissa_bits))
+    steps_bits = np.int64(magnitude_bits(steps))
+    sign_shift = 31 - (15 if mantissa_bits == 10 else 7)
     for i in range(values.shape[0]):
-        value = np.float64(values[i])
-        sign = np.int64(sign_bits(values[i]) >> np.uint32(31)) << (exponent_bits + mantissa_bits)
-        magnitude = abs(value)
-        exponent = max(np.int64(magnitude_bits(values[i]) >> np.uint32(23)) - 127, 1 - bias)
-        spacing = 2.0 ** np.float64(exponent - mantissa_bits)
-        steps = np.int64(0)
-        if magnitude <= 2.0 * top:
-            steps = np.int64(np.rint(magnitude / spacing))
-        code = steps + ((exponent - (1 - bias)) << mantissa_bits)
-        if magnitude != magnitude:
-            code = np.int64(nan)
-            count += 1
-        elif magnitude > 2.0 * top or np.float64(steps) * spacing > top:
-            code = np.int64(infinity)
-            count += 1
-        out[i] = code | sign
+        magnitude = np.int64(magnitude_bits(values[i]))
+        normal = ((magnitude + (1 << (drop - 1)) - 1 + ((magnitude >> drop) & 1)) >> drop) - moved
+        subnormal = np.int64(magnitude_bits(np.float32(abs(values[i]) + steps))) - steps_bits
+        code = normal if magnitude >= least_normal else subnormal
+        finite = code <= largest
+        code = code if finite else infinity
+        code = code if magnitude <= _INFINITY else nan
+        count += not finite
+        out[i] = code | (np.int64(sign_bits(values[i])) >> sign_shift)
     return count

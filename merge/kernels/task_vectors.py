@@ -150,7 +150,8 @@ def _pieces(block: Block, cuts: list[int]) -> Iterator[Block]:
     end = block.start + block.raw.shape[1]
     edges = [block.start, *sorted({cut for cut in cuts if block.start < cut < end}), end]
     for start, stop in zip(edges, edges[1:], strict=False):
-        yield Block(start, block.raw[:, start - block.start : stop - block.start])
+        # Few blocks are cut; a copy keeps them of the layout that the kernels are compiled for.
+        yield Block(start, np.ascontiguousarray(block.raw[:, start - block.start : stop - block.start]))
 
 
 def _pieces_of_trimmed(block: Block, thresholds: list[Threshold]) -> Iterator[tuple[Block, Any]]:

@@ -8,6 +8,7 @@ The function is the textbook definition in torch. Neither torch nor numba is imp
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
 import pkgutil
@@ -176,14 +177,21 @@ def _parameter(parameter: inspect.Parameter, hint: Any) -> Parameter:
 
 
 def all_methods() -> dict[str, Method]:
-    """Every method, by name, in alphabetical order. Each file of merge/methods that is not this one is a method."""
+    """Every method, by name, in alphabetical order."""
+    _import_methods()
+    return dict(sorted(_METHODS.items()))
+
+
+@functools.cache
+def _import_methods() -> None:
+    """Each file of merge/methods that is not this one is a method."""
     import merge.methods as package
 
     for module in pkgutil.iter_modules(package.__path__):
         if module.name != "registry":
             importlib.import_module(f"merge.methods.{module.name}")
-    return dict(sorted(_METHODS.items()))
 
 
 def get_method(name: str) -> Method | None:
-    return all_methods().get(name)
+    _import_methods()
+    return _METHODS.get(name)

@@ -97,9 +97,7 @@ class OutputDirectory:
         path = self.partial / name
         flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0) | (0 if keep else os.O_TRUNC)
         fd = os.open(path, flags, 0o644)
-        if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(fd, 0, size)  # a full disk is found now and not after an hour
-        os.truncate(fd, size)
+        os.truncate(fd, size)  # not fallocate: it makes the later writes several times dearer
         _write_all(fd, len(header).to_bytes(8, "little") + header.encode("ascii"), 0)
         return fd
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from merge.architecture import Stack, find_stacks, is_embedding, is_head, main_stack, says_tied
+from merge.architecture import Stack, find_stacks, is_embedding, is_head, is_input_side, main_stack, says_tied
 from merge.checkpoint import Checkpoint, open_checkpoint
 from merge.errors import CheckpointError, Problem, RecipeError
 from merge.plan import SourceModel, TensorRef
@@ -69,8 +69,15 @@ class Inputs:
         return all(model.tied for model in self.all)
 
     def names(self) -> list[str]:
-        """The union of the inputs' tensors: the donor's order, then what only others have."""
-        return list(dict.fromkeys(name for model in self.all for name in model.tensors))
+        """The union of the inputs' tensors, in the order of the computation: embeddings, layers by number, the rest."""
+        union = dict.fromkeys(name for model in self.all for name in model.tensors)
+        return sorted(union, key=self._rank)  # stable: else the donor's order, then what only others have
+
+    def _rank(self, name: str) -> tuple[int, int]:
+        for stack in self.donor.stacks:
+            if (found := stack.layer(name)) is not None:
+                return 1, found[0]
+        return (0, 0) if is_input_side(name) else (2, 0)
 
     def _align(self, donor: Checkpoint, other: Checkpoint) -> dict[str, TensorRef]:
         """The other model's tensors under the donor's names, where one prefix makes the difference."""

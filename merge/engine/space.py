@@ -1,0 +1,37 @@
+"""Room on the disk, known before the work starts."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from merge.errors import OutputError
+from merge.plan import Plan
+
+
+def _existing_parent(out: Path) -> Path:
+    place = out.absolute().parent
+    while not place.exists():
+        place = place.parent
+    return place
+
+
+def bytes_free(out: Path) -> int:
+    """Bytes free where `out` would be made, those that its unfinished partial result holds already included."""
+    partial = out.with_name(out.name + ".partial")
+    held = sum(file.stat().st_blocks * 512 for file in partial.glob("*.safetensors")) if partial.is_dir() else 0
+    return shutil.disk_usage(_existing_parent(out)).free + held
+
+
+def check_space(plan: Plan, out: Path) -> None:
+    """Raises OutputError if the disk cannot hold the result, or may not be written to."""
+    place = _existing_parent(out)
+    if not place.is_dir() or not os.access(place, os.W_OK):
+        raise OutputError(f"{place} is not a directory that can be written to. Choose another --out.")
+    free = bytes_free(out)
+    if free < plan.bytes_written:
+        raise OutputError(
+            f"{place}: the result needs {plan.bytes_written:,} bytes, the disk has {free:,} free. "
+            "Make room, or choose another --out."
+        )
