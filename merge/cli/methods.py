@@ -20,7 +20,9 @@ def command(name: str | None, as_json: bool) -> None:
     methods = all_methods()
     if name is not None and name not in methods:
         near = nearest(name, list(methods))
-        raise UsageError(f'unknown method "{name}"' + (f'; did you mean "{near}"?' if near else f"; known: {', '.join(methods)}"))
+        raise UsageError(
+            f'unknown method "{name}"' + (f'; did you mean "{near}"?' if near else f"; known: {', '.join(methods)}")
+        )
     if as_json:
         chosen = [methods[name]] if name else list(methods.values())
         click.echo(json.dumps([_as_dict(method) for method in chosen], indent=2))
@@ -91,7 +93,9 @@ def _explain(method: Any) -> None:
     for p in method.parameters:
         kind = " | ".join(str(choice).lower() for choice in p.choices) or p.kind.__name__
         if p.range:
-            kind += f" >= {p.range.low:g}" if p.range.high == float("inf") else f" in [{p.range.low:g}, {p.range.high:g}]"
+            kind += (
+                f" >= {p.range.low:g}" if p.range.high == float("inf") else f" in [{p.range.low:g}, {p.range.high:g}]"
+            )
         default = "required" if p.required else "none" if p.default is None else str(p.default).lower()
         table.add_row(p.name, "each model" if p.per_model else "the merge", Text(kind), default, p.doc)
     console.print(table)

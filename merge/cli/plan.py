@@ -24,7 +24,9 @@ Examples:
   merge plan recipe.yaml --json > plan.json""",
 )
 @click.argument("recipe")
-@click.option("-o", "--out", type=click.Path(path_type=Path), help="Where it would be written.  [default: ./merged/NAME]")
+@click.option(
+    "-o", "--out", type=click.Path(path_type=Path), help="Where it would be written.  [default: ./merged/NAME]"
+)
 @click.option("--tensors", is_flag=True, help="One line for each tensor, with its resolved parameters.")
 @click.option("--threads", type=click.IntRange(1), help="Worker threads.  [default: all processors]")
 @click.option("--max-ram", type=Size(), help="Memory to stay within, e.g. 1GiB.")
@@ -132,7 +134,12 @@ def _layer_table(plan: Plan) -> Any:
 
     rows: list[tuple[str, list[Step]]] = []
     for label, steps in _by_layer(plan):
-        if rows and _summary(plan, rows[-1][1]) == _summary(plan, steps) and label.isdecimal() and rows[-1][0] != "other":
+        if (
+            rows
+            and _summary(plan, rows[-1][1]) == _summary(plan, steps)
+            and label.isdecimal()
+            and rows[-1][0] != "other"
+        ):
             first = rows[-1][0].split(" to ")[0]
             rows[-1] = (f"{first} to {label}", rows[-1][1] + steps)
         else:

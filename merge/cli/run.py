@@ -54,14 +54,13 @@ def command(
     from merge.engine.run import run_plan
 
     with progress_bar(plan.name, sum(step.nbytes for step in plan.steps), quiet or not sys.stderr.isatty()) as progress:
-        report = run_plan(
-            plan, out, threads=threads, max_ram=max_ram, device=device, force=force, progress=progress
-        )
+        report = run_plan(plan, out, threads=threads, max_ram=max_ram, device=device, force=force, progress=progress)
     if as_json:
         click.echo(json.dumps(dataclasses.asdict(report)))
         return
     resumed = f" ({report.resumed_tensors} of them taken from an earlier run)" if report.resumed_tensors else ""
-    click.echo(f"{report.out}: {report.tensors} tensors{resumed}, {plan.n_parameters:,} parameters, {size(report.bytes_written)}")
+    written = f"{plan.n_parameters:,} parameters, {size(report.bytes_written)}"
+    click.echo(f"{report.out}: {report.tensors} tensors{resumed}, {written}")
     rate = (report.bytes_read + report.bytes_written) / max(report.seconds, 1e-9)
     click.echo(f"{report.seconds:.1f} s, {size(rate)}/s read and written, peak memory {memory(report.peak_memory)}")
     if report.nonfinite or report.overflow:
@@ -79,4 +78,6 @@ def check_device(device: str) -> None:
     if not device.startswith("cuda"):
         raise UsageError(f'--device "{device}": expected cpu, cuda or cuda:N.')
     if not torch.cuda.is_available():
-        raise UsageError("--device cuda: torch finds no GPU here (a CPU build of torch, or no driver). Use --device cpu.")
+        raise UsageError(
+            "--device cuda: torch finds no GPU here (a CPU build of torch, or no driver). Use --device cpu."
+        )

@@ -34,9 +34,11 @@ def command(directory: Path, threads: int | None, sha256: bool, quiet: bool, as_
         for problem in verdict.problems:
             click.echo(problem)
         if not verdict.problems:
-            click.echo(f"{directory}: {verdict.tensors} tensors and {verdict.files} files as written, {size(verdict.bytes_checked)}")
+            checked = f"{verdict.tensors} tensors and {verdict.files} files as written"
+            click.echo(f"{directory}: {checked}, {size(verdict.bytes_checked)}")
     if verdict.problems:
-        click.echo(f"merge: {directory} differs from its manifest in {len(verdict.problems)} places.", err=True)
+        places = "1 place" if len(verdict.problems) == 1 else f"{len(verdict.problems)} places"
+        click.echo(f"merge: {directory} differs from its manifest in {places}.", err=True)
         sys.exit(1)
 
 

@@ -6,7 +6,6 @@ tensor, or the last one of a run, from running on one core while the others stan
 
 from __future__ import annotations
 
-import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Generic, TypeVar
@@ -25,9 +24,9 @@ class Crew:
     def __init__(self, n_threads: int) -> None:
         self.n_threads = n_threads
         self._stop = threading.Event()
-        self._requests: queue.SimpleQueue[_Shared[Any, Any] | None] = queue.SimpleQueue()
-        self._idle = self._running = 0
-        self._lock = threading.Lock()
+        self._change = threading.Condition()
+        self._open: list[_Shared[Any, Any]] = []  # loops that idle threads may join
+        self._busy = 0  # threads that still take items
 
     def each(self, function: Callable[[T], None], items: Iterable[T], tick: Callable[[], None]) -> None:
         """Runs function(item) for all items; calls `tick` about ten times a second on the calling thread.
@@ -41,7 +40,8 @@ class Crew:
             threading.Thread(target=self._work, args=(function, todo, errors), daemon=True)
             for _ in range(self.n_threads)
         ]
-        self._idle, self._running, self._requests = 0, len(threads), queue.SimpleQueue()
+        self._stop.clear()
+        self._busy = len(threads)
         for thread in threads:
             thread.start()
         try:
@@ -61,38 +61,42 @@ class Crew:
         try:
             for item in todo:
                 if self._stop.is_set():
-                    return
+                    break
                 function(item)
-            self._help()
         except BaseException as error:
             errors.append(error)
             self._stop.set()
-        finally:
-            with self._lock:
-                self._running -= 1
-            self._wake()
+        with self._change:
+            self._busy -= 1
+            self._change.notify_all()
+        self._help()
 
     def _help(self) -> None:
-        """Serves requests of `fold` until every thread is out of items."""
-        with self._lock:
-            self._idle += 1
-            done = self._idle == self._running
-        if done:
-            self._wake()
-        while (request := self._requests.get()) is not None:
-            request.take_part()
-
-    def _wake(self) -> None:
-        for _ in range(self.n_threads):
-            self._requests.put(None)
+        """Joins other threads' loops until every thread is out of items."""
+        while True:
+            with self._change:
+                while not self._open and self._busy:
+                    self._change.wait()
+                if not self._open:
+                    return
+                shared = self._open[0]
+            shared.take_part()
+            self._close(shared)  # it has no items left
 
     def fold(self, start: Callable[[], S], update: Callable[[S, T], None], items: Iterable[T]) -> list[S]:
         """update(state, item) for all items, with one state for each thread that took part."""
         shared = _Shared(start, update, _Locked(items), self._stop)
-        for _ in range(self._idle):
-            self._requests.put(shared)
+        with self._change:
+            self._open.append(shared)
+            self._change.notify()
         shared.take_part()
+        self._close(shared)
         return shared.finish()
+
+    def _close(self, shared: _Shared[Any, Any]) -> None:
+        with self._change:
+            if shared in self._open:
+                self._open.remove(shared)
 
 
 class _Locked(Generic[T]):

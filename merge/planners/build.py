@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from merge.architecture import is_embedding, is_head
 from merge.dtypes import DTYPES, torch_name
 from merge.errors import Problem, RecipeError
 from merge.methods import Method, Parameter, get_method
@@ -14,6 +15,7 @@ from merge.output.config import output_config
 from merge.output.shards import INDEX, index_text, lay_out
 from merge.planners.inputs import Inputs
 from merge.planners.targets import Layout, Slot, Target, lay_out_targets
+from merge.planners.tokenizers import check_tokenizers, tokenizer_donor
 from merge.plan import Plan, SideFile, Step, TensorRef
 from merge.recipe.model import Recipe, resolve
 
@@ -39,6 +41,7 @@ def build_plan(recipe: Recipe, *, shard_bytes: int = SHARD_BYTES) -> Plan:
     builder = _Builder(recipe, method, inputs, problems)
     steps = [step for target in layout.targets if (step := builder.step(target)) is not None]
     builder.check_whole(steps)
+    check_tokenizers(recipe, inputs, problems, inputs.notes)
     if problems:
         raise RecipeError(problems)
     placed, shards = lay_out(steps, shard_bytes)
@@ -149,7 +152,7 @@ class _Builder:
         if "shape_mismatch" not in self.recipe.allow:
             found = ", ".join(f"{self._model_name(s)} {list(r.shape)}" for s, r in zip(present, refs, strict=True))
             hint = 'Set "allow: [shape_mismatch]" to copy it from the base (else the first model).'
-            if len({ref.shape[1:] for ref in refs}) == 1 and is_vocabulary(target.name):
+            if len({ref.shape[1:] for ref in refs}) == 1 and (is_embedding(target.name) or is_head(target.name)):
                 hint = "The vocabularies differ in size. " + hint
             self.problems.append(Problem(f"shapes differ: {found}.", target.name, hint))
             return None
@@ -260,17 +263,9 @@ class _Builder:
         return [f"{count} {what}" for what, count in self._lenient.items()]
 
 
-def is_vocabulary(name: str) -> bool:
-    from merge.architecture import is_embedding, is_head
-
-    return is_embedding(name) or is_head(name)
-
-
 def _side_files(
     recipe: Recipe, name: str, method: Method, inputs: Inputs, layout: Layout, steps: Sequence[Step], index: str | None
 ) -> tuple[SideFile, ...]:
-    from merge.architecture import is_embedding
-
     donor = inputs.donor
     bytes_of: Counter[str] = Counter()
     for step in steps:
@@ -293,15 +288,6 @@ def _side_files(
     }
     if index is not None:
         made[INDEX] = index
-    keeper = _tokenizer_donor(recipe, inputs)
+    keeper = tokenizer_donor(recipe, inputs)
     copied = [SideFile(file, source=f"{keeper.path}/{file}") for file in keeper.side_files() if file not in made]
     return (*copied, *(SideFile(file, text=text) for file, text in made.items()))
-
-
-def _tokenizer_donor(recipe: Recipe, inputs: Inputs) -> Any:
-    """The checkpoint whose tokenizer and template files are copied: the base, else the first, or the one named."""
-    wanted = recipe.tokenizer_source or (recipe.tokenizer or {}).get("source")
-    for model in inputs.all:
-        if wanted in (model.ref.text, model.ref.path):
-            return model.checkpoint
-    return inputs.donor.checkpoint
