@@ -66,7 +66,7 @@ def oracle(case: str, name: str, inputs: list[Array], base: Array | None) -> Arr
     """inputs and base, bf16 values in float64 -> the exact result as nearly as float64 holds it"""
     method, _, weights, densities, others = CASES[case]
     if method == "slerp":
-        return _slerp(inputs[0], inputs[1], float(weights[0]))
+        return _slerp(inputs[0], inputs[1], Fraction(weights[0]))
     w = [Fraction(text) for text in weights]
     if method == "linear":
         return _ratio(_sum(w, inputs), sum(w))
@@ -89,9 +89,8 @@ def oracle(case: str, name: str, inputs: list[Array], base: Array | None) -> Arr
     total = _sum(factors, [np.where(a, d, 0) for a, d in zip(agrees, deltas, strict=True)])
     if not others.get("normalize", False):
         return base + _ratio(total, Fraction(1))
-    whole, common = _whole(w)
-    divisor = sum(a * x for a, x in zip(agrees, whole, strict=True)) / common
-    return base + _ratio(total, Fraction(1)) / np.where(divisor == 0, 1.0, divisor)
+    divisor = sum(a * x for a, x in zip(agrees, _whole(w)[0], strict=True))  # both times the common denominator
+    return base + total[0] / np.where(divisor == 0, 1.0, divisor)
 
 
 def _whole(numbers: list[Fraction]) -> tuple[list[float], int]:
@@ -119,10 +118,11 @@ def _trim(x: Array, base: Array, density: float) -> Array:
     return trimmed.reshape(x.shape)
 
 
-def _slerp(a: Array, b: Array, t: float) -> Array:
+def _slerp(a: Array, b: Array, place: Fraction) -> Array:
     cosine = float(np.vdot(a, b) / np.linalg.norm(a) / np.linalg.norm(b))
     if abs(cosine) > 0.9995:
-        return (1 - t) * a + t * b
+        return _ratio(_sum([1 - place, place], [a, b]), 1)
+    t = float(place)
     angle = math.acos(cosine)
     return (math.sin((1 - t) * angle) * a + math.sin(t * angle) * b) / math.sin(angle)
 

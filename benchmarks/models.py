@@ -1,6 +1,6 @@
 """Random Llama checkpoints of real shapes, to time merges with: a base and fine-tunes whose task vectors are small.
 
-    python benchmarks/models.py DIR --size 1b --experts 3
+python benchmarks/models.py DIR --size 1b --experts 3
 """
 
 from __future__ import annotations

@@ -37,7 +37,9 @@ def family(tmp_path: Path, make_model: Callable[..., Path]) -> Path:
     """base, a, b in bfloat16, wide enough that a matrix has several chunks."""
     make_model(tmp_path / "base", hidden=512, dtype="BF16")
     for seed, name in enumerate("ab", 1):
-        make_model(tmp_path / name, hidden=512, dtype="BF16", base=tmp_path / "base", delta=0.002, seed=seed, shards=seed)
+        make_model(
+            tmp_path / name, hidden=512, dtype="BF16", base=tmp_path / "base", delta=0.002, seed=seed, shards=seed
+        )
     return tmp_path
 
 
@@ -60,7 +62,9 @@ def test_threads_and_blocks_do_not_change_a_byte(family: Path, method: str) -> N
     assert all(result == results[0] for result in results[1:])
 
 
-def test_how_sources_are_cut_into_shards_does_not_change_a_tensor(family: Path, make_model: Callable[..., Path]) -> None:
+def test_how_sources_are_cut_into_shards_does_not_change_a_tensor(
+    family: Path, make_model: Callable[..., Path]
+) -> None:
     text = WEIGHTED.format(root=family, method="ties")
     run_plan(build_plan(parse_recipe(text)), family / "one")
     make_model(family / "a", hidden=512, dtype="BF16", base=family / "base", delta=0.002, seed=1, shards=5)
@@ -108,7 +112,9 @@ def test_resume_computes_again_what_was_damaged_meanwhile(family: Path, monkeypa
     plan = build_plan(parse_recipe(WEIGHTED.format(root=family, method="ties")))
     run_plan(plan, family / "whole")
     with monkeypatch.context() as patch:
-        patch.setattr(merge.output.writer.OutputDirectory, "complete", lambda *args: (_ for _ in ()).throw(MergeError("stop")))
+        patch.setattr(
+            merge.output.writer.OutputDirectory, "complete", lambda *args: (_ for _ in ()).throw(MergeError("stop"))
+        )
         with pytest.raises(MergeError, match="stop"):
             run_plan(plan, family / "cut")
     step = plan.steps[4]
@@ -138,7 +144,9 @@ def test_an_existing_result_is_kept_unless_forced(family: Path) -> None:
 def test_unfinished_work_of_another_plan_is_not_mixed_in(family: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = (build_plan(parse_recipe(WEIGHTED.format(root=family, method=m))) for m in ("ties", "dare_ties"))
     with monkeypatch.context() as patch:
-        patch.setattr(merge.output.writer.OutputDirectory, "complete", lambda *args: (_ for _ in ()).throw(MergeError("stop")))
+        patch.setattr(
+            merge.output.writer.OutputDirectory, "complete", lambda *args: (_ for _ in ()).throw(MergeError("stop"))
+        )
         with pytest.raises(MergeError, match="stop"):
             run_plan(first, family / "out")
     with pytest.raises(UsageError, match="unfinished work of another recipe"):
@@ -199,7 +207,9 @@ def raw_tensors(path: Path) -> dict[str, np.ndarray]:
             if entry["dtype"] == "BF16":
                 values = (np.frombuffer(data[start:stop], np.uint16).astype(np.uint32) << 16).view(np.float32)
             else:
-                values = np.frombuffer(data[start:stop], {"F32": np.float32, "F16": np.float16, "F64": np.float64}[entry["dtype"]])
+                values = np.frombuffer(
+                    data[start:stop], {"F32": np.float32, "F16": np.float16, "F64": np.float64}[entry["dtype"]]
+                )
             found[name] = values.reshape(entry["shape"])
     return found
 

@@ -55,6 +55,7 @@ def test_goliath_is_137_layers(tmp_path: Path) -> None:
     step = next(step for step in plan.steps if step.name == "model.layers.16.self_attn.q_proj.weight")
     assert step.inputs[0].name == "model.layers.8.self_attn.q_proj.weight"
     assert plan.models[step.models[0]].path.endswith("E")
+    assert [model.ref[-1] for model in plan.models] == ["X", "E"]  # the donor is the first one listed
 
 
 def test_solar_has_10_731_524_096_parameters(tmp_path: Path) -> None:
@@ -103,7 +104,9 @@ models:
     with pytest.raises(RecipeError) as caught:
         build_plan(parse_recipe(text))
     message = str(caught.value)
-    assert f"model.layers.0.mlp.up_proj.weight: shapes differ: {tmp_path}/base [32, 16], {tmp_path}/a [3, 16]." in message
+    assert (
+        f"model.layers.0.mlp.up_proj.weight: shapes differ: {tmp_path}/base [32, 16], {tmp_path}/a [3, 16]." in message
+    )
     assert f"extra.bias: missing from {tmp_path}/base; found in {tmp_path}/a." in message
     assert f'"weight" of {tmp_path}/a has no value for model.embed_tokens.weight' in message
 
@@ -121,7 +124,9 @@ def test_leniencies_are_noted(tmp_path: Path, make_model: Callable[..., Path]) -
     assert len(plan.notes) == 2
 
 
-def test_a_tied_model_and_an_untied_one_merge_into_an_untied_one(tmp_path: Path, make_model: Callable[..., Path]) -> None:
+def test_a_tied_model_and_an_untied_one_merge_into_an_untied_one(
+    tmp_path: Path, make_model: Callable[..., Path]
+) -> None:
     make_model(tmp_path / "tied", tied=True)
     make_model(tmp_path / "untied", seed=1)
     text = "merge_method: linear\nmodels:\n" + "".join(
@@ -146,8 +151,14 @@ def test_a_prefix_that_makes_the_difference_is_mapped_and_said(tmp_path: Path) -
         f"- model: {tmp_path}/{name}\n  parameters: {{weight: 1}}\n" for name in ("bert", "plain")
     )
     plan = build_plan(parse_recipe(text))
-    assert [step.name for step in plan.steps] == ["bert.embeddings.word_embeddings.weight", "bert.encoder.layer.0.dense.weight"]
-    assert [ref.name for ref in plan.steps[1].inputs] == ["bert.encoder.layer.0.dense.weight", "encoder.layer.0.dense.weight"]
+    assert [step.name for step in plan.steps] == [
+        "bert.embeddings.word_embeddings.weight",
+        "bert.encoder.layer.0.dense.weight",
+    ]
+    assert [ref.name for ref in plan.steps[1].inputs] == [
+        "bert.encoder.layer.0.dense.weight",
+        "encoder.layer.0.dense.weight",
+    ]
     assert '"bert." put before tensor names' in plan.notes[0]
 
 
@@ -159,7 +170,9 @@ def test_prefixes_are_not_guessed() -> None:
 
 
 def test_stacks_are_found_by_name_and_confirmed_by_the_config() -> None:
-    names = [f"vision.blocks.{i}.w" for i in range(3)] + [f"model.layers.{i}.experts.{j}.w" for i in range(2) for j in range(8)]
+    names = [f"vision.blocks.{i}.w" for i in range(3)] + [
+        f"model.layers.{i}.experts.{j}.w" for i in range(2) for j in range(8)
+    ]
     config = {"text_config": {"num_hidden_layers": 2}, "vision_config": {"depth": 3}}
     stacks = find_stacks(names, config)
     assert [(stack.prefix, stack.n_layers) for stack in stacks] == [("vision.blocks.", 3), ("model.layers.", 2)]

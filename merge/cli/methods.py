@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from merge.cli.show import console
+
 
 @click.command("methods", epilog="\b\nExamples:\n  merge methods\n  merge methods ties")
 @click.argument("name", required=False)
@@ -58,14 +60,13 @@ def _as_dict(method: Any) -> dict[str, Any]:
 
 
 def _list(methods: dict[str, Any]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
-    table = Table("method", "base", "parameters (required in bold)", "what it does", box=None, pad_edge=False)
+    table = Table("method", "base", "parameters (* required)", "what it does", box=None, pad_edge=False)
     for method in methods.values():
-        names = " ".join(f"[bold]{p.name}[/]" if p.required else p.name for p in method.parameters)
+        names = " ".join(f"{p.name}*" if p.required else p.name for p in method.parameters)
         table.add_row(method.name, method.base, names, _title(method))
-    Console().print(table)
+    console().print(table)
 
 
 def _title(method: Any) -> str:
@@ -79,16 +80,15 @@ def _title(method: Any) -> str:
 def _explain(method: Any) -> None:
     import sys
 
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    console = Console()
-    console.print(Text(f"{method.name}\n", style="bold"))
-    console.print(Text((sys.modules[method.reference.__module__].__doc__ or "").strip() + "\n"))
+    out = console()
+    out.print(Text(f"{method.name}\n", style="bold"))
+    out.print(Text((sys.modules[method.reference.__module__].__doc__ or "").strip() + "\n"))
     low, high = method.n_models
     many = f"{low}" if low == high else f"{low} or more" if high is None else f"{low} to {high}"
-    console.print(Text(f"Models: {many}, base: {method.base}\n"))
+    out.print(Text(f"Models: {many}, base: {method.base}\n"))
     table = Table("parameter", "for", "type", "default", "meaning", box=None, pad_edge=False)
     for p in method.parameters:
         kind = " | ".join(str(choice).lower() for choice in p.choices) or p.kind.__name__
@@ -98,7 +98,7 @@ def _explain(method: Any) -> None:
             )
         default = "required" if p.required else "none" if p.default is None else str(p.default).lower()
         table.add_row(p.name, "each model" if p.per_model else "the merge", Text(kind), default, p.doc)
-    console.print(table)
+    out.print(table)
     if method.example:
-        console.print(Text("\nExample recipe:\n", style="bold"))
-        console.print(Text(method.example.rstrip()))
+        out.print(Text("\nExample recipe:\n", style="bold"))
+        out.print(Text(method.example.rstrip()))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from merge.cli.show import Size, memory, size
+from merge.cli.show import Size, console, memory, size
 
 if TYPE_CHECKING:
     from merge.plan import Plan, Step
@@ -76,28 +76,27 @@ def command(
 
 
 def _show(plan: Plan, totals: dict[str, int], tensors: bool) -> None:
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console(highlight=False)
-    console.print(f"[bold]{plan.name}[/]: {plan.method}, seed {plan.seed}", soft_wrap=True)
+    out = console()
+    out.print(f"[bold]{plan.name}[/]: {plan.method}, seed {plan.seed}", soft_wrap=True)
     models = Table("model", "role", "files", "size", box=None, pad_edge=False)
     for i, model in enumerate(plan.models):
         role = "base" if i == plan.base_model else "input"
         models.add_row(model.ref, role, str(len(model.files)), size(sum(file.size for file in model.files)))
-    console.print(models)
-    console.print()
-    console.print(_tensor_table(plan) if tensors else _layer_table(plan))
-    console.print()
+    out.print(models)
+    out.print()
+    out.print(_tensor_table(plan) if tensors else _layer_table(plan))
+    out.print()
     n_bytes = f"{size(totals['bytes_written'])} in {len(plan.shards)} file{'s' if len(plan.shards) > 1 else ''}"
-    console.print(f"result   {len(plan.steps)} tensors, {totals['parameters']:,} parameters, {n_bytes}")
-    console.print(f"reads    {size(totals['bytes_read'])} (tensor passes repeat from the page cache)")
-    console.print(f"memory   at most {memory(totals['peak_memory'])} with {totals['threads']} threads")
+    out.print(f"result   {len(plan.steps)} tensors, {totals['parameters']:,} parameters, {n_bytes}")
+    out.print(f"reads    {size(totals['bytes_read'])} (tensor passes repeat from the page cache)")
+    out.print(f"memory   at most {memory(totals['peak_memory'])} with {totals['threads']} threads")
     short = totals["disk_free"] < totals["bytes_written"]
-    console.print(f"disk     {size(totals['bytes_written'])} needed, {size(totals['disk_free'])} free", end="")
-    console.print("  [bold red]not enough[/]" if short else "")
+    out.print(f"disk     {size(totals['bytes_written'])} needed, {size(totals['disk_free'])} free", end="")
+    out.print("  [bold red]not enough[/]" if short else "")
     for note in plan.notes:
-        console.print(f"note     {note}", soft_wrap=True, markup=False)
+        out.print(f"note     {note}", soft_wrap=True, markup=False)
 
 
 def _tensor_table(plan: Plan) -> Any:
@@ -111,16 +110,26 @@ def _tensor_table(plan: Plan) -> Any:
 
 
 def _sources(plan: Plan, step: Step) -> str:
-    """`expert-a weight 0.5 density 0.3 + expert-b ...; t 0.5`"""
+    """`expert-a weight 0.5 density 0.3 + expert-b ...; t 0.5`: what is not the method's default"""
+    from merge.methods import get_method
+
+    method = get_method(step.method)
+    defaults = {p.name: p.default for p in method.parameters if not p.required} if method else {}
     parts = []
     for place, model in enumerate(step.models):
-        own = [f"{key} {_number(v[place])}" for key, v in step.parameters.items() if isinstance(v, tuple)]
-        name = plan.models[model].ref.rstrip("/").rsplit("/", 1)[-1]
+        own = [
+            f"{k} {_number(v[place])}"
+            for k, v in step.parameters.items()
+            if isinstance(v, tuple) and v[place] != defaults.get(k)
+        ]
         ref = step.inputs[place]
-        if ref.name != step.name:
-            name += f":{ref.name}"
+        name = _short(plan, model) + (f":{ref.name}" if ref.name != step.name else "")
         parts.append(" ".join([name, *own]))
-    shared = [f"{key} {_number(value)}" for key, value in step.parameters.items() if not isinstance(value, tuple)]
+    shared = [
+        f"{key} {_number(value)}"
+        for key, value in step.parameters.items()
+        if not isinstance(value, tuple) and value != defaults.get(key)
+    ]
     return " + ".join(parts) + (f"; {' '.join(shared)}" if shared else "")
 
 
@@ -128,31 +137,90 @@ def _number(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value).lower()
 
 
+Numbers = dict[str, tuple[float, float]]  # what is set -> smallest and largest value among some tensors
+_MOST_ROWS = 16
+
+
 def _layer_table(plan: Plan) -> Any:
-    """One row for each run of layers that are treated alike; a range where tensors of a layer differ."""
+    """One row for each run of layers that are treated alike; what is the same everywhere is said once, below."""
+    from rich.console import Group
     from rich.table import Table
 
-    rows: list[tuple[str, list[Step]]] = []
-    for label, steps in _by_layer(plan):
-        if (
-            rows
-            and _summary(plan, rows[-1][1]) == _summary(plan, steps)
-            and label.isdecimal()
-            and rows[-1][0] != "other"
-        ):
-            first = rows[-1][0].split(" to ")[0]
-            rows[-1] = (f"{first} to {label}", rows[-1][1] + steps)
+    rows = [_Row(label, steps, plan) for label, steps in _by_layer(plan)]
+    keys = dict.fromkeys(key for row in rows for key in row.numbers)
+    constant = [
+        key for key in keys if len({row.numbers.get(key) for row in rows}) == 1 and _is_point(rows[0].numbers[key])
+    ]
+    varying = [key for key in keys if key not in constant]
+    folded = _fold(rows, varying)
+    shown = folded if len(folded) <= _MOST_ROWS else [folded[i * (len(folded) - 1) // 11] for i in range(12)]
+    origins = any(row.origin for row in rows)
+    table = Table(
+        "layers", *(["from"] if origins else []), "tensors", "size", "method", *varying, box=None, pad_edge=False
+    )
+    for row in shown:
+        values = [_span(row.numbers.get(key)) for key in varying]
+        table.add_row(
+            row.label,
+            *([row.origin_text()] if origins else []),
+            str(row.tensors),
+            size(row.nbytes),
+            row.methods,
+            *values,
+        )
+    parts: list[Any] = [table]
+    if len(shown) < len(folded):
+        parts.append(f"(12 of {len(folded)} rows; --tensors shows every tensor)")
+    if constant:
+        parts.append("everywhere: " + ", ".join(f"{key} {_span(rows[0].numbers[key])}" for key in constant))
+    return Group(*parts)
+
+
+class _Row:
+    """One layer, or several alike in a row."""
+
+    def __init__(self, label: str, steps: list[Step], plan: Plan) -> None:
+        self.first = self.last = label
+        self.tensors, self.nbytes = len(steps), sum(step.nbytes for step in steps)
+        self.methods = " ".join(dict.fromkeys(step.method for step in steps))
+        self.numbers = _numbers(plan, steps)
+        self.origin = _origin(plan, label, steps)
+        self.origin_last = self.origin
+
+    @property
+    def label(self) -> str:
+        return self.first if self.first == self.last else f"{self.first} to {self.last}"
+
+    def origin_text(self) -> str:
+        if self.origin is None or self.origin_last is None:
+            return ""
+        (model, first), (_, last) = self.origin, self.origin_last
+        return f"{model} {first}" if first == last else f"{model} {first} to {last}"
+
+    def follows(self, other: _Row, keys: list[str]) -> bool:
+        """Whether this layer is treated like those of the row before it."""
+        alike = self.methods == other.methods and all(self.numbers.get(k) == other.numbers.get(k) for k in keys)
+        if not alike or "other" in (self.first, other.first):
+            return False
+        if self.origin is None or other.origin_last is None:
+            return self.origin == other.origin_last
+        return self.origin == (other.origin_last[0], other.origin_last[1] + 1)
+
+
+def _fold(rows: list[_Row], keys: list[str]) -> list[_Row]:
+    folded: list[_Row] = []
+    for row in rows:
+        if folded and row.follows(folded[-1], keys):
+            before = folded[-1]
+            before.last, before.origin_last = row.last, row.origin_last
+            before.tensors, before.nbytes = before.tensors + row.tensors, before.nbytes + row.nbytes
         else:
-            rows.append((label, steps))
-    table = Table("layers", "tensors", "size", "method", "parameters", box=None, pad_edge=False)
-    for label, steps in rows:
-        methods, parameters = _summary(plan, steps)
-        table.add_row(label, str(len(steps)), size(sum(step.nbytes for step in steps)), methods, parameters)
-    return table
+            folded.append(row)
+    return folded
 
 
 def _by_layer(plan: Plan) -> Iterator[tuple[str, list[Step]]]:
-    """("other" or the layer's number, its steps), in the order of the output."""
+    """("other" or the layer's number, its steps), in the order of the layers."""
     from merge.architecture import find_stacks, main_stack
 
     stack = main_stack(find_stacks((step.name for step in plan.steps), {}), {})
@@ -163,30 +231,36 @@ def _by_layer(plan: Plan) -> Iterator[tuple[str, list[Step]]]:
     yield from sorted(groups.items(), key=lambda group: -1 if group[0] == "other" else int(group[0]))
 
 
-def _summary(plan: Plan, steps: list[Step]) -> tuple[str, str]:
-    methods = " ".join(dict.fromkeys(step.method for step in steps))
-    values: dict[str, list[float]] = {}
-    words: dict[str, str] = {}
+def _origin(plan: Plan, label: str, steps: list[Step]) -> tuple[str, int] | None:
+    """(model, layer) that a layer of a stack is taken from; None outside the layers, and for merged layers."""
+    if label == "other" or any(len(step.inputs) > 1 for step in steps):
+        return None
+    number = next(part for part in steps[0].inputs[0].name.split(".") if part.isdecimal())
+    return _short(plan, steps[0].models[0]), int(number)
+
+
+def _short(plan: Plan, model: int) -> str:
+    return plan.models[model].ref.rstrip("/").rsplit("/", 1)[-1]
+
+
+def _numbers(plan: Plan, steps: list[Step]) -> Numbers:
+    """Every number that is set, "t" or "expert-a weight", with its range over the steps."""
+    found: dict[str, list[float]] = {}
     for step in steps:
         for key, value in step.parameters.items():
-            if not isinstance(value, tuple):
-                _collect(key, value, values, words)
-                continue
-            for place, one in enumerate(value):
-                name = plan.models[step.models[place]].ref.rstrip("/").rsplit("/", 1)[-1]
-                _collect(f"{name} {key}", one, values, words)
-    numbers = [
-        f"{key} {low:.4g}" if low == high else f"{key} {low:.4g}..{high:.4g}"
-        for key, found in values.items()
-        for low, high in [(min(found), max(found))]
-    ]
-    if not numbers and not words:
-        numbers = [" ".join(dict.fromkeys(plan.models[model].ref for step in steps for model in step.models))]
-    return methods, ", ".join([*numbers, *(f"{key} {word}" for key, word in words.items())])
+            if isinstance(value, tuple):
+                for model, one in zip(step.models, value, strict=True):
+                    found.setdefault(f"{_short(plan, model)} {key}", []).append(one)
+            elif isinstance(value, float):
+                found.setdefault(key, []).append(value)
+    return {key: (min(values), max(values)) for key, values in found.items()}
 
 
-def _collect(key: str, value: Any, values: dict[str, list[float]], words: dict[str, str]) -> None:
-    if isinstance(value, float):
-        values.setdefault(key, []).append(value)
-    elif value not in (False, None, "tensor"):
-        words[key] = str(value).lower()
+def _is_point(span: tuple[float, float]) -> bool:
+    return span[0] == span[1]
+
+
+def _span(span: tuple[float, float] | None) -> str:
+    if span is None:
+        return ""
+    return f"{span[0]:.4g}" if _is_point(span) else f"{span[0]:.4g}..{span[1]:.4g}"

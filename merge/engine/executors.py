@@ -58,9 +58,7 @@ def arguments(context: Context, index: int, step: Step) -> dict[str, Any]:
     method = method_of(step)
     keywords = {("lambda_" if key == "lambda" else key): value for key, value in step.parameters.items()}
     if method.random:
-        keywords["_keys"] = tuple(
-            random_key(context.plan.seed, step.name, place) for place in range(len(step.inputs))
-        )
+        keywords["_keys"] = tuple(random_key(context.plan.seed, step.name, place) for place in range(len(step.inputs)))
     return keywords | context.private.get(index, {})
 
 
@@ -138,7 +136,7 @@ def run_torch(context: Context, index: int, step: Step) -> dict[str, Any]:
         merged = values[0] + method.reference(values[1:] - values[0], **arguments(context, index, step))
     else:
         merged = method.reference(values, **arguments(context, index, step))
-    result = merged.to("cpu").contiguous().view(-1).numpy()
+    result = merged.to(values.dtype).cpu().contiguous().view(-1).numpy()  # methods may sum in float64
     emitter = Emitter(step, context.out, context.buffers)
     for first, n in tensor.blocks(context.block_chunks):
         start, stop = tensor.chunks.span(first, n)

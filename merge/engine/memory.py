@@ -8,6 +8,7 @@ times may keep its sources in memory between passes, as far as the budget allows
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import dataclass
 
 from merge.chunks import Chunks
@@ -71,6 +72,15 @@ def runs_in_torch(step: Step, device: str) -> bool:
 
 def needs_float64(step: Step) -> bool:
     return any(source.dtype == "F64" for source in step.sources)
+
+
+def peak_resident() -> int:
+    """Largest resident set of this process so far, in bytes; 0 where the system does not say (Windows)."""
+    try:
+        import resource
+    except ImportError:
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _block_bytes(step: Step, block_chunks: int) -> int:

@@ -79,5 +79,3 @@ def _is_equal(context: Context, steps: list[Step], model: int) -> bool:
                 if not np.array_equal(raw[0], raw[row]):
                     return False
     return True
-
-

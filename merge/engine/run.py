@@ -6,8 +6,6 @@ Everything that could be wrong with the recipe was found when the plan was made;
 from __future__ import annotations
 
 import os
-import resource
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -39,7 +37,7 @@ class Report:
     bytes_written: int
     resumed_tensors: int
     tensors: int
-    peak_memory: int  # bytes, resident
+    peak_memory: int  # bytes, resident; 0 where the system does not say
     nonfinite: int
     overflow: int
 
@@ -92,7 +90,7 @@ def run_plan(
         bytes_written=plan.bytes_written,
         resumed_tensors=resumed,
         tensors=len(plan.steps),
-        peak_memory=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024),
+        peak_memory=memory.peak_resident(),
         nonfinite=nonfinite,
         overflow=overflow,
     )
@@ -130,7 +128,9 @@ def _check_step(plan: Plan, step: Step, record: dict[str, Any]) -> None:
     if "nonfinite_in" in record and "nonfinite" not in plan.allow:
         models = [plan.models[i].ref for i in _source_models(step)]
         found = ", ".join(f"{n:,} in {model}" for model, n in zip(models, record["nonfinite_in"], strict=True) if n)
-        raise NumbersError(f'{step.name}: NaN or infinite values in the input: {found}. Set "allow: [nonfinite]" to merge them.')
+        raise NumbersError(
+            f'{step.name}: NaN or infinite values in the input: {found}. Set "allow: [nonfinite]" to merge them.'
+        )
     if "overflow" in record and "overflow" not in plan.allow:
         raise NumbersError(
             f"{step.name}: {record['overflow']:,} values (largest {record['absmax']:.6g}) do not fit {step.dtype}. "

@@ -21,7 +21,11 @@ from merge.plan import Step, TensorRef
 R = TypeVar("R")
 S = TypeVar("S")
 # What kernels read as it is stored; float64 goes to the torch definition.
-_DIRECT = {"BF16": np.dtype(np.uint16), "F32": np.dtype(np.float32), "F64": np.dtype(np.float64)}
+_DIRECT: dict[str, np.dtype[Any]] = {
+    "BF16": np.dtype(np.uint16),
+    "F32": np.dtype(np.float32),
+    "F64": np.dtype(np.float64),
+}
 
 
 class StepTensor:
@@ -30,9 +34,7 @@ class StepTensor:
     While a block is in cache for the first time its digest is taken and its non-finite values are counted.
     """
 
-    def __init__(
-        self, step: Step, reader: SourceReader, crew: Crew, buffers: Buffers, cache_bytes: int = 0
-    ) -> None:
+    def __init__(self, step: Step, reader: SourceReader, crew: Crew, buffers: Buffers, cache_bytes: int = 0) -> None:
         self.step = step
         self.sources: tuple[TensorRef, ...] = step.sources
         self.chunks = Chunks.of(step.shape)

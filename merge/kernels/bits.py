@@ -6,7 +6,9 @@ Kernels read `as_f32(raw[m, i])`, where raw holds bfloat16 as uint16, or float32
 
 from __future__ import annotations
 
-from typing import Any
+import typing
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import numba
 from llvmlite import ir
@@ -15,8 +17,15 @@ from numba.extending import intrinsic
 
 _I16, _I32, _F32 = ir.IntType(16), ir.IntType(32), ir.FloatType()
 
-# Strict IEEE arithmetic: no contraction or reordering, so that bytes are the same on every machine.
-kernel = numba.njit(nogil=True, cache=True, error_model="numpy", fastmath=False)
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def kernel(function: F) -> F:
+    """Compiles a function on its first call, and keeps the code on the disk.
+
+    Strict IEEE arithmetic: no contraction or reordering, so that bytes are the same on every machine.
+    """
+    return typing.cast(F, numba.njit(nogil=True, cache=True, error_model="numpy", fastmath=False)(function))
 
 
 @intrinsic  # type: ignore[untyped-decorator]

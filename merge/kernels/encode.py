@@ -16,7 +16,11 @@ from merge.kernels.bits import as_f32, kernel, magnitude_bits, sign_bits, to_bf1
 LANES = 16  # partial sums that LLVM can keep in vector registers; part of the result's definition
 _INFINITY = 0x7F800000
 # Formats that `_to_small` rounds to: mantissa bits, exponent bias, codes of the largest finite value, of infinity, of NaN.
-_SMALL = {"F16": (10, 15, 0x7BFF, 0x7C00, 0x7E00), "F8_E4M3": (3, 7, 0x7E, 0x7F, 0x7F), "F8_E5M2": (2, 15, 0x7B, 0x7C, 0x7F)}
+_SMALL = {
+    "F16": (10, 15, 0x7BFF, 0x7C00, 0x7E00),
+    "F8_E4M3": (3, 7, 0x7E, 0x7F, 0x7F),
+    "F8_E5M2": (2, 15, 0x7B, 0x7C, 0x7F),
+}
 
 
 def encode(values: npt.NDArray[np.float32], dtype: str, out: npt.NDArray[Any]) -> tuple[int, int, float, float]:

@@ -1,4 +1,7 @@
-"""Textbook building blocks of the methods in torch: what the fused kernels are compared with, and what a GPU runs."""
+"""Textbook building blocks of the methods in torch: what the fused kernels are compared with, and what a GPU runs.
+
+Tensors are float32; sums over models are float64, one model at a time, as in the kernels, and rounded by the engine.
+"""
 
 from __future__ import annotations
 
@@ -8,37 +11,48 @@ import torch
 from torch import Tensor
 
 from merge.kernels.selection import Threshold, count_kept
+from merge.kernels.weights import whole
 
 _TINY_WEIGHT = 1e-8
 _M32 = 0xFFFFFFFF
 
 
-def per_model(values: tuple[float, ...], like: Tensor) -> Tensor:
-    """One number a model, shaped to multiply (model, *shape)."""
-    return torch.tensor(values, dtype=like.dtype, device=like.device).view(-1, *[1] * (like.ndim - 1))
+def weighted_sum(rows: Tensor, factors: tuple[float, ...]) -> Tensor:
+    """rows (model, *shape) float32 -> sum_i factor_i row_i (*shape) float64"""
+    total = torch.zeros(rows.shape[1:], dtype=torch.float64, device=rows.device)
+    for row, factor in zip(rows, factors, strict=True):
+        total += row.to(torch.float64) * factor
+    return total
 
 
-def weighted_sum(deltas: Tensor, weight: tuple[float, ...], normalize: bool, scale: float) -> Tensor:
-    """deltas (model, *shape) -> scale * sum_i w_i d_i, divided by sum_i w_i if normalize"""
-    total = (per_model(weight, deltas) * deltas).sum(dim=0)
-    divisor = math.fsum(weight)
-    if normalize and abs(divisor) >= _TINY_WEIGHT:
-        total = total / divisor
-    return scale * total
+def divisor(weight: tuple[float, ...], normalize: bool) -> float:
+    """What `normalize` divides by without election: the sum of weights, unless it is next to nothing"""
+    total = math.fsum(weight)
+    return total if normalize and abs(total) >= _TINY_WEIGHT else 1.0
 
 
 def elect_and_sum(
-    deltas: Tensor, weight: tuple[float, ...], normalize: bool, scale: float, factor: tuple[float, ...] | None = None
+    kept: Tensor, weight: tuple[float, ...], factors: tuple[float, ...], normalize: bool, lambda_: float
 ) -> Tensor:
-    """deltas (model, *shape) -> scale * sum of the w_i d_i that agree with sign(sum_i w_i d_i), zero counting as +"""
-    weighted = per_model(factor or weight, deltas) * deltas
-    positive = weighted.sum(dim=0) >= 0
-    agrees = ((weighted > 0) == positive) & (weighted != 0)
-    total = torch.where(agrees, weighted, torch.zeros_like(weighted)).sum(dim=0)
+    """kept (model, *shape) float32 -> lambda * sum of the f_i d_i that agree with sign(sum_i f_i d_i), zero counting as +
+
+    Args:
+        factors: the weights, times what makes up for dropped entries.
+        normalize: divide by the weights of those that agree.
+    """
+    both, scale = whole(weight + factors)
+    weight, factors = both[: len(weight)], both[len(weight) :]
+    positive = weighted_sum(kept, factors) >= 0
+    total = torch.zeros(kept.shape[1:], dtype=torch.float64, device=kept.device)
+    weights = torch.zeros_like(total)
+    for delta, w, factor in zip(kept, weight, factors, strict=True):
+        value = delta.to(torch.float64) * factor
+        agrees = ((value > 0) == positive) & (value != 0)
+        total += torch.where(agrees, value, 0.0)
+        weights += torch.where(agrees, w, 0.0)
     if normalize:
-        divisor = (per_model(weight, deltas) * agrees).sum(dim=0)
-        total = total / torch.where(divisor == 0, torch.ones_like(divisor), divisor)
-    return scale * total
+        return lambda_ * (total / torch.where(weights == 0, 1.0, weights))
+    return lambda_ / scale * total
 
 
 def keep_largest(delta: Tensor, density: float) -> Tensor:
@@ -58,23 +72,26 @@ def keep_above(delta: Tensor, threshold: Threshold) -> Tensor:
     return torch.where(bits >= least, delta, torch.zeros_like(delta))
 
 
-def rescale_l1(kept: Tensor, deltas: Tensor) -> Tensor:
-    """(model, *shape) twice -> kept, each model scaled to the L1 norm its delta had"""
-    dims = tuple(range(1, deltas.ndim))
-    full = deltas.abs().to(torch.float64).sum(dim=dims, keepdim=True)
-    left = kept.abs().to(torch.float64).sum(dim=dims, keepdim=True)
-    return kept * torch.where(left > 0, full / left, torch.ones_like(left)).to(kept.dtype)
+def l1_factors(weight: tuple[float, ...], deltas: Tensor, kept: Tensor) -> tuple[float, ...]:
+    """weight * ‖d‖₁ / ‖what is kept of d‖₁ for each model; the weight alone where nothing is kept"""
+    factors = []
+    for w, delta, rest in zip(weight, deltas, kept, strict=True):
+        left = float(rest.abs().sum(dtype=torch.float64))
+        factors.append(w * (float(delta.abs().sum(dtype=torch.float64)) / left) if left > 0 else w)
+    return tuple(factors)
 
 
-def drop_at_random(deltas: Tensor, density: tuple[float, ...], keys: tuple[int, ...], rescale: bool | str) -> Tensor:
-    """(model, *shape) -> each entry kept with its model's density, and what is left rescaled"""
+def drop_at_random(
+    deltas: Tensor, weight: tuple[float, ...], density: tuple[float, ...], keys: tuple[int, ...], rescale: bool | str
+) -> tuple[Tensor, tuple[float, ...]]:
+    """(model, *shape) -> the same with each entry kept with its model's density, and the factors for what is left"""
     masks = [random_mask(delta, share, key) for delta, share, key in zip(deltas, density, keys, strict=True)]
-    kept = torch.where(torch.stack(masks), deltas, torch.zeros_like(deltas))
+    kept = torch.where(torch.stack(masks), deltas, 0.0)
     if rescale == "l1":
-        return rescale_l1(kept, deltas)
+        return kept, l1_factors(weight, deltas, kept)
     if rescale:
-        return kept * per_model(tuple(1 / share if share > 0 else 0.0 for share in density), deltas)
-    return kept
+        return kept, tuple(w / share if share > 0 else 0.0 for w, share in zip(weight, density, strict=True))
+    return kept, weight
 
 
 def random_mask(like: Tensor, density: float, key: int) -> Tensor:

@@ -185,8 +185,10 @@ def place_cuts(searches: list[Search], tensor: FusedTensor) -> dict[int, int]:
         row, bits = targets[place]
         wanted = search.quota - before
         (cut,) = tensor.map_chunks(
-            lambda block, row=row, bits=bits, wanted=wanted: block.start  # type: ignore[misc]
-            + _place_of_equal(block.raw, row, bits, wanted),
+            lambda block, row=row, bits=bits, wanted=wanted: (
+                block.start  # type: ignore[misc]
+                + _place_of_equal(block.raw, row, bits, wanted)
+            ),
             [chunk],
         )
         cuts[search.model] = cut + 1

@@ -15,6 +15,7 @@ import numpy as np
 from merge.kernels.bits import add32, as_f32, counter32, kernel, magnitude_bits, mix32
 from merge.kernels.protocol import Block, Combine, Floats, FusedTensor
 from merge.kernels.selection import Threshold, count_kept, largest
+from merge.kernels.weights import whole
 
 _TINY_WEIGHT = 1e-8  # a sum of weights below this does not normalise
 _COUNTER = 1 << 32  # the random counter's low half; blocks are cut there
@@ -43,13 +44,15 @@ def ties(
     **unused: object,
 ) -> Combine:
     thresholds = list(_threshold or largest(tensor, [count_kept(share, tensor.size) for share in density]))
-    factors = weight
+    weights, scale = whole(weight)
+    factors = weights
     if rescale:
-        factors = _l1_factors(tensor, weight, lambda block: _pieces_of_trimmed(block, thresholds), trimmed_sums)
+        factors = _l1_factors(tensor, weights, lambda block: _pieces_of_trimmed(block, thresholds), trimmed_sums)
+    last = lambda_ if normalize else lambda_ / scale
 
     def combine(block: Block, out: Floats) -> None:
         for piece, bits in _pieces_of_trimmed(block, thresholds):
-            _trim_elect(piece.raw, weight, factors, bits, normalize, lambda_, out[piece.start - block.start :])
+            _trim_elect(piece.raw, weights, factors, bits, normalize, last, out[piece.start - block.start :])
 
     return combine
 
@@ -87,12 +90,14 @@ def dare_ties(
     **unused: object,
 ) -> Combine:
     masks = random_masks(_keys, density)
-    factors = _kept_factors(tensor, weight, density, rescale, masks)
+    both, scale = whole(weight + _kept_factors(tensor, weight, density, rescale, masks))
+    weights, factors = both[: len(weight)], both[len(weight) :]
+    last = lambda_ if normalize else lambda_ / scale
 
     def combine(block: Block, out: Floats) -> None:
         for piece, mask in _pieces_of_masked(block, masks):
             into = out[piece.start - block.start :]
-            _drop_elect(piece.raw, weight, factors, mask, normalize, lambda_, piece.start, into)
+            _drop_elect(piece.raw, weights, factors, mask, normalize, last, piece.start, into)
 
     return combine
 

@@ -51,8 +51,8 @@ def dare_linear(
     int8_mask: Annotated[bool, "accepted for old recipes; no effect here"] = False,
     _keys: tuple[int, ...] = (),
 ) -> Tensor:
-    """deltas (model, *shape) float32 -> merged task vector (*shape) float32; _keys: one 64-bit key for each model"""
-    from merge.kernels.reference import drop_at_random, weighted_sum
+    """deltas (model, *shape) float32 -> merged task vector (*shape) float64; _keys: one 64-bit key for each model"""
+    from merge.kernels.reference import divisor, drop_at_random, weighted_sum
 
-    kept = drop_at_random(deltas, density, _keys, rescale)
-    return weighted_sum(kept, weight, normalize, lambda_)
+    kept, factors = drop_at_random(deltas, weight, density, _keys, rescale)
+    return lambda_ / divisor(weight, normalize) * weighted_sum(kept, factors)

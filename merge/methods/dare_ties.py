@@ -51,8 +51,8 @@ def dare_ties(
     int8_mask: Annotated[bool, "accepted for old recipes; no effect here"] = False,
     _keys: tuple[int, ...] = (),
 ) -> Tensor:
-    """deltas (model, *shape) float32 -> merged task vector (*shape) float32; _keys: one 64-bit key for each model"""
+    """deltas (model, *shape) float32 -> merged task vector (*shape) float64; _keys: one 64-bit key for each model"""
     from merge.kernels.reference import drop_at_random, elect_and_sum
 
-    kept = drop_at_random(deltas, density, _keys, rescale)
-    return elect_and_sum(kept, weight, normalize, lambda_)
+    kept, factors = drop_at_random(deltas, weight, density, _keys, rescale)
+    return elect_and_sum(kept, weight, factors, normalize, lambda_)

@@ -8,6 +8,7 @@ Cost: one pass, bound by the memory bus.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Annotated, Any
 
 from merge.methods.registry import PerModel, method
@@ -49,11 +50,7 @@ def linear(
     weight: Annotated[PerModel[float], "weight of the model in the average"],
     normalize: Annotated[bool, "divide by the sum of the weights"] = True,
 ) -> Tensor:
-    """models (model, *shape) float32 -> (*shape) float32"""
-    import torch
+    """models (model, *shape) float32 -> (*shape) float64"""
+    from merge.kernels.reference import weighted_sum
 
-    w = torch.tensor(weight, dtype=torch.float64)
-    if normalize:
-        w = w / w.sum()
-    w = w.to(models)
-    return (w.view(-1, *[1] * (models.ndim - 1)) * models).sum(dim=0)
+    return weighted_sum(models, weight) / (math.fsum(weight) if normalize else 1.0)

@@ -15,7 +15,7 @@ import pkgutil
 import typing
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, TypeAlias, TypeVar
 
 Inputs = Literal["models", "deltas"]
 Locality = Literal["element", "row", "tensor"]
@@ -23,8 +23,12 @@ BaseRole = Literal["none", "optional", "required"]
 T = TypeVar("T")
 
 
-class PerModel(Generic[T]):
-    """Marks a parameter that has one value for each input; the method gets them as a tuple."""
+if TYPE_CHECKING:
+    PerModel: TypeAlias = tuple[T, ...]
+else:
+
+    class PerModel(Generic[T]):
+        """Marks a parameter that has one value for each input; the method gets them as a tuple."""
 
 
 @dataclass(frozen=True)

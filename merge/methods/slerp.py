@@ -48,13 +48,13 @@ COLINEAR = 0.9995  # |cosine| above which the two directions count as one
 def slerp(
     models: Tensor, *, t: Annotated[float, Range(0.0, 1.0), "place between the base (0) and the other model (1)"]
 ) -> Tensor:
-    """models (2, *shape) float32, the base first -> (*shape) float32"""
+    """models (2, *shape) float32, the base first -> (*shape) float64"""
     import torch
 
     flat = models.reshape(2, -1).to(torch.float64)
     squares = (flat * flat).sum(dim=1)
     first, second = coefficients(float(squares[0]), float(squares[1]), float(flat[0] @ flat[1]), t)
-    return models[0] * first + models[1] * second
+    return (flat[0] * first + flat[1] * second).view(models.shape[1:])
 
 
 def coefficients(square_a: float, square_b: float, dot: float, t: float) -> tuple[float, float]:

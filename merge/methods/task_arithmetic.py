@@ -45,7 +45,7 @@ def task_arithmetic(
     density: Annotated[PerModel[float], Range(0.0, 1.0), "accepted for old recipes; no effect here"] = 1.0,
     int8_mask: Annotated[bool, "accepted for old recipes; no effect here"] = False,
 ) -> Tensor:
-    """deltas (model, *shape) float32 -> merged task vector (*shape) float32"""
-    from merge.kernels.reference import weighted_sum
+    """deltas (model, *shape) float32 -> merged task vector (*shape) float64"""
+    from merge.kernels.reference import divisor, weighted_sum
 
-    return weighted_sum(deltas, weight, normalize, lambda_)
+    return lambda_ / divisor(weight, normalize) * weighted_sum(deltas, weight)

@@ -56,16 +56,15 @@ def ties(
     int8_mask: Annotated[bool, "accepted for old recipes; no effect here"] = False,
     _threshold: tuple[Threshold, ...] | None = None,
 ) -> Tensor:
-    """deltas (model, *shape) float32 -> merged task vector (*shape) float32"""
+    """deltas (model, *shape) float32 -> merged task vector (*shape) float64"""
     import torch
 
-    from merge.kernels.reference import elect_and_sum, keep_above, keep_largest, rescale_l1
+    from merge.kernels.reference import elect_and_sum, keep_above, keep_largest, l1_factors
 
     if trim == "model":
         assert _threshold is not None
         kept = torch.stack([keep_above(d, limit) for d, limit in zip(deltas, _threshold, strict=True)])
     else:
         kept = torch.stack([keep_largest(d, share) for d, share in zip(deltas, density, strict=True)])
-    if rescale:
-        kept = rescale_l1(kept, deltas)
-    return elect_and_sum(kept, weight, normalize, lambda_)
+    factors = l1_factors(weight, deltas, kept) if rescale else weight
+    return elect_and_sum(kept, weight, factors, normalize, lambda_)

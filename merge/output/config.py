@@ -9,7 +9,9 @@ from typing import Any
 
 from merge.architecture import LAYER_COUNT_KEYS
 
-LayerOrigins = Sequence[tuple[dict[str, Any], int]]  # for each output layer: its source's config, and layer number there
+LayerOrigins = Sequence[
+    tuple[dict[str, Any], int]
+]  # for each output layer: its source's config, and layer number there
 
 
 def output_config(

@@ -43,8 +43,11 @@ def manifest_bytes(plan: Plan, records: dict[int, dict[str, Any]]) -> bytes:
         }
     manifest = {
         "format": FORMAT,
-        "tool": {"merge-workbench": metadata.version("merge-workbench"), "numpy": metadata.version("numpy"),
-                 "numba": metadata.version("numba")},
+        "tool": {
+            "merge-workbench": metadata.version("merge-workbench"),
+            "numpy": metadata.version("numpy"),
+            "numba": metadata.version("numba"),
+        },
         "name": plan.name,
         "method": plan.method,
         "seed": plan.seed,
@@ -73,14 +76,16 @@ def _models(plan: Plan, records: dict[int, dict[str, Any]]) -> list[dict[str, An
     models = []
     for number, model in enumerate(plan.models):
         lines = "".join(f"{name}\0{digest}\n" for name, digest in sorted(seen[number].items()))
-        models.append({
-            "model": model.ref,
-            "revision": model.revision,
-            "base": number == plan.base_model,
-            "files": {Path(file.path).name: file.size for file in model.files},
-            "tensors_read": len(seen[number]),
-            "digest": hashlib.sha256(lines.encode()).hexdigest(),
-        })
+        models.append(
+            {
+                "model": model.ref,
+                "revision": model.revision,
+                "base": number == plan.base_model,
+                "files": {Path(file.path).name: file.size for file in model.files},
+                "tensors_read": len(seen[number]),
+                "digest": hashlib.sha256(lines.encode()).hexdigest(),
+            }
+        )
     return models
 
 

@@ -61,7 +61,9 @@ def verify_output(
         for name, digest in zip(good, pool.map(lambda ref: _digest(reader, ref), good.values()), strict=True):
             expected = manifest["tensors"][name]["digest"]
             if digest != expected:
-                problems.append(f"{name} in {good[name].file}: its bytes changed (digest {digest}, expected {expected})")
+                problems.append(
+                    f"{name} in {good[name].file}: its bytes changed (digest {digest}, expected {expected})"
+                )
             done += good[name].nbytes
             progress(done, total)
     return Verdict(len(good), len(manifest["files"]), total, tuple(problems))

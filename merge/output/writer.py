@@ -45,7 +45,9 @@ class OutputDirectory:
     def __enter__(self) -> OutputDirectory:
         with _explained(self.partial):
             if self.out.exists() and not self.force and not _is_empty_directory(self.out):
-                raise UsageError(f"{self.out} exists; nothing was changed. Choose another --out, or --force to replace it.")
+                raise UsageError(
+                    f"{self.out} exists; nothing was changed. Choose another --out, or --force to replace it."
+                )
             self.partial.mkdir(parents=True, exist_ok=True)
             self._take_lock()
             try:

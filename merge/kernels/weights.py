@@ -1,0 +1,30 @@
+"""Weights as whole numbers, so that sign election sees an exact zero where a recipe's decimals give one.
+
+0.3 d + 0.3 d - 0.6 d is 0 on paper and 5.6e-17 d in float64. bfloat16 task vectors are small multiples of one step, so
+such sums are common (one element in 500 of a three-model TIES), and zero counts as + while a rounding error has either
+sign. Weights 3, 3 and -6 give sums that float64 holds exactly; the common factor is taken out at the end.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from fractions import Fraction
+
+_DENOMINATOR = 10_000  # gradients over layers give fractions such as 0.7 * 3/39
+_LARGEST = 1 << 20  # times a float32 and a few models: within float64's 53 bits
+_ROUNDING = 4 * 2.0**-53
+
+
+def whole(numbers: Sequence[float]) -> tuple[tuple[float, ...], float]:
+    """Numbers that are short fractions -> (multiples, scale) with multiple = number * scale; else as they are, and 1."""
+    fractions = [Fraction(number).limit_denominator(_DENOMINATOR) for number in numbers]
+    common = math.lcm(*(fraction.denominator for fraction in fractions))
+    multiples = [int(fraction * common) for fraction in fractions]
+    meant = all(
+        abs(float(fraction) - number) <= _ROUNDING * abs(number)
+        for fraction, number in zip(fractions, numbers, strict=True)
+    )
+    if not meant or common > _LARGEST or any(abs(multiple) > _LARGEST for multiple in multiples):
+        return tuple(numbers), 1.0
+    return tuple(float(multiple) for multiple in multiples), float(common)

@@ -1,0 +1,219 @@
+"""Trains the quickstart family: a base and three experts, about 1 M parameters each, for `make demo` and the recipes.
+
+    HF_HUB_OFFLINE=1 python recipes/quickstart/train.py            # rewrites base/, reverse/, sort/ and add/ beside this file
+    HF_HUB_OFFLINE=1 python recipes/quickstart/train.py --out DIR  # writes them elsewhere
+
+It takes about TIME on one core, and is not part of the demo: the trained family is kept with the code. Seeds are fixed
+and one thread is used, so one machine repeats its own bytes; another CPU or torch release may differ in the last bits,
+and training amplifies that. A rewrite therefore means scoring again, and copying the table to README.md:
+
+    python -m eval.quickstart recipes/quickstart/{base,reverse,sort,add}
+
+What it does. The base practises three general skills (copy, rotate, shift) and, in turn, those of the three scored ones
+of which it knows less than half; what is kept is the running average of its weights at the moment when it is nearest
+to one half on all three. Each expert is the base fine-tuned on its own skill, with general practice mixed in but none of
+the other experts' skills. Everything is drawn from the training side of the split in eval/exact_match.py; the held-out side is
+not looked at here, not even to choose the checkpoint.
+
+SCORES
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import math
+import random
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parents[1]))  # a script of the repository, not of the package
+
+from eval.exact_match import SKILLS, Skill, draw_word, questions  # noqa: E402
+
+SEED = 1
+ROWS = 64  # a batch
+TARGET = 0.5  # what the base should know of each scored skill
+CLOSE_ENOUGH = 0.05
+BASE_STEPS, BASE_RATE, CHECK_EVERY, CHECK_ITEMS = 900, 1.5e-3, 20, 100
+EXPERT_STEPS = {"reverse": 200, "sort": 200, "add": 320}
+EXPERT_RATE = 3e-4
+GENERAL_SHARE = {"base": 0.2, "expert": 0.3}
+IGNORED = -100  # label of what is not the answer
+
+GENERAL = {
+    skill.name: skill
+    for skill in (
+        Skill("copy", "write the word again", draw_word, lambda word: word),
+        Skill("rotate", "its first letter goes to the end", draw_word, lambda word: word[1:] + word[0]),
+        Skill("shift", "each letter becomes the next one", draw_word, lambda word: "".join(map(_next_letter, word))),
+    )
+}
+
+
+def _next_letter(letter: str) -> str:
+    return chr((ord(letter) - ord("a") + 1) % 26 + ord("a"))
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """ids, labels: (rows, positions) int64; labels are IGNORED except on the answer and its end mark."""
+
+    ids: torch.Tensor
+    labels: torch.Tensor
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """One token a character: a BPE without merges."""
+    tokens = ["<pad>", "<eos>", "<unk>", *" :=+-.,?!0123456789abcdefghijklmnopqrstuvwxyz"]
+    core = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=[], unk_token="<unk>"))
+    core.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        pad_token="<pad>",
+        eos_token="<eos>",
+        unk_token="<unk>",
+        model_max_length=32,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def build_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=128,
+        intermediate_size=384,
+        num_hidden_layers=5,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=32,
+        tie_word_embeddings=False,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return LlamaForCausalLM(config)
+
+
+def draw_batch(tokenizer: PreTrainedTokenizerFast, mix: Mapping[str, float], rows: int, rng: random.Random) -> Batch:
+    """rows examples, each of a skill drawn by its weight in mix, from the training side of the split."""
+    prompts, answers = [], []
+    for name in rng.choices(list(mix), list(mix.values()), k=rows):
+        skill = SKILLS.get(name) or GENERAL[name]
+        (question,) = questions(skill, 1, rng, test=False)
+        prompts.append(tokenizer.encode(skill.prompt(question)))
+        answers.append([*tokenizer.encode(skill.solve(question)), tokenizer.eos_token_id])
+    longest = max(len(prompt) + len(answer) for prompt, answer in zip(prompts, answers, strict=True))
+    ids = torch.full((rows, longest), tokenizer.pad_token_id)
+    labels = torch.full((rows, longest), IGNORED)
+    for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+        end = len(prompt) + len(answer)
+        ids[row, :end] = torch.tensor(prompt + answer)
+        labels[row, len(prompt) : end] = torch.tensor(answer)
+    return Batch(ids, labels)
+
+
+def step_on(model: LlamaForCausalLM, optimizer: torch.optim.Optimizer, rate: float, batch: Batch) -> None:
+    """One optimiser step; padding is on the right, so causal attention needs no mask."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    logits = model(input_ids=batch.ids).logits[:, :-1]
+    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch.labels[:, 1:].flatten(), ignore_index=IGNORED)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def cosine(place: float, floor: float) -> float:
+    """From 1 at place 0 to floor at place 1."""
+    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * place))
+
+
+@torch.no_grad()
+def share_right(model: LlamaForCausalLM, batch: Batch) -> float:
+    """Teacher-forced, which for whole answers is greedy exact match."""
+    best = model(input_ids=batch.ids).logits[:, :-1].argmax(-1)
+    wanted = batch.labels[:, 1:]
+    return ((best == wanted) | (wanted == IGNORED)).all(1).float().mean().item()
+
+
+def base_mix(known: Mapping[str, float]) -> dict[str, float]:
+    """General practice, and the scored skills by what is missing to TARGET; only general practice if nothing is."""
+    missing = {name: max(0.005, TARGET - share) for name, share in known.items()}
+    general = 1.0 if min(known.values()) >= TARGET else GENERAL_SHARE["base"]
+    scale = (1 - general) / sum(missing.values())
+    return {name: m * scale for name, m in missing.items()} | dict.fromkeys(GENERAL, general / len(GENERAL))
+
+
+def train_base(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+    """The averaged model, at the check where the skill farthest from TARGET was nearest to it."""
+    model = build_model(tokenizer)
+    average = copy.deepcopy(model)
+    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.98), weight_decay=0.01)
+    rng = random.Random(SEED)
+    checks = {name: draw_batch(tokenizer, {name: 1.0}, CHECK_ITEMS, random.Random(SEED + 1)) for name in SKILLS}
+    known = dict.fromkeys(SKILLS, 0.0)
+    kept, nearest = copy.deepcopy(average), math.inf
+    for step in range(BASE_STEPS):
+        rate = BASE_RATE * min(1.0, (step + 1) / 50) * cosine(step / BASE_STEPS, floor=0.3)
+        step_on(model, optimizer, rate, draw_batch(tokenizer, base_mix(known), ROWS, rng))
+        with torch.no_grad():
+            for mean, new in zip(average.parameters(), model.parameters(), strict=True):
+                mean.lerp_(new, 1 - min(0.97, step / (step + 10)))
+        if (step + 1) % CHECK_EVERY == 0:
+            known = {name: share_right(average, batch) for name, batch in checks.items()}
+            far = max(abs(share - TARGET) for share in known.values())
+            if far < nearest:
+                kept, nearest = copy.deepcopy(average), far
+                print(f"base step {step + 1}:", *(f"{name} {share:.2f}" for name, share in known.items()), flush=True)
+            if nearest <= CLOSE_ENOUGH:
+                break
+    return kept
+
+
+def train_expert(base: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, name: str) -> LlamaForCausalLM:
+    """A short fine-tune on one skill; weight decay 0, so that what the skill does not need stays at the base."""
+    model = copy.deepcopy(base)
+    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.98), weight_decay=0.0)
+    rng = random.Random(f"{SEED}:{name}")
+    general = GENERAL_SHARE["expert"]
+    mix = {name: 1 - general} | dict.fromkeys(GENERAL, general / len(GENERAL))
+    steps = EXPERT_STEPS[name]
+    for step in range(steps):
+        rate = EXPERT_RATE * min(1.0, (step + 1) / 30) * cosine(max(0.0, (step / steps - 0.2) / 0.8), floor=0.0)
+        step_on(model, optimizer, rate, draw_batch(tokenizer, mix, ROWS, rng))
+    return model
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Train the quickstart family (rewrites it).")
+    parser.add_argument("--out", type=Path, default=HERE, help="folder of base/, reverse/, sort/ and add/")
+    out = parser.parse_args(arguments).out
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)
+    torch.manual_seed(SEED)
+    started = time.monotonic()
+    tokenizer = build_tokenizer()
+    # Rounded before the experts start: the base that is merged is exactly the one they were trained from.
+    base = train_base(tokenizer).to(torch.bfloat16)
+    family = {"base": base}
+    for name in SKILLS:
+        family[name] = train_expert(base.float(), tokenizer, name).to(torch.bfloat16)
+        print(f"{name} trained, {time.monotonic() - started:.0f} s", flush=True)
+    for name, model in family.items():
+        model.to(torch.bfloat16).save_pretrained(out / name)
+        tokenizer.save_pretrained(out / name)
+    print(f"{len(family)} models of {base.num_parameters():,} parameters in {out}, {time.monotonic() - started:.0f} s")
+
+
+if __name__ == "__main__":
+    main()
