@@ -2,8 +2,8 @@
 
     python benchmarks/exactness.py --models DIR --mergekit ENVIRONMENT/bin/mergekit-yaml
 
-DIR holds what `python benchmarks/models.py DIR --size small` writes. The oracle takes the bfloat16 inputs as they are and
-a recipe's weights as the decimal fractions that it writes (0.3 is three tenths): weighted sums are sums of whole
+DIR holds what `python benchmarks/models.py DIR --size small` writes. The oracle takes the bfloat16 inputs as they are
+and a recipe's weights as the decimal fractions that it writes (0.3 is three tenths): weighted sums are sums of whole
 multiples, exact in float64, so that signs and halfway cases come out as on paper; one division follows; the result is
 rounded once, from float64 to bfloat16. Slerp's factors are computed in float64. TIES keeps of equal magnitudes those of
 lowest index. Masks of DARE are those of merge.kernels.reference.random_mask.

@@ -2,8 +2,8 @@
 
     python benchmarks/parity.py --mergekit ENVIRONMENT/bin/mergekit-yaml
 
-Models are random and small, float32, with task vectors whose magnitudes are all distinct: mergekit does not say which of
-equal magnitudes TIES keeps. The relative difference of a tensor is
+Models are random and small, float32, with task vectors whose magnitudes are all distinct: mergekit does not say which
+of equal magnitudes TIES keeps. The relative difference of a tensor is
 
     max over its elements of |ours - theirs| / max(|theirs|, rms(theirs)),
 
@@ -34,7 +34,7 @@ SIZES["forty"] = (16, 40, 40, 96, 4, 2)
 
 
 def write_family(root: Path, size: str, names: list[str], seed: int = 0) -> dict[str, Path]:
-    """A base, names[0], and fine-tunes of it, the others. Base and task vectors lie on a grid on which float32 is exact."""
+    """A base, names[0], and fine-tunes of it, the others, on a grid where their differences are exact float32."""
     random = np.random.default_rng(seed)
     family: dict[str, dict[str, torch.Tensor]] = {name: {} for name in names}
     for tensor, shape in shapes(size).items():
@@ -68,8 +68,8 @@ def write_gpt2(root: Path, name: str) -> dict[str, Path]:
             sizes |= {f"h.{i}.{part}.weight": (hidden, n), f"h.{i}.{part}.bias": (n,)}
         sizes |= {f"h.{i}.mlp.c_proj.weight": (4 * hidden, hidden), f"h.{i}.mlp.c_proj.bias": (hidden,)}
         sizes |= {f"h.{i}.ln_{k}.{what}": (hidden,) for k in (1, 2) for what in ("weight", "bias")}
-    described = {"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "n_layer": 12, "n_head": 4, "n_embd": hidden}
-    described |= {"vocab_size": 96, "n_positions": 32, "n_ctx": 32}
+    described = {"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "n_layer": 12, "n_head": 4}
+    described |= {"n_embd": hidden, "vocab_size": 96, "n_positions": 32, "n_ctx": 32}
     return _save(root, {name: {k: torch.randn(v, generator=random) for k, v in sizes.items()}}, described)
 
 
@@ -130,7 +130,7 @@ class Comparison:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--mergekit", type=Path, required=True, help="mergekit-yaml of an environment with mergekit 0.1.5")
+    parser.add_argument("--mergekit", type=Path, required=True, help="mergekit-yaml of mergekit 0.1.5")
     mergekit = parser.parse_args().mergekit
     console = Console(width=120)
     with tempfile.TemporaryDirectory() as folder:
@@ -147,7 +147,8 @@ def main() -> None:
             comparison.add(f"{name} in float32", recipe.replace("float16", "float32"))
         comparison.run(mergekit)
 
-        table = Table("method", "recipe", "max rel. difference", "equal elements", "note", title="float32, against mergekit")
+        columns = ("method", "recipe", "max rel. difference", "equal elements", "note")
+        table = Table(*columns, title="float32, against mergekit")
         results = []
         for method, idea, _ in RECIPES:
             worst, equal, note = comparison.result(f"{method}: {idea}")
@@ -155,14 +156,14 @@ def main() -> None:
             table.add_row(method, idea, "-" if worst is None else f"{worst:.1e}", equal, note)
         console.print(table)
 
-        table = Table(
-            "example", "unchanged (float16)", "equal", "with dtype: float32", "equal", "note", title="mergekit's examples"
-        )
+        columns = ("example", "unchanged (float16)", "equal", "with dtype: float32", "equal", "note")
+        table = Table(*columns, title="mergekit's examples")
         for name in EXAMPLES:
             half, half_equal, half_note = comparison.result(name)
             single, single_equal, note = comparison.result(f"{name} in float32")
             shown = ["-" if value is None else f"{value:.1e}" for value in (half, single)]
-            table.add_row(name, shown[0], half_equal, shown[1], single_equal, note or (half_note if half is None else ""))
+            note = note or (half_note if half is None else "")
+            table.add_row(name, shown[0], half_equal, shown[1], single_equal, note)
             results.append(single)
         console.print(table)
         good = sum(worst is not None and worst <= GOAL for worst in results)

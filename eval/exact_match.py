@@ -18,7 +18,8 @@ from string import ascii_lowercase
 from typing import Any
 
 HELD_OUT_SHARE = 0.1
-MAX_ANSWER = 10  # characters, the end mark included
+MAX_ANSWER = 10  # tokens, the end mark included
+MAX_ITEMS = 700  # there are about 810 held-out sums, and the prompts of a test are all different
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +140,7 @@ def score(
     Args:
         model_dir: a Hugging Face directory with its tokenizer; nothing is fetched.
         skills: names in SKILLS.
-        n_items: prompts a skill, all different (at most 700: there are 810 held-out sums).
+        n_items: prompts a skill, all different (at most MAX_ITEMS).
         seed: draws the prompts; equal seeds ask every model the same.
 
     Returns:
@@ -152,7 +153,9 @@ def score(
         raise FileNotFoundError(f"{os.fspath(model_dir)}: not a model directory, no config.json in it")
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     tokenizer = AutoTokenizer.from_pretrained(model_dir, local_files_only=True)
     # float32 holds bf16 weights exactly, and CPUs without bf16 units are slow in bf16.
     model = AutoModelForCausalLM.from_pretrained(model_dir, local_files_only=True, dtype=torch.float32).eval()

@@ -38,7 +38,7 @@ class Stack:
         if not name.startswith(self.prefix):
             return None
         number, _, suffix = name[len(self.prefix) :].partition(".")
-        return (int(number), suffix) if number.isdecimal() and suffix else None
+        return (int(number), suffix) if _is_number(number) and suffix else None
 
     def name(self, layer: int, suffix: str) -> str:
         return f"{self.prefix}{layer}.{suffix}"
@@ -49,7 +49,7 @@ def find_stacks(names: Iterable[str], config: Mapping[str, Any]) -> tuple[Stack,
     numbers: dict[str, dict[int, None]] = {}
     for name in names:
         parts = name.split(".")
-        place = next((i for i, part in enumerate(parts[:-1]) if part.isdecimal()), None)
+        place = next((i for i, part in enumerate(parts[:-1]) if _is_number(part)), None)
         if place is not None:
             numbers.setdefault("".join(part + "." for part in parts[:place]), {})[int(parts[place])] = None
     runs = [Stack(prefix, len(found)) for prefix, found in numbers.items() if max(found) + 1 == len(found)]
@@ -74,6 +74,11 @@ def _layer_counts(config: Mapping[str, Any], path: str = "") -> Iterator[tuple[s
             yield from _layer_counts(value, f"{path}{key}.")
         elif key in LAYER_COUNT_KEYS and isinstance(value, int):
             yield path + key, value
+
+
+def _is_number(part: str) -> bool:
+    """Whether a part of a name counts layers: written as a number is, so that it can be written again."""
+    return part.isdecimal() and part.isascii() and len(part) < 10 and (part == "0" or part[0] != "0")
 
 
 def _parts(name: str) -> list[str]:

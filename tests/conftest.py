@@ -175,7 +175,7 @@ def write_weights(path: Path, tensors: Mapping[str, tuple[np.ndarray, str]], sha
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, tuple[np.ndarray, str]]) -> None:
-    kept = {name: np.ascontiguousarray(values) for name, (values, _) in tensors.items()}  # alive until written
+    kept = {name: np.asarray(values, order="C") for name, (values, _) in tensors.items()}  # alive until written
     specs = {
         name: TensorSpec(
             dtype=tensors[name][1], shape=values.shape, data_ptr=values.ctypes.data, data_len=values.nbytes

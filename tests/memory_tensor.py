@@ -70,7 +70,9 @@ def run_fused(method: Method, raw: npt.NDArray[Any], chunk: int, per_block: int 
     return out
 
 
-def run_reference(method: Method, raw: npt.NDArray[Any], shape: Sequence[int] | None = None, **parameters: Any) -> Floats:
+def run_reference(
+    method: Method, raw: npt.NDArray[Any], shape: Sequence[int] | None = None, **parameters: Any
+) -> Floats:
     """The same by the method's definition in torch."""
     values = torch.from_numpy(widened(raw)).view(len(raw), *(raw.shape[1:] if shape is None else shape))
     if method.inputs == "deltas":

@@ -6,8 +6,7 @@ The package ships a Q4_1 GGUF; transformers dequantises it to bfloat16 safetenso
 from __future__ import annotations
 
 import importlib.util
-import inspect
-import textwrap
+import unicodedata
 from pathlib import Path
 
 LAW = Path(__file__).parent.parent / "LICENSE"
@@ -34,18 +33,19 @@ def make_base(out: Path) -> Path:
 
 
 def texts() -> dict[str, tuple[list[str], list[str]]]:
-    """Domain -> (training texts, held-out texts): Python source of the standard library, and the prose of a licence."""
-    import argparse
-    import configparser
-    import statistics
-
-    code = [inspect.getsource(module) for module in (textwrap, configparser, argparse)]
+    """Domain -> (training texts, held-out texts): names of characters by number, and the prose of a licence."""
     law = LAW.read_text(encoding="utf-8")
     cut = int(len(law) * 0.7)
     return {
-        "code": (_pieces("\n".join(code))[:64], _pieces(inspect.getsource(statistics))[:12]),
+        "unicode": (_pieces(_characters(0xA0, 0x600)), _pieces(_characters(0x900, 0xA00))),
         "law": (_pieces(law[:cut]), _pieces(law[cut:])),
     }
+
+
+def _characters(start: int, stop: int) -> str:
+    """`U+00E9 LATIN SMALL LETTER E WITH ACUTE`, a line each."""
+    named = ((number, unicodedata.name(chr(number), "")) for number in range(start, stop))
+    return "".join(f"U+{number:04X} {name}\n" for number, name in named if name)
 
 
 def _pieces(text: str, length: int = 400) -> list[str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from bad_inputs import CASES, Case, try_out
-from bad_inputs.machine import NotPossible
+from bad_inputs.machine import NotPossibleError
 from bad_inputs.models import ODD_NAMES
 from bad_inputs.room import opened, read_parts
 
@@ -23,7 +23,7 @@ def test_bad_input(name: str, tmp_path: Path) -> None:
     case = CASES[name]
     try:
         outcome = try_out(case, tmp_path)
-    except NotPossible as reason:
+    except NotPossibleError as reason:
         pytest.skip(str(reason))
     said = outcome.stdout + outcome.stderr if case.on_stdout or case.code == 0 else outcome.stderr
     assert outcome.code == case.code, said
@@ -133,7 +133,7 @@ def test_after_the_disk_was_full_the_same_command_goes_on(tmp_path: Path) -> Non
             assert (code, err) == (0, "")
             assert "21 of them taken from an earlier run" in out
             assert call(["verify", "disk/out"])[0] == 0
-    except NotPossible as reason:
+    except NotPossibleError as reason:
         pytest.skip(str(reason))
 
 

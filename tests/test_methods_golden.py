@@ -67,9 +67,7 @@ def test_ties_table(merged: Any) -> None:
 
 
 def test_ties_sums_without_normalize_and_scales_by_lambda(merged: Any) -> None:
-    got = merged(
-        "ties", [ZERO, T1, T2, T3], weight=(1.0, 1.0, 1.0), density=(0.5,) * 3, normalize=False, lambda_=0.5
-    )
+    got = merged("ties", [ZERO, T1, T2, T3], weight=(1.0, 1.0, 1.0), density=(0.5,) * 3, normalize=False, lambda_=0.5)
     # .50 + .30 | .90 | -.35 | 0 | .70 + .15 | 0 | 0 | .20 + .25 | 0 | .60, halved; an even split counts as positive
     np.testing.assert_allclose(got, [0.4, 0.45, -0.175, 0, 0.425, 0, 0, 0.225, 0, 0.3], atol=1e-7)
 
@@ -100,7 +98,7 @@ def test_ties_keeps_at_least_one_entry_but_none_at_density_zero(merged: Any) -> 
 
 @pytest.mark.parametrize("weight", [(0.3, 0.3, 0.6), (0.1, 0.2, 0.3), (0.7, 0.1, 0.8), (1.1, 2.2, 3.3)])
 @pytest.mark.parametrize("method", ["ties", "dare_ties"])
-def test_a_sum_that_is_zero_in_decimals_is_elected_positive(merged: Any, method: str, weight: tuple[float, ...]) -> None:
+def test_a_sum_that_is_zero_in_decimals_is_positive(merged: Any, method: str, weight: tuple[float, ...]) -> None:
     """0.3 + 0.3 - 0.6 is zero, and zero counts as +; in binary these weights leave a rest of either sign."""
     rows = [[0.0] * 4, [1, 3, 5, 7], [1, 3, 5, 7], [-1, -3, -5, -7]]
     keys = {"_keys": (1, 2, 3)} if method == "dare_ties" else {}

@@ -128,7 +128,8 @@ def test_trim_over_the_model_keeps_what_a_stable_sort_of_all_its_tensors_keeps(d
     for i, size in enumerate(sizes):
         models = (0,) if i == 1 else (0, 1)
         shape = (len(models), size)
-        deltas = random.integers(-2, 3, shape) if few else random.standard_normal(shape) * 10.0 ** random.integers(-4, 4)
+        scale = 10.0 ** random.integers(-4, 4)
+        deltas = random.integers(-2, 3, shape) if few else random.standard_normal(shape) * scale
         raw = np.concatenate([np.zeros((1, size)), deltas]).astype(np.float32)
         density = tuple(densities[model] for model in models)
         step = SimpleNamespace(size=size, models=models, parameters={"trim": "model", "density": density})

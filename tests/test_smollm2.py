@@ -21,7 +21,7 @@ STEPS = 24
 def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("smollm2")
     smollm2.make_base(root / "base")
-    for domain in ("code", "law"):
+    for domain in ("unicode", "law"):
         smollm2.fine_tune(root / "base", root / domain, domain, STEPS)
     return root
 
@@ -31,14 +31,14 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
 )
 def test_a_merge_of_fine_tunes_knows_both_domains_and_still_answers(family: Path, method: str, settings: str) -> None:
     text = f"merge_method: {method}\nbase_model: {family}/base\nmodels:\n" + "".join(
-        f"- model: {family}/{domain}\n  parameters: {{{settings}}}\n" for domain in ("code", "law")
+        f"- model: {family}/{domain}\n  parameters: {{{settings}}}\n" for domain in ("unicode", "law")
     )
     out = family / method
     report = run_plan(build_plan(parse_recipe(text)), out)
     assert verify_output(out).problems == ()
-    loss = {name: smollm2.losses(family / name) for name in ("base", "code", "law", method)}
+    loss = {name: smollm2.losses(family / name) for name in ("base", "unicode", "law", method)}
     print(method, f"{report.seconds:.1f} s", loss)
-    for domain in ("code", "law"):
+    for domain in ("unicode", "law"):
         assert loss[domain][domain] < loss["base"][domain]  # the fine-tune learned its domain
         assert loss[method][domain] < loss["base"][domain]  # and the merge kept some of it
     mean = {name: sum(values.values()) / 2 for name, values in loss.items()}

@@ -77,7 +77,13 @@ def _read_config(directory: str) -> dict[str, Any]:
         raise CheckpointError(
             f"{directory}: has weights but no config.json. Copy config.json from the model's page or its base model."
         )
-    return read_json(path, unique=False)  # as transformers reads it: the last one wins
+    config = read_json(path, unique=False)  # as transformers reads it: the last one wins
+    for key in ("text_config", "llm_config"):
+        if not isinstance(config.get(key, {}), dict | None):
+            raise CheckpointError(
+                f"{path}: {key}: expected an object, found {config[key]!r:.60}. Download the file again."
+            )
+    return config
 
 
 def _source_file(directory: str, name: str) -> SourceFile:

@@ -12,6 +12,7 @@ from typing import Any
 from merge.errors import CheckpointError
 
 MAX_JSON_BYTES = 100_000_000
+MAX_JSON_DEPTH = 64
 
 # Files that go with the weights into an output. *.py is not among them: remote code is not copied unasked.
 SIDE_FILES = (
@@ -106,6 +107,9 @@ def read_json(path: str, unique: bool = True) -> dict[str, Any]:
             raise CheckpointError(f"{path}: {size:,} bytes; a JSON file of a model has at most {MAX_JSON_BYTES:,}.")
         with open(path, encoding="utf-8") as file:
             data = json.load(file, object_pairs_hook=unique_keys if unique else None)
+        json.dumps(data, ensure_ascii=False).encode()  # half a surrogate pair, which JSON can spell, is not text
+        if _depth(data) > MAX_JSON_DEPTH:
+            raise CheckpointError(f"{path}: nests deeper than {MAX_JSON_DEPTH} levels. Download the file again.")
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror or error}).") from None
     except (ValueError, RecursionError) as error:  # bad JSON, bad UTF-8, a key twice, nested without end
@@ -115,6 +119,15 @@ def read_json(path: str, unique: bool = True) -> dict[str, Any]:
             f"{path}: holds a {type(data).__name__}, expected a JSON object. Download the file again."
         )
     return data
+
+
+def _depth(data: Any) -> int:
+    """Levels of nested objects and lists."""
+    depth, level = 0, [data]
+    while level := [item for item in level if isinstance(item, (dict, list))]:
+        depth += 1
+        level = [child for item in level for child in (item.values() if isinstance(item, dict) else item)]
+    return depth
 
 
 def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

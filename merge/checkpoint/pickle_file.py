@@ -203,6 +203,8 @@ def _state_dict(path: str, value: Any) -> tuple[dict[str, StoredTensor], list[st
     tensors: dict[str, StoredTensor] = {}
     ignored = []
     for name, item in value.items():
+        if name == "__metadata__":
+            raise CheckpointError(f"{path}: {name}: safetensors keeps this name for itself. Rename the tensor.")
         if isinstance(item, StoredTensor) and isinstance(name, str):
             tensors[name] = item
         elif isinstance(item, _PLAIN):

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import signal
 import sys
-from typing import Any
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
+
+if TYPE_CHECKING:
+    from merge.errors import Problem
 
 # verb -> (module, one line for --help)
 VERBS = {
@@ -55,21 +63,75 @@ def cli() -> None:
 
 
 def main() -> None:
-    """Runs the command line; every error of ours becomes one message and its exit code."""
+    """Runs the command line; every error becomes one message and its exit code."""
     from merge.errors import MergeError
 
     try:
-        code = cli(prog_name="merge", standalone_mode=False)
+        with _terminable():
+            code = cli(prog_name="merge", standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
     except MergeError as error:
-        click.echo(f"merge: {error}", err=True)
-        sys.exit(error.exit_code)
+        _end(_shortened(error), error.exit_code)
     except click.ClickException as error:
         error.show()
         sys.exit(2)
     except (KeyboardInterrupt, click.Abort):
-        click.echo("merge: stopped; what is done is kept. Run the same command again to go on.", err=True)
-        sys.exit(130)
+        _end(_STOPPED, 130)
+    except _Terminated:
+        _end(_STOPPED, 143)
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(0)
+    except MemoryError:
+        _end("out of memory. Use fewer --threads, give --max-ram, or free some memory; what is done is kept.", 1)
+    except OSError as error:  # the machine's doing: what can be said better is said where it happens
+        _end(f"{error.filename or 'merge'}: {error.strerror or error}", 1)
+
+
+_STOPPED = "stopped; what is done is kept. Run the same command again to go on."
+_MOST_PROBLEMS = 12
+
+
+def _end(message: str, code: int) -> NoReturn:
+    from merge.cli.show import printable
+
+    click.echo("\n".join(map(printable, f"merge: {message}".split("\n"))), err=True)
+    sys.exit(code)
+
+
+def _shortened(error: Exception) -> str:
+    """The message; what is wrong with very many tensors (a model of another size: all of them) is said once."""
+    problems = getattr(error, "problems", ())
+    if len(problems) <= _MOST_PROBLEMS:
+        return str(error)
+    alike: dict[tuple[str, str | None], list[Problem]] = {}
+    for problem in problems:
+        alike.setdefault((problem.message, problem.hint), []).append(problem)
+    lines = [
+        f"{same[0].where}, {same[1].where} and {len(same) - 2:,} more: {replace(same[0], where=None)}"
+        if len(same) > 2
+        else "\n".join(map(str, same))
+        for same in alike.values()
+    ]
+    shown = lines[:_MOST_PROBLEMS]
+    more = f"{len(problems):,} problems; merge plan RECIPE --json lists them all."
+    return "\n".join([*shown, more])
+
+
+class _Terminated(BaseException):
+    """SIGTERM: an end like that by Ctrl-C, so that threads, files and the lock are left in order."""
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    def terminate(signal_number: int, frame: object) -> None:
+        raise _Terminated
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

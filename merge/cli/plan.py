@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from merge.cli.show import Size, console, memory, size
+from merge.cli.show import Size, console, memory, printable, size
 
 if TYPE_CHECKING:
     from merge.plan import Plan, Step
@@ -28,7 +28,7 @@ Examples:
     "-o", "--out", type=click.Path(path_type=Path), help="Where it would be written.  [default: ./merged/NAME]"
 )
 @click.option("--tensors", is_flag=True, help="One line for each tensor, with its resolved parameters.")
-@click.option("--threads", type=click.IntRange(1), help="Worker threads.  [default: all processors]")
+@click.option("--threads", type=click.IntRange(1, 1024), help="Worker threads.  [default: all processors]")
 @click.option("--max-ram", type=Size(), help="Memory to stay within, e.g. 1GiB.")
 @click.option("--device", default="cpu", show_default=True, help="cpu or cuda.")
 @click.option("--shard-size", type=Size(), default="5GB", show_default=True, help="Largest output file.")
@@ -77,9 +77,10 @@ def command(
 
 def _show(plan: Plan, totals: dict[str, int], tensors: bool) -> None:
     from rich.table import Table
+    from rich.text import Text
 
     out = console()
-    out.print(f"[bold]{plan.name}[/]: {plan.method}, seed {plan.seed}", soft_wrap=True)
+    out.print(Text.assemble((plan.name, "bold"), f": {plan.method}, seed {plan.seed}"), soft_wrap=True)
     models = Table("model", "role", "files", "size", box=None, pad_edge=False)
     for i, model in enumerate(plan.models):
         role = "base" if i == plan.base_model else "input"
@@ -94,9 +95,9 @@ def _show(plan: Plan, totals: dict[str, int], tensors: bool) -> None:
     out.print(f"memory   at most {memory(totals['peak_memory'])} with {totals['threads']} threads")
     short = totals["disk_free"] < totals["bytes_written"]
     out.print(f"disk     {size(totals['bytes_written'])} needed, {size(totals['disk_free'])} free", end="")
-    out.print("  [bold red]not enough[/]" if short else "")
+    out.print("  not enough" if short else "", style="bold red")
     for note in plan.notes:
-        out.print(f"note     {note}", soft_wrap=True, markup=False)
+        out.print(f"note     {printable(note)}", soft_wrap=True)
 
 
 def _tensor_table(plan: Plan) -> Any:
@@ -105,7 +106,7 @@ def _tensor_table(plan: Plan) -> Any:
     table = Table("tensor", "shape", "dtype", "method", "inputs and parameters", box=None, pad_edge=False)
     for step in plan.steps:
         shape = "x".join(str(n) for n in step.shape) or "scalar"
-        table.add_row(step.name, shape, step.dtype, step.method, _sources(plan, step))
+        table.add_row(printable(step.name), shape, step.dtype, step.method, printable(_sources(plan, step)))
     return table
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import sys
 from pathlib import Path
 
 import click
 
-from merge.cli.show import Size, memory, progress_bar, size
+from merge.cli.show import Size, memory, printable, progress_bar, size
 
 
 @click.command(
@@ -23,7 +24,7 @@ Killed or stopped, the same command goes on where it was.""",
 )
 @click.argument("recipe")
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="Directory to make.  [default: ./merged/NAME]")
-@click.option("--threads", type=click.IntRange(1), help="Worker threads.  [default: all processors]")
+@click.option("--threads", type=click.IntRange(1, 1024), help="Worker threads.  [default: all processors]")
 @click.option("--max-ram", type=Size(), help="Memory to stay within, e.g. 1GiB.")
 @click.option("--device", default="cpu", show_default=True, help="cpu, or cuda to compute on a GPU.")
 @click.option("--shard-size", type=Size(), default="5GB", show_default=True, help="Largest output file.")
@@ -49,7 +50,7 @@ def command(
     out = out or Path("merged") / plan.name
     if not quiet:
         for note in plan.notes:
-            click.echo(f"note: {note}", err=True)
+            click.echo(f"note: {printable(note)}", err=True)
     check_device(device)
     from merge.engine.run import run_plan
 
@@ -60,7 +61,7 @@ def command(
         return
     resumed = f" ({report.resumed_tensors} of them taken from an earlier run)" if report.resumed_tensors else ""
     written = f"{plan.n_parameters:,} parameters, {size(report.bytes_written)}"
-    click.echo(f"{report.out}: {report.tensors} tensors{resumed}, {written}")
+    click.echo(f"{printable(report.out)}: {report.tensors} tensors{resumed}, {written}")
     rate = (report.bytes_read + report.bytes_written) / max(report.seconds, 1e-9)
     click.echo(f"{report.seconds:.1f} s, {size(rate)}/s read and written, peak memory {memory(report.peak_memory)}")
     if report.nonfinite or report.overflow:
@@ -73,11 +74,15 @@ def check_device(device: str) -> None:
 
     if device == "cpu":
         return
+    match = re.fullmatch(r"cuda(:\d{1,4})?", device)
+    if match is None:
+        raise UsageError(f'--device "{device}": expected cpu, cuda or cuda:N.')
     import torch
 
-    if not device.startswith("cuda"):
-        raise UsageError(f'--device "{device}": expected cpu, cuda or cuda:N.')
     if not torch.cuda.is_available():
         raise UsageError(
             "--device cuda: torch finds no GPU here (a CPU build of torch, or no driver). Use --device cpu."
         )
+    count = torch.cuda.device_count()
+    if match[1] and int(match[1][1:]) >= count:
+        raise UsageError(f"--device {device}: torch finds {count} here, numbered from cuda:0.")

@@ -29,7 +29,7 @@ class Size(click.ParamType):  # type: ignore[type-arg]  # not generic in click 8
             return value
         match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(value))
         unit = _UNITS.get(match[2].upper()) if match else None
-        if match is None or unit is None or float(match[1]) * unit < 1:
+        if match is None or unit is None or not 1 <= float(match[1]) * unit < 1 << 63:
             self.fail(f'"{value}" is not a size; write for example 5GB or 512MiB', param, ctx)
         return int(float(match[1]) * unit)
 
@@ -44,11 +44,16 @@ def size(n_bytes: float) -> str:
 
 
 def console() -> Console:
-    """For tables on stdout; in a pipe lines are not wrapped, so that grep finds them."""
+    """For tables on stdout; in a pipe lines are not wrapped, so that grep finds them. Names are no markup."""
     from rich.console import Console
 
     wide = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 10_000
-    return Console(highlight=False, width=wide)
+    return Console(highlight=False, width=wide, markup=False, emoji=False)
+
+
+def printable(text: str) -> str:
+    """A name from a file, with what would move the cursor or colour the terminal spelt out."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 
 def memory(n_bytes: float) -> str:
@@ -62,6 +67,7 @@ def progress_bar(label: str, total: int, quiet: bool) -> Iterator[Callable[[int]
         yield lambda done: None
         return
     from rich.console import Console
+    from rich.markup import escape
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
     columns = (
@@ -73,5 +79,5 @@ def progress_bar(label: str, total: int, quiet: bool) -> Iterator[Callable[[int]
     )
     console = Console(stderr=True)
     with Progress(*columns, console=console, disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task(label, total=total)
+        task = bar.add_task(escape(label), total=total)
         yield lambda done: bar.update(task, completed=done)

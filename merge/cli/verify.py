@@ -14,7 +14,7 @@ from merge.cli.show import progress_bar, size
 
 @click.command("verify", epilog="\b\nExample:\n  merge verify merged/quickstart")
 @click.argument("directory", type=click.Path(path_type=Path))
-@click.option("--threads", type=click.IntRange(1), help="Threads that read.  [default: all processors]")
+@click.option("--threads", type=click.IntRange(1, 1024), help="Threads that read.  [default: all processors]")
 @click.option("--sha256", is_flag=True, help="Also print the SHA-256 of each weight file, as the Hub shows it.")
 @click.option("--quiet", is_flag=True, help="No progress bar.")
 @click.option("--json", "as_json", is_flag=True, help="Print the verdict as JSON.")

@@ -53,7 +53,8 @@ class Emitter:
         """What the journal and the manifest say of this tensor."""
         record: dict[str, Any] = {"digest": tensor_digest(self._digests), "sources": sources}
         if self.step.method != "copy":
-            record["rms"] = math.sqrt(math.fsum(self._squares) / max(1, self.step.size))
+            if (squares := _exact_sum(self._squares)) is not None:
+                record["rms"] = math.sqrt(squares / max(1, self.step.size))
             record["absmax"] = float(self._largest.max(initial=0.0))
         nonfinite, overflow = (int(count) for count in self._counts.sum(axis=0))
         if any(nonfinite_in):
@@ -63,3 +64,12 @@ class Emitter:
         if overflow:
             record["overflow"] = overflow
         return record
+
+
+def _exact_sum(values: npt.NDArray[np.float64]) -> float | None:
+    """None if it is not finite, for JSON has no word for that: NaN among the values, or float64 overflows."""
+    try:
+        total = math.fsum(values)
+    except OverflowError:
+        return None
+    return total if math.isfinite(total) else None

@@ -131,12 +131,15 @@ def run_torch(context: Context, index: int, step: Step) -> dict[str, Any]:
         whole[:, block.start : block.start + block.raw.shape[1]] = _widened(block)
 
     context.crew.fold(lambda: None, load, tensor.blocks(context.block_chunks))
-    values = torch.from_numpy(whole).to(context.device).view(len(step.sources), *step.shape)
-    if method.inputs == "deltas":
-        merged = values[0] + method.reference(values[1:] - values[0], **arguments(context, index, step))
-    else:
-        merged = method.reference(values, **arguments(context, index, step))
-    result = merged.to(values.dtype).cpu().contiguous().view(-1).numpy()  # methods may sum in float64
+    try:
+        values = torch.from_numpy(whole).to(context.device).view(len(step.sources), *step.shape)
+        if method.inputs == "deltas":
+            merged = values[0] + method.reference(values[1:] - values[0], **arguments(context, index, step))
+        else:
+            merged = method.reference(values, **arguments(context, index, step))
+        result = merged.to(values.dtype).cpu().contiguous().view(-1).numpy()  # methods may sum in float64
+    except torch.OutOfMemoryError as error:
+        raise MemoryError from error
     emitter = Emitter(step, context.out, context.buffers)
     for first, n in tensor.blocks(context.block_chunks):
         start, stop = tensor.chunks.span(first, n)

@@ -64,7 +64,8 @@ def _sample(context: Context, step: Step) -> list[tuple[int, float, float]]:
 def _sums(tensor: StepTensor, step: Step, chunk: int) -> list[tuple[int, float, float]]:
     raw = tensor.load(chunk).raw
     if raw.dtype == np.float64:
-        raw = raw.astype(np.float32)
+        with np.errstate(over="ignore"):
+            raw = raw.astype(np.float32)
     return [(model, *difference_sums(raw, row + 1)) for row, model in enumerate(step.models)]
 
 

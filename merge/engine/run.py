@@ -69,6 +69,7 @@ def run_plan(
     began = time.monotonic()
     budget = memory.budget(plan, threads, max_ram, device, block_chunks)
     check_space(plan, Path(out))
+    small_files = side_file_bytes(plan)
     files = [file for model in plan.models for file in model.files]
     with SourceReader(files) as reader, OutputDirectory(plan, Path(out), force) as directory:
         crew = Crew(budget.threads)
@@ -82,7 +83,7 @@ def run_plan(
             crew.each(lambda item: _run_step(context, *item), _largest_first(todo), tick)
         reader.check_unchanged()
         nonfinite, overflow = _check_numbers(context)
-        directory.complete(side_file_bytes(plan), (MANIFEST, manifest_bytes(plan, directory.records)))
+        directory.complete(small_files, (MANIFEST, manifest_bytes(plan, directory.records, small_files)))
     return Report(
         out=str(out),
         seconds=time.monotonic() - began,

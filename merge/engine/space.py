@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 from merge.errors import OutputError
+from merge.output.writer import partial_of
 from merge.plan import Plan
 
 
@@ -19,7 +20,7 @@ def _existing_parent(out: Path) -> Path:
 
 def bytes_free(out: Path) -> int:
     """Bytes free where `out` would be made, those that its unfinished partial result holds already included."""
-    partial = out.with_name(out.name + ".partial")
+    partial = partial_of(out)
     held = sum(file.stat().st_blocks * 512 for file in partial.glob("*.safetensors")) if partial.is_dir() else 0
     return shutil.disk_usage(_existing_parent(out)).free + held
 

@@ -79,7 +79,7 @@ def to_bf16(typing_context: Any, value: Any) -> Any:
 
 @intrinsic  # type: ignore[untyped-decorator]
 def mix32(typing_context: Any, value: Any) -> Any:
-    """uint32 -> uint32, a bijection with strong avalanche. Source: Wellons, "hash-prospector" (public domain), lowbias32"""
+    """uint32 -> uint32, a bijection with avalanche. Source: Wellons, "hash-prospector" (public domain), lowbias32"""
 
     def mix(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         x = args[0]
@@ -93,7 +93,7 @@ def mix32(typing_context: Any, value: Any) -> Any:
 
 @intrinsic  # type: ignore[untyped-decorator]
 def counter32(typing_context: Any, index: Any, key: Any) -> Any:
-    """int64 element index, uint32 key -> uint32: golden-ratio step of the index's low half, plus the key, modulo 2^32"""
+    """int64 element index, uint32 key -> uint32: golden-ratio step of the index's low half, plus the key, mod 2^32"""
 
     def step(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         low = builder.trunc(args[0], _I32)

@@ -13,12 +13,13 @@ import numpy as np
 
 from merge.kernels.bits import as_f32, kernel
 from merge.kernels.protocol import Block, Combine, Floats, FusedTensor
+from merge.kernels.weights import whole
 from merge.methods.slerp import coefficients
 
 
 def linear(tensor: FusedTensor, *, weight: tuple[float, ...], normalize: bool = True) -> Combine:
-    total = math.fsum(weight) if normalize else 1.0
-    return _weighted(tuple(w / total for w in weight))
+    weights, scale = whole(weight)  # whole multiples: what is zero in decimals comes out as zero
+    return _weighted(weights, 1.0 / (math.fsum(weights) if normalize else scale))
 
 
 def passthrough(tensor: FusedTensor, *, scale: tuple[float | None, ...] | None = None) -> Combine:
@@ -31,21 +32,21 @@ def slerp(tensor: FusedTensor, *, t: float) -> Combine:
     return _weighted(coefficients(square_a, square_b, dot, t))
 
 
-def _weighted(weights: tuple[float, ...]) -> Combine:
+def _weighted(weights: tuple[float, ...], scale: float = 1.0) -> Combine:
     def combine(block: Block, out: Floats) -> None:
-        weighted_sum(block.raw, weights, out)
+        weighted_sum(block.raw, weights, scale, out)
 
     return combine
 
 
 @kernel
-def weighted_sum(raw: Any, weights: Any, out: Any) -> None:
+def weighted_sum(raw: Any, weights: Any, scale: float, out: Any) -> None:
     """raw (model, n), weights a tuple of float64 -> out (n,) float32; added in float64, as wide as memory is fast"""
     for i in range(out.shape[0]):
         total = weights[0] * np.float64(as_f32(raw[0, i]))
         for m in range(1, len(weights)):
             total += weights[m] * np.float64(as_f32(raw[m, i]))
-        out[i] = np.float32(total)
+        out[i] = np.float32(total * scale)
 
 
 LANES = 16  # see merge.kernels.encode

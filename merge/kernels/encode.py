@@ -15,7 +15,7 @@ from merge.kernels.bits import as_f32, kernel, magnitude_bits, sign_bits, to_bf1
 
 LANES = 16  # partial sums that LLVM can keep in vector registers; part of the result's definition
 _INFINITY = 0x7F800000
-# Formats that `_to_small` rounds to: mantissa bits, exponent bias, codes of the largest finite value, of infinity, of NaN.
+# Formats that `_to_small` rounds to: mantissa bits, exponent bias, codes of the largest finite value, infinity and NaN.
 _SMALL = {
     "F16": (10, 15, 0x7BFF, 0x7C00, 0x7E00),
     "F8_E4M3": (3, 7, 0x7E, 0x7F, 0x7F),
@@ -32,7 +32,8 @@ def encode(values: npt.NDArray[np.float32], dtype: str, out: npt.NDArray[Any]) -
         out: (n,) of the dtype's storage type; written.
 
     Returns:
-        Counts of non-finite values and of finite values that overflow `dtype`, the largest finite magnitude and the sum of squares.
+        Counts of non-finite values and of finite values that overflow `dtype`, the largest finite magnitude and the sum
+        of squares.
     """
     if values.dtype == np.float64:
         return _encode_wide(values, dtype, out)
@@ -53,7 +54,8 @@ def _encode_wide(values: npt.NDArray[Any], dtype: str, out: npt.NDArray[Any]) ->
     finite = np.isfinite(values)
     nonfinite = int(values.size - finite.sum())
     largest = float(np.abs(values[finite]).max(initial=0.0))
-    squares = float(np.square(values).sum())
+    with np.errstate(over="ignore", invalid="ignore"):
+        squares = float(np.square(values).sum())
     if dtype == "F64":
         out[:] = values
         return nonfinite, 0, largest, squares
@@ -108,9 +110,9 @@ def _to_bf16(values: Any, out: Any) -> Any:
 def _to_small(values: Any, out: Any, mantissa_bits: int, bias: int, largest: int, infinity: int, nan: int) -> Any:
     """Rounds into a format of 8 or 16 bits, subnormals included; returns how many results are not finite.
 
-    A normal result is float32's bits with the exponent moved, rounded at the last mantissa bit kept; a carry moves into the
-    exponent as it should. A subnormal one is a whole number of smallest steps: adding 2^23 steps leaves that number, rounded,
-    in the low bits.
+    A normal result is float32's bits with the exponent moved, rounded at the last mantissa bit kept; a carry moves into
+    the exponent as it should. A subnormal one is a whole number of smallest steps: adding 2^23 steps leaves that
+    number, rounded, in the low bits.
     """
     count = 0
     drop = 23 - mantissa_bits
@@ -125,8 +127,7 @@ def _to_small(values: Any, out: Any, mantissa_bits: int, bias: int, largest: int
         subnormal = np.int64(magnitude_bits(np.float32(abs(values[i]) + steps))) - steps_bits
         code = normal if magnitude >= least_normal else subnormal
         finite = code <= largest
-        code = code if finite else infinity
-        code = code if magnitude <= _INFINITY else nan
+        special = nan if magnitude > _INFINITY else infinity
         count += not finite
-        out[i] = code | (np.int64(sign_bits(values[i])) >> sign_shift)
+        out[i] = (code if finite else special) | (np.int64(sign_bits(values[i])) >> sign_shift)
     return count

@@ -52,7 +52,7 @@ class FusedTensor(Protocol):
     def fold_chunks(
         self, start: Callable[[], S], update: Callable[[S, Block], None], chunks: Sequence[int] | None = None
     ) -> list[S]:
-        """One state for each worker that took part, in no fixed order: only for exact sums (integers, minima, maxima)."""
+        """One state for each worker that took part, in no fixed order: for exact sums (integers, minima, maxima)."""
 
     def sum_chunks(self, function: Callable[[npt.NDArray[Any], npt.NDArray[np.float64]], None], n: int) -> list[float]:
-        """function(raw, out) writes n partial sums of a chunk; returns their exact totals (float64) in a fixed order."""
+        """function(raw, out) writes n partial sums of a chunk; returns their exact totals (float64), in fixed order."""

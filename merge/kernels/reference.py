@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from merge.kernels.selection import Threshold, count_kept
-from merge.kernels.weights import whole
 
 _TINY_WEIGHT = 1e-8
 _M32 = 0xFFFFFFFF
@@ -34,14 +33,13 @@ def divisor(weight: tuple[float, ...], normalize: bool) -> float:
 def elect_and_sum(
     kept: Tensor, weight: tuple[float, ...], factors: tuple[float, ...], normalize: bool, lambda_: float
 ) -> Tensor:
-    """kept (model, *shape) float32 -> lambda * sum of the f_i d_i that agree with sign(sum_i f_i d_i), zero counting as +
+    """kept (model, *shape) float32 -> lambda * sum of the f_i d_i that agree with sign(sum_i f_i d_i), 0 counting as +
 
     Args:
+        weight: see merge.kernels.weights.
         factors: the weights, times what makes up for dropped entries.
         normalize: divide by the weights of those that agree.
     """
-    both, scale = whole(weight + factors)
-    weight, factors = both[: len(weight)], both[len(weight) :]
     positive = weighted_sum(kept, factors) >= 0
     total = torch.zeros(kept.shape[1:], dtype=torch.float64, device=kept.device)
     weights = torch.zeros_like(total)
@@ -49,10 +47,10 @@ def elect_and_sum(
         value = delta.to(torch.float64) * factor
         agrees = ((value > 0) == positive) & (value != 0)
         total += torch.where(agrees, value, 0.0)
-        weights += torch.where(agrees, w, 0.0)
+        weights += agrees.to(torch.float64) * w
     if normalize:
         return lambda_ * (total / torch.where(weights == 0, 1.0, weights))
-    return lambda_ / scale * total
+    return lambda_ * total
 
 
 def keep_largest(delta: Tensor, density: float) -> Tensor:

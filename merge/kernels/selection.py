@@ -1,9 +1,9 @@
 """The k-th largest magnitude of task vectors, exactly, without a sort and in bounded memory.
 
-A float's bits without the sign are ordered like its magnitude, so the k-th value is found by histograms over a window of
-those bits: a sample proposes a window, one pass counts what lies above it and inside it, and further passes narrow it
-down to one value. A wrong proposal costs a pass, never the result. Of equal magnitudes, those of lowest flat index stay;
-bfloat16 task vectors have very many equal magnitudes, so the place where they stop being kept is found exactly too.
+A float's bits without the sign are ordered like its magnitude, so the k-th value is found by histograms over a window
+of those bits: a sample proposes a window, one pass counts what lies above it and inside it, and further passes narrow
+it down to one value. A wrong proposal costs a pass, never the result. Of equal magnitudes, those of lowest flat index
+stay; bfloat16 task vectors have very many equal magnitudes, so the place where they stop is found exactly too.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def count_kept(density: float, size: int) -> int:
 
 
 def largest(tensor: FusedTensor, keeps: Sequence[int]) -> list[Threshold]:
-    """For each input (rows 1.. of the blocks, row 0 being the base), the threshold that keeps exactly `keeps[i]` entries."""
+    """For each input (rows 1.. of the blocks, row 0 being the base), the threshold that keeps `keeps[i]` entries."""
     searches = [Search(model, keep, tensor.size) for model, keep in enumerate(keeps)]
     _propose([search for search in searches if not search.found], tensor)
     while pending := [search for search in searches if not search.found]:
@@ -108,7 +108,7 @@ class Search:
 
 
 class Window:
-    """Counts of one input's magnitudes above a window and in its buckets, with the least and greatest of each bucket."""
+    """Counts of one input's magnitudes above a window and in its buckets, with least and greatest of each bucket."""
 
     def __init__(self) -> None:
         self.above = 0
@@ -171,7 +171,7 @@ def place_cuts(searches: list[Search], tensor: FusedTensor) -> dict[int, int]:
     """model -> flat index at which its entries equal to the threshold stop being kept."""
     if not searches:
         return {}
-    targets = [(search.model + 1, np.uint32(search.bits)) for search in searches]
+    targets = [(search.model + 1, np.uint32(search.bits or 0)) for search in searches]
 
     def count(block: Block) -> list[int]:
         return [count_equal(block.raw, row, bits) for row, bits in targets]

@@ -6,6 +6,7 @@ the weights come as a tuple, whose length the compiler knows and unrolls.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -146,15 +147,18 @@ def _l1_factors(tensor: FusedTensor, weight: tuple[float, ...], pieces: Any, sum
             sums(piece.raw, mask, piece.start, total)
         return total
 
-    totals = [[math.fsum(column) for column in zip(*rows, strict=True)] for rows in zip(*tensor.map_chunks(chunk_sums))]
-    return tuple(w * all_ / kept if kept > 0 else w for w, (all_, kept) in zip(weight, totals, strict=True))
+    if tensor.size == 0:
+        return weight
+    sums_of_chunks = np.array(tensor.map_chunks(chunk_sums))  # (chunk, model, 2)
+    totals = [[math.fsum(sums_of_chunks[:, m, k]) for k in (0, 1)] for m in range(n_models)]
+    return tuple(w * (all_ / kept) if kept > 0 else w for w, (all_, kept) in zip(weight, totals, strict=True))
 
 
 def _pieces(block: Block, cuts: list[int]) -> Iterator[Block]:
     """The block, cut at those flat indices that lie in it."""
     end = block.start + block.raw.shape[1]
     edges = [block.start, *sorted({cut for cut in cuts if block.start < cut < end}), end]
-    for start, stop in zip(edges, edges[1:], strict=False):
+    for start, stop in itertools.pairwise(edges):
         # Few blocks are cut; a copy keeps them of the layout that the kernels are compiled for.
         yield Block(start, np.ascontiguousarray(block.raw[:, start - block.start : stop - block.start]))
 

@@ -17,7 +17,7 @@ _ROUNDING = 4 * 2.0**-53
 
 
 def whole(numbers: Sequence[float]) -> tuple[tuple[float, ...], float]:
-    """Numbers that are short fractions -> (multiples, scale) with multiple = number * scale; else as they are, and 1."""
+    """Numbers that are short fractions -> (multiples, scale), multiple = number * scale; else as they are, and 1."""
     fractions = [Fraction(number).limit_denominator(_DENOMINATOR) for number in numbers]
     common = math.lcm(*(fraction.denominator for fraction in fractions))
     multiples = [int(fraction * common) for fraction in fractions]

@@ -53,6 +53,9 @@ def dare_ties(
 ) -> Tensor:
     """deltas (model, *shape) float32 -> merged task vector (*shape) float64; _keys: one 64-bit key for each model"""
     from merge.kernels.reference import drop_at_random, elect_and_sum
+    from merge.kernels.weights import whole
 
     kept, factors = drop_at_random(deltas, weight, density, _keys, rescale)
-    return elect_and_sum(kept, weight, factors, normalize, lambda_)
+    both, scale = whole(weight + factors)
+    weights, factors = both[: len(weight)], both[len(weight) :]
+    return elect_and_sum(kept, weights, factors, normalize, lambda_ if normalize else lambda_ / scale)

@@ -52,5 +52,7 @@ def linear(
 ) -> Tensor:
     """models (model, *shape) float32 -> (*shape) float64"""
     from merge.kernels.reference import weighted_sum
+    from merge.kernels.weights import whole
 
-    return weighted_sum(models, weight) / (math.fsum(weight) if normalize else 1.0)
+    weights, scale = whole(weight)
+    return weighted_sum(models, weights) * (1.0 / (math.fsum(weights) if normalize else scale))

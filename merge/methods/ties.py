@@ -60,11 +60,13 @@ def ties(
     import torch
 
     from merge.kernels.reference import elect_and_sum, keep_above, keep_largest, l1_factors
+    from merge.kernels.weights import whole
 
     if trim == "model":
         assert _threshold is not None
         kept = torch.stack([keep_above(d, limit) for d, limit in zip(deltas, _threshold, strict=True)])
     else:
         kept = torch.stack([keep_largest(d, share) for d, share in zip(deltas, density, strict=True)])
-    factors = l1_factors(weight, deltas, kept) if rescale else weight
-    return elect_and_sum(kept, weight, factors, normalize, lambda_)
+    weights, scale = whole(weight)
+    factors = l1_factors(weights, deltas, kept) if rescale else weights
+    return elect_and_sum(kept, weights, factors, normalize, lambda_ if normalize else lambda_ / scale)

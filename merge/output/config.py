@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from merge.architecture import LAYER_COUNT_KEYS
+from merge.errors import CheckpointError
 
-LayerOrigins = Sequence[
-    tuple[dict[str, Any], int]
-]  # for each output layer: its source's config, and layer number there
+# For each output layer: its source's directory and config, and the layer's number there.
+LayerOrigins = Sequence[tuple[str, dict[str, Any], int]]
 
 
 def output_config(
@@ -60,7 +60,16 @@ def _restack(text: dict[str, Any], layers: LayerOrigins) -> None:
         if key in LAYER_COUNT_KEYS and value == old:
             text[key] = len(layers)
         elif isinstance(value, list) and len(value) == old:
-            text[key] = [_text(config).get(key, value)[number] for config, number in layers]
+            text[key] = [_entry(path, key, _text(config).get(key, value), number) for path, config, number in layers]
+
+
+def _entry(path: str, key: str, values: Any, layer: int) -> Any:
+    if not isinstance(values, list) or layer >= len(values):
+        raise CheckpointError(
+            f"{path}/config.json: {key}: expected a list with one value for each layer, up to layer {layer}, "
+            f"found {values!r:.60}. Mend the file."
+        )
+    return values[layer]
 
 
 def _text(config: dict[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import xxhash
 
-from merge.errors import OutputError
+from merge.errors import OutputError, SourceChanged
 from merge.plan import Plan
 
 MANIFEST = "merge_manifest.json"
@@ -18,18 +18,28 @@ FORMAT = 1
 
 
 def side_file_bytes(plan: Plan) -> dict[str, bytes]:
-    """Contents of the small output files, by name."""
-    return {
-        side.name: Path(side.source).read_bytes() if side.source is not None else (side.text or "").encode()
-        for side in plan.side_files
-    }
+    """Contents of the small output files, by name.
+
+    Raises:
+        SourceChanged: a file to copy is gone since the plan was made.
+    """
+    try:
+        return {
+            side.name: Path(side.source).read_bytes() if side.source is not None else _encoded(side.text or "")
+            for side in plan.side_files
+        }
+    except OSError as error:
+        raise SourceChanged(
+            f"{error.filename}: cannot be read ({error.strerror}); it was there when the run was planned. Run again."
+        ) from error
 
 
-def manifest_bytes(plan: Plan, records: dict[int, dict[str, Any]]) -> bytes:
+def manifest_bytes(plan: Plan, records: dict[int, dict[str, Any]], files: dict[str, bytes]) -> bytes:
     """The manifest's text. No times and no paths of this machine, so that equal runs give equal bytes.
 
     Args:
         records: what the engine noted of each step: digests of output and sources, statistics.
+        files: contents of the small files, by name.
     """
     tensors = {}
     for i, step in enumerate(plan.steps):
@@ -60,10 +70,15 @@ def manifest_bytes(plan: Plan, records: dict[int, dict[str, Any]]) -> bytes:
             shard.file: {"size": shard.size, "header": xxhash.xxh3_128_hexdigest(shard.header.encode())}
             for shard in plan.shards
         },
-        "files": {name: xxhash.xxh3_128_hexdigest(data) for name, data in side_file_bytes(plan).items()},
+        "files": {name: xxhash.xxh3_128_hexdigest(data) for name, data in files.items()},
         "tensors": tensors,
     }
-    return (json.dumps(manifest, indent=1, ensure_ascii=False) + "\n").encode()
+    return _encoded(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
+
+
+def _encoded(text: str) -> bytes:
+    """UTF-8; what is not text in the name of a file is written as Python and JSON escape it."""
+    return text.encode("utf-8", "backslashreplace")
 
 
 def _models(plan: Plan, records: dict[int, dict[str, Any]]) -> list[dict[str, Any]]:
@@ -96,8 +111,28 @@ def read_manifest(directory: Path) -> dict[str, Any]:
         raise OutputError(f"{path} does not exist: {directory} is not a finished output of merge run.")
     try:
         manifest = json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise OutputError(f"{path} is not valid JSON ({error}); the output was damaged.") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise OutputError(f"{path}: expected format {FORMAT}, found {str(manifest)[:60]}. A newer version wrote it?")
+        found = manifest.get("format") if isinstance(manifest, dict) else manifest
+        raise OutputError(f"{path}: expected format {FORMAT}, found {found!r:.60}. A newer version wrote it?")
+    for key, fields in _FIELDS.items():
+        entries = manifest.get(key)
+        if not isinstance(entries, dict) or not all(_is_entry(key, *item, fields) for item in entries.items()):
+            raise OutputError(f'{path}: "{key}" is not as merge run writes it; the output was damaged.')
     return manifest
+
+
+# What verify reads of each entry; "files" have a digest and no fields.
+_FIELDS: dict[str, dict[str, type]] = {
+    "shards": {"size": int, "header": str},
+    "files": {},
+    "tensors": {"digest": str, "file": str},
+}
+
+
+def _is_entry(key: str, name: str, entry: Any, fields: dict[str, type]) -> bool:
+    is_outside = key != "tensors" and (Path(name).is_absolute() or ".." in Path(name).parts)
+    if is_outside or not fields:
+        return not is_outside and isinstance(entry, str)
+    return isinstance(entry, dict) and all(isinstance(entry.get(field), kind) for field, kind in fields.items())

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import filelock
+import xxhash
 
 from merge.errors import OutputError, UsageError
 from merge.plan import Plan, Step
@@ -28,7 +29,7 @@ LOCK = "run.lock"
 
 
 def plan_digest(plan: Plan) -> str:
-    return hashlib.sha256(plan.to_json().encode()).hexdigest()
+    return hashlib.sha256(plan.to_json().encode("utf-8", "surrogateescape")).hexdigest()
 
 
 class OutputDirectory:
@@ -36,7 +37,7 @@ class OutputDirectory:
 
     def __init__(self, plan: Plan, out: Path, force: bool = False) -> None:
         self.plan, self.out, self.force = plan, out, force
-        self.partial = out.with_name(out.name + ".partial")
+        self.partial = partial_of(out)
         self.records: dict[int, dict[str, Any]] = {}  # of tensors that a journal says are done, by step
         self.notes: dict[str, Any] = {}  # other results worth keeping over a kill, such as a model's statistics
         self._files: dict[str, int] = {}
@@ -44,16 +45,14 @@ class OutputDirectory:
 
     def __enter__(self) -> OutputDirectory:
         with _explained(self.partial):
-            if self.out.exists() and not self.force and not _is_empty_directory(self.out):
-                raise UsageError(
-                    f"{self.out} exists; nothing was changed. Choose another --out, or --force to replace it."
-                )
+            self._check_out()
             self.partial.mkdir(parents=True, exist_ok=True)
             self._take_lock()
             try:
+                self._check_out()  # again: the run that had the lock may have made it
                 self._open()
             except BaseException:
-                self._lock.release()
+                self.__exit__()
                 raise
         return self
 
@@ -62,6 +61,26 @@ class OutputDirectory:
             os.close(fd)
         self._files.clear()
         self._lock.release()
+
+    def _check_out(self) -> None:
+        """Raises UsageError if `out` is there and may not be replaced, or OUT.partial is somebody else's."""
+        found = {path.name for path in self.partial.iterdir()} - {LOCK} if self.partial.is_dir() else set()
+        if found and JOURNAL not in found:
+            raise UsageError(
+                f"{self.partial} exists and is not unfinished work of merge run; nothing was changed. "
+                "Move it away, or choose another --out."
+            )
+        if not os.path.lexists(self.out):
+            return
+        if self.out.is_symlink() or not self.out.is_dir():
+            raise UsageError(f"{self.out} exists and is not a directory; nothing was changed. Choose another --out.")
+        if not self.force and any(self.out.iterdir()):
+            raise UsageError(f"{self.out} exists; nothing was changed. Choose another --out, or --force to replace it.")
+        for model in self.plan.models:
+            if Path(model.path).resolve().is_relative_to(self.out.resolve()):
+                raise UsageError(
+                    f"{self.out} holds {model.ref}, which this merge reads; nothing was changed. Choose another --out."
+                )
 
     def _take_lock(self) -> None:
         self._lock = filelock.FileLock(self.partial / LOCK)
@@ -83,29 +102,36 @@ class OutputDirectory:
                     "Run that one to finish it, delete the directory, or use --force to start anew."
                 )
             lines = []
+        if not lines:
+            self._clear()
+        self._files[JOURNAL] = os.open(journal, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        os.truncate(journal, whole if lines else 0)
+        if not lines:
+            self._append({"plan": digest})
         for line in lines[1:]:
             if "step" in line:
                 self.records[line["step"]] = line
             else:
                 self.notes.update(line)
         for shard in self.plan.shards:
-            self._files[shard.file] = self._open_shard(shard.file, shard.header, shard.size, keep=bool(lines))
-        self._files[JOURNAL] = os.open(journal, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-        os.truncate(journal, whole if lines else 0)
-        if not lines:
-            self._append({"plan": digest})
+            self._files[shard.file] = self._open_shard(shard.file, shard.header, shard.size)
 
-    def _open_shard(self, name: str, header: str, size: int, keep: bool) -> int:
+    def _clear(self) -> None:
+        """Removes unfinished work that is of no use."""
+        found = [path for path in self.partial.iterdir() if path.name != LOCK]
+        for path in sorted(found, key=lambda path: path.name == JOURNAL):  # the journal last: it says whose it is
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    def _open_shard(self, name: str, header: str, size: int) -> int:
         path = self.partial / name
-        flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0) | (0 if keep else os.O_TRUNC)
-        fd = os.open(path, flags, 0o644)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o644)
         os.truncate(fd, size)  # not fallocate: it makes the later writes several times dearer
         _write_all(fd, len(header).to_bytes(8, "little") + header.encode("ascii"), 0)
         return fd
 
     def _append(self, line: dict[str, Any]) -> None:
         with self._journal_lock:
-            os.write(self._files[JOURNAL], json.dumps(line, separators=(",", ":")).encode() + b"\n")
+            os.write(self._files[JOURNAL], json.dumps([_seal(line), line], separators=(",", ":")).encode() + b"\n")
 
     # While running; called from any thread.
 
@@ -168,13 +194,15 @@ class OutputDirectory:
                     file.flush()
                     os.fsync(file.fileno())
             os.close(self._files.pop(JOURNAL))
-            (self.partial / JOURNAL).unlink()
-            (self.partial / LOCK).unlink(missing_ok=True)
             _sync_directory(self.partial)
             self._swap()
+            # After the renaming: killed before it, all tensors are known to be done; and the lock holds until then.
+            (self.out / JOURNAL).unlink()
+            (self.out / LOCK).unlink(missing_ok=True)
             _sync_directory(self.out.parent)
 
     def _swap(self) -> None:
+        self._check_out()
         if not self.out.exists():
             os.rename(self.partial, self.out)
             return
@@ -184,8 +212,18 @@ class OutputDirectory:
         shutil.rmtree(old)
 
 
-def _is_empty_directory(path: Path) -> bool:
-    return path.is_dir() and not any(path.iterdir())
+def partial_of(out: Path) -> Path:
+    """OUT.partial. Raises UsageError for what cannot be the name of a directory to make."""
+    if out.name in ("", ".."):  # "." and the like
+        out = Path(os.path.abspath(out))
+    if not out.name:
+        raise UsageError(f"--out {out}: expected the name of a directory to make.")
+    return out.with_name(out.name + ".partial")
+
+
+def _seal(line: dict[str, Any]) -> str:
+    """A digest that tells a whole journal line from one that was cut short or damaged."""
+    return xxhash.xxh3_64_hexdigest(json.dumps(line, separators=(",", ":")).encode())
 
 
 def _journal_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
@@ -195,9 +233,12 @@ def _journal_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
     data = path.read_bytes() if path.exists() else b""
     for text in data.split(b"\n")[:-1]:
         try:
-            lines.append(json.loads(text))
-        except ValueError:
+            seal, line = json.loads(text)
+        except (ValueError, TypeError, RecursionError):
             break
+        if not isinstance(line, dict) or seal != _seal(line):
+            break
+        lines.append(line)
         whole += len(text) + 1
     return lines, whole
 

@@ -64,7 +64,7 @@ def build_plan(recipe: Recipe, *, shard_bytes: int = SHARD_BYTES) -> Plan:
 def _default_name(recipe: Recipe) -> str:
     if recipe.file is None:
         return "merge"
-    return recipe.file.replace("\\", "/").rsplit("/", 1)[-1].rsplit(".", 1)[0] or "merge"
+    return recipe.file.replace("\\", "/").rsplit("/", 1)[-1].rsplit(".", 1)[0].strip(".") or "merge"
 
 
 class _Builder:
@@ -278,7 +278,7 @@ def _side_files(
         donor.config,
         dtype=torch_name(dtype),
         tied=inputs.tied,
-        vocabulary=next((step.shape[0] for step in steps if is_embedding(step.name)), None),
+        vocabulary=next((step.shape[0] for step in steps if is_embedding(step.name) and step.shape), None),
         layers=layout.layers,
     )
     models = [model.source_model() for model in inputs.all]

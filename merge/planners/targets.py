@@ -89,17 +89,22 @@ def _slices(recipe: Recipe, inputs: Inputs, problems: list[Problem]) -> Layout:
     stack = inputs.donor.main
     assert stack is not None
     targets: list[Target] = []
-    origins: list[tuple[dict[str, Any], int]] = []
+    origins: list[tuple[str, dict[str, Any], int]] = []
     for part in recipe.slices:
         for t, numbers in _layers(part):
             targets += _layer_targets(recipe, inputs, part, numbers, t, stack, len(origins))
             first = inputs.all[inputs.place(part.sources[0].model)]
-            origins.append((first.config, numbers[0]))
+            origins.append((first.checkpoint.path, first.config, numbers[0]))
     before, after = _outside(recipe, inputs)
     return Layout((*before, *targets, *after), origins)
 
 
 def _slice_problems(recipe: Recipe, inputs: Inputs) -> Iterator[Problem]:
+    bases = [(recipe.base_model, "base_model")]
+    bases += [(part.base_model, f"slices.{number}.base_model") for number, part in enumerate(recipe.slices)]
+    for base, key in bases:
+        if base is not None and inputs.all[inputs.place(base)].main is None:
+            yield Problem(f"{base.text} {_NO_LAYERS}", recipe.where(key))
     for number, part in enumerate(recipe.slices):
         where = f"{recipe.file}:{part.line}" if recipe.file else f"slice {number}"
         lengths = {}
@@ -109,7 +114,7 @@ def _slice_problems(recipe: Recipe, inputs: Inputs) -> Iterator[Problem]:
             lengths[f"{source.model.text} {start}-{end}"] = end - start
             stack = inputs.all[inputs.place(source.model)].main
             if stack is None:
-                yield Problem(f"{source.model.text} has no stack of layers that its config confirms", where)
+                yield Problem(f"{source.model.text} {_NO_LAYERS}", where)
             elif end > stack.n_layers:
                 yield Problem(
                     f"layer_range [{start}, {end}] ends behind the last layer: {source.model.text} has "
@@ -120,6 +125,9 @@ def _slice_problems(recipe: Recipe, inputs: Inputs) -> Iterator[Problem]:
         if len(set(lengths.values())) > 1:
             found = ", ".join(f"{name}: {n} layers" for name, n in lengths.items())
             yield Problem(f"the sources of a slice differ in length ({found})", where)
+
+
+_NO_LAYERS = 'has no stack of layers that its config confirms; merge it whole, with "models" in place of "slices".'
 
 
 def _layers(part: Slice) -> Iterator[tuple[float, tuple[int, ...]]]:

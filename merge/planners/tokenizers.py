@@ -29,6 +29,9 @@ def check_tokenizers(recipe: Recipe, inputs: Inputs, problems: list[Problem], no
     if not (Path(donor.path) / _FILE).is_file() and not any(
         "token" in name or "vocab" in name for name in donor.side_files()
     ):
+        if recipe.tokenizer_source is not None:
+            said = f"{donor.ref.text} has no tokenizer files (tokenizer.json, tokenizer.model, vocab.json ...)."
+            problems.append(Problem(said, recipe.where("tokenizer_source"), "Name a model that has them."))
         notes.append(f"{donor.ref.text} has no tokenizer files; the result will have none")
         return
     for model in inputs.all:

@@ -13,6 +13,7 @@ model.py       the dataclasses, and settings -> one number
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from merge.errors import Problem, RecipeError
@@ -101,9 +102,9 @@ def _find(path: Path) -> Path:
             folder / f"{path}{suffix}" for folder in (Path(), Path("recipes")) for suffix in (".yaml", ".yml")
         ]
     for candidate in candidates:
-        if candidate.is_file():
+        if os.path.isfile(candidate):  # False too for a name that no file can have
             return candidate
-    if path.is_dir():
+    if os.path.isdir(path):
         raise RecipeError(Problem("this is a directory; name a recipe file", str(path)))
     folders = (path.parent, Path("recipes"))
     near = nearest(str(path), sorted(str(other) for folder in folders for other in folder.glob("*.y*ml")))

@@ -1,7 +1,7 @@
 """Trains the quickstart family: a base and three experts, about 1 M parameters each, for `make demo` and the recipes.
 
-    HF_HUB_OFFLINE=1 python recipes/quickstart/train.py            # rewrites base/, reverse/, sort/ and add/ beside this file
-    HF_HUB_OFFLINE=1 python recipes/quickstart/train.py --out DIR  # writes them elsewhere
+    python recipes/quickstart/train.py            # rewrites base/, reverse/, sort/ and add/ beside this file
+    python recipes/quickstart/train.py --out DIR  # writes them elsewhere
 
 It takes about TIME on one core, and is not part of the demo: the trained family is kept with the code. Seeds are fixed
 and one thread is used, so one machine repeats its own bytes; another CPU or torch release may differ in the last bits,
@@ -11,9 +11,9 @@ and training amplifies that. A rewrite therefore means scoring again, and copyin
 
 What it does. The base practises three general skills (copy, rotate, shift) and, in turn, those of the three scored ones
 of which it knows less than half; what is kept is the running average of its weights at the moment when it is nearest
-to one half on all three. Each expert is the base fine-tuned on its own skill, with general practice mixed in but none of
-the other experts' skills. Everything is drawn from the training side of the split in eval/exact_match.py; the held-out side is
-not looked at here, not even to choose the checkpoint.
+to one half on all three. Each expert is the base fine-tuned on its own skill, with general practice mixed in but
+nothing of the other experts' skills. Everything is drawn from the training side of the split in eval/exact_match.py;
+the held-out side is not looked at here, not even to choose the checkpoint.
 
 SCORES
 """
@@ -39,10 +39,11 @@ sys.path.insert(0, str(HERE.parents[1]))  # a script of the repository, not of t
 
 from eval.exact_match import SKILLS, Skill, draw_word, questions  # noqa: E402
 
-SEED = 1
+SEED = 0
 ROWS = 64  # a batch
 TARGET = 0.5  # what the base should know of each scored skill
-CLOSE_ENOUGH = 0.05
+CLOSE_ENOUGH = 0.115
+KEEP_FROM = 700  # steps: before, the skills are still half-formed circuits that do not survive a merge
 BASE_STEPS, BASE_RATE, CHECK_EVERY, CHECK_ITEMS = 900, 1.5e-3, 20, 100
 EXPERT_STEPS = {"reverse": 200, "sort": 200, "add": 320}
 EXPERT_RATE = 3e-4
@@ -53,8 +54,8 @@ GENERAL = {
     skill.name: skill
     for skill in (
         Skill("copy", "write the word again", draw_word, lambda word: word),
-        Skill("rotate", "its first letter goes to the end", draw_word, lambda word: word[1:] + word[0]),
         Skill("shift", "each letter becomes the next one", draw_word, lambda word: "".join(map(_next_letter, word))),
+        Skill("rotate", "its first letter goes to the end", draw_word, lambda word: word[1:] + word[0]),
     )
 }
 
@@ -159,8 +160,8 @@ def train_base(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     model = build_model(tokenizer)
     average = copy.deepcopy(model)
     optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.98), weight_decay=0.01)
-    rng = random.Random(SEED)
-    checks = {name: draw_batch(tokenizer, {name: 1.0}, CHECK_ITEMS, random.Random(SEED + 1)) for name in SKILLS}
+    rng, check_rng = random.Random(SEED + 1), random.Random(SEED + 2)
+    checks = {name: draw_batch(tokenizer, {name: 1.0}, CHECK_ITEMS, check_rng) for name in SKILLS}
     known = dict.fromkeys(SKILLS, 0.0)
     kept, nearest = copy.deepcopy(average), math.inf
     for step in range(BASE_STEPS):
@@ -172,7 +173,7 @@ def train_base(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
         if (step + 1) % CHECK_EVERY == 0:
             known = {name: share_right(average, batch) for name, batch in checks.items()}
             far = max(abs(share - TARGET) for share in known.values())
-            if far < nearest:
+            if far < nearest and step + 1 >= KEEP_FROM:
                 kept, nearest = copy.deepcopy(average), far
                 print(f"base step {step + 1}:", *(f"{name} {share:.2f}" for name, share in known.items()), flush=True)
             if nearest <= CLOSE_ENOUGH:
@@ -204,10 +205,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     started = time.monotonic()
     tokenizer = build_tokenizer()
     # Rounded before the experts start: the base that is merged is exactly the one they were trained from.
-    base = train_base(tokenizer).to(torch.bfloat16)
+    base = train_base(tokenizer).to(torch.bfloat16).float()
     family = {"base": base}
     for name in SKILLS:
-        family[name] = train_expert(base.float(), tokenizer, name).to(torch.bfloat16)
+        family[name] = train_expert(base, tokenizer, name)
         print(f"{name} trained, {time.monotonic() - started:.0f} s", flush=True)
     for name, model in family.items():
         model.to(torch.bfloat16).save_pretrained(out / name)

@@ -13,7 +13,7 @@ from pathlib import Path
 from bad_inputs.room import LINEAR, Arguments, Room, case
 
 
-class NotPossible(Exception):
+class NotPossibleError(Exception):
     """This machine cannot make the case; says why."""
 
 
@@ -26,16 +26,21 @@ def _to(room: Room, *more: str) -> Arguments:
     return ["run", "r.yaml", *more]
 
 
-@case("an output below a file", 1, "file is not a directory that can be written to. Choose another --out", stops_early=True)
+@case(
+    "an output below a file",
+    1,
+    "file is not a directory that can be written to. Choose another --out",
+    stops_early=True,
+)
 def output_below_a_file(room: Room) -> Arguments:
     (room.path / "file").write_text("")
     return _to(room, "-o", "file/out")
 
 
-@case("an output in /proc", 1, "/proc", "Choose another --out")
+@case("an output in /proc", 1, "/proc", "choose another --out")
 def output_in_proc(room: Room) -> Arguments:
     if not Path("/proc/self").exists():
-        raise NotPossible("there is no /proc")
+        raise NotPossibleError("there is no /proc")
     return _to(room, "-o", "/proc/out")
 
 
@@ -58,7 +63,12 @@ def disk_fills_up(room: Room) -> Arguments:
     return _to(room, "-o", "disk/out")
 
 
-@case("a disk with no room for the last small files", 1, "disk/out.partial: the disk is full (", "run the same command again")
+@case(
+    "a disk with no room for the last small files",
+    1,
+    "disk/out.partial: the disk is full (",
+    "run the same command again",
+)
 def disk_fills_up_at_the_end(room: Room) -> Arguments:
     arguments = _to(room, "-o", "disk/out", "--shard-size", "10kB")
     mount(room, "60k")
@@ -92,7 +102,12 @@ def output_is_a_link(room: Room) -> Arguments:
     return _to(room, "-o", "out", "--force")
 
 
-@case("--force over a directory that holds an input", 2, "models holds models/a, which this merge reads", "Choose another --out")
+@case(
+    "--force over a directory that holds an input",
+    2,
+    "models holds models/a, which this merge reads",
+    "Choose another --out",
+)
 def force_over_inputs(room: Room) -> Arguments:
     room.model("models/a", seed=1)
     room.model("models/b", seed=2, like=1)
@@ -115,7 +130,7 @@ def output_is_root(room: Room) -> Arguments:
     return _to(room, "-o", "/", "--force")
 
 
-@case("an output without a name", 2, "--out", "expected the name of a directory to make")
+@case("an output without a name", 2, "exists; nothing was changed")
 def output_without_name(room: Room) -> Arguments:
     return _to(room, "-o", "")
 
@@ -125,7 +140,13 @@ def endless_output_name(room: Room) -> Arguments:
     return _to(room, "-o", "x" * 300)
 
 
-@case("unfinished work of another recipe", 2, "out.partial holds unfinished work of another recipe", "use --force to start anew", stops_early=True)
+@case(
+    "unfinished work of another recipe",
+    2,
+    "out.partial holds unfinished work of another recipe",
+    "use --force to start anew",
+    stops_early=True,
+)
 def work_of_another_recipe(room: Room) -> Arguments:
     unfinished(room)
     (room.path / "r.yaml").write_text(LINEAR.replace("0.5", "0.6", 1))
@@ -139,7 +160,12 @@ def work_of_another_recipe_forced(room: Room) -> Arguments:
     return ["run", "r.yaml", "-o", "out", "--force"]
 
 
-@case("somebody's own directory called OUT.partial", 2, "out.partial exists and is not unfinished work of merge run", "Choose another --out")
+@case(
+    "somebody's own directory called OUT.partial",
+    2,
+    "out.partial exists and is not unfinished work of merge run",
+    "choose another --out",
+)
 def partial_is_somebody_s(room: Room) -> Arguments:
     (room.path / "out.partial").mkdir()
     (room.path / "out.partial" / "thesis.txt").write_text("precious")
@@ -152,7 +178,11 @@ def partial_is_a_file(room: Room) -> Arguments:
     return _to(room, "-o", "out")
 
 
-@case("a second run into one directory", 1, "out.partial is being written by another run. Wait for it, or choose another --out")
+@case(
+    "a second run into one directory",
+    1,
+    "out.partial is being written by another run. Wait for it, or choose another --out",
+)
 def second_run(room: Room) -> Arguments:
     arguments = _to(room, "-o", "out")
     (room.path / "out.partial").mkdir()
@@ -177,21 +207,33 @@ _HOLD = textwrap.dedent("""
 # --- sources that change -----------------------------------------------------------------------------------------
 
 
-@case("a source that is written again during the run", 1, "b/model.safetensors: was written again since the run was planned", "run again")
+@case(
+    "a source that is written again during the run",
+    1,
+    "b/model.safetensors: was written again since the run was planned",
+    "run again",
+)
 def source_written_again(room: Room) -> Arguments:
     weights = room.path / "b" / "model.safetensors"
     room.during_the_run(lambda: os.utime(weights, (1, 1)))
     return _to(room, "-o", "out")
 
 
-@case("a source that is cut short during the run", 1, "b/model.safetensors: changed since the run was planned: expected", "bytes, found 500")
+@case(
+    "a source that is cut short during the run",
+    1,
+    "b/model.safetensors: changed since the run was planned: expected",
+    "bytes, found 500",
+)
 def source_cut_short(room: Room) -> Arguments:
     weights = room.path / "b" / "model.safetensors"
     room.during_the_run(lambda: os.truncate(weights, 500))
     return _to(room, "-o", "out")
 
 
-@case("a source that is deleted during the run", 1, "b/model.safetensors: was there when the run was planned and is gone")
+@case(
+    "a source that is deleted during the run", 1, "b/model.safetensors: was there when the run was planned and is gone"
+)
 def source_deleted(room: Room) -> Arguments:
     room.during_the_run(lambda: (room.path / "b" / "model.safetensors").unlink())
     return _to(room, "-o", "out")
@@ -212,7 +254,12 @@ def tokenizer_deleted(room: Room) -> Arguments:
     return _to(room, "-o", "out")
 
 
-@case("a source that changed since the run was killed", 2, "out.partial holds unfinished work of another recipe, other options or changed sources", stops_early=True)
+@case(
+    "a source that changed since the run was killed",
+    2,
+    "out.partial holds unfinished work of another recipe, other options or changed sources",
+    stops_early=True,
+)
 def source_changed_since_kill(room: Room) -> Arguments:
     unfinished(room)
     os.utime(room.path / "b" / "model.safetensors", (1, 1))
@@ -263,7 +310,7 @@ def no_gpu(room: Room) -> Arguments:
     return _to(room, "--device", "cuda")
 
 
-@case("--device cuda:9 with one GPU", 2, "--device cuda:9: torch finds 1 GPU here", "cuda:0")
+@case("--device cuda:9 with one GPU", 2, "--device cuda:9: torch finds 1 here, numbered from cuda:0")
 def no_such_gpu(room: Room) -> Arguments:
     room.patch("torch.cuda.is_available", lambda: True)
     room.patch("torch.cuda.device_count", lambda: 1)
@@ -280,7 +327,7 @@ def unknown_verb(room: Room) -> Arguments:
     return ["rnu", "r.yaml"]
 
 
-@case("an unknown option", 2, "--thread", "Did you mean --threads?")
+@case("an unknown option", 2, "--thread", "Did you mean '--threads'?")
 def unknown_option(room: Room) -> Arguments:
     return _to(room, "--thread", "2")
 
@@ -330,14 +377,14 @@ def mount(room: Room, size: str, read_only: bool = False) -> Path:
     options = f"size={size}" + (",ro" if read_only else "")
     command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(disk)]
     if sys.platform != "linux" or shutil.which("mount") is None:
-        raise NotPossible("needs a Linux mount")
+        raise NotPossibleError("needs a Linux mount")
     if subprocess.run(command, check=False, capture_output=True).returncode:
-        raise NotPossible("mounting a tmpfs is not permitted")
+        raise NotPossibleError("mounting a tmpfs is not permitted")
     room.stack.callback(subprocess.run, ["umount", "-l", str(disk)], check=True)
     return disk
 
 
 def _fill(disk: Path) -> None:
-    with (disk / "filler").open("wb", buffering=0) as file, contextlib.suppress(OSError):
+    with (disk / "out.partial" / "filler").open("wb", buffering=0) as file, contextlib.suppress(OSError):
         while file.write(bytes(4096)):
             pass

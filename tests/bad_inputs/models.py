@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+
 from bad_inputs.room import LINEAR, TASK, Arguments, Room, Tensors, case
 
 Q = "model.layers.0.self_attn.q_proj.weight"
@@ -55,7 +56,7 @@ def infinite_weights_allowed(room: Room) -> Arguments:
     return _with_b(room, TASK + "allow: [nonfinite]\n", edit=spoil(float("inf"), 1))
 
 
-@case("1e5 into float16", 1, f"{Q}: 3 values (largest 1e+05) do not fit F16", 'set "allow: [overflow]"')
+@case("1e5 into float16", 1, f"{Q}: 3 values (largest 100000) do not fit F16", 'set "allow: [overflow]"')
 def float16_overflow(room: Room) -> Arguments:
     return _with_b(room, LINEAR + "out_dtype: float16\n", edit=spoil(2e5))
 
@@ -91,7 +92,13 @@ def huge_float64(room: Room) -> Arguments:
     return room.recipe()
 
 
-@case("weights so large that the sum is infinite", 1, "gives", "NaN or infinite values from finite inputs", "Look at its weights")
+@case(
+    "weights so large that the sum is infinite",
+    1,
+    "gives",
+    "NaN or infinite values from finite inputs",
+    "Look at its weights",
+)
 def weights_overflow(room: Room) -> Arguments:
     text = LINEAR.replace("weight: 0.5", "weight: 3.0e+38")
     return room.pair_and_recipe(text + "parameters: {normalize: false}\n")
@@ -105,7 +112,13 @@ def weight_beyond_float32(room: Room) -> Arguments:
 # --- shapes, names, kinds ----------------------------------------------------------------------------------------
 
 
-@case("vocabularies of different size", 2, f"{EMBEDDING}: shapes differ: a [32, 8], b [40, 8]", "vocabularies differ in size", "shape_mismatch")
+@case(
+    "vocabularies of different size",
+    2,
+    f"{EMBEDDING}: shapes differ: a [32, 8], b [40, 8]",
+    "vocabularies differ in size",
+    "shape_mismatch",
+)
 def vocabularies_differ(room: Room) -> Arguments:
     return _with_b(room, edit=put(EMBEDDING, np.ones((40, 8))))
 
@@ -120,14 +133,26 @@ def shapes_differ_allowed(room: Room) -> Arguments:
     return _with_b(room, LINEAR + "allow: [shape_mismatch]\n", edit=put(Q, np.ones((4, 8))))
 
 
-@case("a model of another width: every tensor differs", 2, "shapes differ: a [32, 8], b [32, 16]", "1 more problems")
+@case(
+    "a model of another width: every tensor differs",
+    2,
+    "shapes differ: a [32, 8], b [32, 16]",
+    "21 problems; merge plan RECIPE --json lists them all",
+)
 def another_width(room: Room) -> Arguments:
     room.model("a", seed=1)
     room.model("b", seed=2, hidden=16)
     return room.recipe()
 
 
-@case("models with no tensor in common", 2, "missing from b; found in a", "missing from a; found in b", "more problems")
+@case(
+    "models with no tensor in common",
+    2,
+    "missing from b; found in a",
+    "missing from a; found in b",
+    "and 19 more: ",
+    "42 problems",
+)
 def nothing_in_common(room: Room) -> Arguments:
     def rename(tensors: Tensors) -> None:
         for number, name in enumerate(list(tensors)):
@@ -153,7 +178,12 @@ def missing_in_base_allowed(room: Room) -> Arguments:
     return room.recipe(TASK + "allow: [missing_tensors]\n")
 
 
-@case("an integer tensor with other values", 1, "position_ids (I64): a and b hold different values", 'Set "allow: [integer_mismatch]"')
+@case(
+    "an integer tensor with other values",
+    1,
+    "position_ids (I64): a and b hold different values",
+    'Set "allow: [integer_mismatch]"',
+)
 def integers_differ(room: Room) -> Arguments:
     room.model("a", seed=1, edit=put("position_ids", [0, 1, 2], "int64"))
     room.model("b", seed=2, like=1, edit=put("position_ids", [0, 1, 3], "int64"))
@@ -166,14 +196,20 @@ def integers_differ_allowed(room: Room) -> Arguments:
     return room.recipe(LINEAR + "allow: [integer_mismatch]\n")
 
 
-@case("an integer tensor of another type", 2, "position_ids: an integer tensor that differs in kind: a I64 [3], b I32 [3]")
+@case(
+    "an integer tensor of another type", 2, "position_ids: an integer tensor that differs in kind: a I64 [3], b I32 [3]"
+)
 def integer_kinds_differ(room: Room) -> Arguments:
     room.model("a", seed=1, edit=put("position_ids", [0, 1, 2], "int64"))
     room.model("b", seed=2, like=1, edit=put("position_ids", [0, 1, 2], "int32"))
     return room.recipe()
 
 
-@case("a tensor that is integer here and float there", 2, "scale: an integer tensor that differs in kind: a I64 [1], b F32 [1]")
+@case(
+    "a tensor that is integer here and float there",
+    2,
+    "scale: an integer tensor that differs in kind: a I64 [1], b F32 [1]",
+)
 def integer_and_float(room: Room) -> Arguments:
     room.model("a", seed=1, edit=put("scale", [1], "int64"))
     room.model("b", seed=2, like=1, edit=put("scale", [1.0]))
@@ -183,7 +219,12 @@ def integer_and_float(room: Room) -> Arguments:
 # --- bases -------------------------------------------------------------------------------------------------------
 
 
-@case("a base that is not the base", 1, "b is not a fine-tune of a: its task vector is 1.4", 'set "allow: [unrelated_base]"')
+@case(
+    "a base that is not the base",
+    1,
+    "b is not a fine-tune of a: its task vector is 1.4",
+    'set "allow: [unrelated_base]"',
+)
 def unrelated_base(room: Room) -> Arguments:
     room.model("a", seed=1, hidden=64)
     room.model("b", seed=2, hidden=64)
@@ -196,7 +237,12 @@ def unrelated_base_allowed(room: Room) -> Arguments:
     return room.recipe(TASK + "allow: [unrelated_base]\n")
 
 
-@case("a model that equals its base", 1, "b equals the base a in every tensor: its task vector is zero", "zero_task_vector")
+@case(
+    "a model that equals its base",
+    1,
+    "b equals the base a in every tensor: its task vector is zero",
+    "zero_task_vector",
+)
 def zero_task_vector(room: Room) -> Arguments:
     room.model("a", seed=1)
     room.model("b", seed=1)
@@ -229,11 +275,16 @@ def slices_without_layers(room: Room) -> Arguments:
 def base_without_layers(room: Room) -> Arguments:
     room.model("a")
     room.model("b", edit=lambda tensors: [tensors.pop(name) for name in list(tensors) if name != EMBEDDING])
-    text = "merge_method: linear\nbase_model: b\nslices:\n  - sources: [{model: a, layer_range: [0, 2], parameters: {weight: 1}}]\n"
-    return room.recipe(text)
+    source = "{model: a, layer_range: [0, 2], parameters: {weight: 1}}"
+    return room.recipe(f"merge_method: linear\nbase_model: b\nslices:\n  - sources: [{source}]\n")
 
 
-@case("a layer range beyond the model", 2, "r.yaml:3: layer_range [0, 3] ends behind the last layer: a has 2 layers", "The largest end is 2")
+@case(
+    "a layer range beyond the model",
+    2,
+    "r.yaml:3: layer_range [0, 3] ends behind the last layer: a has 2 layers",
+    "The largest end is 2",
+)
 def range_beyond_model(room: Room) -> Arguments:
     room.model("a")
     return room.recipe(STACK.replace("[0, 2]", "[0, 3]"))
@@ -245,7 +296,11 @@ def endless_layer_number(room: Room) -> Arguments:
     return room.recipe()
 
 
-@case("per-layer lists in config.json that are too short", 1, "a/config.json: layer_types: expected 2 values, one for each layer, found 1")
+@case(
+    "per-layer lists in config.json that are too short",
+    1,
+    "b/config.json: layer_types: expected a list with one value for each layer, up to layer 1, found ['full']",
+)
 def short_layer_list(room: Room) -> Arguments:
     room.model("a", config={"layer_types": ["full", "sliding"]})
     room.model("b", config={"layer_types": ["full"]})
@@ -265,7 +320,7 @@ def both_tied(room: Room) -> Arguments:
     return room.pair_and_recipe(tied=True)
 
 
-@case("no tokenizer anywhere", 0, "21 tensors", "note: no tokenizer files in a: the result has none")
+@case("no tokenizer anywhere", 0, "21 tensors", "note: a has no tokenizer files; the result will have none")
 def no_tokenizer(room: Room) -> Arguments:
     arguments = room.pair_and_recipe()
     for name in "ab":
@@ -319,5 +374,5 @@ def plan_of_odd_names(room: Room) -> Arguments:
 @case("a model directory with brackets in its name", 0, "[/bold]")
 def plan_of_odd_directory(room: Room) -> Arguments:
     room.model("x[/bold]")
-    room.recipe('name: "[/red]"\nmerge_method: passthrough\nmodels: [{model: "x[/bold]"}]\n')
+    room.recipe('name: "[red]"\nmerge_method: passthrough\nmodels: [{model: "x[/bold]"}]\n')
     return ["plan", "r.yaml"]

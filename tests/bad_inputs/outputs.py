@@ -60,12 +60,18 @@ def verify_a_file(room: Room) -> Arguments:
     return ["verify", "file"]
 
 
-@case("verify: a name of 5000 letters", 1, "File name too long")
+@case("verify: a name of 300 letters", 1, "File name too long")
 def verify_endless_name(room: Room) -> Arguments:
-    return ["verify", "x" * 5000]
+    return ["verify", "x" * 300]
 
 
-@case("verify: one bit of a tensor changed", 1, f"{Q} in out/model.safetensors: its bytes changed", DIFFERS, on_stdout=True)
+@case(
+    "verify: one bit of a tensor changed",
+    1,
+    f"{Q} in out/model.safetensors: its bytes changed",
+    DIFFERS,
+    on_stdout=True,
+)
 def tampered_tensor(room: Room) -> Arguments:
     return _changed(room, lambda out: _flip_tensor(out / WEIGHTS))
 
@@ -104,7 +110,13 @@ def verify_edited_file(room: Room) -> Arguments:
     return _changed(room, lambda out: (out / "config.json").write_text("{}"))
 
 
-@case("verify: a weight file that does not belong", 1, "out/model-00009-of-00009.safetensors: not part of this merge", DIFFERS, on_stdout=True)
+@case(
+    "verify: a weight file that does not belong",
+    1,
+    "out/model-00009-of-00009.safetensors: not part of this merge",
+    DIFFERS,
+    on_stdout=True,
+)
 def verify_stranger(room: Room) -> Arguments:
     return _changed(room, lambda out: (out / "model-00009-of-00009.safetensors").write_bytes(b""))
 

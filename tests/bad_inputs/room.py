@@ -70,9 +70,7 @@ def case(
     def add(set_up: Callable[[Room], Arguments]) -> Callable[[Room], Arguments]:
         assert set_up.__name__ not in CASES, set_up.__name__
         assert what not in (other.what for other in CASES.values()), what
-        CASES[set_up.__name__] = Case(
-            set_up.__name__, what, code, words, set_up, on_stdout, stops_early or code == 2
-        )
+        CASES[set_up.__name__] = Case(set_up.__name__, what, code, words, set_up, on_stdout, stops_early or code == 2)
         return set_up
 
     return add

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from bad_inputs.room import Arguments, Room, case, edit_header, read_parts, write_parts
 
 Q = "model.layers.0.self_attn.q_proj.weight"
@@ -343,7 +344,7 @@ def config_is_a_list(room: Room) -> Arguments:
     return _with_bytes(room, b"[]", "config.json")
 
 
-@case("config.json nested without end", 1, "b/config.json", "JSON")
+@case("config.json nested without end", 1, "b/config.json: nests deeper than 64 levels")
 def nested_config(room: Room) -> Arguments:
     return _with_bytes(room, b'{"a":' * 800 + b"1" + b"}" * 800, "config.json")
 
@@ -441,7 +442,9 @@ def truncated_legacy(room: Room) -> Arguments:
     return _with_pickle(room, _torch_save({"a": np_tensor()}, cut=700, is_zip=False))
 
 
-@case("a whole model object, not its state_dict", 1, "pytorch_model.bin: contains code (torch.nn.modules.linear.Linear)")
+@case(
+    "a whole model object, not its state_dict", 1, "pytorch_model.bin: contains code (torch.nn.modules.linear.Linear)"
+)
 def pickled_module(room: Room) -> Arguments:
     import torch
 

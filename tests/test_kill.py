@@ -1,0 +1,174 @@
+"""kill -9, Ctrl-C and SIGTERM at any moment: started again, the run goes on and gives the same bytes.
+
+`make test` does it a few times on small models; `make test-full` fifty times on models of 60 MB.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+from bad_inputs.room import Room
+
+from merge import build_plan, load_recipe
+
+JOURNAL = "journal.jsonl"
+STOPPED = "merge: stopped; what is done is kept. Run the same command again to go on.\n"
+RECIPE = """\
+merge_method: dare_ties
+base_model: base
+models:
+  - model: a
+    parameters: {weight: 0.6, density: 0.5}
+  - model: b
+    parameters: {weight: 0.5, density: [0.2, 0.8]}
+seed: 7
+"""
+
+
+class Work(NamedTuple):
+    """A recipe in a folder, and the contents of an uninterrupted result."""
+
+    root: Path
+    expected: dict[str, bytes]
+    seconds: float  # of the whole process
+    bytes_per_second: float  # of the tensors alone
+
+    def start(self) -> subprocess.Popen[str]:
+        return subprocess.Popen(command("out"), cwd=self.root, text=True, stdout=-1, stderr=-1)
+
+    def finish(self) -> dict[str, Any]:
+        """Starts the run again, to its end; compares the result byte for byte and removes it. Returns the report."""
+        done = subprocess.run(command("out"), cwd=self.root, capture_output=True, text=True, timeout=300)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert contents(self.root / "out") == self.expected
+        assert not (self.root / "out.partial").exists()
+        shutil.rmtree(self.root / "out")
+        return dict(json.loads(done.stdout))
+
+
+def command(out: str) -> list[str]:
+    return [sys.executable, "-m", "merge", "run", "r.yaml", "-o", out, "--quiet", "--json", "--shard-size", "20MB"]
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(directory.iterdir())}
+
+
+def prepare(root: Path, hidden: int, layers: int) -> Work:
+    with contextlib.ExitStack() as stack:
+        room = Room(root, stack)
+        for seed, name in enumerate(("base", "a", "b")):
+            room.model(name, seed=seed, like=0 if seed else None, hidden=hidden, layers=layers, dtype="BF16")
+        room.recipe(RECIPE)
+    subprocess.run(command("first"), cwd=root, check=True, capture_output=True)  # compiles the kernels
+    shutil.rmtree(root / "first")
+    began = time.monotonic()
+    done = subprocess.run(command("whole"), cwd=root, check=True, capture_output=True)
+    report = json.loads(done.stdout)
+    expected = contents(root / "whole")
+    assert "merge_manifest.json" in expected
+    assert JOURNAL not in expected
+    return Work(root, expected, time.monotonic() - began, report["bytes_written"] / report["seconds"])
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Work:
+    return prepare(tmp_path_factory.mktemp("small"), hidden=256, layers=6)
+
+
+@pytest.fixture
+def small(prepared: Work) -> Iterator[Work]:
+    """Models of 6 MB, and no output yet."""
+    yield prepared
+    for name in ("out", "out.partial"):
+        shutil.rmtree(prepared.root / name, ignore_errors=True)
+
+
+def finished_steps(root: Path) -> set[int]:
+    """Steps of which the journal of the unfinished run says that they are done."""
+    path = root / "out.partial" / JOURNAL
+    lines = path.read_bytes().split(b"\n")[1:-1] if path.exists() else []
+    return {json.loads(line)[1]["step"] for line in lines}
+
+
+def wait_for(work: Work, process: subprocess.Popen[str], steps: int) -> None:
+    """Returns when so many steps are done, or when the run has ended."""
+    while len(finished_steps(work.root)) < steps and process.poll() is None:
+        time.sleep(0.001)
+
+
+@pytest.mark.parametrize("steps", [1, 12, 40])
+def test_a_killed_run_goes_on_to_the_same_bytes(small: Work, steps: int) -> None:
+    process = small.start()
+    wait_for(small, process, steps)
+    process.kill()
+    process.communicate()
+    if not (small.root / "out").exists():
+        done = len(finished_steps(small.root))
+        assert done >= steps
+        assert small.finish()["resumed_tensors"] == done
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stopped_run_says_so_and_goes_on(small: Work, number: signal.Signals, code: int) -> None:
+    process = small.start()
+    wait_for(small, process, 2)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err.lstrip("\n")) == (code, "", STOPPED)  # click ends the line of a ^C
+    assert not (small.root / "out").exists()
+    assert small.finish()["resumed_tensors"] >= 2
+
+
+def lost_seconds(work: Work) -> float:
+    """What a kill wasted: bytes written for tensors that the journal does not have, in seconds of an ordinary run."""
+    if not (work.root / "out.partial" / JOURNAL).exists():
+        return 0.0
+    with contextlib.chdir(work.root):
+        plan = build_plan(load_recipe("r.yaml"), shard_bytes=20_000_000)
+    finished = finished_steps(work.root)
+    lost = 0
+    for index, step in enumerate(plan.steps):
+        path = work.root / "out.partial" / step.file
+        if index not in finished and path.exists():
+            written = np.fromfile(path, np.uint8, step.nbytes, offset=step.offset)
+            lost += int(np.flatnonzero(written)[-1:].sum())  # files begin as zeros
+    return lost / work.bytes_per_second
+
+
+@pytest.mark.full
+def test_fifty_kills_at_random_moments(tmp_path: Path) -> None:
+    work = prepare(tmp_path, hidden=1024, layers=4)
+    random_moment = random.Random(1)
+    lost, resumed = [], []
+    for _ in range(50):
+        kills = 1 + (random_moment.random() < 0.3)  # some are killed again while they go on
+        for _ in range(kills):
+            process = work.start()
+            time.sleep(random_moment.uniform(0, 1.02 * work.seconds))
+            process.kill()
+            process.communicate()
+            lost.append(lost_seconds(work))
+            if (work.root / "out").exists():
+                break
+        if (work.root / "out").exists():
+            assert contents(work.root / "out") == work.expected
+            shutil.rmtree(work.root / "out")
+        else:
+            resumed.append(work.finish()["resumed_tensors"])
+    print(f"\n{len(lost)} kills, {len(resumed)} resumed, of them {sum(n > 0 for n in resumed)} with tensors done;")
+    print(f"work lost: at most {max(lost):.3f} s, {sum(lost) / len(lost):.3f} s on average")
+    assert max(lost) < 1
+    assert sum(n > 0 for n in resumed) >= 5
