@@ -1,8 +1,8 @@
 """Merge Workbench: merge language models, streamed, exact, resumable.
 
-    recipe = load_recipe("recipes/ties.yaml")
-    plan = build_plan(recipe)
-    run_plan(plan, "merged/ties")
+recipe = load_recipe("recipes/ties.yaml")
+plan = build_plan(recipe)
+run_plan(plan, "merged/ties")
 """
 
 from __future__ import annotations

@@ -51,5 +51,5 @@ RECIPE_NAMES: dict[str, str] = {
 
 
 def torch_name(name: str) -> str:
-    """"BF16" -> "bfloat16", as config.json writes it."""
+    """The name that config.json uses: "BF16" -> "bfloat16"."""
     return DTYPES[name].torch_name

@@ -66,6 +66,25 @@ def test_bad_input_in_a_process(name: str, tmp_path: Path) -> None:
     _is_one_message(case, done.stdout, done.stderr)
 
 
+@pytest.mark.skipif(os.name == "nt", reason="needs a POSIX shell")
+@pytest.mark.parametrize(("closed", "name", "code"), [(">&-", "both_tied", 0), ("2>&-", "nan_weights", 1)])
+def test_a_closed_stream_is_no_trouble(closed: str, name: str, code: int, tmp_path: Path) -> None:
+    with opened(CASES[name], tmp_path) as (_, arguments):
+        command = f'exec "$0" -m merge "$@" {closed}'
+        done = subprocess.run(["sh", "-c", command, sys.executable, *arguments], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (code, "")
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs a POSIX shell")
+def test_more_files_than_the_soft_limit(tmp_path: Path) -> None:
+    with opened(CASES["both_tied"], tmp_path) as (_, arguments):
+        command = ["sh", "-c", 'ulimit -Sn 16 && exec "$0" -m merge "$@"', sys.executable, *arguments]
+        done = subprocess.run([*command, "--shard-size", "200B"], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len(list((tmp_path / OUT).glob("*.safetensors"))) > 16
+
+
 def test_there_are_cases_enough() -> None:
     assert sum(case.code != 0 for case in CASES.values()) >= 45
 

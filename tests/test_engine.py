@@ -246,7 +246,8 @@ def test_copies_are_byte_for_byte_and_integers_must_agree(tmp_path: Path, make_m
     numbers = {"model.position_ids": np.arange(64, dtype=np.int64), "model.mask": np.array([True, False])}
     for seed, name in enumerate("ab"):
         make_model(tmp_path / name, seed=seed, extra=numbers)
-    text = f"merge_method: linear\nmodels:\n- model: {tmp_path}/a\n- model: {tmp_path}/b\nparameters: {{weight: 0.5}}\ndtype: float16\n"
+    text = f"merge_method: linear\nmodels:\n- model: {tmp_path}/a\n- model: {tmp_path}/b\n"
+    text += "parameters: {weight: 0.5}\ndtype: float16\n"
     run_plan(build_plan(parse_recipe(text)), tmp_path / "out")
     merged = load_file(tmp_path / "out" / "model.safetensors")
     assert np.array_equal(merged["model.position_ids"], numbers["model.position_ids"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -41,10 +42,10 @@ def test_a_70b_plan_reads_headers_only(tmp_path: Path) -> None:
 def test_goliath_is_137_layers(tmp_path: Path) -> None:
     for name in "XE":
         write_llama(tmp_path / name, LLAMA_70B)
-    ranges = "X 0 16 E 8 24 X 17 32 E 25 40 X 33 48 E 41 56 X 49 64 E 57 72 X 65 80".split()
+    ends = ((0, 16), (8, 24), (17, 32), (25, 40), (33, 48), (41, 56), (49, 64), (57, 72), (65, 80))
     slices = [
         f"- sources:\n  - model: {tmp_path}/{model}\n    layer_range: [{start}, {end}]\n"
-        for model, start, end in zip(ranges[::3], ranges[1::3], ranges[2::3], strict=True)
+        for model, (start, end) in zip(itertools.cycle("XE"), ends, strict=False)
     ]
     plan = build_plan(parse_recipe("merge_method: passthrough\nslices:\n" + "".join(slices) + "dtype: bfloat16\n"))
     assert json.loads(side_text(plan, "config.json"))["num_hidden_layers"] == 137

@@ -1,4 +1,4 @@
-"""A real language model: two fine-tunes of SmolLM2-135M merged by ties and by task arithmetic. `make test-full` only."""
+"""A real language model: two fine-tunes of SmolLM2-135M, merged by ties and by task arithmetic (make test-full)."""
 
 from __future__ import annotations
 

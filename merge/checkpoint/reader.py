@@ -23,6 +23,9 @@ from merge.dtypes import DTYPES
 from merge.errors import CheckpointError, SourceChanged
 from merge.plan import SourceFile, TensorRef
 
+if sys.platform != "win32":
+    import resource  # here, because where files have run out no module can be loaded
+
 _READ_BYTES = 1 << 26  # at most this much a system call; Linux itself stops at 2 GiB
 _KEPT_SCALES = 64  # tensors of FP8 scales, each a few thousand numbers
 
@@ -161,7 +164,7 @@ class SourceReader:
             if self._closed or path not in self._files:
                 raise ValueError(f"{path}: {'the reader is closed' if self._closed else 'not a file of this plan'}")
             try:
-                descriptor = _open(path)
+                descriptor = open_file(path)
             except FileNotFoundError:
                 raise SourceChanged(f"{path}: was there when the run was planned and is gone. {_RUN_AGAIN}") from None
             except OSError as error:
@@ -189,19 +192,19 @@ def _compare(file: SourceFile, now: os.stat_result) -> None:
         raise SourceChanged(f"{file.path}: was written again since the run was planned ({late:+.3f} s). {_RUN_AGAIN}")
 
 
-def _open(path: str) -> int:
-    flags = os.O_RDONLY | getattr(os, "O_BINARY", 0)
+def open_file(path: str, flags: int = os.O_RDONLY) -> int:
+    """A descriptor; more of them are asked of the system where they have run out."""
+    flags |= getattr(os, "O_BINARY", 0)
     try:
-        return os.open(path, flags)
+        return os.open(path, flags, 0o644)
     except OSError as error:
         if error.errno != errno.EMFILE or sys.platform == "win32":
             raise
-    import resource  # large models have hundreds of shards, and macOS allows 256 open files at first
-
+    # Large models have hundreds of shards, and macOS allows 256 open files at first.
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     more = 65536 if hard == resource.RLIM_INFINITY else min(hard, 65536)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, more), hard))
-    return os.open(path, flags)
+    return os.open(path, flags, 0o644)
 
 
 def _best_read(lock: threading.Lock) -> Callable[[int, memoryview, int], int]:

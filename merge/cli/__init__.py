@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import os
 import signal
 import sys
 import threading
@@ -66,6 +67,10 @@ def main() -> None:
     """Runs the command line; every error becomes one message and its exit code."""
     from merge.errors import MergeError
 
+    for name in ("stdout", "stderr"):  # None where the shell closed it (2>&-)
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+
     try:
         with _terminable():
             code = cli(prog_name="merge", standalone_mode=False)
@@ -85,7 +90,8 @@ def main() -> None:
     except MemoryError:
         _end("out of memory. Use fewer --threads, give --max-ram, or free some memory; what is done is kept.", 1)
     except OSError as error:  # the machine's doing: what can be said better is said where it happens
-        _end(f"{error.filename or 'merge'}: {error.strerror or error}", 1)
+        place = f"{error.filename}: " if error.filename else ""
+        _end(f"{place}{error.strerror or error}.", 1)
 
 
 _STOPPED = "stopped; what is done is kept. Run the same command again to go on."

@@ -1,4 +1,4 @@
-"""The ways to compute one step: copying bytes, a fused CPU kernel over blocks, or the torch definition on any device."""
+"""The ways to compute one step: copying bytes, a fused CPU kernel over blocks, or the torch definition."""
 
 from __future__ import annotations
 

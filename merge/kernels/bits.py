@@ -25,7 +25,12 @@ def kernel(function: F) -> F:
 
     Strict IEEE arithmetic: no contraction or reordering, so that bytes are the same on every machine.
     """
-    return typing.cast(F, numba.njit(nogil=True, cache=True, error_model="numpy", fastmath=False)(function))
+    options = {"nogil": True, "error_model": "numpy", "fastmath": False}
+    try:
+        compiled = numba.njit(cache=True, **options)(function)
+    except RuntimeError:  # nowhere to keep it: a read-only installation, and no home directory
+        compiled = numba.njit(**options)(function)
+    return typing.cast(F, compiled)
 
 
 @intrinsic  # type: ignore[untyped-decorator]

@@ -188,25 +188,27 @@ def _add_deltas(raw: Any, factors: Any, out: Any) -> None:
 
 @kernel
 def _trim_elect(raw: Any, weights: Any, factors: Any, least: Any, normalize: bool, scale: float, out: Any) -> None:
-    """raw (1 + model, n): trims by least magnitude bits, elects signs, averages what agrees; out (>= n,) float32"""
+    """raw (1 + model, n): trims by least magnitude bits, elects signs, averages what agrees; out (>= n,) float32
+
+    Two loops over the models with selects and no branches: twice the arithmetic, and all of it in vector registers.
+    """
     for i in range(raw.shape[1]):
         base = as_f32(raw[0, i])
         total = 0.0
         for m in range(len(weights)):
             delta = as_f32(raw[m + 1, i]) - base
-            total += factors[m] * np.float64(delta) if magnitude_bits(delta) >= least[m] else 0.0
-        positive = total >= 0.0
+            total += factors[m] * np.float64(delta if magnitude_bits(delta) >= least[m] else np.float32(0))
+        sign = 1.0 if total >= 0.0 else -1.0
         agreed = 0.0
         divisor = 0.0
         for m in range(len(weights)):
             delta = as_f32(raw[m + 1, i]) - base
-            value = factors[m] * np.float64(delta) if magnitude_bits(delta) >= least[m] else 0.0
-            agrees = (value > 0.0) == positive and value != 0.0
-            agreed += value if agrees else 0.0
-            divisor += weights[m] if agrees else 0.0
+            value = sign * (factors[m] * np.float64(delta if magnitude_bits(delta) >= least[m] else np.float32(0)))
+            agreed += value if value > 0.0 else 0.0
+            divisor += weights[m] if value > 0.0 else 0.0
         if normalize:
             agreed /= divisor if divisor != 0.0 else 1.0
-        out[i] = np.float32(np.float64(base) + scale * agreed)
+        out[i] = np.float32(np.float64(base) + scale * (sign * agreed))
 
 
 @kernel
@@ -234,23 +236,21 @@ def _drop_elect(
     """raw (1 + model, n): drops at random, elects signs, adds what agrees (divided by its weights if normalize)"""
     for i in range(raw.shape[1]):
         base = np.float64(as_f32(raw[0, i]))
-        positive_part = 0.0
-        negative_part = 0.0
-        positive_weight = 0.0
-        negative_weight = 0.0
+        total = 0.0
         for m in range(len(weights)):
             kept = stays(start + i, masks[m][0], masks[m][1], masks[m][2])
-            value = factors[m] * (np.float64(as_f32(raw[m + 1, i])) - base) if kept else 0.0
-            positive_part += value if value > 0.0 else 0.0
-            negative_part += value if value < 0.0 else 0.0
-            positive_weight += weights[m] if value > 0.0 else 0.0
-            negative_weight += weights[m] if value < 0.0 else 0.0
-        positive = positive_part + negative_part >= 0.0
-        agreed = positive_part if positive else negative_part
-        divisor = positive_weight if positive else negative_weight
+            total += factors[m] * (np.float64(as_f32(raw[m + 1, i])) - base if kept else 0.0)
+        sign = 1.0 if total >= 0.0 else -1.0
+        agreed = 0.0
+        divisor = 0.0
+        for m in range(len(weights)):
+            kept = stays(start + i, masks[m][0], masks[m][1], masks[m][2])
+            value = sign * (factors[m] * (np.float64(as_f32(raw[m + 1, i])) - base if kept else 0.0))
+            agreed += value if value > 0.0 else 0.0
+            divisor += weights[m] if value > 0.0 else 0.0
         if normalize:
             agreed /= divisor if divisor != 0.0 else 1.0
-        out[i] = np.float32(base + scale * agreed)
+        out[i] = np.float32(base + scale * (sign * agreed))
 
 
 @kernel

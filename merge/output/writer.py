@@ -21,6 +21,7 @@ from typing import Any
 import filelock
 import xxhash
 
+from merge.checkpoint.reader import open_file
 from merge.errors import OutputError, UsageError
 from merge.plan import Plan, Step
 
@@ -124,7 +125,7 @@ class OutputDirectory:
 
     def _open_shard(self, name: str, header: str, size: int) -> int:
         path = self.partial / name
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o644)
+        fd = open_file(os.fspath(path), os.O_RDWR | os.O_CREAT)
         os.truncate(fd, size)  # not fallocate: it makes the later writes several times dearer
         _write_all(fd, len(header).to_bytes(8, "little") + header.encode("ascii"), 0)
         return fd
@@ -294,4 +295,11 @@ def _explained(partial: Path) -> Iterator[None]:
                 f"{partial}: the disk is full ({free:,} bytes free). Make room and run the same command again: "
                 "it goes on where it was."
             ) from error
-        raise OutputError(f"{partial}: cannot write: {error.strerror or error}. Choose another --out.") from error
+        hint = _HINTS.get(error.errno or 0, "Choose another --out.")
+        raise OutputError(f"{partial}: cannot write: {error.strerror or error}. {hint}") from error
+
+
+_HINTS = {
+    errno.EFBIG: "Give a smaller --shard-size: this disk does not hold files of that size.",
+    errno.EMFILE: "Give a larger --shard-size, or allow more open files (ulimit -n).",
+}

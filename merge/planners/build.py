@@ -13,10 +13,10 @@ from merge.methods import Method, Parameter, get_method
 from merge.output.card import model_card
 from merge.output.config import output_config
 from merge.output.shards import INDEX, index_text, lay_out
+from merge.plan import Plan, SideFile, Step, TensorRef
 from merge.planners.inputs import Inputs
 from merge.planners.targets import Layout, Slot, Target, lay_out_targets
 from merge.planners.tokenizers import check_tokenizers, tokenizer_donor
-from merge.plan import Plan, SideFile, Step, TensorRef
 from merge.recipe.model import Recipe, resolve
 
 SHARD_BYTES = 5_000_000_000

@@ -163,12 +163,13 @@ def _open(refs: Iterable[ModelRef]) -> list[Checkpoint]:
 
 
 def map_prefix(names: Sequence[str], wanted: Sequence[str]) -> tuple[str, str] | None:
-    """(prefix to remove, prefix to add) that makes more of `names` match `wanted`; None if none or not just one does."""
+    """(prefix to remove, prefix to add) that makes more of `names` match `wanted`; None if not exactly one does."""
     target = dict.fromkeys(wanted)
     direct = sum(name in target for name in names)
     if direct == len(names):
         return None
-    candidates = [(_first_part(name), "") for name in names] + [("", _first_part(name)) for name in wanted]
+    candidates = [(_first_part(name), "") for name in names if "." in name]
+    candidates += [("", _first_part(name)) for name in wanted if "." in name]
     scores: dict[tuple[str, str], int] = {}
     for candidate in dict.fromkeys(candidates):
         renamed = [rename(name, *candidate, target) for name in names]

@@ -76,6 +76,14 @@ def disk_fills_up_at_the_end(room: Room) -> Arguments:
     return arguments
 
 
+@case("a disk that holds no files of that size", 1, "out.partial: cannot write: File too large", "smaller --shard-size")
+def file_too_large(room: Room) -> Arguments:
+    arguments = _to(room, "-o", "out")
+    room.run_before(["run", "r.yaml", "-o", "warm", "--quiet"])  # compiled kernels are files too
+    limit("RLIMIT_FSIZE", 6000, room)
+    return arguments
+
+
 @case("an output that exists", 2, "out exists; nothing was changed. Choose another --out, or --force to replace it")
 def output_exists(room: Room) -> Arguments:
     (room.path / "out").mkdir()
@@ -382,6 +390,18 @@ def mount(room: Room, size: str, read_only: bool = False) -> Path:
         raise NotPossibleError("mounting a tmpfs is not permitted")
     room.stack.callback(subprocess.run, ["umount", "-l", str(disk)], check=True)
     return disk
+
+
+def limit(name: str, value: int, room: Room) -> None:
+    """A limit of this process, until the room is left."""
+    try:
+        import resource
+    except ImportError:
+        raise NotPossibleError("there are no such limits on Windows") from None
+    kind = getattr(resource, name)
+    soft, hard = resource.getrlimit(kind)
+    resource.setrlimit(kind, (value, hard))
+    room.stack.callback(resource.setrlimit, kind, (soft, hard))
 
 
 def _fill(disk: Path) -> None:
