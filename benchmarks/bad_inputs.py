@@ -37,10 +37,11 @@ def main() -> None:
 
 
 def told(outcome: Outcome) -> str:
-    """The message; of a usage error only its last line, and of a result only the first ones."""
+    """The message; of a usage error only its last line, and of a result the first ones, without times."""
     if outcome.stderr.startswith("Usage: "):
         return outcome.stderr.rpartition("\nError: ")[2]
     lines = (outcome.stderr + outcome.stdout).strip().splitlines()
+    lines = [re.sub(r"storage \d+", "storage 1", line) for line in lines if "peak memory" not in line]
     return "\n".join(lines if len(lines) < 6 else [*lines[:4], f"... {len(lines) - 4} more lines"])
 
 

@@ -93,7 +93,7 @@ def as_json(directories: tuple[str, ...], results: list[Scores]) -> str:
 
 @click.command()
 @click.argument("directories", metavar="DIR...", nargs=-1, required=True)
-@click.option("--items", default=200, show_default=True, type=click.IntRange(1, MAX_ITEMS), help="Prompts a skill.")
+@click.option("--items", default=500, show_default=True, type=click.IntRange(1, MAX_ITEMS), help="Prompts a skill.")
 @click.option("--seed", default=0, show_default=True, help="Draws the prompts.")
 @click.option("--json", "json_wanted", is_flag=True, help="Print as JSON.")
 def main(directories: tuple[str, ...], items: int, seed: int, json_wanted: bool) -> None:

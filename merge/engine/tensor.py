@@ -18,6 +18,7 @@ from merge.kernels.encode import count_nonfinite
 from merge.kernels.protocol import Block
 from merge.plan import Step, TensorRef
 
+AHEAD = 16  # chunks asked for at once
 R = TypeVar("R")
 S = TypeVar("S")
 # What kernels read as it is stored; float64 goes to the torch definition.
@@ -59,9 +60,17 @@ class StepTensor:
             if self._is_kept[first]:
                 return Block(start, raw)
             self._is_kept[first] = True
+        if first % AHEAD == 0:
+            self.read_ahead(first + n)
         for row, source in enumerate(self.sources):
             self._load_source(row, source, start, raw[row], first)
         return Block(start, raw)
+
+    def read_ahead(self, first: int) -> None:
+        """Asks the system for the chunks from `first`, so that the disk works while the processor does."""
+        start, stop = self.chunks.span(first, AHEAD)
+        for source in self.sources:
+            self._reader.will_need(source, start, stop - start)
 
     def _load_source(self, row: int, source: TensorRef, start: int, into: npt.NDArray[Any], first: int) -> None:
         direct = source.scale is None and _DIRECT.get(source.dtype) == self.raw_dtype
