@@ -3,7 +3,7 @@
     python recipes/quickstart/train.py            # rewrites base/, reverse/, sort/ and add/ beside this file
     python recipes/quickstart/train.py --out DIR  # writes them elsewhere
 
-Running it rewrites the family. It takes about 5 minutes of one core, and is not part of the demo: the trained family is
+Running it rewrites the family. It takes about 4 minutes of one core, and is not part of the demo: the trained family is
 kept with the code. Seeds are fixed and one thread is used, so one machine repeats its own bytes; another CPU or torch
 release may differ in the last bits, and training amplifies that. So after a rewrite score again, and correct the tables
 here and in README.md:
