@@ -26,7 +26,7 @@ from models import SIZES, config, shapes
 from parity_recipes import EXAMPLES, RECIPES
 from rich.console import Console
 from rich.table import Table
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 GOAL = 1e-6
 SIZES["parity"] = (64, 6, 176, 512, 4, 2)
@@ -57,6 +57,17 @@ def write_far(root: Path, size: str, name: str, seed: int) -> dict[str, Path]:
     generator = torch.Generator().manual_seed(seed)
     values = {tensor: torch.randn(shape, generator=generator) * 0.03 for tensor, shape in shapes(size).items()}
     return _save(root, {name: values}, config(size, "float32"))
+
+
+def write_kin(root: Path, size: str, names: list[str], base: Path, seed: int) -> dict[str, Path]:
+    """Fine-tunes that moved a third of the base's length, and partly the same way: their task vectors are alike."""
+    generator = torch.Generator().manual_seed(seed)
+    family: dict[str, dict[str, torch.Tensor]] = {name: {} for name in names}
+    for tensor, start in load_file(base / "model.safetensors").items():
+        common = torch.randn(start.shape, generator=generator)
+        for place, values in enumerate(family.values(), 1):
+            values[tensor] = start + 0.003 * place * (common + torch.randn(start.shape, generator=generator))
+    return _save(root, family, config(size, "float32"))
 
 
 def write_gpt2(root: Path, name: str) -> dict[str, Path]:
@@ -137,6 +148,7 @@ def main() -> None:
         root = Path(folder)
         models = write_family(root / "six", "parity", ["BASE", "A", "B", "C"])
         models |= write_far(root / "six", "parity", "FAR", 1)
+        models |= write_kin(root / "six", "parity", ["KIN", "KIN2"], models["BASE"], 3)
         models |= write_family(root / "forty", "forty", ["LLAMA", "ORCA", "WIZARD", "PLATYPUS"], 2)
         models |= write_gpt2(root / "gpt2", "GPT2")
         comparison = Comparison(root, models)

@@ -1,4 +1,7 @@
-"""The recipes of benchmarks/parity.py. Models are called BASE, A, B and C; (method, idea, recipe)."""
+"""The recipes of benchmarks/parity.py. (method, idea, recipe).
+
+Models are called BASE, A, B and C; KIN and KIN2 are fine-tunes that moved far and alike; FAR is none.
+"""
 
 from __future__ import annotations
 
@@ -305,6 +308,75 @@ _RECIPES = [
         """,
     ),
     (
+        "breadcrumbs",
+        "three inputs, gamma from a gradient",
+        """
+        models:
+          - {model: A, parameters: {weight: 0.5, density: 0.5, gamma: [0.0, 0.2]}}
+          - {model: B, parameters: {weight: -0.3, density: 0.3}}
+          - {model: C, parameters: {weight: 0.4, density: 0.7, gamma: 0.05}}
+        base_model: BASE
+        parameters: {lambda: 1.1}
+        """,
+    ),
+    (
+        "breadcrumbs",
+        "gamma shrinks to fit; to the old norm; normalize",
+        """
+        models:
+          - {model: A, parameters: {weight: 0.5, density: 0.9, gamma: 0.4}}
+          - {model: B, parameters: {weight: 0.8, density: [0.6, 1.0], gamma: 0.5}}
+        base_model: BASE
+        parameters: {rescale: true, normalize: true}
+        """,
+    ),
+    (
+        "breadcrumbs_ties",
+        "defaults, density and weight from a gradient",
+        """
+        models:
+          - {model: A, parameters: {weight: 0.5, density: [0.9, 0.1]}}
+          - {model: B, parameters: {weight: [0.2, 0.9], density: 0.3}}
+          - {model: C, parameters: {weight: 0.4, density: 0.7}}
+        base_model: BASE
+        """,
+    ),
+    (
+        "breadcrumbs_ties",
+        "normalize, a negative weight, to the old norm",
+        """
+        models:
+          - {model: A, parameters: {weight: 0.5, density: 0.5, gamma: 0.1}}
+          - {model: B, parameters: {weight: -0.7, density: 0.4}}
+          - {model: C, parameters: {weight: 0.4, density: 0.7, gamma: 0.3}}
+        base_model: BASE
+        parameters: {normalize: true, rescale: true, lambda: 0.9, int8_mask: true}
+        """,
+    ),
+    (
+        "della",
+        "density 1 drops nothing: election and defaults",
+        """
+        models:
+          - {model: A, parameters: {weight: 0.5}}
+          - {model: B, parameters: {weight: -0.3}}
+          - {model: C, parameters: {weight: 0.4, epsilon: 0.3}}
+        base_model: BASE
+        parameters: {lambda: 0.8}
+        """,
+    ),
+    (
+        "della_linear",
+        "density 1 drops nothing: defaults; one density 0",
+        """
+        models:
+          - {model: A, parameters: {weight: 0.5}}
+          - {model: B, parameters: {weight: 0.7, density: 0}}
+          - {model: C, parameters: {weight: 0.4}}
+        base_model: BASE
+        """,
+    ),
+    (
         "passthrough",
         "a stack of two models",
         """
@@ -354,6 +426,171 @@ _RECIPES = [
           - sources: [{model: B, layer_range: [1, 3]}]
           - sources: [{model: C, layer_range: [2, 4]}]
           - sources: [{model: A, layer_range: [3, 6]}]
+        """,
+    ),
+    (
+        "nuslerp",
+        "weights, no base",
+        """
+        models:
+          - {model: A, parameters: {weight: 0.7}}
+          - {model: FAR, parameters: {weight: [0.4, 1.1]}}
+        """,
+    ),
+    (
+        "nuslerp",
+        "between task vectors",
+        """
+        models:
+          - {model: A, parameters: {weight: 0.7}}
+          - {model: B, parameters: {weight: 0.2}}
+        base_model: BASE
+        """,
+    ),
+    (
+        "nuslerp",
+        "by the last dimension",
+        """
+        models:
+          - {model: A, parameters: {weight: 0.7}}
+          - {model: FAR, parameters: {weight: 0.4}}
+        parameters: {nuslerp_flatten: false}
+        """,
+    ),
+    (
+        "nuslerp",
+        "by the first dimension, between task vectors",
+        """
+        models:
+          - {model: A, parameters: {weight: 0.7}}
+          - {model: C, parameters: {weight: 0.4}}
+        base_model: BASE
+        parameters: {nuslerp_flatten: false, nuslerp_row_wise: true}
+        """,
+    ),
+    (
+        "multislerp",
+        "three models",
+        """
+        models:
+          - {model: A, parameters: {weight: 0.5}}
+          - {model: FAR, parameters: {weight: 0.4}}
+          - {model: C, parameters: {weight: [0.3, 0.9]}}
+        """,
+    ),
+    (
+        "multislerp",
+        "task vectors, weights as they are",
+        """
+        models:
+          - {model: A, parameters: {weight: 0.5}}
+          - {model: B, parameters: {weight: 0.4}}
+          - {model: C, parameters: {weight: 0.3}}
+        base_model: BASE
+        parameters: {normalize_weights: false}
+        """,
+    ),
+    ("karcher", "three models", "models: [{model: A}, {model: FAR}, {model: C}]"),
+    (
+        "karcher",
+        "more iterations",
+        """
+        models: [{model: FAR}, {model: B}]
+        parameters: {max_iter: 50, tol: 1.0e-7}
+        """,
+    ),
+    (
+        "nearswap",
+        "a step of the size of the task vectors",
+        """
+        models: [{model: A}, {model: B}]
+        base_model: A
+        parameters: {t: 0.0001}
+        """,
+    ),
+    (
+        "nearswap",
+        "far apart, a gradient",
+        """
+        models: [{model: A}, {model: FAR}]
+        base_model: A
+        parameters: {t: [0.001, 0.03]}
+        """,
+    ),
+    (
+        "model_stock",
+        "three models",
+        """
+        models: [{model: KIN}, {model: A}, {model: KIN2}]
+        base_model: BASE
+        """,
+    ),
+    (
+        "model_stock",
+        "by rows",
+        """
+        models: [{model: KIN}, {model: KIN2}]
+        base_model: BASE
+        parameters: {filter_wise: true}
+        """,
+    ),
+    (
+        "model_stock",
+        "task vectors at right angles",
+        """
+        models: [{model: A}, {model: B}, {model: C}]
+        base_model: BASE
+        """,
+    ),
+    (
+        "sce",
+        "everything, small task vectors",
+        """
+        models: [{model: A}, {model: B}, {model: C}]
+        base_model: BASE
+        """,
+    ),
+    (
+        "sce",
+        "a tenth, large task vectors",
+        """
+        models: [{model: KIN}, {model: B}, {model: KIN2}]
+        base_model: BASE
+        parameters: {select_topk: 0.1}
+        """,
+    ),
+    (
+        "arcee_fusion",
+        "far apart",
+        """
+        models: [{model: BASE}, {model: FAR}]
+        base_model: BASE
+        """,
+    ),
+    (
+        "arcee_fusion",
+        "a fine-tune",
+        """
+        models: [{model: BASE}, {model: A}]
+        base_model: BASE
+        """,
+    ),
+    (
+        "ram",
+        "three models",
+        """
+        models: [{model: A}, {model: B}, {model: C}]
+        base_model: BASE
+        parameters: {epsilon: 0.0002}
+        """,
+    ),
+    (
+        "ramplus_tl",
+        "three models",
+        """
+        models: [{model: A}, {model: B}, {model: C}]
+        base_model: BASE
+        parameters: {epsilon: 0.0002, r: 0.5, alpha: 0.9}
         """,
     ),
 ]

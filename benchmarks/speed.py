@@ -23,6 +23,10 @@ from pathlib import Path
 METHODS = {
     "ties": ("density: 0.5, weight: 0.33", "base_model"),
     "dare_ties": ("density: 0.5, weight: 0.33", "base_model"),
+    "breadcrumbs": ("density: 0.5, weight: 0.33", "base_model"),
+    "breadcrumbs_ties": ("density: 0.5, weight: 0.33", "base_model"),
+    "della": ("density: 0.5, weight: 0.33", "base_model"),
+    "della_linear": ("density: 0.5, weight: 0.33", "base_model"),
     "slerp": (None, "base_model"),
     "linear": ("weight: 0.33", None),
     "task_arithmetic": ("weight: 0.33", "base_model"),

@@ -16,10 +16,16 @@ Floats = npt.NDArray[np.float32]
 
 
 class MemoryTensor:
-    """merge.kernels.protocol.FusedTensor over raw (source, n), in chunks of any length, with two workers' states."""
+    """merge.kernels.protocol.FusedTensor over raw (source, n), in chunks of any length, with two workers' states.
 
-    def __init__(self, raw: npt.NDArray[Any], chunk: int) -> None:
-        self.raw, self.chunk = raw, chunk
+    As in the engine, a chunk is whole rows, at least one, unless the tensor is a vector.
+    """
+
+    def __init__(self, raw: npt.NDArray[Any], chunk: int, shape: Sequence[int] | None = None) -> None:
+        self.raw = raw
+        self.shape = tuple(raw.shape[1:] if shape is None else shape)
+        row = max(1, self.shape[-1]) if len(self.shape) > 1 else 1
+        self.chunk = max(1, chunk // row) * row
         self.size = raw.shape[1]
         self.n_chunks = -(-self.size // chunk)
 
@@ -57,11 +63,18 @@ def widened(raw: npt.NDArray[Any]) -> Floats:
     return (raw.astype(np.uint32) << np.uint32(16)).view(np.float32) if raw.dtype == np.uint16 else raw
 
 
-def run_fused(method: Method, raw: npt.NDArray[Any], chunk: int, per_block: int = 1, **parameters: Any) -> Floats:
+def run_fused(
+    method: Method,
+    raw: npt.NDArray[Any],
+    chunk: int,
+    per_block: int = 1,
+    shape: Sequence[int] | None = None,
+    **parameters: Any,
+) -> Floats:
     """raw (source, n), the base first where the method has one -> the merged tensor (n,) float32"""
     fused = method.load_fused()
     assert fused is not None
-    tensor = MemoryTensor(raw, chunk)
+    tensor = MemoryTensor(raw, chunk, shape)
     combine = fused(tensor, **parameters)
     out = np.full(tensor.size, np.nan, np.float32)
     for first in range(0, tensor.n_chunks, per_block):
@@ -70,12 +83,18 @@ def run_fused(method: Method, raw: npt.NDArray[Any], chunk: int, per_block: int 
     return out
 
 
+def has_base(method: Method, n_sources: int, parameters: dict[str, Any]) -> bool:
+    """Whether the first of the sources is a base that task vectors start from."""
+    optional = method.inputs == "either" and n_sources > len(parameters["weight"])
+    return method.inputs == "deltas" or optional
+
+
 def run_reference(
     method: Method, raw: npt.NDArray[Any], shape: Sequence[int] | None = None, **parameters: Any
 ) -> Floats:
     """The same by the method's definition in torch."""
     values = torch.from_numpy(widened(raw)).view(len(raw), *(raw.shape[1:] if shape is None else shape))
-    if method.inputs == "deltas":
+    if has_base(method, len(raw), parameters):
         merged = values[0] + method.reference(values[1:] - values[0], **parameters)
     else:
         merged = method.reference(values, **parameters)

@@ -145,7 +145,7 @@ KEYS = [
     (TWO + "layer_range: [0, 1]", 'r.yaml:5: unknown key "layer_range"; it belongs to an entry of "sources"'),
     (TWO + "dtype: float16\ndtype: float32", 'r.yaml:6: key "dtype" is given twice in the recipe; first on line 5'),
     (TWO + "? [a]\n: 1", "r.yaml:5: a key must be a word, not a list"),
-    (TIES + "parameters: {t: 1}", 'r.yaml:5: "t" is a parameter of slerp, not of ties, which has: weight, density,'),
+    (TIES + "parameters: {t: 1}", 'r.yaml:5: "t" is a parameter of nearswap, slerp, not of ties, which has: weight,'),
     (
         TIES + "parameters: {dtype: x}",
         'r.yaml:5: unknown key "dtype"; it belongs to the recipe, not under "parameters"',
@@ -157,9 +157,9 @@ KEYS = [
         stack("{model: a/b, layer_rnge: [0, 2], layer_range: [0, 2]}"),
         'r.yaml:3: unknown key "layer_rnge"; did you mean',
     ),
-    ("{}", 'r.yaml:1: "merge_method" is missing; known methods: dare_linear,'),
-    (TWO.replace("linear", "lineer"), 'r.yaml:1: unknown method "lineer"; did you mean "linear"? Known methods: d'),
-    (TWO.replace("linear", "nuslerp"), 'r.yaml:1: unknown method "nuslerp"; did you mean "slerp"? Known methods: '),
+    ("{}", 'r.yaml:1: "merge_method" is missing; known methods: arcee_fusion,'),
+    (TWO.replace("linear", "lineer"), 'r.yaml:1: unknown method "lineer"; did you mean "linear"? Known methods: a'),
+    (TWO.replace("linear", "slerpe"), 'r.yaml:1: unknown method "slerpe"; did you mean "slerp"? Known methods: '),
     (TWO + "allow: [overfow]", 'r.yaml:5: unknown leniency "overfow" in "allow"; did you mean "overflow"?'),
 ]
 TYPES = [
@@ -254,6 +254,18 @@ MODELS = [
     (
         stack(PART, more="base_model: a/x\nparameters: {weight: 1}").replace("passthrough", "ties"),
         'r.yaml:3: slice 1: ties needs its base_model "a/x" among the sources',
+    ),
+    (
+        stack(PART, PART, more="base_model: a/x\nparameters: {weight: 1}").replace("passthrough", "nuslerp"),
+        'r.yaml:3: slice 1: nuslerp needs its base_model "a/x" among the sources',
+    ),
+    (
+        TWO.replace("linear", "nuslerp") + "base_model: a/b",
+        'r.yaml:2: "models": nuslerp merges exactly 2 models besides the base, and 1 is listed',
+    ),
+    (
+        TWO.replace("linear", "nuslerp").replace("- {model: a/c, parameters: {weight: 1}}\n", ""),
+        'r.yaml:2: "models": nuslerp merges exactly 2 models, and 1 is listed',
     ),
     (
         "merge_method: linear\nparameters: {weight: 1}\nslices:\n"

@@ -62,9 +62,9 @@ def _as_dict(method: Any) -> dict[str, Any]:
 def _list(methods: dict[str, Any]) -> None:
     from rich.table import Table
 
-    table = Table("method", "base", "parameters (* required)", "what it does", box=None, pad_edge=False)
+    table = Table("method", "base", "needs", "what it does", box=None, pad_edge=False)
     for method in methods.values():
-        names = " ".join(f"{p.name}*" if p.required else p.name for p in method.parameters)
+        names = " ".join(p.name for p in method.parameters if p.required)
         table.add_row(method.name, method.base, names, _title(method))
     console().print(table)
 

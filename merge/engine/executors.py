@@ -133,7 +133,7 @@ def run_torch(context: Context, index: int, step: Step) -> dict[str, Any]:
     context.crew.fold(lambda: None, load, tensor.blocks(context.block_chunks))
     try:
         values = torch.from_numpy(whole).to(context.device).view(len(step.sources), *step.shape)
-        if method.inputs == "deltas":
+        if step.base is not None:
             merged = values[0] + method.reference(values[1:] - values[0], **arguments(context, index, step))
         else:
             merged = method.reference(values, **arguments(context, index, step))

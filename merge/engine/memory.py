@@ -21,7 +21,8 @@ from merge.plan import Plan, Step
 INTERPRETER = 170 << 20
 TORCH = 330 << 20
 CACHE = 384 << 20  # of all threads, unless --max-ram says less
-_SELECTION = 3 * (1 << 14) * 8 + (1 << 16) * 8  # histograms of one model on one thread, see kernels/selection.py
+_SELECTION = (1 << 23) + (1 << 19)  # histograms for one model's threshold on one thread, see kernels/selection.py
+_RANKS = 20  # bytes for one element whose ranks are sorted, see kernels/sparsify.py
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ def budget(
         needed = -(-least >> 20) + 1
         raise UsageError(f"--max-ram {max_ram >> 20}MiB is too little: this merge needs {needed}MiB with one thread.")
     room = CACHE if max_ram is None else min(CACHE, max_ram - least)
-    used = min(room // threads, max((_kept_bytes(step) for step in plan.steps), default=0))
+    used = max((kept for step in plan.steps if (kept := _kept_bytes(step)) <= room // threads), default=0)
     return Budget(threads, chunks, room // threads, least + threads * used)
 
 
@@ -85,9 +86,17 @@ def peak_resident() -> int:
 
 def _block_bytes(step: Step, block_chunks: int) -> int:
     chunks = Chunks.of(step.shape)
+    method = get_method(step.method)
     n = min(chunks.size, chunks.length * block_chunks)
     widest = max(DTYPES[source.dtype].itemsize for source in step.sources)
-    return n * (_raw_bytes(step) + 4 + widest + DTYPES[step.dtype].itemsize) + len(step.inputs) * _SELECTION
+    each = _raw_bytes(step) + 4 + widest + DTYPES[step.dtype].itemsize
+    if method is not None and method.inputs == "deltas":
+        each += 4 * len(step.inputs)  # factors of sparse task vectors
+        if method.locality == "row":
+            each += _RANKS
+            n = chunks.size if len(step.shape) < 2 else n
+    selects = method is not None and method.inputs == "deltas" and method.locality == "tensor"
+    return n * each + (len(step.inputs) * _SELECTION if selects else 0)
 
 
 def _raw_bytes(step: Step) -> int:

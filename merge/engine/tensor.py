@@ -38,6 +38,7 @@ class StepTensor:
     def __init__(self, step: Step, reader: SourceReader, crew: Crew, buffers: Buffers, cache_bytes: int = 0) -> None:
         self.step = step
         self.sources: tuple[TensorRef, ...] = step.sources
+        self.shape: tuple[int, ...] = step.shape
         self.chunks = Chunks.of(step.shape)
         self.size, self.n_chunks = self.chunks.size, self.chunks.count
         self._reader, self._crew, self._buffers = reader, crew, buffers

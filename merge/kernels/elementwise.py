@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from merge.kernels.bits import as_f32, kernel
+from merge.kernels.encode import LANES
 from merge.kernels.protocol import Block, Combine, Floats, FusedTensor
 from merge.kernels.weights import whole
 from merge.methods.slerp import coefficients
@@ -49,27 +50,18 @@ def weighted_sum(raw: Any, weights: Any, scale: float, out: Any) -> None:
         out[i] = np.float32(total * scale)
 
 
-LANES = 16  # see merge.kernels.encode
-
-
 @kernel
 def pair_sums(raw: Any, out: Any) -> None:
     """raw (2, n) -> out (3,) float64: squared norms of both and their dot product"""
-    n = raw.shape[1]
     lanes = np.zeros((3, LANES), np.float64)
-    for start in range(0, n - LANES + 1, LANES):
-        for lane in range(LANES):
-            a = np.float64(as_f32(raw[0, start + lane]))
-            b = np.float64(as_f32(raw[1, start + lane]))
-            lanes[0, lane] += a * a
-            lanes[1, lane] += b * b
-            lanes[2, lane] += a * b
-    for i in range(n - n % LANES, n):
-        a = np.float64(as_f32(raw[0, i]))
-        b = np.float64(as_f32(raw[1, i]))
-        lanes[0, i % LANES] += a * a
-        lanes[1, i % LANES] += b * b
-        lanes[2, i % LANES] += a * b
+    aa, bb, ab = lanes[0], lanes[1], lanes[2]
+    for start in range(0, raw.shape[1], LANES):
+        first, second = raw[0, start : start + LANES], raw[1, start : start + LANES]
+        for lane in range(len(first)):
+            a, b = np.float64(as_f32(first[lane])), np.float64(as_f32(second[lane]))
+            aa[lane] += a * a
+            bb[lane] += b * b
+            ab[lane] += a * b
     for k in range(3):
         out[k] = lanes[k].sum()
 
@@ -78,9 +70,12 @@ def pair_sums(raw: Any, out: Any) -> None:
 def difference_sums(raw: Any, row: int) -> Any:
     """raw (source, n) -> squared norms of row 0 and of the difference of `row` to it; float64"""
     lanes = np.zeros((2, LANES), np.float64)
-    for i in range(raw.shape[1]):
-        base = np.float64(as_f32(raw[0, i]))
-        delta = np.float64(as_f32(raw[row, i])) - base
-        lanes[0, i % LANES] += base * base
-        lanes[1, i % LANES] += delta * delta
+    bases, deltas = lanes[0], lanes[1]
+    for start in range(0, raw.shape[1], LANES):
+        first, second = raw[0, start : start + LANES], raw[row, start : start + LANES]
+        for lane in range(len(first)):
+            base = np.float64(as_f32(first[lane]))
+            delta = np.float64(as_f32(second[lane])) - base
+            bases[lane] += base * base
+            deltas[lane] += delta * delta
     return lanes[0].sum(), lanes[1].sum()

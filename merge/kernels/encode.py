@@ -13,7 +13,7 @@ import numpy.typing as npt
 from merge.dtypes import DTYPES
 from merge.kernels.bits import as_f32, kernel, magnitude_bits, sign_bits, to_bf16
 
-LANES = 16  # partial sums that LLVM can keep in vector registers; part of the result's definition
+LANES = 64  # partial sums that do not wait for each other; their number is part of the result's definition
 _INFINITY = 0x7F800000
 # Formats that `_to_small` rounds to: mantissa bits, exponent bias, codes of the largest finite value, infinity and NaN.
 _SMALL = {
@@ -87,11 +87,10 @@ def _statistics(values: Any) -> Any:
         finite = magnitude < np.uint32(_INFINITY)
         nonfinite += not finite
         largest = max(largest, magnitude if finite else np.uint32(0))
-    for start in range(0, n - LANES + 1, LANES):
-        for lane in range(LANES):
-            lanes[lane] += np.float64(values[start + lane]) * np.float64(values[start + lane])
-    for i in range(n - n % LANES, n):
-        lanes[i % LANES] += np.float64(values[i]) * np.float64(values[i])
+    for start in range(0, n, LANES):
+        part = values[start : start + LANES]
+        for lane in range(len(part)):
+            lanes[lane] += np.float64(part[lane]) * np.float64(part[lane])
     return nonfinite, largest, lanes.sum()
 
 

@@ -57,13 +57,13 @@ def _search(context: Context, steps: Steps, tick: Callable[[], None]) -> dict[in
 
 
 def _narrow(context: Context, steps: Steps, searches: dict[int, Search], tick: Callable[[], None]) -> None:
-    totals = {model: Window() for model in searches}
+    totals = {model: Window(search) for model, search in searches.items()}
     lock = threading.Lock()
 
     def count(item: tuple[int, Step]) -> None:
         _, step = item
         rows = [(model, place + 1) for place, model in enumerate(step.models) if model in searches]
-        windows = {model: Window() for model, _ in rows}
+        windows = {model: Window(searches[model]) for model, _ in rows}
         tensor = context.tensor(step)
         for chunk in range(tensor.n_chunks):
             block = tensor.load(chunk)
@@ -89,7 +89,7 @@ def _place(
         tensor = context.tensor(step)
 
         def in_block(block: Block) -> list[int]:
-            bits = [searches[model].threshold({}).bits for model in step.models]
+            bits = [searches[model].threshold.bits for model in step.models]
             return [int(count_equal(block.raw, row, np.uint32(b))) for row, b in enumerate(bits, 1)]
 
         equal[index] = [sum(column) for column in zip(*tensor.map_chunks(in_block), strict=True)]
@@ -99,7 +99,7 @@ def _place(
     found: dict[int, list[Threshold]] = {}
     for index, step in steps:
         partial: list[Search] = []
-        limits = [searches[model].threshold({}) for model in step.models]
+        limits = [searches[model].threshold for model in step.models]
         for place, model in enumerate(step.models):
             quota = left[model]
             if quota is None:
@@ -109,7 +109,8 @@ def _place(
             limits[place] = Threshold(limits[place].bits, KEEP_ALL.cut if here <= quota else 0)
             if 0 < quota < here:
                 partial.append(Search.settled(place, limits[place].bits, quota))
-        for place, cut in place_cuts(partial, context.tensor(step)).items():
-            limits[place] = Threshold(limits[place].bits, cut)
+        place_cuts(partial, context.tensor(step))
+        for search in partial:
+            limits[search.model] = search.threshold
         found[index] = limits
     return found

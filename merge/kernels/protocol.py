@@ -39,6 +39,10 @@ class FusedTensor(Protocol):
     """The sources of one step, looked at a block at a time, on whatever threads are free."""
 
     @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the output tensor; blocks are whole rows (last dimension) of tensors that are not vectors."""
+
+    @property
     def size(self) -> int:
         """Number of elements."""
 

@@ -10,7 +10,8 @@ import math
 import torch
 from torch import Tensor
 
-from merge.kernels.selection import Threshold, count_kept
+from merge.kernels.selection import Threshold, count_kept, count_outliers
+from merge.kernels.weights import Election
 
 _TINY_WEIGHT = 1e-8
 _M32 = 0xFFFFFFFF
@@ -30,27 +31,21 @@ def divisor(weight: tuple[float, ...], normalize: bool) -> float:
     return total if normalize and abs(total) >= _TINY_WEIGHT else 1.0
 
 
-def elect_and_sum(
-    kept: Tensor, weight: tuple[float, ...], factors: tuple[float, ...], normalize: bool, lambda_: float
-) -> Tensor:
-    """kept (model, *shape) float32 -> lambda * sum of the f_i d_i that agree with sign(sum_i f_i d_i), 0 counting as +
-
-    Args:
-        weight: see merge.kernels.weights.
-        factors: the weights, times what makes up for dropped entries.
-        normalize: divide by the weights of those that agree.
-    """
-    positive = weighted_sum(kept, factors) >= 0
+def elect_and_sum(kept: Tensor, vote: Election) -> Tensor:
+    """kept (model, *shape) -> scale * sum of the f_i d_i that agree with the elected sign; no votes or a draw: +"""
+    values = [delta.to(torch.float64) * factor for delta, factor in zip(kept, vote.factors, strict=True)]
     total = torch.zeros(kept.shape[1:], dtype=torch.float64, device=kept.device)
-    weights = torch.zeros_like(total)
-    for delta, w, factor in zip(kept, weight, factors, strict=True):
-        value = delta.to(torch.float64) * factor
+    for value in values:
+        total += value.sign() if vote.by_count else value
+    positive = total >= 0
+    agreed, divisor = torch.zeros_like(total), torch.zeros_like(total)
+    for value, share in zip(values, vote.divisors, strict=True):
         agrees = ((value > 0) == positive) & (value != 0)
-        total += torch.where(agrees, value, 0.0)
-        weights += agrees.to(torch.float64) * w
-    if normalize:
-        return lambda_ * (total / torch.where(weights == 0, 1.0, weights))
-    return lambda_ * total
+        agreed += torch.where(agrees, value, 0.0)
+        divisor += agrees.to(torch.float64) * share
+    if vote.divide:
+        agreed = agreed / torch.where(divisor == 0, 1.0, divisor)
+    return vote.scale * agreed
 
 
 def keep_largest(delta: Tensor, density: float) -> Tensor:
@@ -58,6 +53,16 @@ def keep_largest(delta: Tensor, density: float) -> Tensor:
     keep = count_kept(density, delta.numel())
     kept = torch.zeros_like(delta).view(-1)
     order = torch.sort(delta.abs().reshape(-1), descending=True, stable=True).indices[:keep]
+    kept[order] = delta.reshape(-1)[order]
+    return kept.view(delta.shape)
+
+
+def keep_inliers(delta: Tensor, density: float, gamma: float) -> Tensor:
+    """Zero but for the k largest after the floor(gamma n) largest; ties: lowest flat index counts as larger"""
+    top = count_outliers(gamma, density, delta.numel())
+    kept = torch.zeros_like(delta).view(-1)
+    order = torch.sort(delta.abs().reshape(-1), descending=True, stable=True).indices
+    order = order[top : top + count_kept(density, delta.numel())]
     kept[order] = delta.reshape(-1)[order]
     return kept.view(delta.shape)
 
@@ -92,16 +97,45 @@ def drop_at_random(
     return kept, weight
 
 
-def random_mask(like: Tensor, density: float, key: int) -> Tensor:
-    """Bernoulli(density) by element index and key; the same bits as merge.kernels.task_vectors.stays"""
-    if density <= 0:
-        return torch.zeros(like.shape, dtype=torch.bool, device=like.device)
+def drop_by_rank(
+    deltas: Tensor,
+    weight: tuple[float, ...],
+    density: tuple[float, ...],
+    epsilon: tuple[float, ...],
+    keys: tuple[int, ...],
+    rescale: bool | str,
+) -> tuple[Tensor, tuple[float, ...]]:
+    """(model, *shape) -> the same with each entry kept by its rank's probability p_i; / p_i if rescale is true"""
+    kept = torch.zeros(deltas.shape, dtype=torch.float64, device=deltas.device)
+    for row, delta, share, spread, key in zip(kept, deltas, density, epsilon, keys, strict=True):
+        if share >= 1:
+            row.copy_(delta)
+        elif share > 0:
+            p = rank_probabilities(delta, share, spread)
+            factor = (1 / p).to(torch.float32).to(torch.float64) if rescale is True else 1.0
+            row.copy_(torch.where(random_mask(delta, p, key), delta.to(torch.float64) * factor, 0.0))
+    return kept, l1_factors(weight, deltas, kept) if rescale == "l1" else weight
+
+
+def rank_probabilities(delta: Tensor, density: float, epsilon: float) -> Tensor:
+    """From density - epsilon for a row's smallest magnitude to density + epsilon; of equal ones the first is smaller"""
+    rows = delta.abs().reshape(-1, max(1, delta.shape[-1] if delta.dim() else 1))
+    length = rows.shape[1]
+    if length == 1:
+        return torch.full(delta.shape, density, dtype=torch.float64, device=delta.device)
+    ranks = torch.sort(torch.sort(rows, dim=1, stable=True).indices, dim=1).indices.to(torch.float64)
+    return ((density - epsilon) + ranks * (2 * epsilon / (length - 1))).view(delta.shape)
+
+
+def random_mask(like: Tensor, density: float | Tensor, key: int) -> Tensor:
+    """Bernoulli(density) by element index and key; the same bits as merge.kernels.sparsify.stays"""
+    share = torch.as_tensor(density, dtype=torch.float64, device=like.device)
     index = torch.arange(like.numel(), dtype=torch.int64, device=like.device)
     first, second = key & _M32, key >> 32
     x = ((index & _M32) * 0x9E3779B1 + first) & _M32
     x = (_mix32(x) + second + (index >> 32) * 0x85EBCA6B) & _M32
-    most = min(max(round(density * 2**32) - 1, 0), _M32)
-    return (_mix32(x) <= most).view(like.shape)
+    most = (torch.round(share * 2.0**32) - 1).clamp(0, _M32).to(torch.int64)
+    return (_mix32(x).view(like.shape) <= most) & (share > 0)
 
 
 def _mix32(x: Tensor) -> Tensor:

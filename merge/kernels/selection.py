@@ -20,9 +20,10 @@ from merge.kernels.protocol import Block, FusedTensor
 
 TOP = 1 << 31  # every magnitude is below
 NOTHING = 0xFFFFFFFF  # a threshold that no magnitude reaches
-BUCKETS = 1 << 14  # of one window: 3 arrays of them stay in the second-level cache
+BUCKETS = 1 << 20  # of one window at the most: wide enough that one pass is usually all
 _COARSE_SHIFT = 15
 _TILE = 2048
+_GROUP = 16  # elements of a tile that are looked at only if one of them is in the window
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,14 +47,22 @@ def count_kept(density: float, size: int) -> int:
     return 0 if density <= 0 or size == 0 else max(1, int(density * size))
 
 
-def largest(tensor: FusedTensor, keeps: Sequence[int]) -> list[Threshold]:
-    """For each input (rows 1.. of the blocks, row 0 being the base), the threshold that keeps `keeps[i]` entries."""
-    searches = [Search(model, keep, tensor.size) for model, keep in enumerate(keeps)]
+def count_outliers(gamma: float, density: float, size: int) -> int:
+    """floor(gamma * n) entries go from the top, fewer where the k that `density` keeps would not be left."""
+    return min(int(gamma * size), size - count_kept(density, size))
+
+
+def largest(tensor: FusedTensor, keeps: Sequence[int], models: Sequence[int] | None = None) -> list[Threshold]:
+    """For each input (rows 1.. of the blocks, row 0 being the base), the threshold that keeps `keeps[i]` entries.
+
+    `models` says whose thresholds are wanted, where that is not one for each input in turn.
+    """
+    searches = [Search(i if models is None else models[i], keep, tensor.size) for i, keep in enumerate(keeps)]
     _propose([search for search in searches if not search.found], tensor)
     while pending := [search for search in searches if not search.found]:
         _narrow(pending, tensor)
-    cuts = place_cuts([search for search in searches if search.quota is not None], tensor)
-    return [search.threshold(cuts) for search in searches]
+    place_cuts([search for search in searches if search.quota is not None], tensor)
+    return [search.threshold for search in searches]
 
 
 class Search:
@@ -64,6 +73,7 @@ class Search:
         self.low, self.high = 0, TOP
         self.bits: int | None = None
         self.quota: int | None = None  # how many of the entries equal to `bits` stay; None: all
+        self.cut = KEEP_ALL.cut
         if keep <= 0 or keep >= size:
             self.bits = NOTHING if keep <= 0 else 0
 
@@ -80,71 +90,69 @@ class Search:
 
     @property
     def shift(self) -> int:
+        """Values of one bucket, as a power of two."""
         return max(0, (self.high - self.low - 1).bit_length() - (BUCKETS.bit_length() - 1))
+
+    @property
+    def n_buckets(self) -> int:
+        return ((self.high - self.low - 1) >> self.shift) + 1
 
     def place(self, window: Window) -> None:
         """Takes what a pass counted over [low, high): moves or narrows the window, or finds the value."""
         if window.above >= self.keep:
             self.low, self.high = self.high, TOP
             return
-        if window.above + int(window.counts.sum()) < self.keep:
+        bucket, stay = _bucket_from_top(window.counts, self.keep - window.above)
+        if bucket < 0:
             self.low, self.high = 0, self.low
-            return
-        from_top = window.above + np.cumsum(window.counts[::-1])
-        bucket = BUCKETS - 1 - int(np.searchsorted(from_top, self.keep))
-        least, most = int(window.least[bucket]), int(window.most[bucket])
-        if least == most:
-            count = int(window.counts[bucket])
-            stay = self.keep - (int(from_top[BUCKETS - 1 - bucket]) - count)
-            self.bits, self.quota = least, stay if stay < count else None
+        elif self.shift == 0:
+            self.bits = self.low + bucket
+            self.quota = stay if stay < window.counts[bucket] else None
         else:
-            self.low, self.high = least, most + 1
+            low = self.low + (bucket << self.shift)
+            self.low, self.high = low, min(low + (1 << self.shift), self.high)
 
-    def threshold(self, cuts: dict[int, int]) -> Threshold:
+    @property
+    def threshold(self) -> Threshold:
         assert self.bits is not None
-        if self.bits == NOTHING:
-            return KEEP_NONE
-        return Threshold(self.bits, cuts.get(self.model, KEEP_ALL.cut))
+        return KEEP_NONE if self.bits == NOTHING else Threshold(self.bits, self.cut)
 
 
 class Window:
-    """Counts of one input's magnitudes above a window and in its buckets, with least and greatest of each bucket."""
+    """Counts of one input's magnitudes above a search's window, and in its buckets."""
 
-    def __init__(self) -> None:
+    def __init__(self, search: Search) -> None:
         self.above = 0
-        self.counts = np.zeros(BUCKETS, np.int64)
-        self.least = np.full(BUCKETS, NOTHING, np.uint32)
-        self.most = np.zeros(BUCKETS, np.uint32)
+        self.counts = np.zeros(search.n_buckets, np.int64)
 
     def count(self, block: Block, row: int, search: Search) -> None:
         """Adds a block's task vector of one row, over the search's window."""
         low, high, shift = np.uint32(search.low), np.uint32(search.high), np.uint32(search.shift)
-        self.above += _window_histogram(block.raw, row, low, high, shift, self.counts, self.least, self.most)
+        self.above += _window_histogram(block.raw[0], block.raw[row], low, high, shift, self.counts)
 
     def add(self, other: Window) -> None:
         self.above += other.above
         self.counts += other.counts
-        np.minimum(self.least, other.least, out=self.least)
-        np.maximum(self.most, other.most, out=self.most)
 
 
 def _propose(searches: list[Search], tensor: FusedTensor) -> None:
     """Sets each window from a coarse histogram of a few chunks."""
     if not searches:
         return
-    n_sampled = min(tensor.n_chunks, max(2, tensor.n_chunks // 32))
+    n_sampled = min(tensor.n_chunks, max(8, tensor.n_chunks // 16))
     chunks = sorted({i * tensor.n_chunks // n_sampled for i in range(n_sampled)})
-    rows = tuple(search.model + 1 for search in searches)
+    rows = tuple(dict.fromkeys(search.model + 1 for search in searches))
 
     def update(histograms: npt.NDArray[np.int64], block: Block) -> None:
         for place, row in enumerate(rows):
             _coarse_histogram(block.raw, row, histograms[place])
 
     states = tensor.fold_chunks(lambda: np.zeros((len(rows), TOP >> _COARSE_SHIFT), np.int64), update, chunks)
-    histograms = np.sum(states, axis=0)
-    for search, histogram in zip(searches, histograms, strict=True):
+    histograms = dict(zip(rows, np.sum(states, axis=0), strict=True))
+    for search in searches:
+        histogram = histograms[search.model + 1]
         share = search.keep / search.size
-        margin = 0.0 if len(chunks) == tensor.n_chunks else min(0.02, 0.25 * min(share, 1 - share))
+        margin = 0.0 if len(chunks) == tensor.n_chunks else min(0.006, 0.25 * min(share, 1 - share))
         from_top = np.cumsum(histogram[::-1])
         first, last = np.searchsorted(from_top, np.array([share - margin, share + margin]) * from_top[-1])
         n_bins = len(histogram)
@@ -159,7 +167,7 @@ def _narrow(searches: list[Search], tensor: FusedTensor) -> None:
         for search, window in zip(searches, windows, strict=True):
             window.count(block, search.model + 1, search)
 
-    states = tensor.fold_chunks(lambda: [Window() for _ in searches], update)
+    states = tensor.fold_chunks(lambda: [Window(search) for search in searches], update)
     for place, search in enumerate(searches):
         total = states[0][place]
         for state in states[1:]:
@@ -167,17 +175,16 @@ def _narrow(searches: list[Search], tensor: FusedTensor) -> None:
         search.place(total)
 
 
-def place_cuts(searches: list[Search], tensor: FusedTensor) -> dict[int, int]:
-    """model -> flat index at which its entries equal to the threshold stop being kept."""
+def place_cuts(searches: list[Search], tensor: FusedTensor) -> None:
+    """Finds the flat indices at which entries equal to the threshold stop being kept."""
     if not searches:
-        return {}
+        return
     targets = [(search.model + 1, np.uint32(search.bits or 0)) for search in searches]
 
     def count(block: Block) -> list[int]:
         return [count_equal(block.raw, row, bits) for row, bits in targets]
 
     totals = np.cumsum(np.array(tensor.map_chunks(count), dtype=np.int64), axis=0)
-    cuts = {}
     for place, search in enumerate(searches):
         assert search.quota is not None
         chunk = int(np.searchsorted(totals[:, place], search.quota))
@@ -191,8 +198,7 @@ def place_cuts(searches: list[Search], tensor: FusedTensor) -> dict[int, int]:
             ),
             [chunk],
         )
-        cuts[search.model] = cut + 1
-    return cuts
+        search.cut = cut + 1
 
 
 @kernel
@@ -202,29 +208,49 @@ def _coarse_histogram(raw: Any, row: int, histogram: Any) -> None:
 
 
 @kernel
-def _window_histogram(raw: Any, row: int, low: Any, high: Any, shift: Any, counts: Any, least: Any, most: Any) -> Any:
-    """Counts magnitudes in buckets of [low, high); returns how many lie at or above high.
+def _window_histogram(base: Any, model: Any, low: Any, high: Any, shift: Any, counts: Any) -> Any:
+    """base, model (n,): counts magnitudes of model - base in buckets of [low, high); returns how many are at or above.
 
-    Two loops over a tile, because the first one, without memory scatter, runs in vector registers, and few pass on.
+    Tile by tile, so that all but the few entries in the window are dealt with in vector registers: first the
+    magnitudes less `low` (below the window they wrap to large numbers), then how many are above, then the least of each
+    group of entries, which says whether the group needs a look. A tile is a slice, because LLVM does not vectorise an
+    index that numba cannot show to be positive.
     """
     tile = np.empty(_TILE, np.uint32)
+    n_groups = _TILE // _GROUP
+    least = np.empty(n_groups, np.uint32)
     width = sub32(high, low)
     above = 0
-    for start in range(0, raw.shape[1], _TILE):
-        n = min(_TILE, raw.shape[1] - start)
-        for i in range(n):
-            magnitude = magnitude_bits(as_f32(raw[row, start + i]) - as_f32(raw[0, start + i]))
-            tile[i] = sub32(magnitude, low)  # below the window: wraps to a large number
-            above += magnitude >= high
-        for i in range(n):
-            place = tile[i]
-            if place < width:
-                bucket = place >> shift
-                magnitude = place + low
-                counts[bucket] += 1
-                least[bucket] = min(least[bucket], magnitude)
-                most[bucket] = max(most[bucket], magnitude)
+    for start in range(0, len(base), _TILE):
+        b, x = base[start : start + _TILE], model[start : start + _TILE]
+        if len(b) < _TILE:
+            tile[:] = np.uint32(0xFFFFFFFF)
+        for i in range(len(b)):
+            tile[i] = sub32(magnitude_bits(as_f32(x[i]) - as_f32(b[i])), low)
+        for i in range(_TILE):
+            above += (tile[i] >= width) & (tile[i] < np.uint32(0x80000000))
+        least[:] = tile[:n_groups]
+        for k in range(1, _GROUP):
+            part = tile[k * n_groups : (k + 1) * n_groups]
+            for g in range(n_groups):
+                least[g] = min(least[g], part[g])
+        for g in range(n_groups):
+            if least[g] < width:
+                for k in range(_GROUP):
+                    place = tile[k * n_groups + g]
+                    if place < width:
+                        counts[place >> shift] += 1
     return above
+
+
+@kernel
+def _bucket_from_top(counts: Any, keep: int) -> Any:
+    """(bucket that holds the keep-th entry counted from the last bucket, how many of that bucket are among the keep)"""
+    for bucket in range(len(counts) - 1, -1, -1):
+        if counts[bucket] >= keep:
+            return bucket, keep
+        keep -= counts[bucket]
+    return -1, keep
 
 
 @kernel

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 
 _DENOMINATOR = 10_000  # gradients over layers give fractions such as 0.7 * 3/39
@@ -28,3 +29,41 @@ def whole(numbers: Sequence[float]) -> tuple[tuple[float, ...], float]:
     if not meant or common > _LARGEST or any(abs(multiple) > _LARGEST for multiple in multiples):
         return tuple(numbers), 1.0
     return tuple(float(multiple) for multiple in multiples), float(common)
+
+
+@dataclass(frozen=True)
+class Election:
+    """How entries are voted on and summed: weights and factors as whole numbers where they are short fractions.
+
+    Attributes:
+        divisors: for each model what its entries that agree add to the divisor.
+        factors: what each model's task vector is multiplied with.
+        divide: whether the sum of what agrees is divided at all.
+        scale: factor of the result.
+        by_count: the sign of most entries is elected, not that of their sum.
+    """
+
+    divisors: tuple[float, ...]
+    factors: tuple[float, ...]
+    divide: bool
+    scale: float
+    by_count: bool
+
+
+def election(
+    weight: tuple[float, ...],
+    factors: tuple[float, ...],
+    normalize: bool,
+    lambda_: float,
+    consensus: str = "sum",
+    divide_by: str = "weights",
+    merge_func: str = "normalize",
+) -> Election:
+    """The parameters that all methods with election share, put together; factors: weights times what rescales them."""
+    both, scale = whole(weight + factors)
+    divide = merge_func == "mean" or (merge_func == "normalize" and normalize)
+    by_weights = divide and divide_by == "weights"  # then the scale cancels out
+    divisors = both[: len(weight)] if by_weights else (1.0,) * len(weight)
+    return Election(
+        divisors, both[len(weight) :], divide, lambda_ if by_weights else lambda_ / scale, consensus == "count"
+    )

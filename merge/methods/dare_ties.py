@@ -5,6 +5,7 @@ Formula: y = b + lambda * mean of the masked, rescaled w_i d_i that agree with t
 m_i ~ Bernoulli(p_i), p_i the density.
 Deviations: the mask is a function of (seed, tensor name, model, element), the same on any machine. `rescale: true` is
 the paper's unbiased 1/p; mergekit restores the L1 norm instead, which is `rescale: l1` here.
+Variants of election and mean: `consensus`, `divide_by`, `merge_func`, see ties.
 Cost: one pass; with `rescale: l1` two.
 """
 
@@ -48,14 +49,15 @@ def dare_ties(
     normalize: Annotated[bool, "divide by the sum of the weights"] = False,
     lambda_: Annotated[float, "factor of the merged task vector"] = 1.0,
     rescale: Annotated[Literal[True, False, "l1"], "true: times 1/density; l1: to the old L1 norm"] = True,
+    consensus: Annotated[Literal["sum", "count"], "sign of the weighted sum, or of most entries"] = "sum",
+    divide_by: Annotated[Literal["weights", "count"], "mean by weights, or by entries that agree"] = "weights",
+    merge_func: Annotated[Literal["normalize", "mean", "sum"], "mean or sum, whatever `normalize` says"] = "normalize",
     int8_mask: Annotated[bool, "accepted for old recipes; no effect here"] = False,
     _keys: tuple[int, ...] = (),
 ) -> Tensor:
     """deltas (model, *shape) float32 -> merged task vector (*shape) float64; _keys: one 64-bit key for each model"""
     from merge.kernels.reference import drop_at_random, elect_and_sum
-    from merge.kernels.weights import whole
+    from merge.kernels.weights import election
 
     kept, factors = drop_at_random(deltas, weight, density, _keys, rescale)
-    both, scale = whole(weight + factors)
-    weights, factors = both[: len(weight)], both[len(weight) :]
-    return elect_and_sum(kept, weights, factors, normalize, lambda_ if normalize else lambda_ / scale)
+    return elect_and_sum(kept, election(weight, factors, normalize, lambda_, consensus, divide_by, merge_func))

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, TypeAlias, TypeVar
 
-Inputs = Literal["models", "deltas"]
+Inputs = Literal["models", "deltas", "either"]  # either: deltas where the recipe has a base, else models
 Locality = Literal["element", "row", "tensor"]
 BaseRole = Literal["none", "optional", "required"]
 T = TypeVar("T")
@@ -74,6 +74,11 @@ class Method:
     random: bool = False
     check: Callable[[dict[str, Any]], str | None] | None = None  # what is wrong with a tensor's resolved parameters
 
+    @property
+    def base_apart(self) -> bool:
+        """Whether a base, where the recipe has one, is what task vectors start from and no input."""
+        return self.base != "none" and not self.base_is_input
+
     def copies(self, parameters: dict[str, Any]) -> bool:
         """Whether the method with these parameters is its single input, unchanged."""
         return self.n_models == (1, 1) and all(value is None for value in parameters.values())
@@ -94,6 +99,17 @@ def _load(place: str | None) -> Callable[..., Any] | None:
         return None
     module, function = place.split(":")
     return typing.cast(Callable[..., Any], getattr(importlib.import_module(module), function))
+
+
+def check_rank_probabilities(parameters: dict[str, Any]) -> str | None:
+    """What is wrong with `density` and `epsilon` where keep probabilities rise from density - epsilon to + epsilon."""
+    for density, epsilon in zip(parameters["density"], parameters["epsilon"], strict=True):
+        if 0 < density < 1 and not 0 < density - epsilon <= density + epsilon < 1:
+            return (
+                f"density {density:g} with epsilon {epsilon:g} gives probabilities from {density - epsilon:.3g} to "
+                f"{density + epsilon:.3g}, and they must lie between 0 and 1; a smaller epsilon does."
+            )
+    return None
 
 
 _METHODS: dict[str, Method] = {}

@@ -6,6 +6,9 @@ Formula: with m_i the trimmed d_i and s = sign(sum_i w_i m_i), zero counting as 
 Trim keeps exactly k = max(1, floor(density n)) entries of largest magnitude; of equal magnitudes those of lowest flat
 index stay. Deviations: the paper trims over the whole task vector (`trim: model`); the default is each tensor's own
 threshold, as in mergekit. mergekit trims equal magnitudes in arbitrary order.
+Variants: `divide_by: count` divides by the number of entries that agree (PEFT), `merge_func: sum` not at all (the
+disjoint sum of FusionBench), `consensus: count` elects the sign that more entries have. Votes are weighted here; PEFT
+and FusionBench elect without weights, which is the same with equal ones.
 Cost: one pass to find the k-th magnitudes by histogram (no sort), at most one to place ties, one to combine.
 """
 
@@ -53,6 +56,9 @@ def ties(
     lambda_: Annotated[float, "factor of the merged task vector"] = 1.0,
     rescale: Annotated[Literal[False, True, "l1"], "give the trimmed task vector its old L1 norm"] = False,
     trim: Annotated[Literal["tensor", "model"], "threshold over each tensor, or over the model (paper)"] = "tensor",
+    consensus: Annotated[Literal["sum", "count"], "sign of the weighted sum, or of most entries"] = "sum",
+    divide_by: Annotated[Literal["weights", "count"], "mean by weights, or by entries that agree"] = "weights",
+    merge_func: Annotated[Literal["normalize", "mean", "sum"], "mean or sum, whatever `normalize` says"] = "normalize",
     int8_mask: Annotated[bool, "accepted for old recipes; no effect here"] = False,
     _threshold: tuple[Threshold, ...] | None = None,
 ) -> Tensor:
@@ -60,13 +66,12 @@ def ties(
     import torch
 
     from merge.kernels.reference import elect_and_sum, keep_above, keep_largest, l1_factors
-    from merge.kernels.weights import whole
+    from merge.kernels.weights import election
 
     if trim == "model":
         assert _threshold is not None
         kept = torch.stack([keep_above(d, limit) for d, limit in zip(deltas, _threshold, strict=True)])
     else:
         kept = torch.stack([keep_largest(d, share) for d, share in zip(deltas, density, strict=True)])
-    weights, scale = whole(weight)
-    factors = l1_factors(weights, deltas, kept) if rescale else weights
-    return elect_and_sum(kept, weights, factors, normalize, lambda_ if normalize else lambda_ / scale)
+    factors = l1_factors(weight, deltas, kept) if rescale else weight
+    return elect_and_sum(kept, election(weight, factors, normalize, lambda_, consensus, divide_by, merge_func))

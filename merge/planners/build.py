@@ -104,7 +104,7 @@ class _Builder:
     def _ordered(self, target: Target) -> tuple[list[Slot], Slot | None]:
         """Inputs and base as the method takes them: the base apart (deltas), first (slerp), or one of the inputs."""
         slots, base = list(target.slots), target.base
-        if self.method.inputs == "deltas":
+        if self.method.base_apart:
             return [slot for slot in slots if base is None or slot.model != base.model], base
         if self.method.base == "required" and base is not None:
             slots.sort(key=lambda slot: slot.model != base.model)
@@ -129,10 +129,9 @@ class _Builder:
             return [], None, False
         self._lenient["tensor(s) missing from some inputs, merged from those that have them"] += 1
         slots = [slot for slot in slots if self._has(slot)]
-        base = base if base is not None and self._has(base) else None
+        lost_base = base is not None and not self._has(base)
         fewest, _ = self.method.n_models
-        needs_base = self.method.inputs == "deltas" and base is None
-        return slots, base, len(slots) >= fewest and not needs_base
+        return slots, None if lost_base else base, len(slots) >= fewest and not lost_base
 
     def _exact(self, target: Target, present: list[Slot], refs: list[TensorRef]) -> Step | None:
         """Integers and masks: one value, on which all inputs must agree."""

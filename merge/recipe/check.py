@@ -80,7 +80,7 @@ def _base(reader: Reader, group: Group, method: Method) -> None:
             message = f'{method.name} has no base model; remove "base_model", or list "{group.base.text}" as a model'
             reader.problem(reader.line(group.base_path), message)
         return
-    if method.base != "required":
+    if method.base != "required" and (group.base is None or not method.base_apart):
         return
     if group.base is None:
         meaning = "the model at the t = 0 end" if method.base_is_input else "the model the others were fine-tuned from"
@@ -95,7 +95,7 @@ def _base(reader: Reader, group: Group, method: Method) -> None:
 
 def _inputs(group: Group, method: Method) -> list[tuple[int, Source]]:
     """The sources that count as inputs: not the base, unless the method takes it as one."""
-    apart = method.base != "none" and not method.base_is_input
+    apart = method.base_apart
     return [(i, source) for i, source in enumerate(group.sources) if not (apart and group.is_base(source))]
 
 
@@ -108,7 +108,7 @@ def _count(reader: Reader, group: Group, method: Method) -> None:
         return  # which of them is the base is not known
     takes = f"at least {fewest}" if n < fewest else f"at most {most}"
     takes = f"exactly {fewest}" if fewest == most else takes
-    besides = " besides the base" if method.inputs == "deltas" else ""
+    besides = " besides the base" if method.base_apart and (method.base == "required" or group.base) else ""
     models = "model" if takes.endswith(" 1") else "models"
     listed = f"{n} is listed" if n == 1 else f"{n} are listed"
     message = f"{group.what}: {method.name} merges {takes} {models}{besides}, and {listed}"

@@ -1,0 +1,290 @@
+"""Fused kernels of the methods on the sphere: nuslerp, multislerp, karcher, model_stock.
+
+Their results are sums of the inputs, and the coefficients need no more than inner products. One pass sums the Gram
+matrix of the inputs (of their task vectors, where row 0 of a block is a base), and one pass combines; vectors that are
+rows of a tensor lie whole in a block, and need one pass only.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from merge.kernels.bits import as_f32, kernel
+from merge.kernels.elementwise import weighted_sum
+from merge.kernels.encode import LANES
+from merge.kernels.protocol import Block, Combine, Floats, FusedTensor
+from merge.methods.karcher import TINY
+from merge.methods.multislerp import factors
+from merge.methods.nuslerp import COLINEAR, place
+
+Matrix = npt.NDArray[np.float64]
+_GROUP = 16  # chunks whose column sums are held at once
+_NEARLY_ZERO = 1e-8  # |s|^2 over (sum |w|)^2 from which the Gram matrix has lost half its digits
+
+
+def nuslerp(
+    tensor: FusedTensor, *, weight: tuple[float, ...], nuslerp_flatten: bool = True, nuslerp_row_wise: bool = False
+) -> Combine:
+    t = place(weight)
+    if nuslerp_flatten or len(tensor.shape) < 2:
+        gram = gram_matrix(tensor, 2)
+        return combine_by(arc_factors(gram[0, 0], gram[1, 1], gram[0, 1], t))
+    if nuslerp_row_wise:
+        return _by_columns(tensor, t)
+    row = tensor.shape[-1]
+
+    def combine(block: Block, out: Floats) -> None:
+        _arc_rows(block.raw, len(block.raw) - 2, row, t, out)
+
+    return combine
+
+
+def multislerp(
+    tensor: FusedTensor, *, weight: tuple[float, ...], normalize_weights: bool = True, eps: float = 1e-8
+) -> Combine:
+    if len(weight) == 1:
+        return combine_by((1.0,))
+    gram = gram_matrix(tensor, len(weight))
+
+    def length_of(coefficients: tuple[float, ...]) -> float:
+        square = _square(gram, np.array(coefficients))
+        most = sum(abs(c) * math.sqrt(gram[i, i]) for i, c in enumerate(coefficients)) ** 2
+        if square < _NEARLY_ZERO * most:
+            (square,) = tensor.sum_chunks(lambda raw, out: _sum_squares(raw, coefficients, out), 1)
+        return math.sqrt(square)
+
+    lengths = [math.sqrt(gram[i, i]) for i in range(len(weight))]
+    return combine_by(factors(lengths, weight, normalize_weights, eps, length_of))
+
+
+def karcher(tensor: FusedTensor, *, weight: tuple[float, ...], max_iter: int = 10, tol: float = 1e-5) -> Combine:
+    gram = gram_matrix(tensor, len(weight))
+    return combine_by(karcher_factors(gram, np.array(weight), int(max_iter), tol))
+
+
+def model_stock(tensor: FusedTensor, *, filter_wise: bool = False, clamp: bool = True) -> Combine:
+    if filter_wise and len(tensor.shape) > 1:
+        row = tensor.shape[-1]
+
+        def combine(block: Block, out: Floats) -> None:
+            _stock_rows(block.raw, row, clamp, out)
+
+        return combine
+    n_models = n_inputs(tensor)
+    return combine_by((_ratio(gram_matrix(tensor, n_models), clamp) / n_models,) * n_models)
+
+
+def combine_by(coefficients: tuple[float, ...]) -> Combine:
+    """Sum of coefficient times input; with a base, of coefficient times task vector, plus the base."""
+    with_base = (1.0 - math.fsum(coefficients), *coefficients)
+
+    def combine(block: Block, out: Floats) -> None:
+        weighted_sum(block.raw, coefficients if len(block.raw) == len(coefficients) else with_base, 1.0, out)
+
+    return combine
+
+
+def gram_matrix(tensor: FusedTensor, n_models: int) -> Matrix:
+    """Inner products of the inputs, or of their task vectors, (n_models, n_models)"""
+    sums = tensor.sum_chunks(lambda raw, out: _gram_sums(raw, n_models, out), n_models * (n_models + 1) // 2)
+    gram = np.zeros((n_models, n_models))
+    upper = np.triu_indices(n_models)
+    gram[upper] = sums
+    gram.T[upper] = sums
+    return gram
+
+
+def n_inputs(tensor: FusedTensor) -> int:
+    """Number of inputs of a method with a base; 1 if there is nothing to read."""
+    return tensor.map_chunks(lambda block: len(block.raw) - 1, [0])[0] if tensor.n_chunks else 1
+
+
+def _square(gram: Matrix, coefficients: Matrix) -> float:
+    return max(0.0, float(coefficients @ gram @ coefficients))
+
+
+def karcher_factors(gram: Matrix, weight: Matrix, max_iter: int, tol: float) -> tuple[float, ...]:
+    """The inputs' coefficients in their Karcher mean; see merge.methods.karcher."""
+    lengths = np.sqrt(np.diag(gram))
+    used = (lengths > tol) & (weight > 0)
+    if not used.any():
+        return tuple((weight / weight.sum()).tolist())
+    shares = weight[used] / weight[used].sum()
+    units = gram[np.ix_(used, used)] / np.outer(lengths[used], lengths[used])
+    mean = shares.copy()
+    length = math.sqrt(_square(units, mean))
+    mean = np.eye(len(mean))[0] if length < TINY else mean / length
+    for _ in range(max_iter):
+        cosines = np.clip(units @ mean, -1, 1)
+        angles = np.arccos(cosines)
+        towards = shares * np.where(angles < TINY, 1.0, angles / np.maximum(np.sin(angles), 1e-300))
+        towards[math.pi - angles < TINY] = 0
+        step = towards - float(towards @ cosines) * mean
+        length = math.sqrt(_square(units, step))
+        if length < max(tol, TINY):
+            break
+        mean = math.cos(length) * mean + math.sin(length) / length * step
+        mean /= math.sqrt(_square(units, mean))
+    coefficients = np.zeros(len(weight))
+    coefficients[used] = float(shares @ lengths[used]) * mean / lengths[used]
+    return tuple(coefficients.tolist())
+
+
+def _by_columns(tensor: FusedTensor, t: float) -> Combine:
+    columns = tensor.size // max(1, tensor.shape[0])
+    sums = _in_order(tensor, lambda block: _column_sums(block.raw, len(block.raw) - 2, block.start, columns), columns)
+    found = np.empty((2, columns))
+    for column in range(columns):
+        found[:, column] = arc_factors(sums[0, column], sums[1, column], sums[2, column], t)
+
+    def combine(block: Block, out: Floats) -> None:
+        _combine_columns(block.raw, len(block.raw) - 2, block.start, found, out)
+
+    return combine
+
+
+def _in_order(tensor: FusedTensor, function: Callable[[Block], Matrix], columns: int) -> Matrix:
+    """Sum of what the chunks give, added in their order, a few chunks in memory at a time"""
+    total = np.zeros((3, columns))
+    for first in range(0, tensor.n_chunks, _GROUP):
+        for part in tensor.map_chunks(function, range(first, min(first + _GROUP, tensor.n_chunks))):
+            total += part
+    return total
+
+
+@kernel
+def _value(raw: Any, row: int, i: int, apart: bool) -> Any:
+    """An entry of an input, or of its task vector where row 0 is a base; float32, as in the definition"""
+    value = as_f32(raw[row, i])
+    return value - as_f32(raw[0, i]) if apart else value
+
+
+@kernel
+def _dot(raw: Any, a: int, b: int, apart: bool, start: int, stop: int) -> Any:
+    """Inner product of two inputs over elements start to stop"""
+    lanes = np.zeros(LANES, np.float64)
+    n_wide = (stop - start) // LANES * LANES
+    for at in range(start, start + n_wide, LANES):
+        for lane in range(LANES):
+            lanes[lane] += np.float64(_value(raw, a, at + lane, apart)) * np.float64(_value(raw, b, at + lane, apart))
+    for i in range(start + n_wide, stop):
+        lanes[i - start - n_wide] += np.float64(_value(raw, a, i, apart)) * np.float64(_value(raw, b, i, apart))
+    return lanes.sum()
+
+
+@kernel
+def _gram_sums(raw: Any, n_models: int, out: Any) -> None:
+    """raw (source, n) -> out: the upper triangle of the Gram matrix, by rows"""
+    first = raw.shape[0] - n_models
+    k = 0
+    for a in range(first, raw.shape[0]):
+        for b in range(a, raw.shape[0]):
+            out[k] = _dot(raw, a, b, first > 0, 0, raw.shape[1])
+            k += 1
+
+
+@kernel
+def _sum_squares(raw: Any, coefficients: Any, out: Any) -> None:
+    """out[0] = squared length of the sum of coefficient times input"""
+    first = raw.shape[0] - len(coefficients)
+    lanes = np.zeros(LANES, np.float64)
+    for i in range(raw.shape[1]):
+        total = 0.0
+        for m in range(len(coefficients)):
+            total += coefficients[m] * np.float64(_value(raw, first + m, i, first > 0))
+        lanes[i % LANES] += total * total
+    out[0] = lanes.sum()
+
+
+@kernel
+def arc_factors(square_a: float, square_b: float, dot: float, t: float) -> Any:
+    """Factors of two vectors on the arc between them, from squared lengths and inner product; see methods.nuslerp"""
+    if square_a == 0 or square_b == 0:
+        return 1 - t, t
+    angle = math.acos(min(1.0, max(-1.0, dot / (math.sqrt(square_a) * math.sqrt(square_b)))))
+    sine = math.sin(angle)
+    if not sine >= COLINEAR:
+        return 1 - t, t
+    return math.sin((1 - t) * angle) / sine, math.sin(t * angle) / sine
+
+
+@kernel
+def _arc_rows(raw: Any, first: int, row: int, t: float, out: Any) -> None:
+    """raw (source, n), n whole rows: slerp of each row"""
+    for start in range(0, raw.shape[1], row):
+        stop = start + row
+        square_a = _dot(raw, first, first, first > 0, start, stop)
+        square_b = _dot(raw, first + 1, first + 1, first > 0, start, stop)
+        a, b = arc_factors(square_a, square_b, _dot(raw, first, first + 1, first > 0, start, stop), t)
+        for i in range(start, stop):
+            out[i] = _two(raw, first, i, a, b)
+
+
+@kernel
+def _two(raw: Any, first: int, i: int, a: float, b: float) -> Any:
+    total = a * np.float64(as_f32(raw[first, i])) + b * np.float64(as_f32(raw[first + 1, i]))
+    if first > 0:
+        total += (1.0 - a - b) * np.float64(as_f32(raw[0, i]))
+    return np.float32(total)
+
+
+@kernel
+def _column_sums(raw: Any, first: int, start: int, columns: int) -> Any:
+    """raw (source, n) from flat index start -> (3, columns): squared lengths and inner products of the columns"""
+    sums = np.zeros((3, columns), np.float64)
+    begin = -(start % columns)  # where the row that the first element lies in would begin
+    for row in range(begin, raw.shape[1], columns):
+        for column in range(max(0, -row), min(columns, raw.shape[1] - row)):
+            a = np.float64(_value(raw, first, row + column, first > 0))
+            b = np.float64(_value(raw, first + 1, row + column, first > 0))
+            sums[0, column] += a * a
+            sums[1, column] += b * b
+            sums[2, column] += a * b
+    return sums
+
+
+@kernel
+def _combine_columns(raw: Any, first: int, start: int, factors: Any, out: Any) -> None:
+    """factors (2, columns) -> out (n,)"""
+    columns = factors.shape[1]
+    for row in range(-(start % columns), raw.shape[1], columns):
+        for column in range(max(0, -row), min(columns, raw.shape[1] - row)):
+            out[row + column] = _two(raw, first, row + column, factors[0, column], factors[1, column])
+
+
+@kernel
+def _ratio(gram: Any, clamp: bool) -> Any:
+    """t of model stock from the Gram matrix of the task vectors"""
+    n = gram.shape[0]
+    total = 0.0
+    for a in range(n):
+        for b in range(a + 1, n):
+            product = math.sqrt(gram[a, a]) * math.sqrt(gram[b, b])
+            total += gram[a, b] / product if product > 0 else 0.0
+    mean = total / max(1.0, n * (n - 1) / 2)
+    divisor = 1 + (n - 1) * mean
+    ratio = n * mean / divisor if divisor != 0 else 0.0
+    return min(1.0, max(0.0, ratio)) if clamp else ratio
+
+
+@kernel
+def _stock_rows(raw: Any, row: int, clamp: bool, out: Any) -> None:
+    """raw (1 + model, n), n whole rows: model stock of each row"""
+    n = raw.shape[0] - 1
+    gram = np.empty((n, n), np.float64)
+    for start in range(0, raw.shape[1], row):
+        for a in range(n):
+            for b in range(a, n):
+                gram[a, b] = _dot(raw, a + 1, b + 1, True, start, start + row)
+        share = _ratio(gram, clamp) / n
+        for i in range(start, start + row):
+            base = np.float64(as_f32(raw[0, i]))
+            total = 0.0
+            for m in range(n):
+                total += np.float64(as_f32(raw[m + 1, i])) - base
+            out[i] = np.float32(base + share * total)

@@ -1,0 +1,67 @@
+"""DELLA: drops at random, large entries less often, then elects signs and averages what agrees.
+
+Paper: Deep et al. 2024, "DELLA-Merging" (arXiv:2406.11617), section 3.
+Formula: y = b + lambda * mean of the w_i m_i d_i / p_i that agree with the elected sign,
+m_i ~ Bernoulli(p_i), p_i rising with the rank of |d_i| in its row (last dimension) from density - epsilon to
+density + epsilon in equal steps. A vector is one row; in a row of one entry p is the density. density 1 keeps all.
+Deviations: the mask is a function of (seed, tensor name, model, element), the same on any machine; of equal magnitudes
+the earlier has the lower rank. `rescale: true` is the paper's unbiased 1/p_i; mergekit restores the L1 norm instead,
+which is `rescale: l1` here. mergekit ranks along the second dimension, which differs beyond matrices.
+Variants of election and mean: `consensus`, `divide_by`, `merge_func`, see ties.
+Cost: one pass, with a radix sort of each row; with `rescale: l1` two.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from merge.methods.registry import PerModel, Range, check_rank_probabilities, method
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+EXAMPLE = """\
+merge_method: della
+base_model: org/base
+models:
+  - model: org/math
+    parameters: {weight: 0.5, density: 0.5, epsilon: 0.1}
+  - model: org/code
+    parameters: {weight: 0.3, density: 0.6}
+dtype: bfloat16
+seed: 7
+"""
+
+
+@method(
+    inputs="deltas",
+    locality="row",
+    base="required",
+    paper="Deep et al. 2024, DELLA-Merging, arXiv:2406.11617",
+    formula="y = b + lambda * mean of the w_i m_i d_i / p_i that agree with the elected sign",
+    example=EXAMPLE,
+    check=check_rank_probabilities,
+    fused="merge.kernels.task_vectors:della",
+    random=True,
+)
+def della(
+    deltas: Tensor,
+    *,
+    weight: Annotated[PerModel[float], "weight of the task vector"],
+    density: Annotated[PerModel[float], Range(0.0, 1.0), "probability that an entry is kept, on average"] = 1.0,
+    epsilon: Annotated[PerModel[float], Range(0.0, 1.0), "spread of that probability to either side"] = 0.15,
+    normalize: Annotated[bool, "divide by the sum of the weights that agree"] = True,
+    lambda_: Annotated[float, "factor of the merged task vector"] = 1.0,
+    rescale: Annotated[Literal[True, False, "l1"], "true: times 1/p of each entry; l1: to the old L1 norm"] = True,
+    consensus: Annotated[Literal["sum", "count"], "sign of the weighted sum, or of most entries"] = "sum",
+    divide_by: Annotated[Literal["weights", "count"], "mean by weights, or by entries that agree"] = "weights",
+    merge_func: Annotated[Literal["normalize", "mean", "sum"], "mean or sum, whatever `normalize` says"] = "normalize",
+    int8_mask: Annotated[bool, "accepted for old recipes; no effect here"] = False,
+    _keys: tuple[int, ...] = (),
+) -> Tensor:
+    """deltas (model, *shape) float32 -> merged task vector (*shape) float64; _keys: one 64-bit key for each model"""
+    from merge.kernels.reference import drop_by_rank, elect_and_sum
+    from merge.kernels.weights import election
+
+    kept, factors = drop_by_rank(deltas, weight, density, epsilon, _keys, rescale)
+    return elect_and_sum(kept, election(weight, factors, normalize, lambda_, consensus, divide_by, merge_func))

@@ -1,0 +1,107 @@
+"""Multislerp: the weighted mean direction of any number of models, or of their task vectors, at their mean length.
+
+Source: Goddard 2024, "Multi-SLERP" (goddard.blog); the method came with mergekit.
+Formula: u_i = v_i / (|v_i| + eps), s = sum_i w_i u_i, m = s / |s|,
+    y = cos|r| m + sin|r| r/|r| times sum_i w_i |v_i|,  r = sum_i w_i (u_i - (u_i . m) m),
+where v_i is x_i, or x_i - b with a base, which is then added. The tangents are projections, not the log map of a
+sphere, so that r = s - (s . m) m is zero whatever the weights: y = (sum_i w_i |v_i|) m, which is what is computed.
+For the mean on the sphere see karcher.
+Deviations: directions that cancel (|s| next to nothing) are the weighted sum of two, an error for more, as in mergekit;
+tensors that are all zero give zero, not that error, and inputs far shorter than eps keep their direction; one input is
+returned as it is.
+Cost: two passes; the first sums the inputs' Gram matrix in float64. Nearly opposite directions take a third.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any
+
+from merge.errors import NumbersError
+from merge.methods.registry import PerModel, Range, method
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+EXAMPLE = """\
+merge_method: multislerp
+base_model: org/base  # optional: without it the models themselves are merged
+models:
+  - model: org/math
+    parameters: {weight: 0.5}
+  - model: org/code
+    parameters: {weight: 0.3}
+  - model: org/chat
+    parameters: {weight: 0.2}
+dtype: bfloat16
+"""
+_ROUNDING = 1e-7  # of the length of a sum of float32 directions
+
+
+def _check(parameters: dict[str, Any]) -> str | None:
+    if parameters.get("normalize_weights", True) and abs(sum(parameters["weight"])) < 1e-8:
+        return f"the weights {list(parameters['weight'])} sum to zero, and normalize_weights divides by the sum."
+    return None
+
+
+@method(
+    inputs="either",
+    locality="tensor",
+    base="optional",
+    paper="Goddard 2024, Multi-SLERP, goddard.blog",
+    formula="y = sum_i w_i |v_i| times the direction of sum_i w_i v_i/|v_i|",
+    example=EXAMPLE,
+    check=_check,
+    fused="merge.kernels.spherical:multislerp",
+)
+def multislerp(
+    tensors: Tensor,
+    *,
+    weight: Annotated[PerModel[float], "weight of the direction and of the length"],
+    normalize_weights: Annotated[bool, "divide by the sum of the weights"] = True,
+    eps: Annotated[float, Range(0.0), "added to lengths; a sum of directions shorter than this has none"] = 1e-8,
+) -> Tensor:
+    """tensors (model, *shape) float32, models or task vectors -> (*shape) float64"""
+    import torch
+
+    vectors = tensors.to(torch.float64).reshape(len(tensors), -1)
+
+    def combined(coefficients: tuple[float, ...]) -> Tensor:
+        return torch.tensor(coefficients, dtype=torch.float64, device=vectors.device) @ vectors
+
+    lengths = [float(torch.linalg.vector_norm(vector)) for vector in vectors]
+    found = factors(lengths, weight, normalize_weights, eps, lambda c: float(torch.linalg.vector_norm(combined(c))))
+    return combined(found).view(tensors.shape[1:])
+
+
+def factors(
+    lengths: list[float],
+    weight: tuple[float, ...],
+    normalize: bool,
+    eps: float,
+    length_of: Callable[[tuple[float, ...]], float],
+) -> tuple[float, ...]:
+    """What each input is multiplied with, from the inputs' lengths and the length of a sum of them.
+
+    Raises:
+        NumbersError: more than two directions cancel.
+    """
+    if len(weight) == 1:
+        return (1.0,)
+    total = math.fsum(weight) if normalize else 1.0
+    weights = tuple(w / total for w in weight)
+    units = tuple(w / (own + eps) if own > 0 else 0.0 for w, own in zip(weights, lengths, strict=True))
+    used = math.fsum(abs(unit) * own for unit, own in zip(units, lengths, strict=True))
+    if used == 0:
+        return units
+    length = length_of(units)
+    if length < max(eps, _ROUNDING) * used:
+        if len(weights) == 2:
+            return weights
+        raise NumbersError(
+            "multislerp: the directions of a tensor's inputs cancel, so that no mean direction is left. "
+            "Change the weights, or use karcher."
+        )
+    scale = math.fsum(w * own for w, own in zip(weights, lengths, strict=True)) / length
+    return tuple(unit * scale for unit in units)

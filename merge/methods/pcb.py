@@ -1,0 +1,83 @@
+"""PCB: parameters of all models compete, and the strongest are averaged by their strength.
+
+Paper: Du et al. 2024, "Parameter competition balancing for model merging" (arXiv:2410.02396), section 3.
+Formula: with N models, norm = to [0, 1] by minimum and maximum, and a_i = |d_i| limited to its middle 99.98 %,
+    strength_i = exp(N norm(a_i)^2) tanh(d_i sum_j d_j),
+    beta_i = norm of strength_i, raised to its (1 - density) quantile,
+    y = b + lambda * sum_i w_i beta_i sign(d_i) a_i / sum_i beta_i.
+Deviations: activations and outliers are those of the paper's released program; its text has softmax for both. Norms
+and quantiles are each tensor's own, the paper's the whole task vector's. Where all strengths of a tensor are equal
+beta is 1 (0 if they are 0). There is no kernel: the torch definition runs, a whole tensor at a time.
+Cost: two sorts for each model.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+from merge.methods.registry import PerModel, Range, method
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+EXAMPLE = """\
+merge_method: pcb
+base_model: org/base
+models:
+  - model: org/math
+  - model: org/code
+    parameters: {weight: 0.8}
+parameters:
+  density: 0.1
+  lambda: 1.2
+dtype: bfloat16
+"""
+_OUTLIERS = 1e-4
+
+
+@method(
+    inputs="deltas",
+    locality="tensor",
+    base="required",
+    paper="Du et al. 2024, Parameter competition balancing, arXiv:2410.02396",
+    formula="y = b + lambda * sum_i w_i beta_i d_i / sum_i beta_i, beta_i the strength of an entry in its competition",
+    example=EXAMPLE,
+)
+def pcb(
+    deltas: Tensor,
+    *,
+    weight: Annotated[PerModel[float], "factor of the task vector"] = 1.0,
+    density: Annotated[float, Range(0.0, 1.0), "share of entries that take part"] = 0.1,
+    lambda_: Annotated[float, "factor of the merged task vector"] = 1.0,
+) -> Tensor:
+    """deltas (model, *shape) float32 -> merged task vector (*shape) float64"""
+    import torch
+
+    merged = torch.zeros(deltas.shape[1:], dtype=torch.float64, device=deltas.device)
+    if merged.numel() == 0:
+        return merged
+    everything = deltas.sum(0, dtype=torch.float64)
+    strengths = torch.zeros_like(merged)
+    for delta, w in zip(deltas.to(torch.float64), weight, strict=True):
+        size = _limited(delta.abs(), _OUTLIERS, 1 - _OUTLIERS)
+        strength = torch.exp(len(deltas) * _normed(size) ** 2) * torch.tanh(delta * everything)
+        beta = _normed(_limited(strength, 1 - density, 1.0))
+        merged += w * beta * delta.sign() * size
+        strengths += beta
+    return lambda_ * merged / strengths.clamp(min=1e-12)
+
+
+def _limited(values: Tensor, low: float, high: float) -> Tensor:
+    """Clamped to the quantiles low and high, both of them entries."""
+    n = values.numel()
+    ordered = values.reshape(-1).sort().values
+    least = ordered[min(int(n * low), n - 1)]
+    return values.clamp(least, ordered[max(int(n * high) - 1, 0)].clamp(min=least))
+
+
+def _normed(values: Tensor) -> Tensor:
+    """To [0, 1]; equal values to 1, or to 0 if they are 0."""
+    least, most = values.min(), values.max()
+    if least == most:
+        return (values != 0).to(values.dtype)
+    return (values - least) / (most - least)
