@@ -15,10 +15,12 @@ if TYPE_CHECKING:
     from merge.output.verify import verify_output
     from merge.planners.build import build_plan
     from merge.recipe import load_recipe, parse_recipe
+    from merge.user_methods import load_method_file
 
-__all__ = ["build_plan", "load_recipe", "method", "parse_recipe", "run_plan", "verify_output"]
+__all__ = ["build_plan", "load_method_file", "load_recipe", "method", "parse_recipe", "run_plan", "verify_output"]
 _HOMES = {
     "build_plan": "merge.planners.build",
+    "load_method_file": "merge.user_methods",
     "load_recipe": "merge.recipe",
     "method": "merge.methods",
     "parse_recipe": "merge.recipe",

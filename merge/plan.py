@@ -27,6 +27,7 @@ class TensorRef:
         offset: byte in the file where element 0 lies.
         strides: in elements, for a torch pickle that stores a view that is not contiguous; None: contiguous.
         scale: FP8 only: the tensor of scales to multiply with; `scale_block` is the (rows, columns) one scale covers.
+        units: read in the order that is found for Plan.units[units]; None: as it is stored.
     """
 
     file: str
@@ -37,6 +38,7 @@ class TensorRef:
     strides: tuple[int, ...] | None = None
     scale: TensorRef | None = None
     scale_block: tuple[int, int] | None = None
+    units: int | None = None
 
     @property
     def size(self) -> int:
@@ -68,6 +70,36 @@ class SourceModel:
 
 
 @dataclass(frozen=True, slots=True)
+class Member:
+    """One tensor of a module whose units may change places: they lie along `axis`.
+
+    `by_head`: in it lie the query heads of each KV group, one after another. Without a reference it is moved with the
+    others and not compared.
+    """
+
+    source: TensorRef
+    reference: TensorRef | None
+    axis: int
+    by_head: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Units:
+    """A module of a model whose units (neurons, or KV groups of `per_unit` query heads) are put in another order."""
+
+    module: str
+    kind: str  # "mlp" or "attention"
+    model: int  # in Plan.models
+    n_units: int
+    per_unit: int
+    members: tuple[Member, ...]
+
+    @property
+    def n_inner(self) -> int:
+        return self.n_units * self.per_unit
+
+
+@dataclass(frozen=True, slots=True)
 class Step:
     """One output tensor.
 
@@ -78,6 +110,7 @@ class Step:
         models: for each input, the index of its model in Plan.models.
         base: the base's tensor and base_model its model's index, for methods that have a base.
         parameters: resolved numbers; a per-model parameter is a tuple with one value for each input.
+        statistics: for methods that need them, one tensor of a statistics file for each input; () where none has one.
     """
 
     name: str
@@ -91,6 +124,7 @@ class Step:
     base: TensorRef | None = None
     base_model: int | None = None
     parameters: dict[str, Any] = field(default_factory=dict)
+    statistics: tuple[TensorRef, ...] = ()
 
     @property
     def size(self) -> int:
@@ -99,6 +133,10 @@ class Step:
     @property
     def nbytes(self) -> int:
         return self.size * DTYPES[self.dtype].itemsize
+
+    @property
+    def bytes_read(self) -> int:
+        return sum(ref.nbytes for ref in (*self.sources, *self.statistics))
 
     @property
     def sources(self) -> tuple[TensorRef, ...]:
@@ -126,7 +164,11 @@ class SideFile:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """All of a run. `notes` are things worth saying that are not errors (prefix maps, ties, leniencies used)."""
+    """All of a run.
+
+    `notes` are things worth saying that are not errors (prefix maps, ties, leniencies used). `method_origin` is empty
+    for this package's methods; else it names the method's package or file, with version or digest.
+    """
 
     name: str
     method: str
@@ -139,6 +181,9 @@ class Plan:
     allow: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     recipe_text: str = ""
+    statistics_files: tuple[SourceFile, ...] = ()
+    method_origin: str = ""
+    units: tuple[Units, ...] = ()
 
     @property
     def bytes_written(self) -> int:
@@ -146,7 +191,7 @@ class Plan:
 
     @property
     def bytes_read(self) -> int:
-        return sum(source.nbytes for step in self.steps for source in step.sources)
+        return sum(step.bytes_read for step in self.steps)
 
     @property
     def n_parameters(self) -> int:
@@ -177,8 +222,17 @@ def _step(data: dict[str, Any]) -> Step:
     values = {key: _tuples(value) for key, value in data.items()}
     values["inputs"] = tuple(ref for item in data["inputs"] if (ref := _ref(item)) is not None)
     values["base"] = _ref(data["base"])
+    values["statistics"] = tuple(ref for item in data["statistics"] if (ref := _ref(item)) is not None)
     values["parameters"] = {key: _tuples(value) for key, value in data["parameters"].items()}
     return Step(**values)
+
+
+def _units(data: dict[str, Any]) -> Units:
+    members = (
+        Member(**{**member, "source": _ref(member["source"]), "reference": _ref(member["reference"])})
+        for member in data["members"]
+    )
+    return Units(**{**data, "members": tuple(members)})
 
 
 def _plan(data: dict[str, Any]) -> Plan:
@@ -188,6 +242,8 @@ def _plan(data: dict[str, Any]) -> Plan:
         for model in data["models"]
     )
     values["steps"] = tuple(_step(step) for step in data["steps"])
+    values["units"] = tuple(_units(units) for units in data["units"])
     values["shards"] = tuple(Shard(**shard) for shard in data["shards"])
+    values["statistics_files"] = tuple(SourceFile(**file) for file in data["statistics_files"])
     values["side_files"] = tuple(SideFile(**file) for file in data["side_files"])
     return Plan(**values)

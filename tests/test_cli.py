@@ -45,10 +45,10 @@ def test_help_lists_the_verbs(run_cli: Run) -> None:
     assert (code, err) == (0, "")
     assert out.splitlines()[0] == "Usage: merge [OPTIONS] COMMAND [ARGS]..."
     verbs = re.findall(r"^  ([a-z]+)  ", out.partition("Commands:")[2].partition("Examples:")[0], re.MULTILINE)
-    assert verbs[:4] == ["run", "plan", "verify", "methods"]
+    assert verbs[:5] == ["run", "plan", "verify", "methods", "statistics"]
 
 
-@pytest.mark.parametrize("verb", ["run", "plan", "verify", "methods"])
+@pytest.mark.parametrize("verb", ["run", "plan", "verify", "methods", "statistics"])
 def test_each_verb_explains_itself_with_an_example(run_cli: Run, verb: str) -> None:
     code, out, err = run_cli([verb, "--help"])
     assert (code, err) == (0, "")

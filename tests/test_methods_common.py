@@ -23,7 +23,12 @@ from merge.plan import Plan
 
 METHODS = all_methods()
 # What n copies of a model give, at default parameters and weights of 1/n, where that is not the model.
-OTHERWISE = {"pcb": "competition keeps the entries of largest score and drops the rest"}
+OTHERWISE = {
+    "pcb": "competition keeps the entries of largest score and drops the rest",
+    "tsv": "each copy keeps its share of the strongest directions only",
+    "iso_c": "all directions become equally strong",
+    "iso_cts": "all directions become equally strong",
+}
 USUAL: dict[str, Any] = {"t": 0.35}
 
 
@@ -139,6 +144,7 @@ def recipe(method: Method, root: Path, more: str = "", with_base: bool = True) -
     written["parameters"] = {k: v for k, v in values.items() if k not in own and v is not None}
     written["models"] = [
         {"model": str(root / name), "parameters": {k: values[k][i] for k in sorted(own) if values[k][i] is not None}}
+        | ({"statistics": str(root / name / "statistics" / "all.safetensors")} if method.statistics else {})
         for i, name in enumerate(names)
     ]
     return yaml.safe_dump(written, sort_keys=False) + more
@@ -154,6 +160,10 @@ def write_model(path: Path, seed: int, dtype: str) -> None:
     values["zeros"] = np.zeros((4, 4), np.float32)
     stored = {name: (encode(value, dtype), NAMES[dtype]) for name, value in values.items()}
     write_safetensors(path / "model.safetensors", stored)
+    statistics = {f"fisher.{name}": (np.square(value), "float32") for name, value in values.items()}
+    statistics["gram.matrix"] = (values["matrix"].T @ values["matrix"], "float32")
+    (path / "statistics").mkdir()
+    write_safetensors(path / "statistics" / "all.safetensors", statistics)
 
 
 NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from headers import LLAMA_70B, MISTRAL_7B, write_headers, write_llama
 
 from merge import build_plan, parse_recipe
 from merge.architecture import find_stacks, is_embedding, is_head, is_input_side, main_stack
-from merge.engine.memory import budget
+from merge.engine.memory import budget, matrix_cost
 from merge.errors import RecipeError, UsageError
 from merge.plan import Plan
 from merge.planners.inputs import map_prefix
@@ -223,6 +225,36 @@ def test_a_memory_budget_is_kept_or_refused(tmp_path: Path) -> None:
     assert tight.block_chunks < 64
     with pytest.raises(UsageError, match="--max-ram 20MiB is too little: this merge needs"):
         budget(plan, 8, 20 << 20)
+
+
+def test_a_plan_says_what_decomposing_matrices_takes(tmp_path: Path, run_cli: Callable[..., Any]) -> None:
+    for name in ("base", "a", "b"):
+        write_llama(tmp_path / name, MISTRAL_7B)
+
+    def plan(method: str) -> Plan:
+        text = f"merge_method: {method}\nbase_model: {tmp_path}/base\nmodels:\n"
+        more = "  parameters: {weight: 0.5}\n" if method == "ties" else ""
+        return build_plan(parse_recipe(text + "".join(f"- model: {tmp_path}/{name}\n{more}" for name in "ab")))
+
+    steps = {step.name: step for step in plan("wudi").steps}
+    square, wide, norm = (
+        steps[f"model.layers.0.{name}.weight"] for name in ("self_attn.q_proj", "mlp.down_proj", "input_layernorm")
+    )
+    assert matrix_cost(norm) == (0.0, 0)
+    assert matrix_cost(wide)[0] == pytest.approx(matrix_cost(square)[0] * 3.5**2)
+    assert matrix_cost(wide)[1] >= 8 * 4 * 14336**2
+    assert budget(plan("tsv"), 1, None).peak > budget(plan("pcb"), 1, None).peak
+    assert all(matrix_cost(step) == (0.0, 0) for step in plan("ties").steps)
+
+    (tmp_path / "wudi.yaml").write_text(
+        f"merge_method: wudi\nbase_model: {tmp_path}/base\nmodels: [{{model: {tmp_path}/a}}, {{model: {tmp_path}/b}}]\n"
+    )
+    _, shown, _ = run_cli(["plan", str(tmp_path / "wudi.yaml"), "--threads", "4"])
+    assert re.search(
+        r"^matrices about [\d.]+ (s|min|h), 226 tensors are decomposed, up to [\d,]+ MiB for each", shown, re.M
+    )
+    _, shown, _ = run_cli(["plan", str(tmp_path / "wudi.yaml"), "--json"])
+    assert json.loads(shown)["matrix_tensors"] == 226
 
 
 def test_tokenizers_that_number_tokens_otherwise_are_said(tmp_path: Path, make_model: Callable[..., Path]) -> None:

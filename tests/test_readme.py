@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import re
+import runpy
 import shlex
 from pathlib import Path
 
@@ -16,7 +17,8 @@ from merge.recipe import parse_recipe
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-DOCUMENTS = {name: (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "CONTRIBUTING.md")}
+GUIDE = "docs/methods.md"
+DOCUMENTS = {name: (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "CONTRIBUTING.md", GUIDE)}
 MADE = ("build", "dist", "merged")  # folders that commands make here
 
 
@@ -69,13 +71,26 @@ def test_recipes_parse(text: str) -> None:
 
 def test_tables_list_every_verb_and_method() -> None:
     assert re.findall(r"^\| `merge (\w+)` \|", README, re.MULTILINE) == list(VERBS)
-    methods = dict(re.findall(r"^\| `(\w+)` \|.*\| (\w+) \|$", README, re.MULTILINE))
-    assert methods == {name: method.base for name, method in all_methods().items()}
+    rows = re.findall(r"^\| `(\w+)` \|.*\| (\w+) \|$", README, re.MULTILINE)
+    assert sorted(rows) == [(name, method.base) for name, method in all_methods().items()]
 
 
 def test_links_lead_somewhere() -> None:
-    links = [link for text in DOCUMENTS.values() for link in re.findall(r"\]\((?!http)([^)#]+)\)", text)]
-    assert [link for link in links if not (ROOT / link).exists()] == []
+    links = [
+        (name, link) for name, text in DOCUMENTS.items() for link in re.findall(r"\]\((?!http)([^)#]+)[^)]*\)", text)
+    ]
+    assert [(name, link) for name, link in links if not (ROOT / name).parent.joinpath(link).exists()] == []
+
+
+def test_the_guide_to_methods_says_what_the_registry_says() -> None:
+    tables = runpy.run_path(str(ROOT / "benchmarks" / "method_scores.py"))
+    fresh = tables["with_tables"](DOCUMENTS[GUIDE])
+    assert fresh == DOCUMENTS[GUIDE], "python benchmarks/method_scores.py --tables writes it anew"
+
+
+def test_every_method_has_a_score_or_a_reason() -> None:
+    scores = DOCUMENTS[GUIDE].partition("<!-- scores -->")[2]
+    assert [name for name in all_methods() if f"| `{name}` |" not in scores and f"{name} (it " not in scores] == []
 
 
 def test_the_map_is_the_tree() -> None:

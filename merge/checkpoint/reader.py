@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from merge.checkpoint.decode import F32Array, apply_scales, to_float32
+from merge.checkpoint.permuted import Order, read_permuted
 from merge.checkpoint.strided import read_strided
 from merge.dtypes import DTYPES
 from merge.errors import CheckpointError, SourceChanged
@@ -41,6 +42,7 @@ class SourceReader:
         self._files = {file.path: file for file in files}
         self._descriptors: dict[str, int] = {}
         self._scales: OrderedDict[TensorRef, F32Array] = OrderedDict()
+        self._orders: dict[TensorRef, Order] = {}
         self._lock = threading.Lock()
         self._seek_lock = threading.Lock()
         self._read_at = _best_read(self._seek_lock)
@@ -74,10 +76,20 @@ class SourceReader:
         def fill(first: int, part: npt.NDArray[np.generic]) -> None:
             self._fill(ref, ref.offset + first * item_size, part)
 
-        if ref.strides is None:
-            fill(start, out)
+        def stored(first: int, part: npt.NDArray[np.generic]) -> None:
+            if ref.strides is None:
+                fill(first, part)
+            else:
+                read_strided(ref.shape, ref.strides, first, part, fill)
+
+        if ref.units is None:
+            stored(start, out)
         else:
-            read_strided(ref.shape, ref.strides, start, out, fill)
+            read_permuted(ref.shape, self._orders[ref], start, out, stored)
+
+    def arrange(self, ref: TensorRef, order: Order) -> None:
+        """Has a tensor that asks for it (`ref.units`) read in this order from now on."""
+        self._orders[ref] = order
 
     def decode(self, ref: TensorRef, raw: npt.NDArray[np.generic], start: int, out: F32Array) -> None:
         """raw (n,), elements start.. as stored -> out (n,) float32: exact, then times the FP8 scales, if any.
@@ -95,7 +107,7 @@ class SourceReader:
 
     def will_need(self, ref: TensorRef, start: int, count: int) -> None:
         """Ask the system to read `count` elements ahead; does nothing where it cannot be asked."""
-        if ref.strides is None and count > 0 and hasattr(os, "posix_fadvise"):
+        if ref.strides is None and ref.units is None and count > 0 and hasattr(os, "posix_fadvise"):
             item_size = DTYPES[ref.dtype].itemsize
             place, size = ref.offset + start * item_size, count * item_size
             os.posix_fadvise(self._descriptor(ref.file), place, size, os.POSIX_FADV_WILLNEED)

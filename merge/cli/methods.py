@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import click
 
-from merge.cli.show import console
+from merge.cli.show import METHOD_FILE_HELP, console
 
 
 @click.command("methods", epilog="\b\nExamples:\n  merge methods\n  merge methods ties")
 @click.argument("name", required=False)
+@click.option("--method-file", "method_files", multiple=True, type=click.Path(path_type=Path), help=METHOD_FILE_HELP)
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
-def command(name: str | None, as_json: bool) -> None:
+def command(name: str | None, method_files: tuple[Path, ...], as_json: bool) -> None:
     """List the merge methods; with NAME, its parameters, formula, paper and an example recipe."""
     from merge.errors import UsageError
     from merge.methods import all_methods
     from merge.recipe.names import nearest
+    from merge.user_methods import load_method_file
 
+    for file in method_files:
+        load_method_file(file)
     methods = all_methods()
     if name is not None and name not in methods:
         near = nearest(name, list(methods))
@@ -56,6 +61,7 @@ def _as_dict(method: Any) -> dict[str, Any]:
         "models": list(method.n_models),
         "parameters": parameters,
         "example": method.example,
+        "origin": method.origin,
     }
 
 
@@ -89,6 +95,8 @@ def _explain(method: Any) -> None:
     low, high = method.n_models
     many = f"{low}" if low == high else f"{low} or more" if high is None else f"{low} to {high}"
     out.print(Text(f"Models: {many}, base: {method.base}\n"))
+    if method.origin:
+        out.print(Text(f"From: {method.origin}\n"), soft_wrap=True)
     table = Table("parameter", "for", "type", "default", "meaning", box=None, pad_edge=False)
     for p in method.parameters:
         kind = " | ".join(str(choice).lower() for choice in p.choices) or p.kind.__name__

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from merge.cli.show import Size, console, memory, printable, size
+from merge.cli.show import METHOD_FILE_HELP, Size, console, memory, printable, size
 
 if TYPE_CHECKING:
     from merge.plan import Plan, Step
@@ -32,6 +32,7 @@ Examples:
 @click.option("--max-ram", type=Size(), help="Memory to stay within, e.g. 1GiB.")
 @click.option("--device", default="cpu", show_default=True, help="cpu or cuda.")
 @click.option("--shard-size", type=Size(), default="5GB", show_default=True, help="Largest output file.")
+@click.option("--method-file", "method_files", multiple=True, type=click.Path(path_type=Path), help=METHOD_FILE_HELP)
 @click.option("--json", "as_json", is_flag=True, help="Print the whole plan, or its problems, as JSON.")
 @click.pass_context
 def command(
@@ -43,6 +44,7 @@ def command(
     max_ram: int | None,
     device: str,
     shard_size: int,
+    method_files: tuple[Path, ...],
     as_json: bool,
 ) -> None:
     """Show what RECIPE would do: made from headers and configs only, in a second or two; nothing is written."""
@@ -51,7 +53,10 @@ def command(
     from merge.errors import RecipeError
     from merge.planners.build import build_plan
     from merge.recipe import load_recipe
+    from merge.user_methods import load_method_file
 
+    for file in method_files:
+        load_method_file(file)
     try:
         plan = build_plan(load_recipe(recipe), shard_bytes=shard_size)
     except RecipeError as error:
@@ -67,6 +72,7 @@ def command(
         "bytes_written": plan.bytes_written,
         "peak_memory": needs.peak,
         "threads": needs.threads,
+        **_matrix_work(plan, needs.threads, device),
         "disk_free": bytes_free(out or Path("merged") / plan.name),
     }
     if as_json:
@@ -75,12 +81,29 @@ def command(
     _show(plan, totals, tensors)
 
 
+def _matrix_work(plan: Plan, threads: int, device: str) -> dict[str, int]:
+    """What methods that decompose matrices take, by what was measured on one core; nothing for other plans"""
+    from merge.engine.memory import matrix_cost
+
+    steps = [(step, cost) for step in plan.steps if (cost := matrix_cost(step)) != (0.0, 0)]
+    if not steps:
+        return {}
+    seconds = sum(cost[0] for _, cost in steps)
+    longest = max(cost[0] for _, cost in steps)
+    return {
+        "matrix_tensors": len(steps),
+        "matrix_seconds": round(max(longest, seconds / threads)) if device == "cpu" else 0,
+        "matrix_memory": max(cost[1] for _, cost in steps),
+    }
+
+
 def _show(plan: Plan, totals: dict[str, int], tensors: bool) -> None:
     from rich.table import Table
     from rich.text import Text
 
     out = console()
-    out.print(Text.assemble((plan.name, "bold"), f": {plan.method}, seed {plan.seed}"), soft_wrap=True)
+    origin = f" ({printable(plan.method_origin)})" if plan.method_origin else ""
+    out.print(Text.assemble((plan.name, "bold"), f": {plan.method}{origin}, seed {plan.seed}"), soft_wrap=True)
     models = Table("model", "role", "files", "size", box=None, pad_edge=False)
     for i, model in enumerate(plan.models):
         role = "base" if i == plan.base_model else "input"
@@ -93,11 +116,21 @@ def _show(plan: Plan, totals: dict[str, int], tensors: bool) -> None:
     out.print(f"result   {len(plan.steps)} tensors, {totals['parameters']:,} parameters, {n_bytes}")
     out.print(f"reads    {size(totals['bytes_read'])} (tensor passes repeat from the page cache)")
     out.print(f"memory   at most {memory(totals['peak_memory'])} with {totals['threads']} threads")
+    if "matrix_tensors" in totals:
+        took = f"about {_duration(totals['matrix_seconds'])}, " if totals["matrix_seconds"] else ""
+        held = f"up to {memory(totals['matrix_memory'])} for each thread"
+        out.print(f"matrices {took}{totals['matrix_tensors']} tensors are decomposed, {held}")
     short = totals["disk_free"] < totals["bytes_written"]
     out.print(f"disk     {size(totals['bytes_written'])} needed, {size(totals['disk_free'])} free", end="")
     out.print("  not enough" if short else "", style="bold red")
     for note in plan.notes:
         out.print(f"note     {printable(note)}", soft_wrap=True)
+
+
+def _duration(seconds: int) -> str:
+    if seconds < 100:
+        return f"{seconds} s"
+    return f"{round(seconds / 60)} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 def _tensor_table(plan: Plan) -> Any:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from merge.cli.show import Size, memory, printable, progress_bar, size
+from merge.cli.show import METHOD_FILE_HELP, Size, memory, printable, progress_bar, size
 
 
 @click.command(
@@ -28,6 +28,7 @@ Killed or stopped, the same command goes on where it was.""",
 @click.option("--max-ram", type=Size(), help="Memory to stay within, e.g. 1GiB.")
 @click.option("--device", default="cpu", show_default=True, help="cpu, or cuda to compute on a GPU.")
 @click.option("--shard-size", type=Size(), default="5GB", show_default=True, help="Largest output file.")
+@click.option("--method-file", "method_files", multiple=True, type=click.Path(path_type=Path), help=METHOD_FILE_HELP)
 @click.option("--force", is_flag=True, help="Replace an existing result; discard unfinished work of another recipe.")
 @click.option("--quiet", is_flag=True, help="No progress bar and no notes.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
@@ -38,6 +39,7 @@ def command(
     max_ram: int | None,
     device: str,
     shard_size: int,
+    method_files: tuple[Path, ...],
     force: bool,
     quiet: bool,
     as_json: bool,
@@ -45,7 +47,10 @@ def command(
     """Carry out RECIPE and write the merged checkpoint."""
     from merge.planners.build import build_plan
     from merge.recipe import load_recipe
+    from merge.user_methods import load_method_file
 
+    for file in method_files:
+        load_method_file(file)
     plan = build_plan(load_recipe(recipe), shard_bytes=shard_size)
     out = out or Path("merged") / plan.name
     if not quiet:
@@ -64,6 +69,9 @@ def command(
     click.echo(f"{printable(report.out)}: {report.tensors} tensors{resumed}, {written}")
     rate = (report.bytes_read + report.bytes_written) / max(report.seconds, 1e-9)
     click.echo(f"{report.seconds:.1f} s, {size(rate)}/s read and written, peak memory {memory(report.peak_memory)}")
+    for entry in report.aligned:
+        moved = f"{entry['moved']:,} of {entry['units']:,} units moved"
+        click.echo(f"aligned: {printable(entry['model'])}: {entry['kind']} in {entry['layers']} layers, {moved}")
     if report.nonfinite or report.overflow:
         click.echo(f"allowed by the recipe: {report.nonfinite:,} non-finite values, {report.overflow:,} overflows")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -13,8 +15,9 @@ from merge.dtypes import DTYPES
 from merge.engine.crew import Crew
 from merge.engine.emit import Emitter
 from merge.engine.memory import Budget, needs_float64, runs_in_torch
+from merge.engine.statistics import digests, read_statistics
 from merge.engine.tensor import Buffers, StepTensor
-from merge.errors import NumbersError
+from merge.errors import MergeError, NumbersError, UsageError
 from merge.kernels.protocol import Block
 from merge.methods import Method, get_method
 from merge.output.writer import OutputDirectory
@@ -45,6 +48,17 @@ def executor(step: Step, device: str) -> Executor:
     if step.method == "copy":
         return run_copy
     return run_torch if runs_in_torch(step, device) else run_fused
+
+
+def check_method(plan: Plan) -> None:
+    """Raises UsageError if a user's method is not what it was when the plan was made."""
+    found = get_method(plan.method)
+    if plan.method_origin and (found is None or found.origin != plan.method_origin):
+        instead = "it is not known here" if found is None else f"here it is {found.origin or 'of merge-workbench'}"
+        raise UsageError(
+            f'the plan was made with the method "{plan.method}" of {plan.method_origin}, and {instead}. '
+            "Load that one (--method-file, load_method_file), or make the plan again."
+        )
 
 
 def method_of(step: Step) -> Method:
@@ -133,10 +147,15 @@ def run_torch(context: Context, index: int, step: Step) -> dict[str, Any]:
     context.crew.fold(lambda: None, load, tensor.blocks(context.block_chunks))
     try:
         values = torch.from_numpy(whole).to(context.device).view(len(step.sources), *step.shape)
+        inputs = values if step.base is None else values[1:] - values[0]
+        keywords = arguments(context, index, step)
+        statistics = read_statistics(context.reader, step)
+        if method.statistics is not None:
+            keywords["_statistics"] = tuple(torch.from_numpy(array).to(context.device) for array in statistics)
+        with _ONE_THREAD:
+            merged = _reference(method, step, inputs, keywords)
         if step.base is not None:
-            merged = values[0] + method.reference(values[1:] - values[0], **arguments(context, index, step))
-        else:
-            merged = method.reference(values, **arguments(context, index, step))
+            merged = values[0] + merged
         result = merged.to(values.dtype).cpu().contiguous().view(-1).numpy()  # methods may sum in float64
     except torch.OutOfMemoryError as error:
         raise MemoryError from error
@@ -144,7 +163,65 @@ def run_torch(context: Context, index: int, step: Step) -> dict[str, Any]:
     for first, n in tensor.blocks(context.block_chunks):
         start, stop = tensor.chunks.span(first, n)
         emitter.put(start, result[start:stop])
-    return emitter.record(tensor.source_digests(), tensor.nonfinite())
+    return emitter.record(tensor.source_digests(), tensor.nonfinite()) | digests(statistics)
+
+
+class _OneThread:
+    """Holds torch to the thread of each worker inside, as a context; the last one out puts back what was set.
+
+    Workers run steps side by side, so torch's own threads on top oversubscribe the machine. Decompositions bear it
+    worst, as their threads wait for each other thousands of times. Measured on two cores, eigh of two matrices of
+    2048 x 2048 in float64: two workers with one thread each 1.6 s, one worker with two threads 1.4 s, but 13 s for a
+    single matrix once something else keeps the cores busy. It also makes the order of sums, and so the bytes, the
+    same whatever the number of cores.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside, self._usual = 0, 1
+
+    def __enter__(self) -> None:
+        import torch
+
+        with self._lock:
+            if self._inside == 0:
+                self._usual = torch.get_num_threads()
+            self._inside += 1
+            torch.set_num_threads(1)
+
+    def __exit__(self, *error: object) -> None:
+        import torch
+
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                torch.set_num_threads(self._usual)
+
+
+_ONE_THREAD = _OneThread()
+
+
+def _reference(method: Method, step: Step, inputs: Any, keywords: dict[str, Any]) -> Any:
+    """The definition's result; what goes wrong in one that a user wrote is told with the tensor's name."""
+    import torch
+
+    if not method.origin:
+        return method.reference(inputs, **keywords)
+    from merge.user_methods import failure
+
+    try:
+        merged = method.reference(inputs, **keywords)
+    except (MergeError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        told = failure(error, sys.modules[method.reference.__module__].__file__)
+        raise MergeError(
+            f"{step.name}: {method.name} ({method.origin.split(', sha256')[0]}) failed: {told}."
+        ) from error
+    shape = list(merged.shape) if isinstance(merged, torch.Tensor) else type(merged).__name__
+    if shape != list(step.shape):
+        raise MergeError(f"{step.name}: {method.name} must return a tensor of shape {list(step.shape)}, not {shape}.")
+    return merged
 
 
 def _widened(block: Block) -> Any:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from merge.chunks import Chunks
 from merge.dtypes import DTYPES
+from merge.engine.statistics import statistics_bytes
 from merge.errors import UsageError
 from merge.methods import get_method
 from merge.plan import Plan, Step
@@ -23,6 +24,10 @@ TORCH = 330 << 20
 CACHE = 384 << 20  # of all threads, unless --max-ram says less
 _SELECTION = (1 << 23) + (1 << 19)  # histograms for one model's threshold on one thread, see kernels/selection.py
 _RANKS = 20  # bytes for one element whose ranks are sorted, see kernels/sparsify.py
+
+ALIGN_BLOCK = 1 << 20  # elements of one tensor that are compared at once, as float64
+ALIGN_UNITS = 2048  # units that are compared at once
+_SCIPY = 80 << 20  # with the buffers of matrix products
 
 
 @dataclass(frozen=True)
@@ -60,9 +65,21 @@ def predicted_peak(plan: Plan, threads: int, block_chunks: int, device: str = "c
     for step in plan.steps:
         if step.method != "copy" and runs_in_torch(step, device):
             # float32 inputs, task vectors and temporaries of the definition
-            torch = max(torch, step.size * 4 * (3 * len(step.sources) + 4))
+            # (those of methods that decompose matrices are counted apart)
+            _, decomposing = matrix_cost(step)
+            floats = (2 if decomposing else 3) * len(step.sources) + 4
+            torch = max(torch, step.size * 4 * floats + decomposing + statistics_bytes(step))
         per_thread = max(per_thread, _block_bytes(step, block_chunks))
-    return INTERPRETER + (TORCH if torch else 0) + threads * (per_thread + torch)
+    working = (TORCH if torch else 0) + threads * (per_thread + torch)
+    return INTERPRETER + max(working, _align_bytes(plan))
+
+
+def matrix_cost(step: Step) -> tuple[float, int]:
+    """(seconds on one core, bytes) that decomposing a step's matrices takes; zeros for most methods"""
+    method = get_method(step.method)
+    if method is None or method.cost is None or (method.statistics and not step.statistics):
+        return 0.0, 0
+    return method.cost.of(step.shape, len(step.inputs))
 
 
 def runs_in_torch(step: Step, device: str) -> bool:
@@ -82,6 +99,14 @@ def peak_resident() -> int:
     except ImportError:
         return 0
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def _align_bytes(plan: Plan) -> int:
+    """What finding the orders of `align` takes, before the steps: the costs of all pairs of units, scipy, blocks."""
+    if not plan.units:
+        return 0
+    costs = max(units.n_inner**2 + units.n_units**2 * (units.per_unit > 1) for units in plan.units)
+    return _SCIPY + 8 * (costs + 6 * ALIGN_BLOCK + ALIGN_UNITS**2)
 
 
 def _block_bytes(step: Step, block_chunks: int) -> int:

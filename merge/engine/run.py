@@ -14,12 +14,13 @@ from typing import Any
 
 from merge.checkpoint.reader import SourceReader
 from merge.engine import memory
+from merge.engine.align import align, summary
 from merge.engine.crew import Crew
-from merge.engine.executors import Context, executor, method_of
+from merge.engine.executors import Context, check_method, executor, method_of
+from merge.engine.numbers import check_numbers
 from merge.engine.preflight import check_models
 from merge.engine.resume import still_good
 from merge.engine.space import check_space
-from merge.errors import NumbersError
 from merge.output.manifest import MANIFEST, manifest_bytes, side_file_bytes
 from merge.output.writer import OutputDirectory
 from merge.plan import Plan, Step
@@ -40,6 +41,7 @@ class Report:
     peak_memory: int  # bytes, resident; 0 where the system does not say
     nonfinite: int
     overflow: int
+    aligned: tuple[dict[str, Any], ...] = ()  # units moved, by model and kind of module
 
 
 def run_plan(
@@ -67,14 +69,16 @@ def run_plan(
         MergeError: see merge.errors; `out`.partial stays and nothing else is touched.
     """
     began = time.monotonic()
+    check_method(plan)
     budget = memory.budget(plan, threads, max_ram, device, block_chunks)
     check_space(plan, Path(out))
     small_files = side_file_bytes(plan)
-    files = [file for model in plan.models for file in model.files]
+    files = [*plan.statistics_files, *(file for model in plan.models for file in model.files)]
     with SourceReader(files) as reader, OutputDirectory(plan, Path(out), force) as directory:
         crew = Crew(budget.threads)
         context = Context(plan, reader, crew, directory, device, budget)
         tick = _ticker(context, progress)
+        align(context, tick)
         check_models(context)
         resumed = still_good(context, tick)
         todo = [(i, step) for i, step in enumerate(plan.steps) if i not in directory.records]
@@ -82,24 +86,26 @@ def run_plan(
             _model_passes(context, tick)
             crew.each(lambda item: _run_step(context, *item), _largest_first(todo), tick)
         reader.check_unchanged()
-        nonfinite, overflow = _check_numbers(context)
-        directory.complete(small_files, (MANIFEST, manifest_bytes(plan, directory.records, small_files)))
+        aligned = summary(plan, directory.notes)
+        manifest = manifest_bytes(plan, directory.records, small_files, aligned)
+        directory.complete(small_files, (MANIFEST, manifest))
     return Report(
         out=str(out),
         seconds=time.monotonic() - began,
-        bytes_read=sum(source.nbytes for _, step in todo for source in step.sources),
+        bytes_read=sum(step.bytes_read for _, step in todo),
         bytes_written=plan.bytes_written,
         resumed_tensors=resumed,
         tensors=len(plan.steps),
         peak_memory=memory.peak_resident(),
-        nonfinite=nonfinite,
-        overflow=overflow,
+        nonfinite=sum(record.get("nonfinite", 0) for record in directory.records.values()),
+        overflow=sum(record.get("overflow", 0) for record in directory.records.values()),
+        aligned=tuple(aligned),
     )
 
 
 def _run_step(context: Context, index: int, step: Step) -> None:
     record = executor(step, context.device)(context, index, step)
-    _check_step(context.plan, step, record)
+    check_numbers(context.plan, step, record)
     context.out.finish(index, record)
 
 
@@ -122,32 +128,3 @@ def _model_passes(context: Context, tick: Callable[[], None]) -> None:
 def _ticker(context: Context, progress: Progress) -> Callable[[], None]:
     steps = context.plan.steps
     return lambda: progress(sum(steps[i].nbytes for i in list(context.out.records)))
-
-
-def _check_step(plan: Plan, step: Step, record: dict[str, Any]) -> None:
-    """Bad numbers end the run at the tensor where they appear, unless the recipe allows them."""
-    if "nonfinite_in" in record and "nonfinite" not in plan.allow:
-        models = [plan.models[i].ref for i in _source_models(step)]
-        found = ", ".join(f"{n:,} in {model}" for model, n in zip(models, record["nonfinite_in"], strict=True) if n)
-        raise NumbersError(
-            f'{step.name}: NaN or infinite values in the input: {found}. Set "allow: [nonfinite]" to merge them.'
-        )
-    if "overflow" in record and "overflow" not in plan.allow:
-        raise NumbersError(
-            f"{step.name}: {record['overflow']:,} values (largest {record['absmax']:.6g}) do not fit {step.dtype}. "
-            'Choose another dtype, or set "allow: [overflow]" to let them become infinite.'
-        )
-    if "nonfinite" in record and "nonfinite" not in plan.allow:
-        raise NumbersError(
-            f"{step.name}: the merge gives {record['nonfinite']:,} NaN or infinite values from finite inputs. "
-            'Look at its weights, or set "allow: [nonfinite]".'
-        )
-
-
-def _source_models(step: Step) -> tuple[int, ...]:
-    return step.models if step.base_model is None or step.base is None else (step.base_model, *step.models)
-
-
-def _check_numbers(context: Context) -> tuple[int, int]:
-    records = context.out.records.values()
-    return sum(r.get("nonfinite", 0) for r in records), sum(r.get("overflow", 0) for r in records)

@@ -8,18 +8,23 @@ The function is the textbook definition in torch. Neither torch nor numba is imp
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import inspect
+import math
 import pkgutil
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, TypeAlias, TypeVar
+
+from merge.errors import MergeError
 
 Inputs = Literal["models", "deltas", "either"]  # either: deltas where the recipe has a base, else models
 Locality = Literal["element", "row", "tensor"]
 BaseRole = Literal["none", "optional", "required"]
+StatisticsKind = Literal["gram", "fisher"]
 T = TypeVar("T")
 
 
@@ -54,6 +59,32 @@ class Parameter:
 
 
 @dataclass(frozen=True)
+class Cost:
+    """What a method that decomposes matrices takes: measured, for a matrix of 4096 x 4096 in float64 on one core.
+
+    Time grows with the side that is decomposed times the number of entries.
+    """
+
+    seconds: float
+    seconds_each: float  # and for each model
+    elements: float  # float64 elements of temporaries for each element of the matrix
+    elements_each: float  # and model
+    squares: float  # and for each element of the square of the side that is decomposed
+    side: Literal["shorter", "columns"] = "shorter"
+
+    def of(self, shape: tuple[int, ...], n_models: int) -> tuple[float, int]:
+        """(seconds, bytes) for a tensor; the matrices of one with more than two dimensions come one after another"""
+        if len(shape) < 2 or 0 in shape:
+            return 0.0, 0
+        *leading, rows, columns = shape
+        side = columns if self.side == "columns" else min(rows, columns)
+        seconds = math.prod(leading) * (self.seconds + n_models * self.seconds_each)
+        seconds *= (side / 4096) * (rows / 4096) * (columns / 4096)
+        each = rows * columns * (self.elements + n_models * self.elements_each) + side * side * self.squares
+        return seconds, int(each * 8)
+
+
+@dataclass(frozen=True)
 class Method:
     """A merge method. `reference` is torch; `fused`, where there is one, names the numba way as "module:function"."""
 
@@ -73,6 +104,9 @@ class Method:
     doc: str = ""
     random: bool = False
     check: Callable[[dict[str, Any]], str | None] | None = None  # what is wrong with a tensor's resolved parameters
+    statistics: StatisticsKind | None = None  # what it needs of each input's statistics file, passed as `_statistics`
+    cost: Cost | None = None  # of methods that decompose matrices; `merge plan` shows it
+    origin: str = ""  # where a method that is not part of this package comes from, with its version or digest
 
     @property
     def base_apart(self) -> bool:
@@ -113,6 +147,7 @@ def check_rank_probabilities(parameters: dict[str, Any]) -> str | None:
 
 
 _METHODS: dict[str, Method] = {}
+_ORIGIN = ""  # of the methods that are being registered, where it is not this package; see merge/user_methods.py
 
 
 def method(
@@ -129,11 +164,22 @@ def method(
     model_pass: str | None = None,
     random: bool = False,
     check: Callable[[dict[str, Any]], str | None] | None = None,
+    statistics: StatisticsKind | None = None,
+    cost: Cost | None = None,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Registers the decorated function as a merge method under its own name. It adds facts, not behaviour."""
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
-        name = function.__name__
+        name, home = function.__name__, function.__module__
+        origin = _ORIGIN or ("" if home.startswith("merge.methods.") else f"module {home}")
+        if name == "copy":
+            raise MergeError(f'{origin or home}: "copy" is what plans call copied bytes; choose another name.')
+        if name in _METHODS:
+            other = _METHODS[name]
+            taken = f"{other.reference.__module__}, {other.origin or 'part of merge-workbench'}"
+            raise MergeError(
+                f'there is a method "{name}" already ({taken}); {origin or home} must choose another name.'
+            )
         _METHODS[name] = Method(
             name=name,
             reference=function,
@@ -151,6 +197,9 @@ def method(
             doc=inspect.getdoc(function) or "",
             random=random,
             check=check,
+            statistics=statistics,
+            cost=cost,
+            origin=origin,
         )
         return function
 
@@ -160,6 +209,9 @@ def method(
 def _parameters(function: Callable[..., Any]) -> tuple[Parameter, ...]:
     # Only these annotations are evaluated: that of the tensors would need torch. A leading underscore marks what the
     # engine passes in (random keys, thresholds) and a recipe cannot write.
+    everything = inspect.signature(function).parameters.values()
+    if sum(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in everything) != 1:
+        raise TypeError(f'{function.__name__} must take one tensor, then "*", then its parameters')
     schema = {
         name: parameter
         for name, parameter in inspect.signature(function).parameters.items()
@@ -183,6 +235,9 @@ def _parameter(parameter: inspect.Parameter, hint: Any) -> Parameter:
     if typing.get_origin(hint) is Literal:
         choices = typing.get_args(hint)
         hint = str
+    if hint not in (float, int, bool, str):
+        types = "float, int, bool, str, Literal or PerModel of one of them"
+        raise TypeError(f'parameter "{parameter.name}" needs a type: {types}')
     required = parameter.default is inspect.Parameter.empty
     return Parameter(
         name=parameter.name.rstrip("_"),  # `lambda_` is `lambda` in a recipe
@@ -204,14 +259,40 @@ def all_methods() -> dict[str, Method]:
 
 @functools.cache
 def _import_methods() -> None:
-    """Each file of merge/methods that is not this one is a method."""
+    """Each file of merge/methods that is not this one is a method; then come those of installed packages."""
     import merge.methods as package
+    from merge.user_methods import load_entry_points
 
     for module in pkgutil.iter_modules(package.__path__):
         if module.name != "registry":
             importlib.import_module(f"merge.methods.{module.name}")
+    load_entry_points()
 
 
 def get_method(name: str) -> Method | None:
     _import_methods()
     return _METHODS.get(name)
+
+
+@contextlib.contextmanager
+def registering(origin: str) -> Iterator[list[str]]:
+    """What is registered inside comes from `origin`, and is in the list afterwards; nothing stays if it fails."""
+    global _ORIGIN
+    before = dict(_METHODS)
+    names: list[str] = []
+    outer, _ORIGIN = _ORIGIN, origin
+    try:
+        yield names
+        names += [name for name in _METHODS if name not in before]
+    except BaseException:
+        _METHODS.clear()
+        _METHODS.update(before)
+        raise
+    finally:
+        _ORIGIN = outer
+
+
+def forget(module: str) -> None:
+    """Drops the methods that a module registered."""
+    for name in [name for name, one in _METHODS.items() if one.reference.__module__ == module]:
+        del _METHODS[name]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -34,12 +35,15 @@ def side_file_bytes(plan: Plan) -> dict[str, bytes]:
         ) from error
 
 
-def manifest_bytes(plan: Plan, records: dict[int, dict[str, Any]], files: dict[str, bytes]) -> bytes:
+def manifest_bytes(
+    plan: Plan, records: dict[int, dict[str, Any]], files: dict[str, bytes], aligned: Sequence[dict[str, Any]] = ()
+) -> bytes:
     """The manifest's text. No times and no paths of this machine, so that equal runs give equal bytes.
 
     Args:
         records: what the engine noted of each step: digests of output and sources, statistics.
         files: contents of the small files, by name.
+        aligned: how many units were moved, by model and kind of module.
     """
     tensors = {}
     for i, step in enumerate(plan.steps):
@@ -60,12 +64,14 @@ def manifest_bytes(plan: Plan, records: dict[int, dict[str, Any]], files: dict[s
         },
         "name": plan.name,
         "method": plan.method,
+        **({"method_origin": plan.method_origin} if plan.method_origin else {}),
         "seed": plan.seed,
         "allow": list(plan.allow),
         "notes": list(plan.notes),
         "parameters": plan.n_parameters,
         "recipe": plan.recipe_text,
         "models": _models(plan, records),
+        **({"aligned": list(aligned)} if aligned else {}),
         "shards": {
             shard.file: {"size": shard.size, "header": xxhash.xxh3_128_hexdigest(shard.header.encode())}
             for shard in plan.shards

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -13,8 +14,10 @@ from merge.methods import Method, Parameter, get_method
 from merge.output.card import model_card
 from merge.output.config import output_config
 from merge.output.shards import INDEX, index_text, lay_out
-from merge.plan import Plan, SideFile, Step, TensorRef
+from merge.plan import Plan, SideFile, Step, TensorRef, Units
+from merge.planners.align import align_targets
 from merge.planners.inputs import Inputs
+from merge.planners.statistics import Statistics
 from merge.planners.targets import Layout, Slot, Target, lay_out_targets
 from merge.planners.tokenizers import check_tokenizers, tokenizer_donor
 from merge.recipe.model import Recipe, resolve
@@ -38,6 +41,9 @@ def build_plan(recipe: Recipe, *, shard_bytes: int = SHARD_BYTES) -> Plan:
     inputs = Inputs(recipe)
     problems: list[Problem] = []
     layout = lay_out_targets(recipe, inputs, problems)
+    units: tuple[Units, ...] = ()
+    if recipe.align:
+        layout, units = align_targets(recipe, inputs, layout, problems)
     builder = _Builder(recipe, method, inputs, problems)
     steps = [step for target in layout.targets if (step := builder.step(target)) is not None]
     builder.check_whole(steps)
@@ -58,6 +64,9 @@ def build_plan(recipe: Recipe, *, shard_bytes: int = SHARD_BYTES) -> Plan:
         allow=recipe.allow,
         notes=(*inputs.notes, *builder.notes()),
         recipe_text=recipe.text,
+        statistics_files=builder.statistics.files,
+        method_origin=method.origin,
+        units=units,
     )
 
 
@@ -73,6 +82,7 @@ class _Builder:
     def __init__(self, recipe: Recipe, method: Method, inputs: Inputs, problems: list[Problem]) -> None:
         self.recipe, self.method, self.inputs, self.problems = recipe, method, inputs, problems
         self.dtype = recipe.out_dtype or recipe.dtype
+        self.statistics = Statistics(recipe, method, problems)
         self._lenient: Counter[str] = Counter()
         self._unset: dict[tuple[str, str], list[str]] = {}
 
@@ -93,7 +103,8 @@ class _Builder:
         return self._merge(target, slots, base)
 
     def _ref(self, slot: Slot) -> TensorRef:
-        return self.inputs.all[slot.model].tensors[slot.name]
+        ref = self.inputs.all[slot.model].tensors[slot.name]
+        return ref if slot.units is None else dataclasses.replace(ref, units=slot.units)
 
     def _has(self, slot: Slot) -> bool:
         return slot.name in self.inputs.all[slot.model].tensors
@@ -174,8 +185,11 @@ class _Builder:
         if (message := self.method.check(parameters) if self.method.check else None) is not None:
             self.problems.append(Problem(message, target.name))
             return None
+        owners = [(slot.statistics, self._model_name(slot), self._ref(slot)) for slot in slots]
+        statistics = self.statistics.of(target.name, owners)
         donor = self._ref(base or self._donor_slot(slots))
-        return self._make(target, self.method.name, slots, base, parameters, self._out_dtype(donor))
+        step = self._make(target, self.method.name, slots, base, parameters, self._out_dtype(donor))
+        return dataclasses.replace(step, statistics=statistics)
 
     def _donor_slot(self, slots: list[Slot]) -> Slot:
         return min(slots, key=lambda slot: slot.model)

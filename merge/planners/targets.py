@@ -15,11 +15,13 @@ from merge.recipe.model import ModelRef, Recipe, Settings, Slice, Source
 
 @dataclass(frozen=True)
 class Slot:
-    """One source of an output tensor: the model (index in Inputs.all), the common name there, and its own settings."""
+    """One source of an output tensor: the model (index in Inputs.all), the common name there, its settings and file."""
 
     model: int
     name: str
     settings: tuple[Settings, ...]  # innermost first
+    statistics: str | None = None
+    units: int | None = None  # in Plan.units, where it is read in another order
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,8 @@ def _models(recipe: Recipe, inputs: Inputs) -> Layout:
     for name in inputs.names():
         layer, t = _place(name, inputs.donor.stacks)
         slots = tuple(
-            Slot(inputs.place(source.model), name, (source.parameters, recipe.parameters)) for source in recipe.models
+            Slot(inputs.place(source.model), name, (source.parameters, recipe.parameters), source.statistics)
+            for source in recipe.models
         )
         base_slot = None if base is None else Slot(base, name, (recipe.parameters,))
         targets.append(Target(name, slots, base_slot, (recipe.parameters,), t, layer))
@@ -150,7 +153,7 @@ def _layer_targets(
     shared = (part.parameters, recipe.parameters)
     for suffix in suffixes:
         slots = tuple(
-            Slot(place, _layer_name(inputs, place, number, suffix), (source.parameters, *shared))
+            Slot(place, _layer_name(inputs, place, number, suffix), (source.parameters, *shared), source.statistics)
             for source, place, number in zip(part.sources, places, numbers, strict=True)
         )
         base_slot = None if base is None else Slot(base[0], _layer_name(inputs, *base, suffix), shared)
@@ -203,4 +206,4 @@ def _outside(recipe: Recipe, inputs: Inputs) -> tuple[list[Target], list[Target]
 
 
 def _outside_slot(inputs: Inputs, source: Source, name: str, shared: tuple[Settings, ...]) -> Slot:
-    return Slot(inputs.place(source.model), name, (source.parameters, *shared))
+    return Slot(inputs.place(source.model), name, (source.parameters, *shared), source.statistics)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +11,7 @@ import yaml
 from merge.dtypes import RECIPE_NAMES
 from merge.recipe import names
 from merge.recipe.document import line_of
-from merge.recipe.model import ALLOW, ModelRef, Module, Recipe, Slice, Source
+from merge.recipe.model import ALIGN, ALLOW, ModelRef, Module, Recipe, Slice, Source
 from merge.recipe.reader import UNREADABLE, Reader, as_integer, join, shown
 from merge.recipe.settings import read_settings
 
@@ -43,6 +44,7 @@ def build(reader: Reader, root: yaml.MappingNode, text: str) -> Recipe:
         name=_name(reader, fields.get("name")),
         seed=reader.integer(fields.get("seed"), "seed", '"seed"', 0, MAX_SEED) or 0,
         allow=_allow(reader, fields.get("allow")),
+        align=_align(reader, fields.get("align")),
         text=text,
         file=reader.file,
         lines=reader.lines,
@@ -82,7 +84,20 @@ def _source(reader: Reader, node: yaml.Node, path: str, level: str) -> Source:
         layer_range=layer_range,
         parameters=read_settings(reader, fields.get("parameters"), join(path, "parameters"), "model"),
         line=line_of(node),
+        statistics=_statistics(reader, fields.get("statistics"), join(path, "statistics")),
     )
+
+
+def _statistics(reader: Reader, node: yaml.Node | None, path: str) -> str | None:
+    """The file of a source's statistics: as a model's directory, looked for here and then beside the recipe."""
+    text = reader.text(node, path)
+    if node is None or text is None:
+        if node is not None:
+            reader.broken.add(path)
+        return None
+    expanded = os.path.expanduser(text)
+    beside = os.path.join(reader.folder or "", expanded)
+    return os.path.abspath(beside if os.path.isfile(beside) and not os.path.isfile(expanded) else expanded)
 
 
 def _layer_range(reader: Reader, around: yaml.Node, node: yaml.Node | None, source_path: str) -> tuple[int, int] | None:
@@ -218,6 +233,13 @@ def _name(reader: Reader, node: yaml.Node | None) -> str | None:
         return None
     if text in (".", "..") or "/" in text or "\\" in text or not text.isprintable():
         reader.problem(node, f'"name" must be usable as the name of a directory, not {shown(node)}', "name")
+    return text
+
+
+def _align(reader: Reader, node: yaml.Node | None) -> str | None:
+    text = reader.text(node, "align")
+    if node is not None and text is not None and text not in ALIGN:
+        reader.problem(node, f'unknown way to align "{text}"; {names.suggest(text, ALIGN)}', "align")
     return text
 
 

@@ -37,12 +37,16 @@ def check(reader: Reader, recipe: Recipe) -> None:
     method = reader.method
     if method is None or reader.broken.intersection(("models", "slices", "modules")):
         return
+    if recipe.align is not None and method.statistics is not None:
+        message = f'"align" puts units in another order than the statistics of {method.name} have; remove "align"'
+        reader.problem(reader.line("align"), message)
     for group in _groups(recipe):
         if group.path in reader.broken or group.path.rpartition(".")[0] in reader.broken:
             continue
         _base(reader, group, method)
         _count(reader, group, method)
         _required(reader, group, method)
+        _statistics(reader, group, method)
         _same_length(reader, group)
         _method_s_own(reader, group, method)
 
@@ -144,6 +148,23 @@ def _written(reader: Reader, path: str, parameter: Parameter) -> bool:
     """Whether a level has the parameter, right or wrong; a wrong one is a problem already."""
     key = join(path, parameter.name)
     return path in reader.broken or key in reader.broken or key in reader.lines
+
+
+def _statistics(reader: Reader, group: Group, method: Method) -> None:
+    """Statistics are there for every input of a method that needs them, and for no other."""
+    for i, source in _inputs(group, method):
+        path = group.source_path(i)
+        if path in reader.broken or join(path, "statistics") in reader.broken:
+            continue
+        if method.statistics is None and source.statistics is not None:
+            message = f'{method.name} uses no statistics; remove "statistics" of model "{source.model.text}"'
+            reader.problem(reader.line(join(path, "statistics")), message)
+        elif method.statistics is not None and source.statistics is None:
+            reader.problem(
+                source.line,
+                f'{method.name} needs "statistics" for model "{source.model.text}": the file that '
+                f"`merge statistics MODEL --kind {method.statistics}` writes",
+            )
 
 
 def _same_length(reader: Reader, group: Group) -> None:

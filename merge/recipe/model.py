@@ -45,6 +45,7 @@ class Source:
     layer_range: tuple[int, int] | None = None  # half-open
     parameters: Settings = field(default_factory=dict)
     line: int = 0
+    statistics: str | None = None  # absolute path of a file that `merge statistics` made of this model
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +81,7 @@ class Recipe:
     name: str | None = None
     seed: int = 0
     allow: tuple[str, ...] = ()
+    align: str | None = None  # "permutation"
     text: str = ""
     file: str | None = None
     lines: Mapping[str, int] = field(default_factory=dict)  # "parameters.t" -> line, for messages of later stages
@@ -89,6 +91,9 @@ class Recipe:
         line = self.lines.get(key)
         return self.file if line is None or self.file is None else f"{self.file}:{line}"
 
+
+# Ways to bring models into one order before they are merged.
+ALIGN = ("permutation",)
 
 # Leniencies by name, and what each one permits.
 ALLOW = {

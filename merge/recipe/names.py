@@ -10,11 +10,11 @@ from merge.methods.registry import Method
 KEYS: dict[str, tuple[str, ...]] = {
     "recipe": (
         *("merge_method", "models", "slices", "modules", "base_model", "parameters", "dtype", "out_dtype"),
-        *("tokenizer_source", "tokenizer", "chat_template", "name", "seed", "allow"),
+        *("tokenizer_source", "tokenizer", "chat_template", "name", "seed", "allow", "align"),
     ),
-    "model": ("model", "parameters"),
+    "model": ("model", "parameters", "statistics"),
     "slice": ("sources", "base_model", "parameters"),
-    "source": ("model", "layer_range", "parameters"),
+    "source": ("model", "layer_range", "parameters", "statistics"),
     "module": ("slices", "models", "parameters"),
     "tokenizer": ("source", "tokens", "pad_to_multiple_of"),
     "condition": ("filter", "value"),

@@ -1,0 +1,40 @@
+"""The statistics of a step, read whole: Gram matrices and Fisher information are as large as what they weigh."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import xxhash
+
+from merge.checkpoint.reader import SourceReader
+from merge.errors import NumbersError
+from merge.plan import Step
+
+
+def read_statistics(reader: SourceReader, step: Step) -> list[npt.NDArray[np.float32]]:
+    """One array (*shape) for each input, in their order; [] for a step without.
+
+    Raises:
+        NumbersError: NaN or infinite values; no leniency makes sense of them.
+    """
+    arrays = []
+    for ref in step.statistics:
+        flat = np.empty(ref.size, np.float32)
+        reader.read_into(ref, 0, flat)
+        if not np.isfinite(flat).all():
+            raise NumbersError(f"{ref.file}: {ref.name}: NaN or infinite values. Make the statistics again.")
+        arrays.append(flat.reshape(ref.shape))
+    return arrays
+
+
+def digests(arrays: list[npt.NDArray[np.float32]]) -> dict[str, Any]:
+    """What the manifest says of them."""
+    return {"statistics": [xxhash.xxh3_128_hexdigest(array.data) for array in arrays]} if arrays else {}
+
+
+def statistics_bytes(step: Step) -> int:
+    """Memory of a method at work on them: float32 as read, and float64 sums, systems and factors."""
+    sizes = [ref.size for ref in step.statistics]
+    return 4 * sum(sizes) + 8 * 5 * max(sizes, default=0)

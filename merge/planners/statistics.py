@@ -1,0 +1,82 @@
+"""The statistics files of a recipe: which of their tensors belongs to which input of a step."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from merge.checkpoint.safetensors_file import read_header
+from merge.errors import CheckpointError, Problem
+from merge.methods import Method
+from merge.plan import SourceFile, TensorRef
+from merge.recipe.model import Recipe
+
+
+class Statistics:
+    """Opened when made, headers only; a file that cannot be used is a problem, said once."""
+
+    def __init__(self, recipe: Recipe, method: Method, problems: list[Problem]) -> None:
+        self._kind, self._problems = method.statistics, problems
+        self._tensors: dict[str, dict[str, TensorRef]] = {}
+        self._files: dict[str, SourceFile] = {}
+        if self._kind is None:
+            return
+        for source in (*recipe.models, *(source for piece in recipe.slices for source in piece.sources)):
+            if source.statistics is not None and source.statistics not in self._tensors:
+                where = f"{recipe.file}:{source.line}" if recipe.file else source.model.text
+                self._open(source.statistics, where)
+
+    @property
+    def files(self) -> tuple[SourceFile, ...]:
+        return tuple(self._files.values())
+
+    def _open(self, path: str, where: str) -> None:
+        self._tensors[path] = {}
+        make = f"Make it with `merge statistics MODEL --kind {self._kind}`."
+        if not os.path.isfile(path):
+            self._problems.append(Problem(f"there is no statistics file {path}.", where, make))
+            return
+        try:
+            info = os.stat(path)
+            refs, _ = read_header(path)
+        except CheckpointError as error:
+            self._problems.append(Problem(str(error), where))
+            return
+        prefix = f"{self._kind}."
+        self._tensors[path] = {ref.name.removeprefix(prefix): ref for ref in refs if ref.name.startswith(prefix)}
+        self._files[path] = SourceFile(path, info.st_size, info.st_mtime_ns)
+        if not self._tensors[path]:
+            kinds = dict.fromkeys(ref.name.partition(".")[0] for ref in refs)
+            found = f"has {', '.join(list(kinds)[:3])}" if kinds else "is empty"
+            self._problems.append(Problem(f"{path} {found}, and {self._kind} is needed.", where, make))
+
+    def of(self, name: str, owners: Sequence[tuple[str | None, str, TensorRef]]) -> tuple[TensorRef, ...]:
+        """The statistics of one step; () if there are none for this tensor, or if a problem was found.
+
+        Args:
+            name: of the output tensor.
+            owners: (statistics file, model's name, stored tensor) of each input.
+        """
+        files = [self._tensors.get(path or "", {}) for path, _, _ in owners]
+        if self._kind is None or not all(files):
+            return ()
+        found = [tensors.get(ref.name) for tensors, (_, _, ref) in zip(files, owners, strict=True)]
+        if not any(found) and self._kind == "gram":
+            return ()  # not the weight of a linear layer
+        lacking = [model for statistics, (_, model, _) in zip(found, owners, strict=True) if statistics is None]
+        if lacking:
+            message = f"the statistics of {', '.join(lacking)} have no {self._kind} of it."
+            self._problems.append(Problem(message, name, "Were they made of another model?"))
+            return ()
+        refs = tuple(statistics for statistics in found if statistics is not None)
+        wrong = False
+        for statistics, (_, model, ref) in zip(refs, owners, strict=True):
+            expected = ref.shape if self._kind == "fisher" else (ref.shape[-1:] * 2)
+            if statistics.shape != expected or statistics.dtype != "F32":
+                message = (
+                    f"the {self._kind} of {model} is {statistics.dtype} {list(statistics.shape)}, "
+                    f"and F32 {list(expected)} is needed for a weight of shape {list(ref.shape)}."
+                )
+                self._problems.append(Problem(message, name, "Were they made of another model?"))
+                wrong = True
+        return () if wrong else refs

@@ -1,0 +1,109 @@
+"""Checkpoint -> torch modules whose parameters are loaded when they are needed, in float32."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+
+from merge.checkpoint import Checkpoint
+from merge.checkpoint.reader import SourceReader
+from merge.dtypes import DTYPES
+from merge.errors import CheckpointError
+from merge.plan import TensorRef
+
+# Architectures whose decoder layers are a function of the hidden state and of what is the same for every layer or
+# follows from the layer's number: no keys and values, embeddings or routing shared between layers.
+LAYERWISE = (
+    *("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "phi", "phi3", "olmo", "olmo2", "granite"),
+    *("smollm3", "starcoder2", "stablelm", "cohere", "glm", "glm4", "gpt_neox"),
+)
+
+
+def empty_model(path: str) -> Any:
+    """The model of a directory's config.json; parameters have a shape and no memory, buffers their values.
+
+    Raises:
+        CheckpointError: transformers does not know the architecture.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        config = AutoConfig.from_pretrained(path, local_files_only=True)
+        with _parameters_on_meta():
+            return AutoModelForCausalLM.from_config(config).eval()
+    except (ValueError, KeyError, ImportError, OSError, TypeError) as error:
+        raise CheckpointError(f"{path}: transformers cannot make a language model of it ({_line(error)}).") from error
+
+
+def whole_model(path: str) -> Any:
+    """The model in memory, float32, as transformers loads it."""
+    import torch
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    try:
+        return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, local_files_only=True).eval()
+    except (ValueError, KeyError, ImportError, OSError, TypeError) as error:
+        raise CheckpointError(f"{path}: transformers cannot load it ({_line(error)}).") from error
+
+
+def _line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0][:200] or type(error).__name__
+
+
+@contextlib.contextmanager
+def _parameters_on_meta() -> Iterator[None]:
+    """As the meta device, but buffers such as rotary frequencies, which no checkpoint holds, get their values."""
+    import torch
+    from torch import nn
+
+    register = nn.Module.register_parameter
+
+    def on_meta(module: Any, name: str, parameter: Any) -> None:
+        if parameter is not None and parameter.device.type != "meta":
+            parameter = nn.Parameter(parameter.to("meta"), requires_grad=False)
+        register(module, name, parameter)
+
+    nn.Module.register_parameter = on_meta
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        nn.Module.register_parameter = register
+
+
+class Loader:
+    """Puts tensors of a checkpoint into modules of its empty model."""
+
+    def __init__(self, model: Any, checkpoint: Checkpoint, reader: SourceReader) -> None:
+        self.model, self._tensors, self._reader = model, checkpoint.tensors, reader
+
+    def lacking(self) -> list[str]:
+        """Parameters that the checkpoint does not store under the same name and shape; of tied ones, one is enough."""
+        return [
+            name
+            for name, parameter in self.model.named_parameters()  # each once
+            if name not in self._tensors or self._tensors[name].shape != tuple(parameter.shape)
+        ]
+
+    def load(self, names: Iterable[str]) -> None:
+        """Parameters by name -> memory."""
+        tensors = {name: self._read(self._tensors[name]) for name in names}
+        self.model.load_state_dict(tensors, strict=False, assign=True)
+        self.model.tie_weights()
+
+    def _read(self, ref: TensorRef) -> Any:
+        import torch
+
+        raw = np.empty(ref.size, DTYPES[ref.dtype].numpy_name)
+        self._reader.read_into(ref, 0, raw)
+        if ref.dtype == "F64":
+            values = raw.astype(np.float32)
+        else:
+            values = np.empty(ref.size, np.float32)
+            self._reader.decode(ref, raw, 0, values)
+        return torch.from_numpy(values.reshape(ref.shape))
