@@ -151,6 +151,11 @@ def test_unfinished_work_of_another_plan_is_not_mixed_in(family: Path, monkeypat
             run_plan(first, family / "out")
     with pytest.raises(UsageError, match="unfinished work of another recipe"):
         run_plan(second, family / "out")
+    with (
+        pytest.raises(UsageError, match="other options"),
+        merge.output.writer.OutputDirectory(first, family / "out", device="cuda"),
+    ):
+        pass
     assert run_plan(second, family / "out", force=True).resumed_tensors == 0
 
 

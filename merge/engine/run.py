@@ -74,7 +74,7 @@ def run_plan(
     check_space(plan, Path(out))
     small_files = side_file_bytes(plan)
     files = [*plan.statistics_files, *(file for model in plan.models for file in model.files)]
-    with SourceReader(files) as reader, OutputDirectory(plan, Path(out), force) as directory:
+    with SourceReader(files) as reader, OutputDirectory(plan, Path(out), force, device) as directory:
         crew = Crew(budget.threads)
         context = Context(plan, reader, crew, directory, device, budget)
         tick = _ticker(context, progress)

@@ -36,8 +36,8 @@ def plan_digest(plan: Plan) -> str:
 class OutputDirectory:
     """Context manager. On a clean exit without `complete`, or on an exception, OUT.partial stays for the next run."""
 
-    def __init__(self, plan: Plan, out: Path, force: bool = False) -> None:
-        self.plan, self.out, self.force = plan, out, force
+    def __init__(self, plan: Plan, out: Path, force: bool = False, device: str = "cpu") -> None:
+        self.plan, self.out, self.force, self.device = plan, out, force, device
         self.partial = partial_of(out)
         self.records: dict[int, dict[str, Any]] = {}  # of tensors that a journal says are done, by step
         self.notes: dict[str, Any] = {}  # other results worth keeping over a kill, such as a model's statistics
@@ -94,9 +94,10 @@ class OutputDirectory:
 
     def _open(self) -> None:
         journal = self.partial / JOURNAL
-        digest = plan_digest(self.plan)
+        # A GPU rounds sums in another order: what it began, the processor must not finish, nor the other way round.
+        first = {"plan": plan_digest(self.plan), "device": self.device}
         lines, whole = _journal_lines(journal)
-        if lines and lines[0].get("plan") != digest:
+        if lines and lines[0] != first:
             if not self.force:
                 raise UsageError(
                     f"{self.partial} holds unfinished work of another recipe, other options or changed sources. "
@@ -108,7 +109,7 @@ class OutputDirectory:
         self._files[JOURNAL] = os.open(journal, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         os.truncate(journal, whole if lines else 0)
         if not lines:
-            self._append({"plan": digest})
+            self._append(first)
         for line in lines[1:]:
             if "step" in line:
                 self.records[line["step"]] = line
