@@ -7,7 +7,7 @@ A tensor's digest is xxh3-128 over the xxh3-128 digests of its chunks in order; 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import xxhash
@@ -39,6 +39,12 @@ class Chunks:
 def chunk_digest(data: memoryview | bytes) -> bytes:
     """16 bytes for one chunk's stored bytes."""
     return xxhash.xxh3_128_digest(data)
+
+
+def digest_of(shape: Sequence[int], read: Callable[[int, int], memoryview]) -> str:
+    """Digest of a stored tensor; read(start, stop) gives the bytes of its elements start .. stop."""
+    chunks = Chunks.of(shape)
+    return tensor_digest([chunk_digest(read(*chunks.span(chunk))) for chunk in range(chunks.count)])
 
 
 def tensor_digest(chunk_digests: Sequence[bytes]) -> str:

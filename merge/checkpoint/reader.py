@@ -45,7 +45,7 @@ class SourceReader:
         self._orders: dict[TensorRef, Order] = {}
         self._lock = threading.Lock()
         self._seek_lock = threading.Lock()
-        self._read_at = _best_read(self._seek_lock)
+        self._read_at = best_read(self._seek_lock)
         self._closed = False
 
     def __enter__(self) -> SourceReader:
@@ -219,7 +219,7 @@ def open_file(path: str, flags: int = os.O_RDONLY) -> int:
     return os.open(path, flags, 0o644)
 
 
-def _best_read(lock: threading.Lock) -> Callable[[int, memoryview, int], int]:
+def best_read(lock: threading.Lock) -> Callable[[int, memoryview, int], int]:
     """read(descriptor, view, place) -> bytes read; 0 at the end of the file."""
     if hasattr(os, "preadv"):
         return lambda descriptor, view, place: os.preadv(descriptor, [view], place)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from merge.chunks import Chunks, chunk_digest, tensor_digest
+from merge.chunks import digest_of
 from merge.dtypes import DTYPES
 from merge.engine.executors import Context
 from merge.plan import Step
@@ -29,12 +29,11 @@ def still_good(context: Context, tick: Callable[[], None]) -> int:
 
 
 def written_digest(context: Context, step: Step) -> str:
-    chunks = Chunks.of(step.shape)
     itemsize = DTYPES[step.dtype].itemsize
-    digests = []
-    for chunk in range(chunks.count):
-        start, stop = chunks.span(chunk)
-        data = context.buffers.encoded((stop - start) * itemsize, np.dtype(np.uint8))
-        context.out.read_into(step, start, data.data, itemsize)
-        digests.append(chunk_digest(data.data))
-    return tensor_digest(digests)
+
+    def read(start: int, stop: int) -> memoryview:
+        data = context.buffers.encoded((stop - start) * itemsize, np.dtype(np.uint8)).data
+        context.out.read_into(step, start, data, itemsize)
+        return data
+
+    return digest_of(step.shape, read)

@@ -5,15 +5,12 @@ Tensors are float32; sums over models are float64, one model at a time, as in th
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
 from merge.kernels.selection import Threshold, count_kept, count_outliers
 from merge.kernels.weights import Election
 
-_TINY_WEIGHT = 1e-8
 _M32 = 0xFFFFFFFF
 
 
@@ -23,12 +20,6 @@ def weighted_sum(rows: Tensor, factors: tuple[float, ...]) -> Tensor:
     for row, factor in zip(rows, factors, strict=True):
         total += row.to(torch.float64) * factor
     return total
-
-
-def divisor(weight: tuple[float, ...], normalize: bool) -> float:
-    """What `normalize` divides by without election: the sum of weights, unless it is next to nothing"""
-    total = math.fsum(weight)
-    return total if normalize and abs(total) >= _TINY_WEIGHT else 1.0
 
 
 def elect_and_sum(kept: Tensor, vote: Election) -> Tensor:

@@ -6,7 +6,6 @@ the weights come as a tuple, whose length the compiler knows and unrolls.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -26,15 +25,13 @@ from merge.kernels.sparsify import (
     trimmed,
     without_outliers,
 )
-from merge.kernels.weights import Election, election
-
-_TINY_WEIGHT = 1e-8  # a sum of weights below this does not normalise
+from merge.kernels.weights import Election, divisor, election
 
 
 def task_arithmetic(
     tensor: FusedTensor, *, weight: tuple[float, ...], normalize: bool = False, lambda_: float = 1.0, **unused: object
 ) -> Combine:
-    factors = _scaled(weight, lambda_ / _divisor(weight, normalize))
+    factors = _scaled(weight, lambda_ / divisor(weight, normalize))
 
     def combine(block: Block, out: Floats) -> None:
         _add_deltas(block.raw, factors, out)
@@ -85,7 +82,7 @@ def breadcrumbs(
 ) -> Combine:
     sparsify = without_outliers(tensor, density, gamma)
     factors = l1_factors(tensor, weight, sparsify) if rescale else weight
-    return _add(sparsify, factors, lambda_ / _divisor(weight, normalize))
+    return _add(sparsify, factors, lambda_ / divisor(weight, normalize))
 
 
 def breadcrumbs_ties(
@@ -119,7 +116,7 @@ def dare_linear(
     **unused: object,
 ) -> Combine:
     masks = random_masks(_keys, density)
-    factors = _scaled(_dare_factors(tensor, weight, density, rescale, masks), lambda_ / _divisor(weight, normalize))
+    factors = _scaled(_dare_factors(tensor, weight, density, rescale, masks), lambda_ / divisor(weight, normalize))
 
     def combine(block: Block, out: Floats) -> None:
         for start, stop, here in mask_pieces(block, masks):
@@ -170,7 +167,7 @@ def della_linear(
 ) -> Combine:
     sparsify = dropped_by_rank(tensor, _keys, density, epsilon, rescale is True)
     factors = l1_factors(tensor, weight, sparsify) if rescale == "l1" else weight
-    return _add(sparsify, factors, lambda_ / _divisor(weight, normalize))
+    return _add(sparsify, factors, lambda_ / divisor(weight, normalize))
 
 
 def della(
@@ -221,11 +218,6 @@ def _elect(sparsify: Sparsifier, vote: Election) -> Combine:
         _elect_sparse(block.raw, sparse, vote.divisors, vote.factors, vote.by_count, vote.divide, vote.scale, out)
 
     return combine
-
-
-def _divisor(weight: tuple[float, ...], normalize: bool) -> float:
-    total = math.fsum(weight)
-    return total if normalize and abs(total) >= _TINY_WEIGHT else 1.0
 
 
 def _scaled(weight: tuple[float, ...], factor: float) -> tuple[float, ...]:

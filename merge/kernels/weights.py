@@ -14,6 +14,7 @@ from fractions import Fraction
 
 _DENOMINATOR = 10_000  # gradients over layers give fractions such as 0.7 * 3/39
 _LARGEST = 1 << 20  # times a float32 and a few models: within float64's 53 bits
+_TINY_WEIGHT = 1e-8  # a sum of weights below this does not normalise
 _ROUNDING = 4 * 2.0**-53
 
 
@@ -29,6 +30,12 @@ def whole(numbers: Sequence[float]) -> tuple[tuple[float, ...], float]:
     if not meant or common > _LARGEST or any(abs(multiple) > _LARGEST for multiple in multiples):
         return tuple(numbers), 1.0
     return tuple(float(multiple) for multiple in multiples), float(common)
+
+
+def divisor(weight: tuple[float, ...], normalize: bool) -> float:
+    """What `normalize` divides by without election: the sum of weights, unless it is next to nothing"""
+    total = math.fsum(weight)
+    return total if normalize and abs(total) >= _TINY_WEIGHT else 1.0
 
 
 @dataclass(frozen=True)

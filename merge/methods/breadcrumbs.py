@@ -53,7 +53,8 @@ def breadcrumbs(
     """deltas (model, *shape) float32 -> merged task vector (*shape) float64"""
     import torch
 
-    from merge.kernels.reference import divisor, keep_inliers, l1_factors, weighted_sum
+    from merge.kernels.reference import keep_inliers, l1_factors, weighted_sum
+    from merge.kernels.weights import divisor
 
     kept = torch.stack([keep_inliers(d, *shares) for d, *shares in zip(deltas, density, gamma, strict=True)])
     factors = l1_factors(weight, deltas, kept) if rescale else weight

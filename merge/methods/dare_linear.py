@@ -52,7 +52,8 @@ def dare_linear(
     _keys: tuple[int, ...] = (),
 ) -> Tensor:
     """deltas (model, *shape) float32 -> merged task vector (*shape) float64; _keys: one 64-bit key for each model"""
-    from merge.kernels.reference import divisor, drop_at_random, weighted_sum
+    from merge.kernels.reference import drop_at_random, weighted_sum
+    from merge.kernels.weights import divisor
 
     kept, factors = drop_at_random(deltas, weight, density, _keys, rescale)
     return lambda_ / divisor(weight, normalize) * weighted_sum(kept, factors)

@@ -56,7 +56,8 @@ def della_linear(
     _keys: tuple[int, ...] = (),
 ) -> Tensor:
     """deltas (model, *shape) float32 -> merged task vector (*shape) float64; _keys: one 64-bit key for each model"""
-    from merge.kernels.reference import divisor, drop_by_rank, weighted_sum
+    from merge.kernels.reference import drop_by_rank, weighted_sum
+    from merge.kernels.weights import divisor
 
     kept, factors = drop_by_rank(deltas, weight, density, epsilon, _keys, rescale)
     return lambda_ / divisor(weight, normalize) * weighted_sum(kept, factors)

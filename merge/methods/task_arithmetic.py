@@ -46,6 +46,7 @@ def task_arithmetic(
     int8_mask: Annotated[bool, "accepted for old recipes; no effect here"] = False,
 ) -> Tensor:
     """deltas (model, *shape) float32 -> merged task vector (*shape) float64"""
-    from merge.kernels.reference import divisor, weighted_sum
+    from merge.kernels.reference import weighted_sum
+    from merge.kernels.weights import divisor
 
     return lambda_ / divisor(weight, normalize) * weighted_sum(deltas, weight)

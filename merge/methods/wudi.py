@@ -51,8 +51,9 @@ def wudi(
     lambda_: Annotated[float, "factor of the merged task vector"] = 1.0,
 ) -> Tensor:
     """deltas (model, *shape) float32 -> merged task vector (*shape) float64"""
-    from merge.kernels.reference import divisor, weighted_sum
+    from merge.kernels.reference import weighted_sum
     from merge.kernels.spectral import for_each_matrix
+    from merge.kernels.weights import divisor
 
     if deltas.dim() < 3 or deltas.numel() == 0:
         return weighted_sum(deltas, weight) * (lambda_ / divisor(weight, normalize=True))

@@ -13,7 +13,7 @@ import xxhash
 
 from merge.checkpoint.reader import SourceReader
 from merge.checkpoint.safetensors_file import read_header
-from merge.chunks import Chunks, chunk_digest, tensor_digest
+from merge.chunks import Chunks, digest_of
 from merge.dtypes import DTYPES
 from merge.errors import CheckpointError
 from merge.output.manifest import MANIFEST, read_manifest
@@ -79,15 +79,14 @@ def verify_output(
 def _digest(reader: SourceReader, ref: TensorRef) -> str:
     import numpy as np
 
-    chunks = Chunks.of(ref.shape)
-    digests = []
-    data = np.empty(chunks.length, DTYPES[ref.dtype].numpy_name)
-    for chunk in range(chunks.count):
-        start, stop = chunks.span(chunk)
+    data = np.empty(Chunks.of(ref.shape).length, DTYPES[ref.dtype].numpy_name)
+
+    def read(start: int, stop: int) -> memoryview:
         piece = data[: stop - start]
         reader.read_into(ref, start, piece)
-        digests.append(chunk_digest(piece.data))
-    return tensor_digest(digests)
+        return piece.data
+
+    return digest_of(ref.shape, read)
 
 
 def _shard(path: Path, expected: dict[str, Any], refs: dict[str, TensorRef]) -> Iterator[str]:

@@ -21,7 +21,7 @@ from typing import Any
 import filelock
 import xxhash
 
-from merge.checkpoint.reader import open_file
+from merge.checkpoint.reader import best_read, open_file
 from merge.errors import OutputError, UsageError
 from merge.plan import Plan, Step
 
@@ -146,7 +146,7 @@ class OutputDirectory:
         """Reads back what was written, to check it after a resume."""
         place = step.offset + element * itemsize
         while data.nbytes:
-            n = _pread_into(self._files[step.file], data, place)
+            n = _read_at(self._files[step.file], data, place)
             if n == 0:
                 raise OutputError(f"{self.partial / step.file} is shorter than it was made; delete {self.partial}.")
             data, place = data[n:], place + n
@@ -257,17 +257,8 @@ def _write_all(fd: int, data: memoryview | bytes, offset: int) -> None:
         view, offset = view[n:], offset + n
 
 
-def _pread_into(fd: int, data: memoryview, offset: int) -> int:
-    if hasattr(os, "preadv"):
-        return os.preadv(fd, [data], offset)
-    with _SEEK_LOCK:
-        os.lseek(fd, offset, os.SEEK_SET)
-        piece = os.read(fd, data.nbytes)
-    data[: len(piece)] = piece
-    return len(piece)
-
-
 _SEEK_LOCK = threading.Lock()
+_read_at = best_read(_SEEK_LOCK)
 
 
 def _flush(fd: int) -> None:
