@@ -21,17 +21,31 @@ import sys
 import time
 from pathlib import Path
 
-METHODS = {
-    "ties": ("density: 0.5, weight: 0.33", "base_model"),
-    "dare_ties": ("density: 0.5, weight: 0.33", "base_model"),
-    "breadcrumbs": ("density: 0.5, weight: 0.33", "base_model"),
-    "breadcrumbs_ties": ("density: 0.5, weight: 0.33", "base_model"),
-    "della": ("density: 0.5, weight: 0.33", "base_model"),
-    "della_linear": ("density: 0.5, weight: 0.33", "base_model"),
-    "slerp": (None, "base_model"),
-    "linear": ("weight: 0.33", None),
-    "task_arithmetic": ("weight: 0.33", "base_model"),
+_SPARSE = "density: 0.5, weight: 0.33"
+# method -> (models beside the base, each model's parameters, parameters of the merge, with a base_model?)
+METHODS: dict[str, tuple[int, str, str, bool]] = {
+    "ties": (3, _SPARSE, "", True),
+    "dare_ties": (3, _SPARSE, "", True),
+    "dare_linear": (3, _SPARSE, "", True),
+    "breadcrumbs": (3, _SPARSE, "", True),
+    "breadcrumbs_ties": (3, _SPARSE, "", True),
+    "della": (3, _SPARSE, "", True),
+    "della_linear": (3, _SPARSE, "", True),
+    "slerp": (1, "", "t: 0.5", True),
+    "linear": (3, "weight: 0.33", "", False),
+    "task_arithmetic": (3, "weight: 0.33", "", True),
+    "nuslerp": (2, "weight: 0.5", "", False),
+    "multislerp": (3, "weight: 0.33", "", False),
+    "karcher": (3, "", "", False),
+    "nearswap": (1, "", "t: 0.001", True),
+    "model_stock": (3, "", "", True),
+    "sce": (3, "", "select_topk: 0.5", True),
+    "arcee_fusion": (1, "", "", True),
+    "ram": (3, "", "", True),
+    "ramplus_tl": (3, "", "", True),
+    "passthrough": (1, "", "", False),
 }
+_BASE_IS_LISTED = ("slerp",)
 
 
 @dataclasses.dataclass
@@ -43,20 +57,20 @@ class Measured:
 
 def recipe(method: str, models: Path) -> tuple[str, list[Path]]:
     """(text, the models it reads)"""
-    settings, base = METHODS[method]
-    experts = sorted(models.glob("expert-*"))[: 1 if method == "slerp" else 3]
+    n, each, whole, base = METHODS[method]
+    experts = sorted(models.glob("expert-*"))[:n]
     lines = [f"merge_method: {method}", "dtype: bfloat16"]
     if base:
         lines.append(f"base_model: {models / 'base'}")
     lines.append("models:")
-    if method == "slerp":
+    if method in _BASE_IS_LISTED:
         lines.append(f"  - model: {models / 'base'}")
     for expert in experts:
         lines.append(f"  - model: {expert}")
-        if settings:
-            lines.append(f"    parameters: {{{settings}}}")
-    if method == "slerp":
-        lines += ["parameters:", "  t: 0.5"]
+        if each:
+            lines.append(f"    parameters: {{{each}}}")
+    if whole:
+        lines.append(f"parameters: {{{whole}}}")
     return "\n".join(lines) + "\n", ([models / "base"] if base else []) + experts
 
 

@@ -16,8 +16,20 @@ from merge.dtypes import DTYPES
 
 
 @dataclass(frozen=True, slots=True)
+class Derived:
+    """How a tensor is computed while it is read; see merge.derive.
+
+    `parameters` holds what JSON can: numbers, texts, booleans, None, and tuples of them.
+    """
+
+    operation: str
+    inputs: tuple[TensorRef, ...]
+    parameters: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class TensorRef:
-    """Where the numbers of one stored tensor lie.
+    """Where the numbers of one tensor come from: as a rule, where they lie in a file.
 
     Attributes:
         file: absolute path of the file.
@@ -28,6 +40,8 @@ class TensorRef:
         strides: in elements, for a torch pickle that stores a view that is not contiguous; None: contiguous.
         scale: FP8 only: the tensor of scales to multiply with; `scale_block` is the (rows, columns) one scale covers.
         units: read in the order that is found for Plan.units[units]; None: as it is stored.
+        derived: computed from other tensors instead; `file` is then empty, `name` says what it is in messages, and
+            `dtype` is what an output gets that keeps its input's dtype. Values are read as float32.
     """
 
     file: str
@@ -39,6 +53,7 @@ class TensorRef:
     scale: TensorRef | None = None
     scale_block: tuple[int, int] | None = None
     units: int | None = None
+    derived: Derived | None = None
 
     @property
     def size(self) -> int:
@@ -47,7 +62,15 @@ class TensorRef:
 
     @property
     def nbytes(self) -> int:
+        """Bytes of the stored tensor; of all that a derived one is computed from."""
+        if self.derived is not None:
+            return sum(ref.nbytes for ref in self.derived.inputs)
         return self.size * DTYPES[self.dtype].itemsize
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether the stored numbers are the tensor's own: neither scaled nor derived."""
+        return self.scale is None and self.derived is None
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,7 +238,15 @@ def _tuples(value: Any) -> Any:
 def _ref(data: dict[str, Any] | None) -> TensorRef | None:
     if data is None:
         return None
-    return TensorRef(**{**{key: _tuples(value) for key, value in data.items()}, "scale": _ref(data["scale"])})
+    values = {key: _tuples(value) for key, value in data.items()}
+    return TensorRef(**values | {"scale": _ref(data["scale"]), "derived": _derived(data["derived"])})
+
+
+def _derived(data: dict[str, Any] | None) -> Derived | None:
+    if data is None:
+        return None
+    inputs = tuple(ref for item in data["inputs"] if (ref := _ref(item)) is not None)
+    return Derived(data["operation"], inputs, {key: _tuples(value) for key, value in data["parameters"].items()})
 
 
 def _step(data: dict[str, Any]) -> Step:

@@ -20,6 +20,7 @@ import numpy.typing as npt
 from merge.checkpoint.decode import F32Array, apply_scales, to_float32
 from merge.checkpoint.permuted import Order, read_permuted
 from merge.checkpoint.strided import read_strided
+from merge.derive import Fill, Read, operation
 from merge.dtypes import DTYPES
 from merge.errors import CheckpointError, SourceChanged
 from merge.plan import SourceFile, TensorRef
@@ -46,6 +47,8 @@ class SourceReader:
         self._lock = threading.Lock()
         self._seek_lock = threading.Lock()
         self._read_at = best_read(self._seek_lock)
+        self._derived: dict[int, _Prepared] = {}  # by id: a ref may be large, and hashing it slow
+        self._derive_lock = threading.Lock()
         self._closed = False
 
     def __enter__(self) -> SourceReader:
@@ -87,6 +90,28 @@ class SourceReader:
         else:
             read_permuted(ref.shape, self._orders[ref], start, out, stored)
 
+    def read_values(self, ref: TensorRef, start: int, out: F32Array) -> None:
+        """Elements start.. of the flattened tensor, stored or derived -> out (n,) float32."""
+        if ref.derived is None:
+            raw = np.empty(len(out), DTYPES[ref.dtype].numpy_name)
+            self.read_into(ref, start, raw)
+            self.decode(ref, raw, start, out)
+            return
+        if start < 0 or start + len(out) > ref.size:
+            raise ValueError(f"{ref.name}: elements {start}..{start + len(out)} of {ref.size}")
+        with self._derive_lock:
+            known = self._derived.get(id(ref))
+            if known is None:
+                known = self._derived[id(ref)] = _Prepared(ref)
+        known.fill(self.read_values)(start, out)
+
+    def release(self, refs: Iterable[TensorRef]) -> None:
+        """Lets go of what derived tensors hold; they can be read again."""
+        for ref in refs:
+            if ref.derived is not None:
+                self._derived.pop(id(ref), None)
+                self.release(ref.derived.inputs)
+
     def arrange(self, ref: TensorRef, order: Order) -> None:
         """Has a tensor that asks for it (`ref.units`) read in this order from now on."""
         self._orders[ref] = order
@@ -107,7 +132,13 @@ class SourceReader:
 
     def will_need(self, ref: TensorRef, start: int, count: int) -> None:
         """Ask the system to read `count` elements ahead; does nothing where it cannot be asked."""
-        if ref.strides is None and ref.units is None and count > 0 and hasattr(os, "posix_fadvise"):
+        if (
+            ref.strides is None
+            and ref.units is None
+            and ref.derived is None
+            and count > 0
+            and hasattr(os, "posix_fadvise")
+        ):
             item_size = DTYPES[ref.dtype].itemsize
             place, size = ref.offset + start * item_size, count * item_size
             os.posix_fadvise(self._descriptor(ref.file), place, size, os.POSIX_FADV_WILLNEED)
@@ -188,6 +219,21 @@ class SourceReader:
                 raise
             self._descriptors[path] = descriptor
             return descriptor
+
+
+class _Prepared:
+    """A derived tensor, prepared by the first thread that reads it."""
+
+    def __init__(self, ref: TensorRef) -> None:
+        self._ref = ref
+        self._fill: Fill | None = None
+        self._lock = threading.Lock()
+
+    def fill(self, read: Read) -> Fill:
+        with self._lock:
+            if self._fill is None:
+                self._fill = operation(self._ref).prepare(self._ref, read)
+            return self._fill
 
 
 _RUN_AGAIN = "Wait until nothing writes to it, then run again."

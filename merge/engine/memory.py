@@ -12,6 +12,7 @@ import sys
 from dataclasses import dataclass
 
 from merge.chunks import Chunks
+from merge.derive import held_bytes
 from merge.dtypes import DTYPES
 from merge.engine.statistics import statistics_bytes
 from merge.errors import UsageError
@@ -121,12 +122,13 @@ def _block_bytes(step: Step, block_chunks: int) -> int:
             each += _RANKS
             n = chunks.size if len(step.shape) < 2 else n
     selects = method is not None and method.inputs == "deltas" and method.locality == "tensor"
-    return n * each + (len(step.inputs) * _SELECTION if selects else 0)
+    derived = sum(held_bytes(source) for source in step.sources)
+    return n * each + derived + (len(step.inputs) * _SELECTION if selects else 0)
 
 
 def _raw_bytes(step: Step) -> int:
     """Bytes for one element of all sources, as kernels read them."""
-    direct = all(source.dtype == "BF16" and source.scale is None for source in step.sources)
+    direct = all(source.dtype == "BF16" and source.is_exact for source in step.sources)
     return len(step.sources) * (2 if direct else 8 if needs_float64(step) else 4)
 
 

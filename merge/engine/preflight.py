@@ -58,7 +58,9 @@ def _sample(context: Context, step: Step) -> list[tuple[int, float, float]]:
     tensor = context.tensor(step)
     if not tensor.n_chunks:
         return []
-    return _sums(tensor, step, tensor.n_chunks // 2)
+    sums = _sums(tensor, step, tensor.n_chunks // 2)
+    context.reader.release(step.sources)
+    return sums
 
 
 def _sums(tensor: StepTensor, step: Step, chunk: int) -> list[tuple[int, float, float]]:

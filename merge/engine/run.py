@@ -105,6 +105,7 @@ def run_plan(
 
 def _run_step(context: Context, index: int, step: Step) -> None:
     record = executor(step, context.device)(context, index, step)
+    context.reader.release(step.sources)
     check_numbers(context.plan, step, record)
     context.out.finish(index, record)
 

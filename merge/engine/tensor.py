@@ -74,11 +74,16 @@ class StepTensor:
             self._reader.will_need(source, start, stop - start)
 
     def _load_source(self, row: int, source: TensorRef, start: int, into: npt.NDArray[Any], first: int) -> None:
-        direct = source.scale is None and _DIRECT.get(source.dtype) == self.raw_dtype
-        stored = into if direct else self._buffers.stored(len(into), np.dtype(DTYPES[source.dtype].numpy_name))
-        self._reader.read_into(source, start, stored)
-        if not direct:
-            self._decode(source, stored, start, into)
+        direct = source.is_exact and _DIRECT.get(source.dtype) == self.raw_dtype
+        if source.derived is not None:
+            stored = into if into.dtype == np.float32 else self._buffers.stored(len(into), np.dtype(np.float32))
+            self._reader.read_values(source, start, stored)
+            into[:] = stored
+        else:
+            stored = into if direct else self._buffers.stored(len(into), np.dtype(DTYPES[source.dtype].numpy_name))
+            self._reader.read_into(source, start, stored)
+            if not direct:
+                self._decode(source, stored, start, into)
         for chunk in range(first, first + -(-len(into) // self.chunks.length)):
             if not self._digests[row][chunk]:
                 piece = slice((chunk - first) * self.chunks.length, (chunk - first + 1) * self.chunks.length)
@@ -138,10 +143,10 @@ class StepTensor:
 
 def _common_dtype(sources: Sequence[TensorRef]) -> np.dtype[Any]:
     """What all sources are held as: their own type if it is one that kernels read, else float32 (float64 if any is)."""
-    dtypes = [source.dtype for source in sources]
+    dtypes = [source.dtype for source in sources if source.derived is None]
     if "F64" in dtypes:
         return _DIRECT["F64"]
-    if len(set(dtypes)) == 1 and dtypes[0] in _DIRECT and all(source.scale is None for source in sources):
+    if len(set(dtypes)) == 1 and dtypes[0] in _DIRECT and all(source.is_exact for source in sources):
         return _DIRECT[dtypes[0]]
     return np.dtype(np.float32)
 

@@ -201,8 +201,8 @@ def _child(name: str) -> str:
 
 def _check(suffix: str, source: TensorRef | None, reference: TensorRef | None) -> None:
     for ref in (source, reference):
-        if ref is not None and (ref.scale is not None or not DTYPES[ref.dtype].is_float):
-            raise _NotSymmetric(f"{suffix} is quantized")
+        if ref is not None and (not ref.is_exact or not DTYPES[ref.dtype].is_float):
+            raise _NotSymmetric(f"{suffix} is quantized or computed")
     if source is not None and reference is not None and source.shape != reference.shape:
         raise _NotSymmetric(f"{suffix} is {list(source.shape)}, in the reference {list(reference.shape)}")
 

@@ -173,7 +173,7 @@ class _Builder:
         """One input's tensor as it is, in the output's dtype."""
         ref = self._ref(slot)
         dtype = self._out_dtype(ref)
-        plain = ref.dtype == dtype and ref.strides is None and ref.scale is None
+        plain = ref.dtype == dtype and ref.strides is None and ref.is_exact
         return self._make(target, "copy" if plain else "passthrough", [slot], None, {}, dtype)
 
     def _merge(self, target: Target, slots: list[Slot], base: Slot | None) -> Step | None:

@@ -1,0 +1,47 @@
+"""Tensors that are computed while they are read: an adapter folded into its matrix, rows in another order, and so on.
+
+A TensorRef with `derived` names an operation and its inputs. Whatever reads sources reads the result as if it were
+stored, a block at a time, as float32; nothing is written in between. One file an operation, named in OPERATIONS.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import Protocol, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from merge.plan import TensorRef
+
+F32 = npt.NDArray[np.float32]
+# fill(start, out): elements start .. start + n of the flattened result -> out (n,); called from any thread.
+Fill = Callable[[int, F32], None]
+# read(ref, start, out): the same of any tensor, stored or derived.
+Read = Callable[[TensorRef, int, F32], None]
+
+# operation -> the module that has it
+OPERATIONS: dict[str, str] = {}
+
+
+class Operation(Protocol):
+    """What the module of an operation has. `ref.derived` is never None here."""
+
+    def prepare(self, ref: TensorRef, read: Read) -> Fill:
+        """Reads what is needed whole (an adapter's factors, a norm); called once a step and thread-safe."""
+
+    def held_bytes(self, ref: TensorRef) -> int:
+        """Bytes that `prepare` keeps, plus what one call of its Fill takes, for the memory prediction."""
+
+
+def operation(ref: TensorRef) -> Operation:
+    assert ref.derived is not None
+    return cast(Operation, importlib.import_module(OPERATIONS[ref.derived.operation]))
+
+
+def held_bytes(ref: TensorRef) -> int:
+    """Bytes that reading a tensor takes besides its blocks, with all that it is derived from."""
+    if ref.derived is None:
+        return 0
+    return operation(ref).held_bytes(ref) + sum(held_bytes(each) for each in ref.derived.inputs)
