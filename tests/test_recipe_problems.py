@@ -298,16 +298,8 @@ NOT_YET = [
     ),
     (TWO + "chat_template: auto", f"r.yaml:5: chat_template comes {LATER}"),
     (
-        "merge_method: linear\nmodules:\n  text: {models: [{model: a/b, parameters: {weight: 1}}]}",
-        f'r.yaml:3: recipes by module ("text") come {LATER}',
-    ),
-    (
         "base_model: a/b\nexperts: [{source_model: a/c}]\ngate_mode: hidden",
         f"r.yaml:2: mixtures of experts come {LATER}",
-    ),
-    (
-        stack("{model: a/b, layer_range: [0, 2]}", more="  merge_method: linear"),
-        f"r.yaml:4: a merge_method for each slice comes {LATER}",
     ),
 ]
 

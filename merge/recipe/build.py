@@ -3,55 +3,96 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import yaml
 
 from merge.dtypes import RECIPE_NAMES
+from merge.methods.registry import Method
 from merge.recipe import names
 from merge.recipe.document import line_of
-from merge.recipe.model import ALIGN, ALLOW, ModelRef, Module, Recipe, Slice, Source
-from merge.recipe.reader import UNREADABLE, Reader, as_integer, join, shown
-from merge.recipe.settings import read_settings
+from merge.recipe.model import ALIGN, ALLOW, ModelRef, Module, Recipe, Slice, Source, Upscale
+from merge.recipe.reader import NULL, UNREADABLE, Reader, as_integer, join, shown
+from merge.recipe.settings import boolean, read_settings
 
 MAX_SEED = (1 << 64) - 1
+PASSTHROUGH = "passthrough"  # what `upscale` means where no method is written
 
 
 def build(reader: Reader, root: yaml.MappingNode, text: str) -> Recipe:
     """Reads every level; what is wrong goes to the reader, and the rest of the recipe is still built."""
-    # The method comes first: it decides what is known and where, whatever the order of the keys.
-    named = [value.value for key, value in root.value if key.value == "merge_method" and isinstance(value.value, str)]
-    reader.method = reader.methods.get(named[0]) if named else None
+    # Methods come first: they decide what is known and where, whatever the order of the keys.
+    reader.method = _method_at(reader, root, reader.methods.get(PASSTHROUGH) if _value(root, "upscale") else None)
+    reader.in_use = tuple(dict.fromkeys(_methods_in(reader, root)))
     fields = reader.mapping(root, "", "recipe")
-    merge_method = _method(reader, root, fields.get("merge_method"))
+    merge_method = _method(reader, root, fields.get("merge_method"), "upscale" in fields)
     base = reader.reference(fields.get("base_model"), "base_model")
     models = _with_base(reader, _models(reader, fields.get("models"), "models"), base)
     slices = _slices(reader, fields.get("slices"), "slices")
+    modules = _modules(reader, fields.get("modules"), base)
     tokenizer = _tokenizer(reader, fields.get("tokenizer"))
     return Recipe(
         merge_method=merge_method,
         models=models,
         slices=slices,
-        modules=_modules(reader, fields.get("modules")),
+        modules=modules,
         base_model=base,
         parameters=read_settings(reader, fields.get("parameters"), "parameters", "shared"),
         dtype=_dtype(reader, fields.get("dtype"), "dtype"),
         out_dtype=_dtype(reader, fields.get("out_dtype"), "out_dtype"),
-        tokenizer_source=_tokenizer_source(reader, fields, _listed(base, models, slices)),
+        tokenizer_source=_tokenizer_source(reader, fields, _listed(base, models, slices, modules)),
         tokenizer=tokenizer,
         chat_template=reader.text(fields.get("chat_template"), "chat_template"),
         name=_name(reader, fields.get("name")),
         seed=reader.integer(fields.get("seed"), "seed", '"seed"', 0, MAX_SEED) or 0,
         allow=_allow(reader, fields.get("allow")),
         align=_align(reader, fields.get("align")),
+        upscale=_upscale(reader, fields.get("upscale")),
         text=text,
         file=reader.file,
         lines=reader.lines,
     )
 
 
-def _method(reader: Reader, root: yaml.Node, node: yaml.Node | None) -> str:
+def _value(node: yaml.Node, key: str) -> yaml.Node | None:
+    """What a mapping has under a key, before it is read properly."""
+    return next((value for found, _, value in _plain_pairs(node) if found == key), None)
+
+
+def _method_at(reader: Reader, node: yaml.Node, outer: Method | None) -> Method | None:
+    """The method of a recipe, module or slice: its own, or else that of what is around it."""
+    named = _value(node, "merge_method")
+    if named is None or named.tag == NULL:
+        return outer
+    return reader.methods.get(named.value) if isinstance(named.value, str) else None
+
+
+def _methods_in(reader: Reader, node: yaml.Node, outer: Method | None = None) -> Iterator[Method]:
+    """The methods of a recipe or module and of what is in it, its own first."""
+    method = _method_at(reader, node, outer or reader.method)
+    if method is not None:
+        yield method
+    slices, modules = _value(node, "slices"), _value(node, "modules")
+    for piece in slices.value if isinstance(slices, yaml.SequenceNode) else ():
+        if (own := _method_at(reader, piece, method)) is not None:
+            yield own
+    for _, _, module in _plain_pairs(modules) if modules is not None else ():
+        yield from _methods_in(reader, module, method)
+
+
+def _own_method(reader: Reader, node: yaml.Node | None, path: str) -> str | None:
+    """The merge_method that a slice or a module has of its own."""
+    name = reader.text(node, path)
+    if node is not None and name and name not in reader.methods:
+        reader.problem(node, names.unknown_method(name, reader.methods), path)
+        return None
+    return name
+
+
+def _method(reader: Reader, root: yaml.Node, node: yaml.Node | None, implied: bool) -> str:
+    if node is None and implied:
+        return PASSTHROUGH
     if node is None:
         at = reader.lines.get("merge_method", line_of(root))
         reader.problem(at, f'"merge_method" is missing; known methods: {", ".join(reader.methods)}')
@@ -144,6 +185,11 @@ def _slices(reader: Reader, node: yaml.Node | None, path: str) -> tuple[Slice, .
 
 
 def _slice(reader: Reader, node: yaml.Node, path: str) -> Slice:
+    with reader.scope(_method_at(reader, node, reader.method)):
+        return _scoped_slice(reader, node, path)
+
+
+def _scoped_slice(reader: Reader, node: yaml.Node, path: str) -> Slice:
     fields = reader.mapping(node, path, "slice")
     sources_path = join(path, "sources")
     sources = reader.items(fields.get("sources"), sources_path, "sources")
@@ -154,20 +200,48 @@ def _slice(reader: Reader, node: yaml.Node, path: str) -> Slice:
         base_model=reader.reference(fields.get("base_model"), join(path, "base_model")),
         parameters=read_settings(reader, fields.get("parameters"), join(path, "parameters"), "shared"),
         line=line_of(node),
+        merge_method=_own_method(reader, fields.get("merge_method"), join(path, "merge_method")),
     )
 
 
-def _modules(reader: Reader, node: yaml.Node | None) -> Mapping[str, Module]:
+def _modules(reader: Reader, node: yaml.Node | None, base: ModelRef | None) -> Mapping[str, Module]:
     modules = {}
     for name, _, value in reader.pairs(node, "modules", '"modules"') if node is not None else ():
-        path = join("modules", name)
-        fields = reader.mapping(value, path, "module")
-        modules[name] = Module(
-            slices=_slices(reader, fields.get("slices"), join(path, "slices")),
-            models=_models(reader, fields.get("models"), join(path, "models")),
-            parameters=read_settings(reader, fields.get("parameters"), join(path, "parameters"), "shared"),
-        )
+        with reader.scope(_method_at(reader, value, reader.method), *_methods_in(reader, value)):
+            modules[name] = _module(reader, value, join("modules", name), base)
     return modules
+
+
+def _module(reader: Reader, node: yaml.Node, path: str, base: ModelRef | None) -> Module:
+    fields = reader.mapping(node, path, "module")
+    return Module(
+        slices=_slices(reader, fields.get("slices"), join(path, "slices")),
+        models=_with_base(reader, _models(reader, fields.get("models"), join(path, "models")), base),
+        parameters=read_settings(reader, fields.get("parameters"), join(path, "parameters"), "shared"),
+        merge_method=_own_method(reader, fields.get("merge_method"), join(path, "merge_method")),
+    )
+
+
+def _upscale(reader: Reader, node: yaml.Node | None) -> Upscale | None:
+    if node is None:
+        return None
+    fields = reader.mapping(node, "upscale", "upscale")
+    numbers = {
+        key: reader.integer(fields.get(key), join("upscale", key), f'"{key}"', low)
+        for key, low in (("overlap", 0), ("layers", 2), ("insert_every", 1))
+    }
+    given = [key for key in numbers if key in fields]
+    if len(given) != 1 and "upscale" not in reader.broken:
+        found = f", not {' and '.join(given)}" if given else ""
+        message = f'"upscale" needs one of overlap, layers and insert_every{found}; for example upscale: {{overlap: 8}}'
+        reader.problem(node, message, "upscale")
+    zero = fields.get("zero_init")
+    flag = None if zero is None else boolean(zero)
+    if zero is not None and flag is None:
+        reader.problem(zero, f'"zero_init" must be true or false, not {shown(zero)}')
+    if zero is not None and "insert_every" not in fields:
+        reader.problem(zero, '"zero_init" is for layers that are inserted; give it with insert_every')
+    return Upscale(**numbers, zero_init=flag is not False)
 
 
 def _dtype(reader: Reader, node: yaml.Node | None, path: str) -> str | None:
@@ -199,7 +273,11 @@ def _tokenizer_source(reader: Reader, fields: Mapping[str, yaml.Node], listed: t
     return next((other.text for other in listed if other == model), model.text if model else None)
 
 
-def _listed(base: ModelRef | None, models: tuple[Source, ...], slices: tuple[Slice, ...]) -> tuple[ModelRef, ...]:
+def _listed(
+    base: ModelRef | None, models: tuple[Source, ...], slices: tuple[Slice, ...], modules: Mapping[str, Module]
+) -> tuple[ModelRef, ...]:
+    for module in modules.values():
+        models, slices = (*models, *module.models), (*slices, *module.slices)
     sources = (*models, *(source for piece in slices for source in piece.sources))
     bases = (base, *(piece.base_model for piece in slices))
     return tuple(model for model in (*bases, *(source.model for source in sources)) if model is not None)

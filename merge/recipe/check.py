@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from merge.methods.registry import Method, Parameter
-from merge.recipe.model import Conditional, ModelRef, Recipe, Setting, Settings, Source
+from merge.recipe.build import PASSTHROUGH
+from merge.recipe.model import Conditional, ModelRef, Module, Recipe, Setting, Settings, Source
 from merge.recipe.reader import UNREADABLE, Reader, join
 
 _VARIES = object()  # a value that is not the same for every tensor
@@ -22,7 +23,14 @@ class Group:
     sources: tuple[Source, ...]
     base: ModelRef | None
     base_path: str
-    outer: tuple[tuple[str, Settings], ...]  # (path, settings) of slice and recipe, the innermost first
+    outer: tuple[tuple[str, Settings], ...]  # (path, settings) of slice, module and recipe, the innermost first
+    method: Method
+    method_path: str
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether these are whole models, to which the base may be added."""
+        return self.path.rpartition(".")[2] == "models"
 
     def source_path(self, i: int) -> str:
         return join(self.path, str(i))
@@ -34,15 +42,17 @@ class Group:
 def check(reader: Reader, recipe: Recipe) -> None:
     """Notes every problem that shows only when the recipe is seen whole."""
     _one_of_models_and_slices(reader, recipe)
-    method = reader.method
-    if method is None or reader.broken.intersection(("models", "slices", "modules")):
+    _upscale(reader, recipe)
+    if reader.method is None or reader.broken.intersection(("models", "slices", "modules")):
         return
-    if recipe.align is not None and method.statistics is not None:
-        message = f'"align" puts units in another order than the statistics of {method.name} have; remove "align"'
-        reader.problem(reader.line("align"), message)
-    for group in _groups(recipe):
+    for method in reader.in_use:
+        if recipe.align is not None and method.statistics is not None:
+            message = f'"align" puts units in another order than the statistics of {method.name} have; remove "align"'
+            reader.problem(reader.line("align"), message)
+    for group in _groups(reader, recipe):
         if group.path in reader.broken or group.path.rpartition(".")[0] in reader.broken:
             continue
+        method = group.method
         _base(reader, group, method)
         _count(reader, group, method)
         _required(reader, group, method)
@@ -51,16 +61,53 @@ def check(reader: Reader, recipe: Recipe) -> None:
         _method_s_own(reader, group, method)
 
 
-def _groups(recipe: Recipe) -> Iterator[Group]:
-    top = ("parameters", recipe.parameters)
-    if recipe.models:
-        yield Group("models", '"models"', recipe.models, recipe.base_model, "base_model", (top,))
-    for i, piece in enumerate(recipe.slices):
-        base, base_path = piece.base_model, f"slices.{i}.base_model"
+def _groups(reader: Reader, recipe: Recipe) -> Iterator[Group]:
+    top = (("parameters", recipe.parameters),)
+    yield from _groups_in(reader, recipe, "", recipe, top, (recipe.merge_method, "merge_method"))
+    for name, module in recipe.modules.items():
+        at = f"modules.{name}"
+        method = (recipe.merge_method, "merge_method")
+        if module.merge_method is not None:
+            method = (module.merge_method, f"{at}.merge_method")
+        outer = ((f"{at}.parameters", module.parameters), *top)
+        if at not in reader.broken:
+            yield from _groups_in(reader, recipe, f"{at}.", module, outer, method)
+
+
+def _groups_in(
+    reader: Reader,
+    recipe: Recipe,
+    prefix: str,
+    part: Recipe | Module,
+    outer: tuple[tuple[str, Settings], ...],
+    method: tuple[str, str],
+) -> Iterator[Group]:
+    """Those of the recipe itself or of a module; one whose method is unknown is left out."""
+    within = f"module {prefix.split('.')[1]}, " if prefix else ""
+    if part.models and (known := reader.methods.get(method[0])) is not None:
+        what = f'{within}"models"'
+        yield Group(f"{prefix}models", what, part.models, recipe.base_model, "base_model", outer, known, method[1])
+    for i, piece in enumerate(part.slices):
+        at = f"{prefix}slices.{i}"
+        base, base_path = piece.base_model, f"{at}.base_model"
         if base is None:
             base, base_path = recipe.base_model, "base_model"
-        outer = ((f"slices.{i}.parameters", piece.parameters), top)
-        yield Group(f"slices.{i}.sources", f"slice {i + 1}", piece.sources, base, base_path, outer)
+        name, named_at = method if piece.merge_method is None else (piece.merge_method, f"{at}.merge_method")
+        levels = ((f"{at}.parameters", piece.parameters), *outer)
+        if (known := reader.methods.get(name)) is not None and f"{at}.merge_method" not in reader.broken:
+            what = f"{within}slice {i + 1}"
+            yield Group(f"{at}.sources", what, piece.sources, base, base_path, levels, known, named_at)
+
+
+def _upscale(reader: Reader, recipe: Recipe) -> None:
+    if recipe.upscale is None:
+        return
+    line = reader.line("upscale")
+    if reader.method is not None and reader.method.name != PASSTHROUGH:
+        message = f'"upscale" copies layers: its merge_method is {PASSTHROUGH}, not {reader.method.name}'
+        reader.problem(line, message)
+    if recipe.slices or recipe.modules:
+        reader.problem(line, '"upscale" makes the slices itself: list its only model under "models"')
 
 
 def _one_of_models_and_slices(reader: Reader, recipe: Recipe) -> None:
@@ -72,6 +119,12 @@ def _one_of_models_and_slices(reader: Reader, recipe: Recipe) -> None:
     elif not given:
         line = next((reader.lines[key] for key, _ in parts if key in reader.lines), 1)
         reader.problem(line, 'the recipe has no models: list them under "models", or layers of them under "slices"')
+    for name, module in recipe.modules.items():
+        at = f"modules.{name}"
+        known = [key for key in ("models", "slices") if getattr(module, key) or join(at, key) in reader.broken]
+        if len(known) != 1 and at not in reader.broken:
+            found = "both" if known else "neither"
+            reader.problem(reader.line(at), f'module "{name}" needs either "models" or "slices", and has {found}')
 
 
 def _base(reader: Reader, group: Group, method: Method) -> None:
@@ -80,7 +133,9 @@ def _base(reader: Reader, group: Group, method: Method) -> None:
     if group.base == UNREADABLE:
         return
     if method.base == "none":
-        if group.base is not None and not n_bases and (group.path == "models" or group.base_path != "base_model"):
+        # That of the recipe may be meant for other slices; beside modules it names the model that is completed.
+        own = group.path == "models" or group.base_path != "base_model"
+        if group.base is not None and not n_bases and own:
             message = f'{method.name} has no base model; remove "base_model", or list "{group.base.text}" as a model'
             reader.problem(reader.line(group.base_path), message)
         return
@@ -88,8 +143,8 @@ def _base(reader: Reader, group: Group, method: Method) -> None:
         return
     if group.base is None:
         meaning = "the model at the t = 0 end" if method.base_is_input else "the model the others were fine-tuned from"
-        reader.problem(reader.line("merge_method"), f'{method.name} needs "base_model", {meaning}')
-    elif not n_bases and group.path != "models":
+        reader.problem(reader.line(group.method_path), f'{method.name} needs "base_model", {meaning}')
+    elif not n_bases and not group.is_whole:
         message = f'{group.what}: {method.name} needs its base_model "{group.base.text}" among the sources'
         reader.problem(line, message)
     elif n_bases > 1:
@@ -118,7 +173,7 @@ def _count(reader: Reader, group: Group, method: Method) -> None:
     message = f"{group.what}: {method.name} merges {takes} {models}{besides}, and {listed}"
     if group.base is not None and group.source_path(len(group.sources) - 1) not in reader.lines:
         message += f' with base_model "{group.base.text}", which must be one of them'
-    elif fewest == most == 1 and group.path == "models":
+    elif fewest == most == 1 and group.is_whole:
         message += '; to stack layers, use "slices"'
     reader.problem(reader.line(group.path), message)
 
@@ -130,7 +185,7 @@ def _required(reader: Reader, group: Group, method: Method) -> None:
             continue
         if not parameter.per_model:
             message = f'{method.name} needs the parameter "{parameter.name}": write it under "parameters"'
-            at = "parameters" if "parameters" in reader.lines else "merge_method"
+            at = "parameters" if "parameters" in reader.lines else group.method_path
             reader.problem(reader.line(at), message)
             continue
         for i, source in _inputs(group, method):

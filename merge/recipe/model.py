@@ -54,13 +54,27 @@ class Slice:
     base_model: ModelRef | None = None
     parameters: Settings = field(default_factory=dict)
     line: int = 0
+    merge_method: str | None = None  # None: the module's or the recipe's
 
 
 @dataclass(frozen=True, slots=True)
 class Module:
+    """One tower of a model that has several. Either slices or models is not empty."""
+
     slices: tuple[Slice, ...] = ()
     models: tuple[Source, ...] = ()
     parameters: Settings = field(default_factory=dict)
+    merge_method: str | None = None  # None: the recipe's
+
+
+@dataclass(frozen=True, slots=True)
+class Upscale:
+    """Depth up-scaling of the only model: exactly one of overlap, layers and insert_every is given."""
+
+    overlap: int | None = None
+    layers: int | None = None
+    insert_every: int | None = None
+    zero_init: bool = True  # inserted layers add nothing to the residual stream at first
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,9 +96,20 @@ class Recipe:
     seed: int = 0
     allow: tuple[str, ...] = ()
     align: str | None = None  # "permutation"
+    upscale: Upscale | None = None
     text: str = ""
     file: str | None = None
     lines: Mapping[str, int] = field(default_factory=dict)  # "parameters.t" -> line, for messages of later stages
+
+    @property
+    def all_slices(self) -> tuple[Slice, ...]:
+        """The recipe's own and those of its modules."""
+        return (*self.slices, *(part for module in self.modules.values() for part in module.slices))
+
+    @property
+    def all_models(self) -> tuple[Source, ...]:
+        """The recipe's own `models` and those of its modules."""
+        return (*self.models, *(source for module in self.modules.values() for source in module.models))
 
     def where(self, key: str) -> str | None:
         """`file.yaml:7`, the place to name in a message about `key`."""

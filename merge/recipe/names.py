@@ -11,11 +11,13 @@ KEYS: dict[str, tuple[str, ...]] = {
     "recipe": (
         *("merge_method", "models", "slices", "modules", "base_model", "parameters", "dtype", "out_dtype"),
         *("tokenizer_source", "tokenizer", "chat_template", "name", "seed", "allow", "align"),
+        "upscale",
     ),
     "model": ("model", "parameters", "statistics"),
-    "slice": ("sources", "base_model", "parameters"),
+    "slice": ("sources", "merge_method", "base_model", "parameters"),
     "source": ("model", "layer_range", "parameters", "statistics"),
-    "module": ("slices", "models", "parameters"),
+    "module": ("slices", "models", "merge_method", "parameters"),
+    "upscale": ("overlap", "layers", "insert_every", "zero_init"),
     "tokenizer": ("source", "tokens", "pad_to_multiple_of"),
     "condition": ("filter", "value"),
     "reference": ("model", "lora"),
@@ -27,6 +29,7 @@ LEVELS = {
     "slice": 'an entry of "slices"',
     "source": 'an entry of "sources"',
     "module": "a module",
+    "upscale": '"upscale"',
     "tokenizer": '"tokenizer"',
     "condition": "a condition",
     "reference": "a model reference",
@@ -72,13 +75,14 @@ def unknown_key(key: str, level: str, method: Method | None) -> str:
     return f'unknown key "{key}"; {suggest(key, known)}'
 
 
-def unknown_parameter(key: str, method: Method, methods: Mapping[str, Method]) -> str:
-    known = [parameter.name for parameter in method.parameters]
+def unknown_parameter(key: str, in_use: Sequence[Method], methods: Mapping[str, Method]) -> str:
+    known = list(dict.fromkeys(parameter.name for method in in_use for parameter in method.parameters))
     near = nearest(key, known)
     others = [name for name, other in methods.items() if other.parameter(key) is not None]
     if others:
-        has = ", ".join(others)
-        return f'"{key}" is a parameter of {has}, not of {method.name}, which has: {", ".join(known) or "none"}'
+        has, own = ", ".join(others), " and ".join(method.name for method in in_use)
+        which = "which has" if len(in_use) == 1 else "which have"
+        return f'"{key}" is a parameter of {has}, not of {own}, {which}: {", ".join(known) or "none"}'
     if near is None and key in KEYS["recipe"]:
         return f'unknown key "{key}"; it belongs to the recipe, not under "parameters"'
     return f'unknown key "{key}"; {suggest(key, known)}'

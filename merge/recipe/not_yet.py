@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from merge.recipe.model import ModelRef, Recipe
+from merge.recipe.model import ModelRef, Module, Recipe
 
 _LATER = "with a later version; nothing was merged"
 SEVERAL_DOCUMENTS = f"a second document starts here: recipes of several documents come {_LATER}"
@@ -18,7 +18,6 @@ MIXTURE = f"mixtures of experts come {_LATER}"
 # Keys that only a refusal reads, by the level they stand at.
 KEYS: dict[str, dict[str, str]] = {
     "slice": {
-        "merge_method": f"a merge_method for each slice comes {_LATER}",
         "residual_weight": "residual_weight has no effect in mergekit and none here; remove it",
     },
     "reference": {"override_architecture": f"override_architecture comes {_LATER}"},
@@ -33,8 +32,6 @@ def refusals(recipe: Recipe) -> Iterator[tuple[str, str]]:
     yield from _tokenizer(recipe)
     if recipe.chat_template is not None:
         yield "chat_template", f"chat_template comes {_LATER}"
-    for name in recipe.modules:
-        yield f"modules.{name}", f'recipes by module ("{name}") come {_LATER}'
 
 
 def _tokenizer(recipe: Recipe) -> Iterator[tuple[str, str]]:
@@ -51,13 +48,19 @@ def _tokenizer(recipe: Recipe) -> Iterator[tuple[str, str]]:
 
 
 def references(recipe: Recipe) -> Iterator[tuple[str, ModelRef]]:
-    """(key path, model) of the base and of every model that is listed, in the recipe's order; not inside modules."""
+    """(key path, model) of the base and of every model that is listed, in the recipe's order."""
     if recipe.base_model is not None:
         yield "base_model", recipe.base_model
-    for i, source in enumerate(recipe.models):
-        yield f"models.{i}.model", source.model
-    for i, piece in enumerate(recipe.slices):
+    yield from _listed("", recipe)
+    for name, module in recipe.modules.items():
+        yield from _listed(f"modules.{name}.", module)
+
+
+def _listed(prefix: str, part: Recipe | Module) -> Iterator[tuple[str, ModelRef]]:
+    for i, source in enumerate(part.models):
+        yield f"{prefix}models.{i}.model", source.model
+    for i, piece in enumerate(part.slices):
         if piece.base_model is not None:
-            yield f"slices.{i}.base_model", piece.base_model
+            yield f"{prefix}slices.{i}.base_model", piece.base_model
         for j, source in enumerate(piece.sources):
-            yield f"slices.{i}.sources.{j}.model", source.model
+            yield f"{prefix}slices.{i}.sources.{j}.model", source.model

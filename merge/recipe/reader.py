@@ -6,6 +6,7 @@ The reader goes on after a problem: it notes the place, gives back what can stil
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from merge.recipe.document import line_of, place
 from merge.recipe.model import ModelRef
 from merge.recipe.references import parse_model_path, parse_reference
 
-_NULL, _STR, _INT = "tag:yaml.org,2002:null", "tag:yaml.org,2002:str", "tag:yaml.org,2002:int"
+NULL, _STR, _INT = "tag:yaml.org,2002:null", "tag:yaml.org,2002:str", "tag:yaml.org,2002:int"
 _MERGE = "tag:yaml.org,2002:merge"
 UNREADABLE = ModelRef("", "")  # stands for a reference that is wrong, so that models are still counted right
 
@@ -30,7 +31,8 @@ class Reader:
         self.file = file
         self.folder = None if file is None else Path(file).parent
         self.methods = methods
-        self.method: Method | None = None
+        self.method: Method | None = None  # of what is being read: the recipe, a module or a slice
+        self.in_use: tuple[Method, ...] = ()  # those that parameters written here may be meant for
         self.lines: dict[str, int] = {}
         self.broken: set[str] = set()  # looked up only, never walked
         self._problems: list[tuple[int, Problem]] = []
@@ -53,6 +55,17 @@ class Reader:
             path = path.rpartition(".")[0]
         return self.lines.get(path, 1)
 
+    @contextlib.contextmanager
+    def scope(self, *methods: Method | None) -> Iterator[None]:
+        """Reads a part of the recipe that these methods, the first of them its own, work on."""
+        before = self.method, self.in_use
+        self.method = methods[0]
+        self.in_use = tuple(dict.fromkeys(method for method in methods if method is not None))
+        try:
+            yield
+        finally:
+            self.method, self.in_use = before
+
     # ---- nodes
 
     def mapping(self, node: yaml.Node, path: str, level: str) -> dict[str, yaml.Node]:
@@ -61,11 +74,11 @@ class Reader:
         values = {}
         for key, key_node, value in self.pairs(node, path, names.LEVELS[level]):
             if key in not_yet.KEYS.get(level, {}):
-                if value.tag != _NULL:
+                if value.tag != NULL:
                     self.problem(key_node, not_yet.KEYS[level][key])
             elif key not in known:
                 self.problem(key_node, names.unknown_key(key, level, self.method))
-            elif value.tag != _NULL:
+            elif value.tag != NULL:
                 values[key] = value
         return values
 
@@ -111,7 +124,7 @@ class Reader:
         if isinstance(node, yaml.ScalarNode) and (node.tag == _STR or "timestamp" in node.tag) and node.value.strip():
             return str(node.value)
         hint = (
-            f'; quote it: "{node.value}"' if isinstance(node, yaml.ScalarNode) and node.tag not in (_NULL, _STR) else ""
+            f'; quote it: "{node.value}"' if isinstance(node, yaml.ScalarNode) and node.tag not in (NULL, _STR) else ""
         )
         self.problem(node, f'"{path.rpartition(".")[2]}" must be a text, not {shown(node)}{hint}', path)
         return None
@@ -180,7 +193,7 @@ def shown(node: yaml.Node) -> str:
         return "a mapping"
     if isinstance(node, yaml.SequenceNode):
         return "a list" if node.value else "an empty list"
-    if node.tag == _NULL:
+    if node.tag == NULL:
         return "nothing"
     text = node.value if len(node.value) <= 40 else node.value[:37] + "..."
     text = text.replace("\n", " ")

@@ -22,23 +22,22 @@ def read_settings(reader: Reader, node: yaml.Node | None, path: str, level: Leve
     if node is None:
         return settings
     for key, key_node, value in reader.pairs(node, path, '"parameters"'):
-        parameter = None
-        if reader.method is not None:
-            parameter = reader.method.parameter(key)
-            if parameter is None:
-                reader.problem(key_node, names.unknown_parameter(key, reader.method, reader.methods))
-                meant = names.nearest(key, [known.name for known in reader.method.parameters])
-                reader.broken.add(join(path, meant or key))  # a misspelt weight is not a missing weight too
-                continue
-            if level == "model" and not parameter.per_model:
-                reader.problem(key_node, _misplaced(reader, key))
-                reader.broken.add(join(path, key))
-                continue
-        setting = _setting(reader, value, join(path, key), parameter)
-        if setting is None:
+        meant_for = [found for method in reader.in_use if (found := method.parameter(key)) is not None]
+        if reader.in_use and not meant_for:
+            reader.problem(key_node, names.unknown_parameter(key, reader.in_use, reader.methods))
+            known = [parameter.name for method in reader.in_use for parameter in method.parameters]
+            reader.broken.add(join(path, names.nearest(key, known) or key))  # a misspelt weight is not missing too
+            continue
+        if level == "model" and meant_for and not meant_for[0].per_model:
+            reader.problem(key_node, _misplaced(reader, key))
             reader.broken.add(join(path, key))
-        else:
-            settings[key] = setting
+            continue
+        # Where several methods have a parameter of that name, the value must be one for each of them.
+        found = [_setting(reader, value, join(path, key), parameter) for parameter in meant_for or [None]]
+        if any(setting is None for setting in found):
+            reader.broken.add(join(path, key))
+        elif found[0] is not None:
+            settings[key] = found[0]
     return settings
 
 
@@ -129,7 +128,7 @@ def _typed(node: yaml.ScalarNode, parameter: Parameter | None) -> tuple[Scalar |
     if parameter.choices:
         return _choice(node, parameter), one_of([_word(choice) for choice in parameter.choices])
     if parameter.kind is bool:
-        return _boolean(node), "true or false"
+        return boolean(node), "true or false"
     if parameter.kind is int:
         return _whole(node), "a whole number"
     if parameter.kind is float:
@@ -159,7 +158,7 @@ def _whole(node: yaml.ScalarNode) -> int | None:
     return None if number is None or not math.isfinite(number) or number != int(number) else int(number)
 
 
-def _boolean(node: yaml.ScalarNode) -> bool | None:
+def boolean(node: yaml.ScalarNode) -> bool | None:
     """true, false and their YAML 1.1 spellings, quoted or not; 1 and 0."""
     number = _number(node)
     if number is not None:
@@ -168,7 +167,7 @@ def _boolean(node: yaml.ScalarNode) -> bool | None:
 
 
 def _choice(node: yaml.ScalarNode, parameter: Parameter) -> Scalar | None:
-    flag = _boolean(node)
+    flag = boolean(node)
     if flag is not None and any(choice is flag for choice in parameter.choices):
         return flag
     return next((str(choice) for choice in parameter.choices if choice == node.value), None)
