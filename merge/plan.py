@@ -190,7 +190,8 @@ class Plan:
     """All of a run.
 
     `notes` are things worth saying that are not errors (prefix maps, ties, leniencies used). `method_origin` is empty
-    for this package's methods; else it names the method's package or file, with version or digest.
+    for this package's methods; else it names the method's package or file, with version or digest. `method`
+    is the recipe's own; slices may have others, and `other_origins` says where those come from.
     """
 
     name: str
@@ -207,6 +208,7 @@ class Plan:
     statistics_files: tuple[SourceFile, ...] = ()
     method_origin: str = ""
     units: tuple[Units, ...] = ()
+    other_origins: dict[str, str] = field(default_factory=dict)
 
     @property
     def bytes_written(self) -> int:

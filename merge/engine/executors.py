@@ -52,13 +52,14 @@ def executor(step: Step, device: str) -> Executor:
 
 def check_method(plan: Plan) -> None:
     """Raises UsageError if a user's method is not what it was when the plan was made."""
-    found = get_method(plan.method)
-    if plan.method_origin and (found is None or found.origin != plan.method_origin):
-        instead = "it is not known here" if found is None else f"here it is {found.origin or 'of merge-workbench'}"
-        raise UsageError(
-            f'the plan was made with the method "{plan.method}" of {plan.method_origin}, and {instead}. '
-            "Load that one (--method-file, load_method_file), or make the plan again."
-        )
+    for name, origin in ((plan.method, plan.method_origin), *plan.other_origins.items()):
+        found = get_method(name)
+        if origin and (found is None or found.origin != origin):
+            instead = "it is not known here" if found is None else f"here it is {found.origin or 'of merge-workbench'}"
+            raise UsageError(
+                f'the plan was made with the method "{name}" of {origin}, and {instead}. '
+                "Load that one (--method-file, load_method_file), or make the plan again."
+            )
 
 
 def method_of(step: Step) -> Method:

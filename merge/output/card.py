@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 
 from merge.methods import Method
 from merge.plan import SourceModel
 from merge.recipe.model import Recipe
 
 
-def model_card(recipe: Recipe, name: str, method: Method, models: list[SourceModel], base: int | None) -> str:
+def model_card(
+    recipe: Recipe,
+    name: str,
+    method: Method,
+    models: list[SourceModel],
+    base: int | None,
+    used: Iterable[str] = (),
+) -> str:
     """Markdown with a YAML head. Only hub ids are named as base models there; local directories go by their name."""
     hub = [model.ref for model in models if model.revision is not None]
     head = ["---", "library_name: transformers", "pipeline_tag: text-generation"]
@@ -17,6 +25,8 @@ def model_card(recipe: Recipe, name: str, method: Method, models: list[SourceMod
         head += ["base_model:", *(f"- {json.dumps(ref.split('@')[0])}" for ref in dict.fromkeys(hub))]
     head += ["tags:", "- merge", "- merge-workbench", f"- {method.name}", "---"]
     paper = f" ({method.paper})" if method.paper else ""
+    others = [other for other in dict.fromkeys(used) if other not in (method.name, "copy", "passthrough")]
+    also = f"; in some parts {', '.join(others)}" if others else ""
     lines = [
         *head,
         "",
@@ -24,7 +34,7 @@ def model_card(recipe: Recipe, name: str, method: Method, models: list[SourceMod
         "",
         "A merge of pre-trained language models, made with Merge Workbench.",
         "",
-        f"**Method:** {method.name}{paper}",
+        f"**Method:** {method.name}{paper}{also}",
         "",
         f"    {method.formula}",
         "",

@@ -65,6 +65,7 @@ def manifest_bytes(
         "name": plan.name,
         "method": plan.method,
         **({"method_origin": plan.method_origin} if plan.method_origin else {}),
+        **({"other_origins": plan.other_origins} if plan.other_origins else {}),
         "seed": plan.seed,
         "allow": list(plan.allow),
         "notes": list(plan.notes),

@@ -11,15 +11,17 @@ from merge.architecture import is_embedding, is_head
 from merge.dtypes import DTYPES, torch_name
 from merge.errors import Problem, RecipeError
 from merge.methods import Method, Parameter, get_method
+from merge.methods.registry import StatisticsKind
 from merge.output.card import model_card
 from merge.output.config import output_config
 from merge.output.shards import INDEX, index_text, lay_out
-from merge.plan import Plan, SideFile, Step, TensorRef, Units
+from merge.plan import Plan, SideFile, SourceFile, Step, TensorRef, Units
 from merge.planners.align import align_targets
 from merge.planners.inputs import Inputs
 from merge.planners.statistics import Statistics
 from merge.planners.targets import Layout, Slot, Target, lay_out_targets
 from merge.planners.tokenizers import check_tokenizers, tokenizer_donor
+from merge.planners.upscale import upscaled
 from merge.recipe.model import Recipe, resolve
 
 SHARD_BYTES = 5_000_000_000
@@ -40,11 +42,12 @@ def build_plan(recipe: Recipe, *, shard_bytes: int = SHARD_BYTES) -> Plan:
     assert method is not None, recipe.merge_method  # the recipe was checked against the registry
     inputs = Inputs(recipe)
     problems: list[Problem] = []
-    layout = lay_out_targets(recipe, inputs, problems)
+    recipe = upscaled(recipe, inputs, problems)
+    layout = Layout(()) if problems else lay_out_targets(recipe, inputs, problems)
     units: tuple[Units, ...] = ()
     if recipe.align:
         layout, units = align_targets(recipe, inputs, layout, problems)
-    builder = _Builder(recipe, method, inputs, problems)
+    builder = _Builder(recipe, inputs, problems)
     steps = [step for target in layout.targets if (step := builder.step(target)) is not None]
     builder.check_whole(steps)
     check_tokenizers(recipe, inputs, problems, inputs.notes)
@@ -60,14 +63,22 @@ def build_plan(recipe: Recipe, *, shard_bytes: int = SHARD_BYTES) -> Plan:
         base_model=None if recipe.base_model is None else inputs.place(recipe.base_model),
         steps=placed,
         shards=shards,
-        side_files=_side_files(recipe, name, method, inputs, layout, placed, index_text(placed, shards)),
+        side_files=_side_files(recipe, name, method, inputs, layout, placed, index_text(placed, shards)),  # adds notes
         allow=recipe.allow,
         notes=(*inputs.notes, *builder.notes()),
         recipe_text=recipe.text,
-        statistics_files=builder.statistics.files,
+        statistics_files=builder.statistics_files(),
         method_origin=method.origin,
         units=units,
+        other_origins=_other_origins(placed, method),
     )
+
+
+def _other_origins(steps: Sequence[Step], method: Method) -> dict[str, str]:
+    """Where the methods of single slices come from, as far as they are not this package's."""
+    names = dict.fromkeys(step.method for step in steps if step.method not in ("copy", method.name))
+    found = {name: get_method(name) for name in names}
+    return {name: other.origin for name, other in found.items() if other is not None and other.origin}
 
 
 def _default_name(recipe: Recipe) -> str:
@@ -79,10 +90,10 @@ def _default_name(recipe: Recipe) -> str:
 class _Builder:
     """Turns targets into steps, and collects what stands in the way."""
 
-    def __init__(self, recipe: Recipe, method: Method, inputs: Inputs, problems: list[Problem]) -> None:
-        self.recipe, self.method, self.inputs, self.problems = recipe, method, inputs, problems
+    def __init__(self, recipe: Recipe, inputs: Inputs, problems: list[Problem]) -> None:
+        self.recipe, self.inputs, self.problems = recipe, inputs, problems
         self.dtype = recipe.out_dtype or recipe.dtype
-        self.statistics = Statistics(recipe, method, problems)
+        self._statistics: dict[StatisticsKind, Statistics] = {}
         self._lenient: Counter[str] = Counter()
         self._unset: dict[tuple[str, str], list[str]] = {}
 
@@ -115,9 +126,10 @@ class _Builder:
     def _ordered(self, target: Target) -> tuple[list[Slot], Slot | None]:
         """Inputs and base as the method takes them: the base apart (deltas), first (slerp), or one of the inputs."""
         slots, base = list(target.slots), target.base
-        if self.method.base_apart:
+        method = _method(target)
+        if method.base_apart:
             return [slot for slot in slots if base is None or slot.model != base.model], base
-        if self.method.base == "required" and base is not None:
+        if method.base == "required" and base is not None:
             slots.sort(key=lambda slot: slot.model != base.model)
         return slots, None
 
@@ -141,7 +153,7 @@ class _Builder:
         self._lenient["tensor(s) missing from some inputs, merged from those that have them"] += 1
         slots = [slot for slot in slots if self._has(slot)]
         lost_base = base is not None and not self._has(base)
-        fewest, _ = self.method.n_models
+        fewest, _ = _method(target).n_models
         return slots, None if lost_base else base, len(slots) >= fewest and not lost_base
 
     def _exact(self, target: Target, present: list[Slot], refs: list[TensorRef]) -> Step | None:
@@ -177,19 +189,31 @@ class _Builder:
         return self._make(target, "copy" if plain else "passthrough", [slot], None, {}, dtype)
 
     def _merge(self, target: Target, slots: list[Slot], base: Slot | None) -> Step | None:
-        parameters = self._parameters(target, slots)
+        method = _method(target)
+        parameters = self._parameters(method, target, slots)
         if parameters is None:
             return None
-        if self.method.copies(parameters):
+        if method.copies(parameters):
             return self._single(target, slots[0])
-        if (message := self.method.check(parameters) if self.method.check else None) is not None:
+        if (message := method.check(parameters) if method.check else None) is not None:
             self.problems.append(Problem(message, target.name))
             return None
         owners = [(slot.statistics, self._model_name(slot), self._ref(slot)) for slot in slots]
-        statistics = self.statistics.of(target.name, owners)
+        statistics = self._statistics_of(method, target.name, owners)
         donor = self._ref(base or self._donor_slot(slots))
-        step = self._make(target, self.method.name, slots, base, parameters, self._out_dtype(donor))
+        step = self._make(target, method.name, slots, base, parameters, self._out_dtype(donor))
         return dataclasses.replace(step, statistics=statistics)
+
+    def _statistics_of(self, method: Method, name: str, owners: list[Any]) -> tuple[TensorRef, ...]:
+        kind = method.statistics
+        if kind is None:
+            return ()
+        if kind not in self._statistics:
+            self._statistics[kind] = Statistics(self.recipe, kind, self.problems)
+        return self._statistics[kind].of(name, owners)
+
+    def statistics_files(self) -> tuple[SourceFile, ...]:
+        return tuple(dict.fromkeys(file for each in self._statistics.values() for file in each.files))
 
     def _donor_slot(self, slots: list[Slot]) -> Slot:
         return min(slots, key=lambda slot: slot.model)
@@ -217,11 +241,11 @@ class _Builder:
             parameters=parameters,
         )
 
-    def _parameters(self, target: Target, slots: list[Slot]) -> dict[str, Any] | None:
+    def _parameters(self, method: Method, target: Target, slots: list[Slot]) -> dict[str, Any] | None:
         """Every parameter of the method as a number (a tuple of one for each input, if it is per model)."""
         values: dict[str, Any] = {}
         complete = True
-        for parameter in self.method.parameters:
+        for parameter in method.parameters:
             if parameter.per_model:
                 found = tuple(
                     self._value(parameter, slot.settings, self._ref(slot).name, target.t, self._model_name(slot))
@@ -278,6 +302,12 @@ class _Builder:
         return [f"{count} {what}" for what, count in self._lenient.items()]
 
 
+def _method(target: Target) -> Method:
+    method = get_method(target.method)
+    assert method is not None, target.method  # the recipe was checked against the registry
+    return method
+
+
 def _side_files(
     recipe: Recipe, name: str, method: Method, inputs: Inputs, layout: Layout, steps: Sequence[Step], index: str | None
 ) -> tuple[SideFile, ...]:
@@ -292,12 +322,13 @@ def _side_files(
         dtype=torch_name(dtype),
         tied=inputs.tied,
         vocabulary=next((step.shape[0] for step in steps if is_embedding(step.name) and step.shape), None),
-        layers=layout.layers,
+        stacks=layout.stacks,
+        notes=inputs.notes,
     )
     models = [model.source_model() for model in inputs.all]
     base = None if recipe.base_model is None else inputs.place(recipe.base_model)
     made = {
-        "README.md": model_card(recipe, name, method, models, base),
+        "README.md": model_card(recipe, name, method, models, base, (step.method for step in steps)),
         "config.json": config,
         RECIPE_FILE: recipe.text,
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,6 +52,7 @@ class Inputs:
         aligned = [donor.tensors] + [self._align(donor, other) for other in checkpoints[1:]]
         self.all = self._tie(checkpoints, aligned)
         self._places = {_key(model.ref): i for i, model in enumerate(self.all)}
+        self._suffixes: dict[tuple[int, Stack], dict[int, list[str]]] = {}
         for model in self.all:
             self.notes += [f"{model.ref.text}: {note}" for note in model.checkpoint.notes]
 
@@ -67,6 +68,16 @@ class Inputs:
     def tied(self) -> bool:
         """Whether the output has no head of its own: if no input has one."""
         return all(model.tied for model in self.all)
+
+    def suffixes(self, place: int, stack: Stack, layer: int) -> list[str]:
+        """What stands behind the layer's number in the tensors of one layer of an input."""
+        found = self._suffixes.get((place, stack))
+        if found is None:
+            found = self._suffixes[place, stack] = {}
+            for name in self.all[place].tensors:
+                if (at := stack.layer(name)) is not None:
+                    found.setdefault(at[0], []).append(at[1])
+        return found.get(layer, [])
 
     def names(self) -> list[str]:
         """The union of the inputs' tensors, in the order of the computation: embeddings, layers by number, the rest."""
@@ -135,8 +146,8 @@ def _key(ref: ModelRef) -> tuple[str, str | None]:
 
 def _mentioned(recipe: Recipe) -> list[ModelRef]:
     """Every model, once: the base first, then in the order of the recipe."""
-    listed = [source.model for source in recipe.models]
-    for part in recipe.slices:
+    listed = [source.model for source in recipe.all_models]
+    for part in recipe.all_slices:
         listed += [part.base_model] if part.base_model is not None else []
         listed += [source.model for source in part.sources]
     if recipe.base_model is not None:
@@ -170,14 +181,33 @@ def map_prefix(names: Sequence[str], wanted: Sequence[str]) -> tuple[str, str] |
         return None
     candidates = [(_first_part(name), "") for name in names if "." in name]
     candidates += [("", _first_part(name)) for name in wanted if "." in name]
-    scores: dict[tuple[str, str], int] = {}
+    candidates += _between_stacks(names, wanted)
+    scores: dict[tuple[str, ...], tuple[int, tuple[str, str]]] = {}  # by what the names become
     for candidate in dict.fromkeys(candidates):
-        renamed = [rename(name, *candidate, target) for name in names]
+        renamed = tuple(rename(name, *candidate, target) for name in names)
         if len(set(renamed)) == len(names):  # two tensors must not become one
-            scores[candidate] = sum(name in target for name in renamed)
-    best = max(scores.values(), default=0)
-    winners = [candidate for candidate, score in scores.items() if score == best]
+            scores.setdefault(renamed, (sum(name in target for name in renamed), candidate))
+    best = max((score for score, _ in scores.values()), default=0)
+    winners = [candidate for score, candidate in scores.values() if score == best]
     return winners[0] if best > direct and len(winners) == 1 else None
+
+
+def _between_stacks(names: Sequence[str], wanted: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """(model., model.language_model.) from model.layers.0 and model.language_model.layers.0, and the like."""
+    ours, theirs = (dict.fromkeys(filter(None, map(_before_number, some))) for some in (names, wanted))
+    for removed in ours:
+        for added in theirs:
+            a, b = removed.split(".")[:-1], added.split(".")[:-1]
+            while a and b and a[-1] == b[-1]:
+                a, b = a[:-1], b[:-1]
+            if (a or b) and len(a) < len(removed.split(".")) - 1:
+                yield "".join(f"{part}." for part in a), "".join(f"{part}." for part in b)
+
+
+def _before_number(name: str) -> str | None:
+    parts = name.split(".")
+    place = next((i for i, part in enumerate(parts) if part.isdecimal()), None)
+    return "".join(f"{part}." for part in parts[:place]) if place is not None else None
 
 
 def _first_part(name: str) -> str:

@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from merge.checkpoint.safetensors_file import read_header
 from merge.errors import CheckpointError, Problem
-from merge.methods import Method
+from merge.methods import get_method
+from merge.methods.registry import StatisticsKind
 from merge.plan import SourceFile, TensorRef
-from merge.recipe.model import Recipe
+from merge.recipe.model import Module, Recipe, Source
 
 
 class Statistics:
     """Opened when made, headers only; a file that cannot be used is a problem, said once."""
 
-    def __init__(self, recipe: Recipe, method: Method, problems: list[Problem]) -> None:
-        self._kind, self._problems = method.statistics, problems
+    def __init__(self, recipe: Recipe, kind: StatisticsKind, problems: list[Problem]) -> None:
+        self._kind, self._problems = kind, problems
         self._tensors: dict[str, dict[str, TensorRef]] = {}
         self._files: dict[str, SourceFile] = {}
-        if self._kind is None:
-            return
-        for source in (*recipe.models, *(source for piece in recipe.slices for source in piece.sources)):
+        for source in _sources_of(recipe, kind):
             if source.statistics is not None and source.statistics not in self._tensors:
                 where = f"{recipe.file}:{source.line}" if recipe.file else source.model.text
                 self._open(source.statistics, where)
@@ -58,7 +57,7 @@ class Statistics:
             owners: (statistics file, model's name, stored tensor) of each input.
         """
         files = [self._tensors.get(path or "", {}) for path, _, _ in owners]
-        if self._kind is None or not all(files):
+        if not all(files):
             return ()
         found = [tensors.get(ref.name) for tensors, (_, _, ref) in zip(files, owners, strict=True)]
         if not any(found) and self._kind == "gram":
@@ -80,3 +79,20 @@ class Statistics:
                 self._problems.append(Problem(message, name, "Were they made of another model?"))
                 wrong = True
         return () if wrong else refs
+
+
+def _sources_of(recipe: Recipe, kind: StatisticsKind) -> Iterator[Source]:
+    """The sources of methods that need this kind."""
+    parts: list[Recipe | Module] = [recipe, *recipe.modules.values()]
+    for part in parts:
+        method = part.merge_method or recipe.merge_method
+        if _kind_of(method) == kind:
+            yield from part.models
+        for piece in part.slices:
+            if _kind_of(piece.merge_method or method) == kind:
+                yield from piece.sources
+
+
+def _kind_of(name: str) -> StatisticsKind | None:
+    method = get_method(name)
+    return None if method is None else method.statistics

@@ -1,16 +1,21 @@
-"""Which source tensors go into which output tensor: whole models, and slices of layers stacked on each other."""
+"""Which source tensors go into which output tensor: whole models, slices of layers on each other, towers apart."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import dataclasses
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from merge.architecture import Stack, is_input_side
 from merge.errors import Problem
-from merge.output.config import LayerOrigins
-from merge.planners.inputs import Inputs
-from merge.recipe.model import ModelRef, Recipe, Settings, Slice, Source
+from merge.methods import get_method
+from merge.output.layers import Restacked
+from merge.planners.inputs import Input, Inputs
+from merge.planners.modules import DECODER, DEFAULT, ENCODER, Chosen, inputs_modules, side_modules
+from merge.planners.usage import usage_notes
+from merge.recipe.model import ModelRef, Module, Recipe, Settings, Slice, Source
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,7 @@ class Target:
         base: the base's slot, where the recipe has a base.
         settings: levels of shared parameters, innermost first.
         t: place in the slice, 0 to 1; 0 outside the layers.
+        method: name of its merge method: the slice's, the module's or the recipe's.
     """
 
     name: str
@@ -41,35 +47,148 @@ class Target:
     settings: tuple[Settings, ...]
     t: float
     layer: int | None
+    method: str
 
 
 @dataclass(frozen=True)
 class Layout:
-    """All targets; `layers` says where each output layer comes from if the stack is not the donor's own."""
+    """All targets; `stacks` says where each output layer comes from, for stacks that are not the donor's own."""
 
     targets: tuple[Target, ...]
-    layers: LayerOrigins | None = None
+    stacks: tuple[Restacked, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Tower:
+    """What one list of models or slices makes: the whole output, or a module of it.
+
+    Attributes:
+        path: in front of "slices.0" in Recipe.lines: "" or "modules.NAME.".
+        kind: the module's name in merge.planners.modules, by which the config is found.
+        settings: levels of shared parameters outside the slices, innermost first.
+        owns: whether a tensor belongs to it.
+        stack: its layers in one of the inputs.
+    """
+
+    path: str
+    kind: str
+    models: tuple[Source, ...]
+    slices: tuple[Slice, ...]
+    method: str
+    settings: tuple[Settings, ...]
+    owns: Callable[[str], bool]
+    stack: Callable[[Input], Stack | None]
 
 
 def lay_out_targets(recipe: Recipe, inputs: Inputs, problems: list[Problem]) -> Layout:
-    if recipe.slices:
-        return _slices(recipe, inputs, problems)
-    return _models(recipe, inputs)
+    if recipe.modules:
+        return _modules(recipe, inputs, problems)
+    tower = _Tower(
+        *("", DEFAULT, recipe.models, recipe.slices, recipe.merge_method, (recipe.parameters,)),
+        owns=lambda name: True,
+        stack=lambda model: model.main,
+    )
+    if not recipe.slices:
+        return Layout(_with_lacking(inputs, _models(recipe, inputs, tower)))
+    found = inputs_modules(inputs).found
+    if ENCODER in found and DECODER in found:
+        message = f'{inputs.donor.ref.text} has several stacks of layers; say which ones by "modules": encoder, decoder'
+        problems.append(Problem(message, recipe.where("slices")))
+        return Layout(())
+    layout = _slices(recipe, inputs, tower, problems)
+    return Layout(_with_lacking(inputs, layout.targets), layout.stacks)
 
 
-def _models(recipe: Recipe, inputs: Inputs) -> Layout:
+def _modules(recipe: Recipe, inputs: Inputs, problems: list[Problem]) -> Layout:
+    """The towers that the recipe lists; what belongs to none of them is copied from the donor."""
+    chosen = Chosen(recipe, inputs, problems)
+    targets: dict[str, Target] = {}
+    stacks: tuple[Restacked, ...] = ()
+    for key, module in recipe.modules.items():
+        tower = _tower(recipe, key, module, chosen)
+        made = Layout(_models(recipe, inputs, tower)) if module.models else _slices(recipe, inputs, tower, problems)
+        if not made.targets and not problems:
+            message = f'module "{key}" has no tensors in the models that it lists'
+            problems.append(Problem(message, recipe.where(f"modules.{key}")))
+        targets.update((target.name, target) for target in made.targets)
+        stacks += made.stacks
+    if problems:
+        return Layout(())
+    copied: Counter[str] = Counter()
+    sorter = inputs_modules(inputs)
+    for name in inputs.donor.tensors:
+        if chosen.key_of(name) is None:
+            targets[name] = _copy(inputs, name)
+            copied[sorter.of(name)] += 1
+    if copied:
+        listed = ", ".join(f"{module} ({count} tensors)" for module, count in copied.items())
+        inputs.notes.append(f"not among the modules, copied from {inputs.donor.ref.text}: {listed}")
+    order = {name: place for place, name in enumerate(inputs.names())}
+    return Layout(tuple(sorted(targets.values(), key=lambda target: order.get(target.name, len(order)))), stacks)
+
+
+def _tower(recipe: Recipe, key: str, module: Module, chosen: Chosen) -> _Tower:
+    return _Tower(
+        path=f"modules.{key}.",
+        kind=chosen.kind(key),
+        models=module.models,
+        slices=module.slices,
+        method=module.merge_method or recipe.merge_method,
+        settings=(module.parameters, recipe.parameters),
+        owns=lambda name: chosen.key_of(name) == key,
+        stack=lambda model: chosen.stack(key, model),
+    )
+
+
+def _copy(inputs: Inputs, name: str) -> Target:
+    """A tensor of the donor as it is."""
+    layer, t = _place(name, inputs.donor.stacks)
+    return Target(name, (Slot(0, name, ()),), None, (), t, layer, "passthrough")
+
+
+def _with_lacking(inputs: Inputs, targets: tuple[Target, ...]) -> tuple[Target, ...]:
+    """A tower that the donor has and plain language models have not is merged from the models that have it, if any."""
+    lacking = side_modules(inputs)
+    if not lacking:
+        return targets
+    sorter = inputs_modules(inputs)
+    for name, without in lacking.items():
+        names = ", ".join(inputs.all[i].ref.text for i in sorted(without))
+        how = "copied" if len(inputs.all) - len(without) < 2 else "merged from those that have it"
+        inputs.notes.append(f"{names}: no {name}; it is {how}")
+    return tuple(
+        _without(inputs, target, lacking[module]) if (module := sorter.of(target.name)) in lacking else target
+        for target in targets
+    )
+
+
+def _without(inputs: Inputs, target: Target, without: frozenset[int]) -> Target:
+    slots = tuple(slot for slot in target.slots if slot.model not in without)
+    method = get_method(target.method)
+    assert method is not None, target.method
+    base = target.base
+    inputs_left = [slot for slot in slots if not (method.base_apart and base is not None and slot.model == base.model)]
+    models = {slot.model for slot in (*slots, *([base] if base is not None else []))} - without
+    too_few = len(models) < 2 or len(inputs_left) < method.n_models[0]
+    return _copy(inputs, target.name) if too_few else dataclasses.replace(target, slots=slots)
+
+
+def _models(recipe: Recipe, inputs: Inputs, tower: _Tower) -> tuple[Target, ...]:
     """Every tensor of the union, from every model under the same name."""
     base = None if recipe.base_model is None else inputs.place(recipe.base_model)
+    places = {inputs.place(source.model) for source in tower.models} | ({base} if base is not None else set())
     targets = []
     for name in inputs.names():
+        if not tower.owns(name) or not any(name in inputs.all[place].tensors for place in places if place is not None):
+            continue
         layer, t = _place(name, inputs.donor.stacks)
         slots = tuple(
-            Slot(inputs.place(source.model), name, (source.parameters, recipe.parameters), source.statistics)
-            for source in recipe.models
+            Slot(inputs.place(source.model), name, (source.parameters, *tower.settings), source.statistics)
+            for source in tower.models
         )
-        base_slot = None if base is None else Slot(base, name, (recipe.parameters,))
-        targets.append(Target(name, slots, base_slot, (recipe.parameters,), t, layer))
-    return Layout(tuple(targets))
+        base_slot = None if base is None else Slot(base, name, tower.settings)
+        targets.append(Target(name, slots, base_slot, tower.settings, t, layer, tower.method))
+    return tuple(targets)
 
 
 def _place(name: str, stacks: Sequence[Stack]) -> tuple[int | None, float]:
@@ -85,37 +204,39 @@ def gradient_place(layer: int, n_layers: int) -> float:
     return layer / (n_layers - 1) if n_layers > 1 else 1.0
 
 
-def _slices(recipe: Recipe, inputs: Inputs, problems: list[Problem]) -> Layout:
-    problems += _slice_problems(recipe, inputs)
-    if problems:
+def _slices(recipe: Recipe, inputs: Inputs, tower: _Tower, problems: list[Problem]) -> Layout:
+    found = list(_slice_problems(recipe, inputs, tower))
+    problems += found
+    stack = tower.stack(inputs.donor)
+    if found or stack is None:
         return Layout(())
-    stack = inputs.donor.main
-    assert stack is not None
     targets: list[Target] = []
     origins: list[tuple[str, dict[str, Any], int]] = []
-    for part in recipe.slices:
+    for part in tower.slices:
         for t, numbers in _layers(part):
-            targets += _layer_targets(recipe, inputs, part, numbers, t, stack, len(origins))
+            targets += _layer_targets(recipe, inputs, tower, part, numbers, t, stack, len(origins))
             first = inputs.all[inputs.place(part.sources[0].model)]
             origins.append((first.checkpoint.path, first.config, numbers[0]))
-    before, after = _outside(recipe, inputs)
-    return Layout((*before, *targets, *after), origins)
+    before, after = _outside(recipe, inputs, tower)
+    lengths = {i: its.n_layers for i, model in enumerate(inputs.all) if (its := tower.stack(model)) is not None}
+    inputs.notes += usage_notes(inputs, tower.slices, lengths)
+    return Layout((*before, *targets, *after), (Restacked(tower.kind, stack.n_layers, origins),))
 
 
-def _slice_problems(recipe: Recipe, inputs: Inputs) -> Iterator[Problem]:
+def _slice_problems(recipe: Recipe, inputs: Inputs, tower: _Tower) -> Iterator[Problem]:
     bases = [(recipe.base_model, "base_model")]
-    bases += [(part.base_model, f"slices.{number}.base_model") for number, part in enumerate(recipe.slices)]
+    bases += [(part.base_model, f"{tower.path}slices.{i}.base_model") for i, part in enumerate(tower.slices)]
     for base, key in bases:
-        if base is not None and inputs.all[inputs.place(base)].main is None:
+        if base is not None and tower.stack(inputs.all[inputs.place(base)]) is None:
             yield Problem(f"{base.text} {_NO_LAYERS}", recipe.where(key))
-    for number, part in enumerate(recipe.slices):
+    for number, part in enumerate(tower.slices):
         where = f"{recipe.file}:{part.line}" if recipe.file else f"slice {number}"
         lengths = {}
         for source in part.sources:
             assert source.layer_range is not None
             start, end = source.layer_range
             lengths[f"{source.model.text} {start}-{end}"] = end - start
-            stack = inputs.all[inputs.place(source.model)].main
+            stack = tower.stack(inputs.all[inputs.place(source.model)])
             if stack is None:
                 yield Problem(f"{source.model.text} {_NO_LAYERS}", where)
             elif end > stack.n_layers:
@@ -141,23 +262,39 @@ def _layers(part: Slice) -> Iterator[tuple[float, tuple[int, ...]]]:
 
 
 def _layer_targets(
-    recipe: Recipe, inputs: Inputs, part: Slice, numbers: tuple[int, ...], t: float, stack: Stack, out_layer: int
+    recipe: Recipe,
+    inputs: Inputs,
+    tower: _Tower,
+    part: Slice,
+    numbers: tuple[int, ...],
+    t: float,
+    stack: Stack,
+    out_layer: int,
 ) -> Iterator[Target]:
     """The tensors of one output layer: the union of what its sources have in theirs."""
     suffixes: dict[str, None] = {}
     places = [inputs.place(source.model) for source in part.sources]
-    for place, number in zip(places, numbers, strict=True):
-        model = inputs.all[place]
-        suffixes.update(dict.fromkeys(_suffixes(model.tensors, model.main, number)))
+    stacks = [_stack(tower, inputs, place) for place in places]
+    for place, its, number in zip(places, stacks, numbers, strict=True):
+        suffixes.update(dict.fromkeys(inputs.suffixes(place, its, number)))
     base = _base_layer(recipe, inputs, part, numbers)
-    shared = (part.parameters, recipe.parameters)
+    shared = (part.parameters, *tower.settings)
+    method = part.merge_method or tower.method
     for suffix in suffixes:
         slots = tuple(
-            Slot(place, _layer_name(inputs, place, number, suffix), (source.parameters, *shared), source.statistics)
-            for source, place, number in zip(part.sources, places, numbers, strict=True)
+            Slot(place, its.name(number, suffix), (source.parameters, *shared), source.statistics)
+            for source, place, its, number in zip(part.sources, places, stacks, numbers, strict=True)
         )
-        base_slot = None if base is None else Slot(base[0], _layer_name(inputs, *base, suffix), shared)
-        yield Target(stack.name(out_layer, suffix), slots, base_slot, shared, t, out_layer)
+        base_slot = None
+        if base is not None:
+            base_slot = Slot(base[0], _stack(tower, inputs, base[0]).name(base[1], suffix), shared)
+        yield Target(stack.name(out_layer, suffix), slots, base_slot, shared, t, out_layer, method)
+
+
+def _stack(tower: _Tower, inputs: Inputs, place: int) -> Stack:
+    stack = tower.stack(inputs.all[place])
+    assert stack is not None  # else a problem was found before
+    return stack
 
 
 def _base_layer(recipe: Recipe, inputs: Inputs, part: Slice, numbers: tuple[int, ...]) -> tuple[int, int] | None:
@@ -174,34 +311,22 @@ def _slice_base(recipe: Recipe, part: Slice) -> ModelRef | None:
     return part.base_model or recipe.base_model
 
 
-def _suffixes(names: Mapping[str, object], stack: Stack | None, number: int) -> Iterator[str]:
-    assert stack is not None
-    for name in names:
-        found = stack.layer(name)
-        if found is not None and found[0] == number:
-            yield found[1]
-
-
-def _layer_name(inputs: Inputs, model: int, number: int, suffix: str) -> str:
-    stack = inputs.all[model].main
-    assert stack is not None
-    return stack.name(number, suffix)
-
-
-def _outside(recipe: Recipe, inputs: Inputs) -> tuple[list[Target], list[Target]]:
+def _outside(recipe: Recipe, inputs: Inputs, tower: _Tower) -> tuple[list[Target], list[Target]]:
     """Tensors outside the stack: embeddings with the first slice's sources, norm and head with the last one's."""
     before: list[Target] = []
     after: list[Target] = []
+    stacks = [stack for model in inputs.all if (stack := tower.stack(model)) is not None]
     for name in inputs.names():
-        if any(model.main is not None and model.main.layer(name) for model in inputs.all):
+        if not tower.owns(name) or any(stack.layer(name) for stack in stacks):
             continue
         early = is_input_side(name)
-        part = recipe.slices[0 if early else -1]
-        shared = (part.parameters, recipe.parameters)
+        part = tower.slices[0 if early else -1]
+        shared = (part.parameters, *tower.settings)
         slots = tuple(_outside_slot(inputs, source, name, shared) for source in part.sources)
         ref = _slice_base(recipe, part)
         base = None if ref is None else Slot(inputs.place(ref), name, shared)
-        (before if early else after).append(Target(name, slots, base, shared, 0.0, None))
+        method = part.merge_method or tower.method
+        (before if early else after).append(Target(name, slots, base, shared, 0.0, None, method))
     return before, after
 
 

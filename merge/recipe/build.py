@@ -236,7 +236,7 @@ def _upscale(reader: Reader, node: yaml.Node | None) -> Upscale | None:
         message = f'"upscale" needs one of overlap, layers and insert_every{found}; for example upscale: {{overlap: 8}}'
         reader.problem(node, message, "upscale")
     zero = fields.get("zero_init")
-    flag = None if zero is None else boolean(zero)
+    flag = boolean(zero) if isinstance(zero, yaml.ScalarNode) else None
     if zero is not None and flag is None:
         reader.problem(zero, f'"zero_init" must be true or false, not {shown(zero)}')
     if zero is not None and "insert_every" not in fields:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import yaml
@@ -33,11 +34,13 @@ def read_settings(reader: Reader, node: yaml.Node | None, path: str, level: Leve
             reader.broken.add(join(path, key))
             continue
         # Where several methods have a parameter of that name, the value must be one for each of them.
-        found = [_setting(reader, value, join(path, key), parameter) for parameter in meant_for or [None]]
-        if any(setting is None for setting in found):
+        each: Sequence[Parameter | None] = meant_for or [None]
+        read = [_setting(reader, value, join(path, key), parameter) for parameter in each]
+        setting = None if None in read else read[0]
+        if setting is None:
             reader.broken.add(join(path, key))
-        elif found[0] is not None:
-            settings[key] = found[0]
+        else:
+            settings[key] = setting
     return settings
 
 
