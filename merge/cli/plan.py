@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from merge.cli.show import METHOD_FILE_HELP, Size, console, memory, printable, size
+from merge.cli.stack import pictures
 
 if TYPE_CHECKING:
     from merge.plan import Plan, Step
@@ -110,6 +111,11 @@ def _show(plan: Plan, totals: dict[str, int], tensors: bool) -> None:
         models.add_row(model.ref, role, str(len(model.files)), size(sum(file.size for file in model.files)))
     out.print(models)
     out.print()
+    picture = list(pictures(plan, out.width))
+    for line in picture:
+        out.print(line, soft_wrap=True)
+    if picture:
+        out.print()
     out.print(_tensor_table(plan) if tensors else _layer_table(plan))
     out.print()
     n_bytes = f"{size(totals['bytes_written'])} in {len(plan.shards)} file{'s' if len(plan.shards) > 1 else ''}"
