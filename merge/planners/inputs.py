@@ -91,14 +91,15 @@ class Inputs:
         return (0, 0) if is_input_side(name) else (2, 0)
 
     def _align(self, donor: Checkpoint, other: Checkpoint) -> dict[str, TensorRef]:
-        """The other model's tensors under the donor's names, where one prefix makes the difference."""
-        found = map_prefix(list(other.tensors), list(donor.tensors))
-        if found is None:
-            return other.tensors
-        removed, added = found
-        change = f'"{removed}" removed from' if removed else f'"{added}" put before'
-        self.notes.append(f"{other.ref.text}: {change} tensor names, to match {donor.ref.text}")
-        return {rename(name, removed, added, donor.tensors): ref for name, ref in other.tensors.items()}
+        """The other model's tensors under the donor's names, where a prefix makes the difference; one for each tower."""
+        tensors = other.tensors
+        while (found := map_prefix(list(tensors), list(donor.tensors))) is not None:
+            removed, added = found
+            change = f'"{removed}" removed from' if removed else f'"{added}" put before'
+            change = f'"{added}" put for "{removed}" in' if removed and added else change
+            self.notes.append(f"{other.ref.text}: {change} tensor names, to match {donor.ref.text}")
+            tensors = {rename(name, removed, added, donor.tensors): ref for name, ref in tensors.items()}
+        return tensors
 
     def _tie(self, checkpoints: Sequence[Checkpoint], aligned: Sequence[Mapping[str, TensorRef]]) -> list[Input]:
         """One rule: a model is tied if its config says so, or if it stores no head and its config does not deny it.
