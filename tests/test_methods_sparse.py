@@ -9,11 +9,13 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from memory_tensor import Floats, run_fused, run_reference, to_raw, widened
+from memory_tensor import Floats, MemoryTensor, run_fused, run_reference, to_raw, widened
 
 from merge.engine.executors import random_key
+from merge.kernels.protocol import Block
+from merge.kernels.ranks import sorted_rows
 from merge.kernels.reference import rank_probabilities
-from merge.kernels.sparsify import rank_rows
+from merge.kernels.sparsify import dropped, dropped_by_rank, random_masks
 from merge.methods import Method, get_method
 
 T1 = [0.50, -0.10, 0.30, 0.02, -0.80, 0.00, 0.07, 0.20, -0.05, 0.60]
@@ -115,24 +117,34 @@ def test_variants_are_the_same_for_all_methods_that_elect(merged: Any, name: str
                 np.testing.assert_array_equal(merged(name, rows, **how, **extra), merged("ties", rows, **how))
 
 
-@pytest.mark.parametrize("length", [1, 2, 3, 31, 32, 33, 500, 1023, 1024, 3000])
-def test_ranks_are_those_of_a_stable_sort(length: int) -> None:
+@pytest.mark.parametrize("length", [1, 2, 3, 31, 32, 33, 500, 1023, 1024, 3000, 65536, 65537])
+def test_the_order_of_a_row_is_that_of_a_stable_sort(length: int) -> None:
+    """Whether 32 bits hold the magnitudes with their places (rows 0 to 2 of bfloat16) or not."""
     random = np.random.default_rng(length)
-    rows = 6
+    rows = 7
     base = random.standard_normal((rows, length)).astype(np.float32)
     tuned = base + random.standard_normal((rows, length)).astype(np.float32) * np.float32(1e-3)
     tuned[1] = base[1]
     tuned[2] = base[2] + random.integers(-2, 3, length).astype(np.float32)
-    base[3], tuned[3] = 0, random.integers(0, 0x7F800000, length).astype(np.uint32).view(np.float32)
-    base[4], tuned[4] = 0, random.integers(0, 300, length).astype(np.uint32).view(np.float32)
-    for dtype in ("F32", "BF16"):
-        raw = to_raw([base.reshape(-1), tuned.reshape(-1)], dtype)
-        ranks = np.empty(rows * length, np.uint32)
-        rank_rows(raw[0], raw[1], length, ranks)
-        size = np.abs(widened(raw)[1] - widened(raw)[0]).reshape(rows, length)
-        order = np.argsort(size, axis=1, kind="stable")
-        np.testing.assert_array_equal(np.take_along_axis(ranks.reshape(rows, length), order, 1)[0], np.arange(length))
-        np.testing.assert_array_equal(ranks.reshape(rows, length), np.argsort(order, axis=1))
+    base[3:], tuned[3] = 0, random.integers(0, 0x7F800000, length).astype(np.uint32).view(np.float32)
+    tuned[4] = random.integers(0, 300, length).astype(np.uint32).view(np.float32)  # denormal
+    tuned[5] = random.choice(np.array([1.0, np.inf, np.nan, 2.0, -np.inf], np.float32), length)
+    tuned[6] = random.integers(0, 1 << 24, length)  # one more bit than there is room for from the second place on
+    for chosen in (slice(None), slice(0, 3), slice(2, 7)):  # rows with 64 bits are few, none and most
+        for dtype in ("F32", "BF16"):
+            raw = to_raw([base[chosen].reshape(-1), tuned[chosen].reshape(-1)], dtype)
+            keys, place = sorted_rows(raw[0], raw[1], length)
+            size = np.abs(widened(raw)[1] - widened(raw)[0]).reshape(-1, length)
+            np.testing.assert_array_equal(keys & place, np.argsort(size, axis=1, kind="stable"))
+
+
+def test_random_numbers_go_on_where_the_counter_begins_again_within_a_row() -> None:
+    """Flat indices past 2^32: the same entries stay as under the mask that DARE would use there."""
+    length, start, key = 1000, (1 << 32) - 2600, (7 << 32) | 5
+    raw = np.stack([np.zeros(5 * length), np.random.default_rng(0).standard_normal(5 * length)]).astype(np.float32)
+    block = Block(start, raw)
+    got = dropped_by_rank(MemoryTensor(raw, 1 << 20, (5, length)), [key], [0.4], [0.0], unbiased=False)(block).copy()
+    np.testing.assert_array_equal(got, dropped(random_masks([key], [0.4]))(block))
 
 
 def test_probabilities_rise_with_the_rank_in_equal_steps() -> None:

@@ -117,3 +117,14 @@ def add32(typing_context: Any, a: Any, b: Any) -> Any:
 def sub32(typing_context: Any, a: Any, b: Any) -> Any:
     """uint32 - uint32 modulo 2^32"""
     return types.uint32(types.uint32, types.uint32), lambda context, builder, signature, args: builder.sub(*args)
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def power_of_two(typing_context: Any, exponent: Any) -> Any:
+    """int64 from -126 to 127 -> 2^exponent as float32"""
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        biased = builder.add(builder.trunc(args[0], _I32), ir.Constant(_I32, 127))
+        return builder.bitcast(builder.shl(biased, ir.Constant(_I32, 23)), _F32)
+
+    return types.float32(types.int64), build

@@ -22,8 +22,9 @@ TOP = 1 << 31  # every magnitude is below
 NOTHING = 0xFFFFFFFF  # a threshold that no magnitude reaches
 BUCKETS = 1 << 20  # of one window at the most: wide enough that one pass is usually all
 _COARSE_SHIFT = 15
+_SAMPLED = 3  # of a sample's chunks each third entry is looked at; not a power of two, so in rows each column is
 _TILE = 2048
-_GROUP = 16  # elements of a tile that are looked at only if one of them is in the window
+_GROUP = 8  # elements of a tile that are looked at only if one of them is in the window
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +124,7 @@ class Window:
 
     def __init__(self, search: Search) -> None:
         self.above = 0
-        self.counts = np.zeros(search.n_buckets, np.int64)
+        self.counts: npt.NDArray[Any] = np.zeros(search.n_buckets, np.uint32 if search.size < 1 << 32 else np.int64)
 
     def count(self, block: Block, row: int, search: Search) -> None:
         """Adds a block's task vector of one row, over the search's window."""
@@ -141,11 +142,12 @@ def _propose(searches: list[Search], tensor: FusedTensor) -> None:
         return
     n_sampled = min(tensor.n_chunks, max(8, tensor.n_chunks // 16))
     chunks = sorted({i * tensor.n_chunks // n_sampled for i in range(n_sampled)})
+    step = 1 if len(chunks) == tensor.n_chunks else _SAMPLED
     rows = tuple(dict.fromkeys(search.model + 1 for search in searches))
 
     def update(histograms: npt.NDArray[np.int64], block: Block) -> None:
         for place, row in enumerate(rows):
-            _coarse_histogram(block.raw, row, histograms[place])
+            _coarse_histogram(block.raw[0], block.raw[row], step, histograms[place])
 
     states = tensor.fold_chunks(lambda: np.zeros((len(rows), TOP >> _COARSE_SHIFT), np.int64), update, chunks)
     histograms = dict(zip(rows, np.sum(states, axis=0), strict=True))
@@ -202,9 +204,9 @@ def place_cuts(searches: list[Search], tensor: FusedTensor) -> None:
 
 
 @kernel
-def _coarse_histogram(raw: Any, row: int, histogram: Any) -> None:
-    for i in range(raw.shape[1]):
-        histogram[magnitude_bits(as_f32(raw[row, i]) - as_f32(raw[0, i])) >> np.uint32(_COARSE_SHIFT)] += 1
+def _coarse_histogram(base: Any, model: Any, step: int, histogram: Any) -> None:
+    for i in range(0, len(base), step):
+        histogram[magnitude_bits(as_f32(model[i]) - as_f32(base[i])) >> np.uint32(_COARSE_SHIFT)] += 1
 
 
 @kernel
@@ -213,12 +215,14 @@ def _window_histogram(base: Any, model: Any, low: Any, high: Any, shift: Any, co
 
     Tile by tile, so that all but the few entries in the window are dealt with in vector registers: first the
     magnitudes less `low` (below the window they wrap to large numbers), then how many are above, then the least of each
-    group of entries, which says whether the group needs a look. A tile is a slice, because LLVM does not vectorise an
-    index that numba cannot show to be positive.
+    group of entries, which says whether the group needs a look. Hits go to lists without a branch, half of which would
+    be guessed wrong. A tile is a slice, because LLVM does not vectorise an index that numba cannot show to be positive.
     """
     tile = np.empty(_TILE, np.uint32)
     n_groups = _TILE // _GROUP
     least = np.empty(n_groups, np.uint32)
+    hit = np.empty(n_groups, np.uint32)
+    inside = np.empty(_TILE, np.uint32)
     width = sub32(high, low)
     above = 0
     for start in range(0, len(base), _TILE):
@@ -234,12 +238,18 @@ def _window_histogram(base: Any, model: Any, low: Any, high: Any, shift: Any, co
             part = tile[k * n_groups : (k + 1) * n_groups]
             for g in range(n_groups):
                 least[g] = min(least[g], part[g])
+        n_hit = 0
         for g in range(n_groups):
-            if least[g] < width:
-                for k in range(_GROUP):
-                    place = tile[k * n_groups + g]
-                    if place < width:
-                        counts[place >> shift] += 1
+            hit[n_hit] = g
+            n_hit += least[g] < width
+        n_inside = 0
+        for h in range(n_hit):
+            for k in range(_GROUP):
+                place = tile[k * n_groups + hit[h]]
+                inside[n_inside] = place
+                n_inside += place < width
+        for i in range(n_inside):
+            counts[inside[i] >> shift] += 1
     return above
 
 

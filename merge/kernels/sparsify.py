@@ -8,40 +8,34 @@ from __future__ import annotations
 
 import itertools
 import math
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from merge.kernels.bits import add32, as_f32, counter32, kernel, magnitude_bits, mix32
+from merge.kernels.bits import add32, as_f32, counter32, kernel, magnitude_bits, mix32, sub32
+from merge.kernels.encode import LANES
 from merge.kernels.protocol import Block, Floats, FusedTensor
+from merge.kernels.ranks import sorted_rows
+from merge.kernels.scratch import Scratch
 from merge.kernels.selection import KEEP_NONE, Threshold, count_kept, count_outliers, largest
 
 _COUNTER = 1 << 32  # the random counter's low half; blocks are cut there
-_SHORT = 32  # rows up to this length are ranked by comparing all pairs
-_WIDE = 1024  # rows from this length on are sorted by wide digits
+_HIGH = 0x85EBCA6B  # what the second key moves on by with the counter's high half
+_SORTED = 1 << 15  # elements whose order is found at once: their keys stay in cache
 
 # Block -> (model, n) float32, valid until the same thread's next call.
 Sparsifier = Callable[[Block], Floats]
+# What of one model stays: entries that the first threshold keeps and the second does not.
+Band = tuple[Threshold, Threshold]
+# The same as kernels take it: (least magnitude bits, how many values from there) for each model, as uint32.
+Limits = tuple[tuple[Any, Any], ...]
 # A random mask as kernels take it: (key, key, greatest random number that keeps) for each model, as uint32.
 Mask = tuple[Any, ...]
 
 
-class _Scratch(threading.local):
-    """Each thread's arrays, used again from block to block."""
-
-    def array(self, name: str, size: int, dtype: Any) -> npt.NDArray[Any]:
-        held = getattr(self, name, None)
-        if held is None or held.size < size:
-            held = np.empty(size, dtype)
-            setattr(self, name, held)
-        view: npt.NDArray[Any] = held[:size]
-        return view
-
-
-_scratch = _Scratch()
+_scratch = Scratch()
 
 
 def _factors(n_models: int, block: Block) -> Floats:
@@ -56,30 +50,43 @@ def edges(block: Block, cuts: Sequence[int]) -> Iterator[tuple[int, int]]:
     yield from itertools.pairwise([0, *inside, n])
 
 
-def trimmed(thresholds: Sequence[Threshold], dropped: Sequence[Threshold] | None = None) -> Sparsifier:
-    """1 for entries that a threshold keeps, unless they reach their model's threshold in `dropped`."""
-    dropped = [KEEP_NONE] * len(thresholds) if dropped is None else dropped
-
-    def sparsify(block: Block) -> Floats:
-        out = _factors(len(thresholds), block)
-        for m, (least, most) in enumerate(zip(thresholds, dropped, strict=True)):
-            for start, stop in edges(block, [least.cut, most.cut]):
-                here = block.start + start
-                span = slice(start, stop)
-                limits = np.uint32(least.at(here)), np.uint32(most.at(here))
-                _mark_between(block.raw[0, span], block.raw[m + 1, span], *limits, out[m, span])
-        return out
-
-    return sparsify
+def within(thresholds: Sequence[Threshold], dropped: Sequence[Threshold] | None = None) -> list[Band]:
+    """What each threshold keeps, unless it reaches its model's threshold in `dropped`"""
+    return list(zip(thresholds, [KEEP_NONE] * len(thresholds) if dropped is None else dropped, strict=True))
 
 
-def without_outliers(tensor: FusedTensor, density: Sequence[float], gamma: Sequence[float]) -> Sparsifier:
-    """1 for the k largest entries that come after the floor(gamma * n) largest."""
+def inliers(tensor: FusedTensor, density: Sequence[float], gamma: Sequence[float]) -> list[Band]:
+    """The k largest entries that come after the floor(gamma * n) largest."""
     tops = [count_outliers(g, share, tensor.size) for g, share in zip(gamma, density, strict=True)]
     keeps = [top + count_kept(share, tensor.size) for top, share in zip(tops, density, strict=True)]
     models = range(len(keeps))
     found = largest(tensor, keeps + tops, [*models, *models])
-    return trimmed(found[: len(keeps)], found[len(keeps) :])
+    return within(found[: len(keeps)], found[len(keeps) :])
+
+
+def band_pieces(block: Block, bands: Sequence[Band]) -> Iterator[tuple[int, int, Limits]]:
+    """(start, stop) within the block of pieces without a cut, and what of each model stays there."""
+    cuts = [threshold.cut for band in bands for threshold in band]
+    for start, stop in edges(block, cuts):
+        limits = []
+        for least, most in bands:
+            low, high = least.at(block.start + start), most.at(block.start + start)
+            limits.append((np.uint32(low), np.uint32(max(0, high - low))))
+        yield start, stop, tuple(limits)
+
+
+def trimmed(bands: Sequence[Band]) -> Sparsifier:
+    """1 for entries that stay."""
+
+    def sparsify(block: Block) -> Floats:
+        out = _factors(len(bands), block)
+        for start, stop, limits in band_pieces(block, bands):
+            span = slice(start, stop)
+            for m, (low, width) in enumerate(limits):
+                _mark_within(block.raw[0, span], block.raw[m + 1, span], low, width, out[m, span])
+        return out
+
+    return sparsify
 
 
 def random_masks(keys: Sequence[int], density: Sequence[float]) -> Mask:
@@ -98,7 +105,7 @@ def greatest_kept(share: Any) -> Any:
 def mask_pieces(block: Block, masks: Mask) -> Iterator[tuple[int, int, Mask]]:
     """(start, stop) within the block, and the masks there: past 2^32 elements the second key moves on."""
     for start, stop in edges(block, range(_COUNTER, block.start + block.raw.shape[1], _COUNTER)):
-        high = ((block.start + start) >> 32) * 0x85EBCA6B
+        high = ((block.start + start) >> 32) * _HIGH
         yield start, stop, tuple((a, np.uint32((int(b) + high) & 0xFFFFFFFF), most) for a, b, most in masks)
 
 
@@ -125,25 +132,28 @@ def dropped_by_rank(
     for share, spread in zip(density, epsilon, strict=True):
         p = rank_probabilities(length, share, spread) if 0 < share < 1 else np.ones(1)
         tables.append((greatest_kept(p), (1 / p if unbiased else np.ones_like(p)).astype(np.float32)))
-    # The engine cuts a long vector, which is one row; its ranks are found once.
+
+    def mark(base: Any, tuned: Any, start: int, m: int, out: Floats) -> None:
+        step = max(1, _SORTED // length) * length
+        key, other, _ = masks[m]
+        for first in range(0, len(out), step):
+            span = slice(first, first + step)
+            ordered, place = sorted_rows(base[span], tuned[span], length)
+            _mark_ranked(ordered, place, *tables[m], key, other, start + first, out[span])
+
+    # The engine cuts a long vector, which is one row; its factors are found once.
     split = len(tensor.shape) < 2 and tensor.n_chunks > 1
-    whole = [_ranks_of_vector(tensor, m) if 0 < share < 1 else None for m, share in enumerate(density)] if split else []
+    whole = [_of_vector(tensor, m, mark) if 0 < share < 1 else None for m, share in enumerate(density)] if split else []
 
     def sparsify(block: Block) -> Floats:
         out = _factors(len(keys), block)
-        n = block.raw.shape[1]
         for m, share in enumerate(density):
             if not 0 < share < 1:
                 out[m] = 1.0 if share > 0 else 0.0
-                continue
-            if split:
-                ranks = whole[m][block.start : block.start + n]  # type: ignore[index]
+            elif split:
+                out[m] = whole[m][block.start : block.start + out.shape[1]]  # type: ignore[index]
             else:
-                ranks = _scratch.array("ranks", n, np.uint32)
-                rank_rows(block.raw[0], block.raw[m + 1], length, ranks)
-            for start, stop, here in mask_pieces(block, (masks[m],)):
-                key, other, _ = here[0]
-                _mark_ranked(ranks[start:stop], *tables[m], key, other, block.start + start, out[m, start:stop])
+                mark(block.raw[0], block.raw[m + 1], block.start, m, out[m])
         return out
 
     return sparsify
@@ -156,12 +166,12 @@ def rank_probabilities(length: int, density: float, epsilon: float) -> npt.NDArr
     return (density - epsilon) + np.arange(length, dtype=np.float64) * np.float64(2 * epsilon / (length - 1))
 
 
-def _ranks_of_vector(tensor: FusedTensor, model: int) -> npt.NDArray[np.uint32]:
+def _of_vector(tensor: FusedTensor, model: int, mark: Callable[[Any, Any, int, int, Floats], None]) -> Floats:
     pieces = tensor.map_chunks(lambda block: block.raw[[0, model + 1]])
     raw = np.concatenate(pieces, axis=1)
-    ranks = np.empty(tensor.size, np.uint32)
-    rank_rows(raw[0], raw[1], tensor.size, ranks)
-    return ranks
+    out = np.empty(tensor.size, np.float32)
+    mark(raw[0], raw[1], 0, model, out)
+    return out
 
 
 def l1_factors(tensor: FusedTensor, weight: tuple[float, ...], sparsify: Sparsifier) -> tuple[float, ...]:
@@ -182,11 +192,15 @@ def l1_factors(tensor: FusedTensor, weight: tuple[float, ...], sparsify: Sparsif
 
 
 @kernel
-def _mark_between(base: Any, tuned: Any, least: Any, most: Any, out: Any) -> None:
-    """1 where least <= magnitude bits of the delta < most"""
+def is_within(delta: Any, low: Any, width: Any) -> Any:
+    """Whether the magnitude bits are in [low, low + width); below low the difference wraps to a large number"""
+    return sub32(magnitude_bits(delta), low) < width
+
+
+@kernel
+def _mark_within(base: Any, tuned: Any, low: Any, width: Any, out: Any) -> None:
     for i in range(out.shape[0]):
-        size = magnitude_bits(as_f32(tuned[i]) - as_f32(base[i]))
-        out[i] = np.float32(1) if (size >= least) & (size < most) else np.float32(0)
+        out[i] = np.float32(1) if is_within(as_f32(tuned[i]) - as_f32(base[i]), low, width) else np.float32(0)
 
 
 @kernel
@@ -202,91 +216,41 @@ def _mark_random(key: Any, other_key: Any, most: Any, start: int, out: Any) -> N
 
 
 @kernel
-def _mark_ranked(ranks: Any, most: Any, times: Any, key: Any, other_key: Any, start: int, out: Any) -> None:
-    """most, times: tables by rank, of the greatest random number that keeps and of the factor of what is kept"""
-    for i in range(out.shape[0]):
-        rank = ranks[i]
-        factor, limit = times[rank], most[rank]  # read in any case: no branch, half of which would be guessed wrong
-        out[i] = factor if stays(start + i, key, other_key, limit) else np.float32(0)
+def _mark_ranked(
+    ordered: Any, place: Any, most: Any, times: Any, key: Any, other_key: Any, start: int, out: Any
+) -> None:
+    """ordered (rows, length), place: see sorted_rows; start: flat index of the first; out (rows * length,) float32
+
+    most, times: tables by rank, of the greatest random number that keeps and of the factor of what is kept. In order of
+    rank the tables are read from end to end and random numbers come from vector registers; all that is not is a store.
+    """
+    length = ordered.shape[1]
+    factors = np.empty(length, np.float32)
+    for row in range(ordered.shape[0]):
+        places, into = ordered[row], out[row * length : (row + 1) * length]
+        first = start + row * length
+        low, high = np.uint32(first & 0xFFFFFFFF), first >> 32
+        own = np.uint32((np.int64(other_key) + high * _HIGH) & 0xFFFFFFFF)
+        after = np.uint32((np.int64(other_key) + (high + 1) * _HIGH) & 0xFFFFFFFF)
+        for rank in range(length):
+            counter = add32(low, places[rank] & place)
+            second = own if counter >= low else after  # the low half of the index began again within the row
+            stays_ = mix32(add32(mix32(counter32(np.int64(counter), key)), second)) <= most[rank]
+            factors[rank] = times[rank] if stays_ else np.float32(0)
+        for rank in range(length):
+            into[places[rank] & place] = factors[rank]
 
 
 @kernel
 def _sizes(base: Any, tuned: Any, factors: Any, sums: Any) -> None:
     """Adds ‖d‖₁ and ‖kept d‖₁ to sums (2,) float64."""
-    for i in range(factors.shape[0]):
-        size = abs(np.float64(as_f32(tuned[i]) - as_f32(base[i])))
-        sums[0] += size
-        sums[1] += size * np.float64(factors[i]) if factors[i] > 0 else 0.0
-
-
-@kernel
-def rank_rows(base: Any, tuned: Any, length: int, ranks: Any) -> None:
-    """The rank, from 0, of each delta's magnitude in its row; of equal ones the earlier ranks lower."""
-    sizes = np.empty(length, np.uint32)
-    items = np.empty(length, np.uint64)
-    other = np.empty(length, np.uint64)
-    width = 11 if length >= _WIDE else 8
-    counts = np.empty((-(-31 // width), 1 << width), np.uint32)
-    for start in range(0, ranks.shape[0], length):
-        for i in range(length):
-            sizes[i] = magnitude_bits(as_f32(tuned[start + i]) - as_f32(base[start + i]))
-        if length <= _SHORT:
-            _rank_by_pairs(sizes, ranks[start : start + length])
-        else:
-            _rank_by_digits(sizes, width, counts, items, other, ranks[start : start + length])
-
-
-@kernel
-def _rank_by_pairs(sizes: Any, ranks: Any) -> None:
-    for i in range(sizes.shape[0]):
-        rank = 0
-        for j in range(i):
-            rank += sizes[j] <= sizes[i]
-        for j in range(i + 1, sizes.shape[0]):
-            rank += sizes[j] < sizes[i]
-        ranks[i] = rank
-
-
-@kernel
-def _rank_by_digits(sizes: Any, width: int, counts: Any, items: Any, other: Any, ranks: Any) -> None:
-    """A radix sort from the lowest digit on, of sizes with their places (in the low 32 bits); stable, no branches."""
-    n_digits, n_buckets = counts.shape
-    digit_mask = np.uint64(n_buckets - 1)
-    counts[:] = 0
-    if n_digits == 3:
-        low, middle, high = counts[0], counts[1], counts[2]
-        for i in range(sizes.shape[0]):
-            size = np.uint64(sizes[i])
-            low[size & digit_mask] += 1
-            middle[(size >> np.uint64(width)) & digit_mask] += 1
-            high[(size >> np.uint64(2 * width)) & digit_mask] += 1
-            items[i] = (size << np.uint64(32)) | np.uint64(i)
-    else:
-        for i in range(sizes.shape[0]):
-            size = np.uint64(sizes[i])
-            for digit in range(n_digits):
-                counts[digit, (size >> np.uint64(digit * width)) & digit_mask] += 1
-            items[i] = (size << np.uint64(32)) | np.uint64(i)
-    for digit in range(n_digits):
-        count = counts[digit]
-        below = np.uint32(0)
-        for bucket in range(n_buckets):
-            here = count[bucket]
-            count[bucket] = below
-            below = add32(below, here)
-        shift = np.uint64(32 + digit * width)
-        if digit < n_digits - 1:
-            for i in range(sizes.shape[0]):
-                item = items[i]
-                value = (item >> shift) & digit_mask
-                place = count[value]
-                count[value] = add32(place, np.uint32(1))
-                other[place] = item
-            items, other = other, items
-        else:
-            for i in range(sizes.shape[0]):
-                item = items[i]
-                value = (item >> shift) & digit_mask
-                place = count[value]
-                count[value] = add32(place, np.uint32(1))
-                ranks[item & np.uint64(0xFFFFFFFF)] = place
+    lanes = np.zeros((2, LANES), np.float64)
+    whole, kept = lanes[0], lanes[1]
+    for start in range(0, factors.shape[0], LANES):
+        b, x, f = base[start : start + LANES], tuned[start : start + LANES], factors[start : start + LANES]
+        for lane in range(len(f)):
+            size = abs(np.float64(as_f32(x[lane]) - as_f32(b[lane])))
+            whole[lane] += size
+            kept[lane] += size * np.float64(f[lane]) if f[lane] > 0 else 0.0
+    sums[0] += lanes[0].sum()
+    sums[1] += lanes[1].sum()

@@ -10,20 +10,23 @@ from typing import Any
 
 import numpy as np
 
-from merge.kernels.bits import as_f32, kernel, magnitude_bits
+from merge.kernels.bits import as_f32, kernel
 from merge.kernels.protocol import Block, Combine, Floats, FusedTensor
 from merge.kernels.selection import Threshold, count_kept, largest
 from merge.kernels.sparsify import (
+    Band,
     Sparsifier,
+    band_pieces,
     dropped,
     dropped_by_rank,
-    edges,
+    inliers,
+    is_within,
     l1_factors,
     mask_pieces,
     random_masks,
     stays,
     trimmed,
-    without_outliers,
+    within,
 )
 from merge.kernels.weights import Election, divisor, election
 
@@ -54,19 +57,9 @@ def ties(
     **unused: object,
 ) -> Combine:
     thresholds = list(_threshold or largest(tensor, [count_kept(share, tensor.size) for share in density]))
-    factors = l1_factors(tensor, weight, trimmed(thresholds)) if rescale else weight
-    vote = election(weight, factors, normalize, lambda_, consensus, divide_by, merge_func)
-    if vote.by_count:
-        return _elect(trimmed(thresholds), vote)
-    cuts = [threshold.cut for threshold in thresholds]
-
-    def combine(block: Block, out: Floats) -> None:
-        for start, stop in edges(block, cuts):
-            bits = tuple(np.uint32(threshold.at(block.start + start)) for threshold in thresholds)
-            raw = _columns(block, start, stop)
-            _trim_elect(raw, vote.divisors, vote.factors, bits, vote.divide, vote.scale, out[start:])
-
-    return combine
+    bands = within(thresholds)
+    factors = l1_factors(tensor, weight, trimmed(bands)) if rescale else weight
+    return _elect_within(bands, election(weight, factors, normalize, lambda_, consensus, divide_by, merge_func))
 
 
 def breadcrumbs(
@@ -80,9 +73,15 @@ def breadcrumbs(
     rescale: bool | str = False,
     **unused: object,
 ) -> Combine:
-    sparsify = without_outliers(tensor, density, gamma)
-    factors = l1_factors(tensor, weight, sparsify) if rescale else weight
-    return _add(sparsify, factors, lambda_ / divisor(weight, normalize))
+    bands = inliers(tensor, density, gamma)
+    factors = l1_factors(tensor, weight, trimmed(bands)) if rescale else weight
+    scale = lambda_ / divisor(weight, normalize)
+
+    def combine(block: Block, out: Floats) -> None:
+        for start, stop, limits in band_pieces(block, bands):
+            _trim_add(_columns(block, start, stop), factors, limits, scale, out[start:])
+
+    return combine
 
 
 def breadcrumbs_ties(
@@ -99,9 +98,9 @@ def breadcrumbs_ties(
     merge_func: str = "normalize",
     **unused: object,
 ) -> Combine:
-    sparsify = without_outliers(tensor, density, gamma)
-    factors = l1_factors(tensor, weight, sparsify) if rescale else weight
-    return _elect(sparsify, election(weight, factors, normalize, lambda_, consensus, divide_by, merge_func))
+    bands = inliers(tensor, density, gamma)
+    factors = l1_factors(tensor, weight, trimmed(bands)) if rescale else weight
+    return _elect_within(bands, election(weight, factors, normalize, lambda_, consensus, divide_by, merge_func))
 
 
 def dare_linear(
@@ -205,6 +204,18 @@ def consensus_ta(
     return combine
 
 
+def _elect_within(bands: list[Band], vote: Election) -> Combine:
+    if vote.by_count:
+        return _elect(trimmed(bands), vote)
+
+    def combine(block: Block, out: Floats) -> None:
+        for start, stop, limits in band_pieces(block, bands):
+            raw = _columns(block, start, stop)
+            _trim_elect(raw, vote.divisors, vote.factors, limits, vote.divide, vote.scale, out[start:])
+
+    return combine
+
+
 def _add(sparsify: Sparsifier, factors: tuple[float, ...], scale: float) -> Combine:
     def combine(block: Block, out: Floats) -> None:
         _add_sparse(block.raw, sparsify(block), factors, scale, out)
@@ -253,8 +264,8 @@ def _add_deltas(raw: Any, factors: Any, out: Any) -> None:
 
 
 @kernel
-def _trim_elect(raw: Any, weights: Any, factors: Any, least: Any, normalize: bool, scale: float, out: Any) -> None:
-    """raw (1 + model, n): trims by least magnitude bits, elects signs, averages what agrees; out (>= n,) float32
+def _trim_elect(raw: Any, weights: Any, factors: Any, limits: Any, normalize: bool, scale: float, out: Any) -> None:
+    """raw (1 + model, n): trims by magnitude bits, elects signs, averages what agrees; out (>= n,) float32
 
     Two loops over the models with selects and no branches: twice the arithmetic, and all of it in vector registers.
     """
@@ -263,18 +274,31 @@ def _trim_elect(raw: Any, weights: Any, factors: Any, least: Any, normalize: boo
         total = 0.0
         for m in range(len(weights)):
             delta = as_f32(raw[m + 1, i]) - base
-            total += factors[m] * np.float64(delta if magnitude_bits(delta) >= least[m] else np.float32(0))
+            total += factors[m] * np.float64(delta if is_within(delta, limits[m][0], limits[m][1]) else np.float32(0))
         sign = 1.0 if total >= 0.0 else -1.0
         agreed = 0.0
         divisor = 0.0
         for m in range(len(weights)):
             delta = as_f32(raw[m + 1, i]) - base
-            value = sign * (factors[m] * np.float64(delta if magnitude_bits(delta) >= least[m] else np.float32(0)))
+            stays_ = is_within(delta, limits[m][0], limits[m][1])
+            value = sign * (factors[m] * np.float64(delta if stays_ else np.float32(0)))
             agreed += value if value > 0.0 else 0.0
             divisor += weights[m] if value > 0.0 else 0.0
         if normalize:
             agreed /= divisor if divisor != 0.0 else 1.0
         out[i] = np.float32(np.float64(base) + scale * (sign * agreed))
+
+
+@kernel
+def _trim_add(raw: Any, factors: Any, limits: Any, scale: float, out: Any) -> None:
+    """raw (1 + model, n) -> out = base + scale * sum of factor * delta over what lies within the limits"""
+    for i in range(raw.shape[1]):
+        base = as_f32(raw[0, i])
+        total = 0.0
+        for m in range(len(factors)):
+            delta = as_f32(raw[m + 1, i]) - base
+            total += factors[m] * np.float64(delta if is_within(delta, limits[m][0], limits[m][1]) else np.float32(0))
+        out[i] = np.float32(np.float64(base) + scale * total)
 
 
 @kernel

@@ -1,0 +1,22 @@
+"""Arrays that each thread uses again from block to block; fresh pages would cost as much as the arithmetic."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+
+class Scratch(threading.local):
+    """Each thread's arrays by name, as large as the largest that was asked for."""
+
+    def array(self, name: str, size: int, dtype: Any) -> npt.NDArray[Any]:
+        """(size,) of what the last call with this name left"""
+        held = getattr(self, name, None)
+        if held is None or held.size < size:
+            held = np.empty(size, dtype)
+            setattr(self, name, held)
+        view: npt.NDArray[Any] = held[:size]
+        return view
