@@ -1,0 +1,301 @@
+"""Runs lm-eval over subjects and tasks: the same items for every model, each answer remembered."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from eval.memory import Memory
+from eval.models import Subject, directory, known_digest, remember_digest
+from eval.results import Results, TaskResult, Verdicts
+from eval.tasks import Task
+from merge.errors import MergeError
+
+_SMALL = 20_000_000  # parameters
+
+# progress(model, task, requests answered, requests in all)
+Progress = Callable[[str, str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How models are run; the same for all that are compared.
+
+    Attributes:
+        backend: lm-eval's name of a model type; "hf" loads a directory with transformers.
+        model_args: further arguments of that type, in lm-eval's words.
+        dtype: of weights and arithmetic; None: float32 on a CPU (bf16 is slow on most), else as stored.
+        batch_size: sequences at once; 0: found automatically.
+        limit: items of each task, drawn once by `seed` and then the same for every model; None: all.
+        chat_template: whether prompts are wrapped in the model's chat template.
+    """
+
+    backend: str = "hf"
+    model_args: Mapping[str, Any] = field(default_factory=dict)
+    device: str = "cpu"
+    dtype: str | None = None
+    batch_size: int = 0
+    num_fewshot: int | None = None
+    limit: int | None = None
+    seed: int = 0
+    chat_template: bool = False
+    system_instruction: str | None = None
+    include: Path | None = None
+    unsafe_code: bool = False
+
+    @property
+    def used_dtype(self) -> str:
+        return self.dtype or ("float32" if self.device == "cpu" else "auto")
+
+    def of_numbers(self) -> dict[str, Any]:
+        """What changes the numbers a request gets; the rest of a request is in its text."""
+        return {
+            "backend": self.backend,
+            "dtype": self.used_dtype,
+            "device": self.device.partition(":")[0],
+            **dict(self.model_args),
+        }
+
+
+def evaluate(
+    subjects: Sequence[Subject],
+    tasks: Sequence[Task],
+    settings: Settings,
+    memory: Memory,
+    *,
+    keep: Path | None = None,
+    progress: Progress = lambda model, task, done, total: None,
+) -> Results:
+    """Every subject on every task.
+
+    Args:
+        keep: where models merged on the fly stay; None: they are removed.
+
+    Raises:
+        MergeError: a model that cannot be loaded, a task whose data is missing, a model that gives NaN.
+    """
+    _quiet()
+    loaded = load_tasks(tasks, settings)
+    results = [_judge(subject, loaded, settings, memory, keep, progress) for subject in subjects]
+    return Results.of(results, settings, loaded)
+
+
+@dataclass
+class Loaded:
+    """A task with its data, and which of its items are asked."""
+
+    task: Task
+    tree: dict[str, Any]  # what lm-eval's TaskManager.load gives
+    samples: dict[str, list[int]]  # of each leaf task; empty: all items
+    n_requests: int = 0
+
+
+def load_tasks(tasks: Sequence[Task], settings: Settings) -> list[Loaded]:
+    """Tasks with their data.
+
+    Raises:
+        MergeError: data that is neither cached nor reachable, with what to do.
+    """
+    from lm_eval.tasks import TaskManager
+
+    own = [task.spec for task in tasks if isinstance(task.spec, dict)]
+    manager = TaskManager(
+        include_path=settings.include and str(settings.include), include_defaults=len(own) < len(tasks)
+    )
+    found = []
+    for task in tasks:
+        try:
+            tree = manager.load([task.spec])
+        except Exception as error:  # lm-eval, datasets and the hub raise what they like
+            raise _data_missing(task, error) from error
+        samples = (
+            {name: _sample(leaf, name, settings) for name, leaf in tree["tasks"].items()} if settings.limit else {}
+        )
+        found.append(Loaded(task, tree, samples))
+    return found
+
+
+def _data_missing(task: Task, error: Exception) -> MergeError:
+    offline = os.environ.get("HF_HUB_OFFLINE") == "1" or os.environ.get("HF_DATASETS_OFFLINE") == "1"
+    first = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
+    what = f"its dataset ({task.needs})" if task.needs else "its dataset"
+    how = "HF_HUB_OFFLINE is set: unset it once with a network, or" if offline else "Check the network, or"
+    return MergeError(
+        f"{task.name}: {what} is neither cached nor reachable: {first}\n{how} download it where there is one "
+        f"(lm-eval run --tasks {task.name} --limit 1 --model dummy) and copy the cache (HF_HOME). Other tasks can be "
+        "run without it."
+    )
+
+
+def _sample(leaf: Any, name: str, settings: Settings) -> list[int]:
+    import random
+
+    n = len(leaf.eval_docs)
+    assert settings.limit is not None
+    drawn = random.Random(f"{settings.seed}:{name}").sample(range(n), min(settings.limit, n))
+    return sorted(drawn)
+
+
+def _judge(
+    subject: Subject,
+    loaded: Sequence[Loaded],
+    settings: Settings,
+    memory: Memory,
+    keep: Path | None,
+    progress: Progress,
+) -> Verdicts:
+    from eval.model_proxy import RememberingLM
+
+    began = time.monotonic()
+    with contextlib.ExitStack() as stack:
+        digest = None if keep is not None else known_digest(subject, memory)
+        path: Path | None = None
+        if digest is None:
+            path = stack.enter_context(directory(subject, keep))
+            digest = remember_digest(subject, path, memory)
+
+        def load() -> Any:
+            at = path if path is not None else stack.enter_context(directory(subject, keep))
+            return load_model(at, settings)
+
+        model = RememberingLM(load, memory, digest, settings.of_numbers())
+        done = [_one_task(subject, each, model, settings, progress) for each in loaded]
+        return Verdicts(
+            name=subject.name,
+            text=subject.text,
+            path=None if subject.path is None else str(subject.path.resolve()),
+            digest=digest,
+            parents=subject.parents,
+            seconds=time.monotonic() - began,
+            asked=model.asked,
+            remembered=model.remembered,
+            tasks={key: value for part in done for key, value in part.items()},
+        )
+
+
+def _one_task(
+    subject: Subject, each: Loaded, model: Any, settings: Settings, progress: Progress
+) -> dict[str, TaskResult]:
+    answered = 0
+
+    def tick(n: int) -> None:
+        nonlocal answered
+        answered += n
+        progress(subject.name, each.task.name, answered, each.n_requests)
+
+    model.tick = tick
+    tick(0)
+    before = model.asked + model.remembered
+    raw = _run(each, model, settings)
+    each.n_requests = model.asked + model.remembered - before
+    return TaskResult.read(each.task, raw)
+
+
+def _run(each: Loaded, model: Any, settings: Settings) -> dict[str, Any]:
+    """lm-eval's own evaluation of one task, prepared as its simple_evaluate does.
+
+    simple_evaluate itself would also describe the machine, which takes seconds for every call.
+    """
+    import random
+
+    import numpy as np
+    from lm_eval.defaults import DEFAULT_OTHER_SEED, DEFAULT_RANDOM_SEED
+    from lm_eval.evaluator import evaluate as evaluate_tasks
+    from lm_eval.utils import set_torch_seed
+
+    random.seed(DEFAULT_RANDOM_SEED)
+    np.random.seed(DEFAULT_OTHER_SEED)
+    set_torch_seed(DEFAULT_OTHER_SEED)
+    for leaf in each.tree["tasks"].values():
+        fewshot = leaf.get_config("num_fewshot")
+        if fewshot is None or (settings.num_fewshot is not None and fewshot != 0):  # a task that says 0 means it
+            leaf.set_config(key="num_fewshot", value=settings.num_fewshot or 0)
+        leaf.set_fewshot_seed(seed=DEFAULT_OTHER_SEED)
+    with quietly():
+        found: dict[str, Any] = evaluate_tasks(
+            lm=model,
+            task_dict=each.tree,
+            samples=each.samples or None,
+            log_samples=True,
+            system_instruction=settings.system_instruction,
+            apply_chat_template=settings.chat_template,
+            fewshot_as_multiturn=settings.chat_template,
+            confirm_run_unsafe_code=settings.unsafe_code,
+        )
+    return found
+
+
+def load_model(path: Path, settings: Settings) -> Any:
+    """lm-eval's model of a directory.
+
+    Raises:
+        MergeError: a backend that is not installed, or a model that it cannot load.
+    """
+    from lm_eval.api.registry import get_model
+
+    arguments: dict[str, Any] = dict(settings.model_args)
+    if settings.backend == "hf":
+        arguments |= {"pretrained": str(path), "dtype": settings.used_dtype}
+    elif settings.backend == "vllm":
+        arguments |= {"pretrained": str(path), "dtype": settings.dtype or "auto"}
+    else:
+        arguments.setdefault("pretrained", str(path))
+    try:
+        with quietly():
+            model = get_model(settings.backend).create_from_arg_obj(
+                arguments, {"batch_size": settings.batch_size or _batch_size(settings), "device": settings.device}
+            )
+    except Exception as error:  # backends raise what they like
+        first = str(error).strip().splitlines()[0][:300] if str(error).strip() else ""
+        raise MergeError(f"{path}: {settings.backend} cannot load it: {type(error).__name__}: {first}") from error
+    if settings.backend == "hf" and settings.device == "cpu":
+        _one_thread_if_small(model.model)
+    return model
+
+
+def _one_thread_if_small(model: Any) -> None:
+    """Matrices of tiny models are not worth sharing: threads that wait for each other can take 15 times as long."""
+    import torch
+
+    if sum(parameter.numel() for parameter in model.parameters()) < _SMALL:
+        torch.set_num_threads(1)
+
+
+def _batch_size(settings: Settings) -> int | str:
+    # On a GPU lm-eval finds the largest that fits. A CPU gains nothing from larger ones, and padding costs.
+    return "auto" if settings.device.startswith("cuda") and settings.backend in ("hf", "vllm") else 8
+
+
+def _quiet() -> None:
+    """lm-eval, datasets and transformers talk much; what matters is said by this package."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    for name in ("lm_eval", "datasets", "transformers"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    import datasets
+    from transformers.utils import logging as transformers_logging
+
+    datasets.disable_progress_bars()
+    transformers_logging.disable_progress_bar()
+
+
+@contextlib.contextmanager
+def quietly() -> Iterator[None]:
+    """Nothing inside draws a progress bar of tqdm's: there is one bar, ours."""
+    import tqdm
+
+    before = tqdm.tqdm.__init__
+
+    def silent(self: Any, *arguments: Any, **keywords: Any) -> None:
+        before(self, *arguments, **keywords | {"disable": True})
+
+    tqdm.tqdm.__init__ = silent
+    try:
+        yield
+    finally:
+        tqdm.tqdm.__init__ = before

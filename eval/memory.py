@@ -1,0 +1,102 @@
+"""What models have answered before, by the digest of their weights: no request is asked twice, and no two models share.
+
+One SQLite file. A request's key holds the digest of the model's weights, config and tokenizer, how it is run (dtype,
+device, context length), and the whole request (prompt, continuation or generation settings). A changed task makes
+other requests, so that task versions need no key of their own. Every answer is stored as it comes: an evaluation that
+is killed goes on where it was. Several processes may use one file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import xxhash
+
+from merge.errors import UsageError
+
+_WAIT = 60.0  # seconds for another process to finish writing
+_TOGETHER = 500  # keys in one query
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS answers (key BLOB PRIMARY KEY, answer TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS digests (key BLOB PRIMARY KEY, digest TEXT NOT NULL) WITHOUT ROWID;
+"""
+
+
+def default_path() -> Path:
+    """`MERGE_EVAL_CACHE`, or merge-workbench/answers.sqlite in the user's cache directory."""
+    named = os.environ.get("MERGE_EVAL_CACHE")
+    if named:
+        return Path(named)
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(root) / "merge-workbench" / "answers.sqlite"
+
+
+class Memory:
+    """A store of answers and of digests that took long to compute; a context."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        """Raises UsageError if the file cannot be made or is something else."""
+        self.path = Path(path)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._connection = sqlite3.connect(self.path, timeout=_WAIT, isolation_level=None)
+            self._connection.execute("PRAGMA journal_mode=WAL")
+            self._connection.execute("PRAGMA synchronous=NORMAL")  # a power cut may lose the last answers, no more
+            self._connection.executescript(_SCHEMA)
+        except (OSError, sqlite3.Error) as error:
+            raise UsageError(
+                f"{self.path}: cannot be used to remember answers ({error}). Name another file with --cache, "
+                "or remove it."
+            ) from error
+
+    def __enter__(self) -> Memory:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._connection.close()
+
+    def answers(self, keys: Iterable[bytes]) -> dict[bytes, Any]:
+        """Those of the keys that have an answer."""
+        found: dict[bytes, Any] = {}
+        wanted = list(dict.fromkeys(keys))
+        for start in range(0, len(wanted), _TOGETHER):
+            part = wanted[start : start + _TOGETHER]
+            marks = ",".join("?" * len(part))
+            rows = self._connection.execute(f"SELECT key, answer FROM answers WHERE key IN ({marks})", part)
+            found.update((key, json.loads(answer)) for key, answer in rows)
+        return found
+
+    def store(self, key: bytes, answer: Any) -> None:
+        self._connection.execute("INSERT OR REPLACE INTO answers VALUES (?, ?)", (key, json.dumps(answer)))
+
+    def digest(self, key: bytes) -> str | None:
+        row = self._connection.execute("SELECT digest FROM digests WHERE key = ?", (key,)).fetchone()
+        return None if row is None else str(row[0])
+
+    def store_digest(self, key: bytes, digest: str) -> None:
+        self._connection.execute("INSERT OR REPLACE INTO digests VALUES (?, ?)", (key, digest))
+
+
+def request_key(model: str, settings: Mapping[str, Any], kind: str, arguments: Iterable[Any]) -> bytes:
+    """16 bytes that name one request to one model.
+
+    Args:
+        model: digest of its weights, config and tokenizer.
+        settings: how it is run, as far as that changes numbers.
+        kind: lm-eval's name of the request: loglikelihood, loglikelihood_rolling or generate_until.
+        arguments: the request's.
+    """
+    text = json.dumps([model, dict(settings), kind, list(arguments)], sort_keys=True, ensure_ascii=False)
+    return xxhash.xxh3_128_digest(text.encode())
+
+
+def key_of(*parts: Any) -> bytes:
+    return xxhash.xxh3_128_digest(json.dumps(parts, sort_keys=True, ensure_ascii=False).encode())

@@ -1,0 +1,117 @@
+"""The language model lm-eval talks to: answers what is remembered, and loads the real model only for the rest."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import LM, CacheHook
+
+from eval.memory import Memory, request_key
+from merge.errors import NumbersError
+
+Tick = Callable[[int], None]  # requests answered since the last call
+
+
+class RememberingLM(LM):  # type: ignore[misc]
+    """An lm-eval model that is loaded when a request has no answer yet, and whose answers are stored as they come."""
+
+    def __init__(self, load: Callable[[], LM], memory: Memory, digest: str, settings: Mapping[str, Any]) -> None:
+        """
+        Args:
+            load: makes the real model.
+            digest, settings: parts of every request's key, see eval.memory.
+        """
+        super().__init__()
+        self._load, self._memory, self._digest, self._settings = load, memory, digest, settings
+        self._loaded: LM | None = None
+        self.tick: Tick = lambda n: None
+        self.asked = self.remembered = 0  # requests
+
+    @property
+    def inner(self) -> LM:
+        """The real model, loaded now if it is not yet."""
+        if self._loaded is None:
+            self._loaded = self._load()
+            self._loaded.set_cache_hook(_Recorder(self))
+        return self._loaded
+
+    def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
+        return [(value, greedy) for value, greedy in self._answer("loglikelihood", requests)]
+
+    def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
+        return self._answer("loglikelihood_rolling", requests)
+
+    def generate_until(self, requests: list[Instance]) -> list[str]:
+        return self._answer("generate_until", requests)
+
+    def _answer(self, kind: str, requests: Sequence[Instance]) -> list[Any]:
+        keys = [self.key(kind, request.args) for request in requests]
+        known = {} if any(map(_is_sampled, requests)) else self._memory.answers(keys)
+        # Requests that are alike are asked once; lm-eval repeats them for groups that share a task.
+        missing = {key: request for key, request in zip(keys, requests, strict=True) if key not in known}
+        if any(map(_is_sampled, requests)):
+            self.tick(0)
+            return list(getattr(self.inner, kind)(list(requests), disable_tqdm=True))
+        self.remembered += len(requests) - len(missing)
+        self.asked += len(missing)
+        self.tick(len(requests) - len(missing))
+        if missing:
+            answers = getattr(self.inner, kind)(list(missing.values()), disable_tqdm=True)
+            for (key, request), answer in zip(missing.items(), answers, strict=True):
+                self._check(request, answer)
+                known[key] = answer
+                self._memory.store(key, answer)
+        return [known[key] for key in keys]
+
+    def key(self, kind: str, arguments: Sequence[Any]) -> bytes:
+        return request_key(self._digest, self._settings, kind, arguments)
+
+    def record(self, kind: str, arguments: Sequence[Any], answer: Any) -> None:
+        """One answer, as soon as the real model has it."""
+        if not _is_nan(answer):
+            self._memory.store(self.key(kind, arguments), answer)
+        self.tick(1)
+
+    def _check(self, request: Instance, answer: Any) -> None:
+        if _is_nan(answer):
+            raise NumbersError(
+                f"{request.task_name}: the model gives NaN for {str(request.args[0])[-60:]!r}. Its weights hold NaN or "
+                "overflow in this dtype: try --dtype float32, and look at the model with merge diff."
+            )
+
+    # What lm-eval asks besides; only chat templates need the real model.
+
+    @property
+    def tokenizer_name(self) -> str:
+        return str(self.inner.tokenizer_name)
+
+    def chat_template(self, chat_template: bool | str = False) -> str | None:
+        found: str | None = self.inner.chat_template(chat_template)
+        return found
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        return str(self.inner.apply_chat_template(chat_history, add_generation_prompt=add_generation_prompt))
+
+
+class _Recorder(CacheHook):  # type: ignore[misc]
+    """lm-eval calls it with each answer, long before a task is done."""
+
+    def __init__(self, model: RememberingLM) -> None:
+        super().__init__(None)
+        self._model = model
+
+    def add_partial(self, attr: str, req: Any, res: Any) -> None:
+        self._model.record(attr, req, res)
+
+
+def _is_sampled(request: Instance) -> bool:
+    """Whether an answer is drawn at random, so that it must not be remembered."""
+    return request.request_type == "generate_until" and bool(request.args[1].get("do_sample", False))
+
+
+def _is_nan(answer: Any) -> bool:
+    number = answer[0] if isinstance(answer, (tuple, list)) else answer
+    return isinstance(number, float) and math.isnan(number)

@@ -1,0 +1,165 @@
+"""What is to be judged: a model directory, a hub id, `model+adapter`, or a recipe, which is merged when it is needed.
+
+A subject is known by the digest of its weights, config and tokenizer. For a recipe that digest is remembered by its
+plan, so that a merge whose answers are all known is not even made again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import xxhash
+
+from eval.memory import Memory, key_of
+from merge.checkpoint.files import list_side_files, weight_file
+from merge.checkpoint.hub import locate
+from merge.checkpoint.layout import find_weights
+from merge.errors import OutputError, UsageError
+from merge.output.manifest import read_manifest
+from merge.plan import Plan
+from merge.recipe.references import parse_reference
+
+_BLOCK = 1 << 24
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One model to judge.
+
+    Attributes:
+        text: as it was asked for.
+        name: a short name that no other subject has.
+        path: its directory; None for what is merged on the fly.
+        plan: of what is merged on the fly.
+    """
+
+    text: str
+    name: str
+    path: Path | None = None
+    plan: Plan | None = None
+
+    @property
+    def parents(self) -> tuple[str, ...]:
+        """The models a merge is made of: directories, or, of one that lies on disk, what its manifest calls them."""
+        if self.plan is not None:
+            return tuple(model.path for model in self.plan.models)
+        assert self.path is not None
+        try:
+            return tuple(str(model["ref"]) for model in read_manifest(self.path)["models"])
+        except (OutputError, KeyError, TypeError):
+            return ()
+
+
+def subjects(texts: list[str]) -> list[Subject]:
+    """What the texts name, each with a name of its own.
+
+    Raises:
+        UsageError: a text that names nothing.
+        MergeError: a recipe or model that is wrong.
+    """
+    found = [_subject(text) for text in texts]
+    names = [each.name for each in found]
+    for place, each in enumerate(found):
+        if names.count(each.name) > 1:
+            found[place] = dataclasses.replace(each, name=each.text)
+    return found
+
+
+def _subject(text: str) -> Subject:
+    if text.endswith((".yaml", ".yml")):
+        from merge import build_plan, load_recipe
+
+        plan = build_plan(load_recipe(text))
+        return Subject(text, plan.name, plan=plan)
+    try:
+        ref = parse_reference(text)
+    except ValueError as error:
+        raise UsageError(f"{error}. Name a model directory, a hub id, model+adapter, or a recipe file.") from None
+    if ref.adapter is not None:
+        from merge import build_plan, parse_recipe
+
+        recipe = f"merge_method: passthrough\nmodels:\n  - model: {json.dumps(text)}\n"
+        plan = build_plan(parse_recipe(recipe))
+        return Subject(text, Path(ref.adapter.path).name, plan=plan)
+    path = Path(locate(ref).path)
+    return Subject(text, path.name if ref.revision is None else text, path=path)
+
+
+@contextlib.contextmanager
+def directory(subject: Subject, keep: Path | None = None) -> Iterator[Path]:
+    """The subject's directory; what is merged on the fly is made, and removed at the end unless it is kept.
+
+    Args:
+        keep: where merges stay, each under its name.
+    """
+    if subject.path is not None:
+        yield subject.path
+        return
+    assert subject.plan is not None
+    from merge import run_plan
+
+    if keep is not None:
+        run_plan(subject.plan, keep / subject.name, force=True)
+        yield keep / subject.name
+        return
+    work = tempfile.mkdtemp(prefix="merge-eval-", dir=os.environ.get("MERGE_EVAL_TMP"))
+    try:
+        run_plan(subject.plan, Path(work, subject.name))
+        yield Path(work, subject.name)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def known_digest(subject: Subject, memory: Memory) -> str | None:
+    """The subject's digest, if it can be had without merging."""
+    if subject.path is not None:
+        return directory_digest(subject.path, memory)
+    assert subject.plan is not None
+    return memory.digest(_plan_key(subject.plan))
+
+
+def remember_digest(subject: Subject, path: Path, memory: Memory) -> str:
+    """The digest of a subject that lies in `path` now."""
+    digest = directory_digest(path, memory)
+    if subject.plan is not None:
+        memory.store_digest(_plan_key(subject.plan), digest)
+    return digest
+
+
+def _plan_key(plan: Plan) -> bytes:
+    """A plan holds its recipe, and size and time of every file it reads."""
+    return key_of("plan", plan.to_json())
+
+
+def directory_digest(path: Path, memory: Memory) -> str:
+    """Digest of everything in a model directory that its answers depend on: weights, config, tokenizer, templates."""
+    names = [Path(weight_file(str(path), name)) for name in find_weights(str(path)).files]
+    names += [path / name for name in (*list_side_files(str(path)), "config.json")]
+    parts = sorted(
+        {str(name.relative_to(path)) if name.is_relative_to(path) else str(name): name for name in names}.items()
+    )
+    return xxhash.xxh3_128_hexdigest(
+        json.dumps([(short, _file_digest(name, memory)) for short, name in parts]).encode()
+    )
+
+
+def _file_digest(path: Path, memory: Memory) -> str:
+    info = path.stat()
+    key = key_of("file", str(path.resolve()), info.st_size, info.st_mtime_ns)
+    known = memory.digest(key)
+    if known is None:
+        digest = xxhash.xxh3_128()
+        with path.open("rb") as file:
+            while block := file.read(_BLOCK):
+                digest.update(block)
+        known = digest.hexdigest()
+        memory.store_digest(key, known)
+    return known

@@ -1,0 +1,215 @@
+"""What an evaluation found, as plain data that survives JSON: models x tasks, with the score of every item.
+
+Results
+  models: Verdicts of one model
+    tasks: name -> TaskResult, groups and their subtasks side by side
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from merge.errors import UsageError
+
+if TYPE_CHECKING:
+    from eval.harness import Loaded, Settings
+    from eval.tasks import Task
+
+FORMAT = 1
+# The metric that a table shows of a task that names none; the first that is there.
+_PREFERRED = (
+    *(
+        "acc_norm",
+        "exact_match",
+        "prompt_level_strict_acc",
+        "acc",
+        "pass@1",
+        "pass_at_1",
+        "f1",
+        "mcc",
+        "bleu",
+        "rouge1",
+    ),
+    *("bits_per_byte", "byte_perplexity", "word_perplexity", "perplexity"),
+)
+Item = float | tuple[float, float]  # a score; or a sum and the number it is to be divided by, for perplexities
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """One model on one task.
+
+    Attributes:
+        group: the group it is part of; None: asked for by itself.
+        metrics: what lm-eval reports, under its keys ("acc,none", "acc_stderr,none").
+        metric: the key that tables show.
+        value, error: under that key; error is None where lm-eval gives none.
+        n: items asked.
+        version: of the task.
+        items: the metric of each item, in the order of doc_ids; () for groups.
+    """
+
+    name: str
+    group: str | None
+    metrics: Mapping[str, float]
+    metric: str
+    higher_is_better: bool
+    n: int
+    version: str
+    doc_ids: tuple[int, ...] = ()
+    items: tuple[Item, ...] = ()
+
+    @property
+    def value(self) -> float:
+        return self.metrics[self.metric]
+
+    @property
+    def error(self) -> float | None:
+        name, _, filter_name = self.metric.partition(",")
+        return self.metrics.get(f"{name}_stderr,{filter_name}")
+
+    @staticmethod
+    def read(task: Task, raw: Mapping[str, Any]) -> dict[str, TaskResult]:
+        """From what lm-eval's simple_evaluate gives."""
+        groups: dict[str, str] = {}
+        for group, children in raw.get("group_subtasks", {}).items():
+            groups.update(dict.fromkeys(children, group))
+        found = {}
+        for name, values in {**raw["results"], **raw.get("groups", {})}.items():
+            metrics = {
+                key: float(value)
+                for key, value in values.items()
+                if "," in key and isinstance(value, (int, float)) and not isinstance(value, bool)
+            }
+            if not metrics:
+                continue  # a group without a score of its own
+            metric = _main_metric(task.metric, metrics)
+            samples = raw.get("samples", {}).get(name, ())
+            ids, items = _items(samples, metric)
+            better = raw.get("higher_is_better", {}).get(name, {}).get(metric.partition(",")[0])
+            found[name] = TaskResult(
+                name=name,
+                group=groups.get(name),
+                metrics=metrics,
+                metric=metric,
+                higher_is_better=better is not False,
+                n=len(ids) or int(values.get("sample_len", 0)),
+                version=str(raw.get("versions", {}).get(name, "")),
+                doc_ids=ids,
+                items=items,
+            )
+        return found
+
+
+def _main_metric(wanted: str | None, metrics: Mapping[str, float]) -> str:
+    scores = [key for key in metrics if "_stderr," not in key]
+    for name in (wanted, *_PREFERRED):
+        for key in scores:
+            if key.partition(",")[0] == name:
+                return key
+    return scores[0]
+
+
+def _items(samples: Sequence[Mapping[str, Any]], metric: str) -> tuple[tuple[int, ...], tuple[Item, ...]]:
+    name, _, filter_name = metric.partition(",")
+    ids: list[int] = []
+    items: list[Item] = []
+    for sample in samples:
+        value = sample.get(name)
+        if sample.get("filter", filter_name) != filter_name or value is None:
+            continue
+        if isinstance(value, (tuple, list)) and len(value) == 2 and all(isinstance(v, (int, float)) for v in value):
+            items.append((float(value[0]), float(value[1])))
+        elif isinstance(value, (int, float)):
+            items.append(float(value))
+        else:
+            return (), ()  # a metric over all items (bleu ...) has no scores of single ones
+        ids.append(int(sample["doc_id"]))
+    return tuple(ids), tuple(items)
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """One model on all tasks. `asked` and `remembered` count requests; `parents` are the models a merge was made of."""
+
+    name: str
+    text: str
+    path: str | None
+    digest: str
+    parents: tuple[str, ...]
+    seconds: float
+    asked: int
+    remembered: int
+    tasks: Mapping[str, TaskResult]
+
+
+@dataclass(frozen=True)
+class Results:
+    """A whole evaluation; `tasks` are the names asked for, in order, `columns` those that tables show."""
+
+    models: tuple[Verdicts, ...]
+    tasks: tuple[str, ...]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    @staticmethod
+    def of(models: Sequence[Verdicts], settings: Settings, loaded: Sequence[Loaded]) -> Results:
+        said = dataclasses.asdict(settings) | {"include": settings.include and str(settings.include)}
+        samples = {name: ids for each in loaded for name, ids in each.samples.items()}
+        names = tuple(name for each in loaded for name in _columns(each, models))
+        return Results(tuple(models), names, said | {"samples": samples}, _versions())
+
+    def to_json(self) -> str:
+        return json.dumps({"format": FORMAT, **dataclasses.asdict(self)}, ensure_ascii=False, indent=1) + "\n"
+
+    @staticmethod
+    def load(path: Path) -> Results:
+        """Raises UsageError for a file that holds no results."""
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+            if data.pop("format") != FORMAT:
+                raise ValueError(f"format {data['format']}")
+            return _results(data)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UsageError(f"{path}: holds no results of merge eval ({type(error).__name__}: {error}).") from None
+
+
+def _columns(each: Loaded, models: Sequence[Verdicts]) -> list[str]:
+    """What a table shows of a task: itself, or the parts of a group or tag that has no score of its own."""
+    known = models[0].tasks if models else {}
+    if each.task.name in known:
+        return [each.task.name]
+    return [name for name in each.tree["tasks"] if name in known]
+
+
+def _versions() -> dict[str, str]:
+    from importlib import metadata
+
+    return {name: metadata.version(name) for name in ("lm_eval", "transformers", "torch", "merge-workbench")}
+
+
+def _results(data: dict[str, Any]) -> Results:
+    models = []
+    for model in data["models"]:
+        tasks = {
+            name: TaskResult(
+                **task
+                | {
+                    "doc_ids": tuple(task["doc_ids"]),
+                    "items": tuple(tuple(item) if isinstance(item, list) else item for item in task["items"]),
+                }
+            )
+            for name, task in model["tasks"].items()
+        }
+        models.append(Verdicts(**model | {"tasks": tasks, "parents": tuple(model["parents"])}))
+    return Results(tuple(models), tuple(data["tasks"]), data["settings"], data["versions"])
+
+
+def is_number(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)

@@ -1,0 +1,133 @@
+"""What is asked: tasks of lm-eval by name, tasks of one's own, and suites of tasks.
+
+resolve(["arc_easy"], suite="quickstart", include=...) -> Tasks
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from merge.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task (or group of lm-eval) to run.
+
+    Attributes:
+        name: as tables show it and lm-eval knows it.
+        spec: what lm-eval loads: a name it has, or a configuration.
+        metric: the one that tables show, in lm-eval's words ("acc_norm"); None: chosen by what the task reports.
+        needs: the dataset's name where it does not come with a package, for the message if it is not there.
+    """
+
+    name: str
+    spec: str | dict[str, Any]
+    metric: str | None = None
+    needs: str | None = None
+
+
+@dataclass(frozen=True)
+class Suite:
+    """Tasks that belong together. `normalise` turns a group of raw scores into what a leaderboard shows."""
+
+    name: str
+    summary: str
+    tasks: tuple[Task, ...]
+    normalise: Callable[[Any], Any] | None = None
+
+
+# suite -> module of this package with `suite() -> Suite`
+SUITES = {"quickstart": "eval.tasks.quickstart"}
+
+
+def get_suite(name: str) -> Suite:
+    """Raises UsageError for a name that is none."""
+    if name not in SUITES:
+        raise UsageError(f'unknown suite "{name}"; {_suggest(name, list(SUITES))}')
+    found: Suite = importlib.import_module(SUITES[name]).suite()
+    return found
+
+
+def resolve(names: Sequence[str], suite: str | None, include: Path | None) -> tuple[Task, ...]:
+    """The tasks asked for, in order, each once.
+
+    Args:
+        names: of lm-eval, of `include`, or paths of .jsonl and .yaml files.
+        include: a directory with tasks of one's own: lm-eval's YAML, or jsonl.
+
+    Raises:
+        UsageError: an unknown name, with the nearest ones; a file that cannot be read.
+    """
+    tasks = list(get_suite(suite).tasks) if suite else []
+    own = _own(include) if include else {}
+    for name in names:
+        if name in own:
+            tasks.append(own[name])
+        elif name.endswith((".jsonl", ".yaml", ".yml")):
+            tasks.append(_file(Path(name)))
+        else:
+            _check_known(name, list(own))
+            tasks.append(Task(name, name))
+    tasks += [] if names or suite else own.values()
+    if not tasks:
+        raise UsageError(f"nothing to evaluate: name a suite (--suite {' | '.join(SUITES)}) or --tasks.")
+    return tuple({task.name: task for task in tasks}.values())
+
+
+def _own(include: Path) -> dict[str, Task]:
+    if not include.is_dir():
+        raise UsageError(f"--include {include}: there is no such directory.")
+    files = sorted(path for path in include.iterdir() if path.suffix in (".jsonl", ".yaml", ".yml"))
+    if not files:
+        raise UsageError(f"--include {include}: holds no .jsonl and no .yaml file.")
+    return {task.name: task for task in map(_file, files)}
+
+
+def _file(path: Path) -> Task:
+    if not path.is_file():
+        raise UsageError(f"{path}: there is no such task file.")
+    if path.suffix == ".jsonl":
+        from eval.tasks.jsonl import jsonl_task
+
+        return jsonl_task(path)
+    import yaml
+
+    try:
+        config = _read_yaml(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UsageError(f"{path}: cannot be read as YAML ({error}).") from None
+    name = (config.get("task") or config.get("group")) if isinstance(config, dict) else None
+    if not isinstance(name, str):
+        raise UsageError(f'{path}: expected a task of lm-eval, with the key "task" and a name. See docs/eval.md.')
+    return Task(name, str(path.resolve()))
+
+
+def _check_known(name: str, own: list[str]) -> None:
+    from lm_eval.tasks import TaskManager
+
+    known = TaskManager().all_tasks
+    if name not in known:
+        raise UsageError(f'unknown task "{name}"; {_suggest(name, [*own, *known])}')
+
+
+def _suggest(name: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(name, known, 3, 0.6)
+    if near:
+        return f"did you mean {' or '.join(near)}?"
+    return f"known: {', '.join(known)}" if len(known) < 20 else "`lm-eval ls tasks` lists what there is."
+
+
+def _read_yaml(text: str) -> Any:
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        """Reads lm-eval's `!function` tags as text: only the name is wanted here."""
+
+    Loader.add_constructor("!function", lambda loader, node: str(node.value))
+    return yaml.load(text, Loader=Loader)

@@ -1,0 +1,100 @@
+"""A task in one file: a line for each item, {"question": ..., "choices": [...], "answer": ...}.
+
+`answer` is the number of the right choice, counted from 0, or its text. Without `choices` the model writes the answer,
+which counts if it is the same text.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from eval.tasks import Task
+from merge.errors import UsageError
+
+_KEYS = ("question", "choices", "answer")
+
+
+def jsonl_task(path: Path) -> Task:
+    """Raises UsageError with the line of everything that is wrong."""
+    rows = read_rows(path)
+    multiple = "choices" in rows[0]
+    config: dict[str, Any] = {
+        "task": path.stem,
+        "custom_dataset": _Dataset(rows),
+        "test_split": "test",
+        "doc_to_text": "question",
+        "metadata": {"version": 1.0},
+    }
+    metrics: tuple[str, ...]
+    if multiple:
+        metrics = ("acc", "acc_norm")
+        config |= {"output_type": "multiple_choice", "doc_to_choice": "choices", "doc_to_target": "answer"}
+    else:
+        metrics = ("exact_match",)
+        config |= {
+            "output_type": "generate_until",
+            "doc_to_target": "answer",
+            "generation_kwargs": {"until": ["\n"], "max_gen_toks": 64, "do_sample": False},
+        }
+    config["metric_list"] = [{"metric": metric, "aggregation": "mean", "higher_is_better": True} for metric in metrics]
+    return Task(path.stem, config, metrics[-1])
+
+
+class _Dataset:
+    def __init__(self, rows: list[dict[str, Any]]) -> None:
+        self._rows = rows
+
+    def __call__(self, **settings: Any) -> dict[str, Any]:
+        from datasets import Dataset
+
+        return {"test": Dataset.from_list(self._rows)}
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The items, with `answer` as a number where there are choices."""
+    rows, wrong = [], []
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: cannot be read ({error}).") from None
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            rows.append(_row(json.loads(line)))
+        except json.JSONDecodeError as error:
+            wrong.append(f"{path}:{number}: not JSON ({error.msg} at column {error.colno}).")
+        except ValueError as error:
+            wrong.append(f"{path}:{number}: {error}")
+    if not wrong and not rows:
+        wrong.append(f"{path}: holds no item.")
+    if not wrong and len({"choices" in row for row in rows}) > 1:
+        wrong.append(f"{path}: some items have choices and some have none; put them into two files.")
+    if wrong:
+        more = f"\n{len(wrong) - 10} more." if len(wrong) > 10 else ""
+        raise UsageError("\n".join(wrong[:10]) + more)
+    return rows
+
+
+def _row(item: Any) -> dict[str, Any]:
+    """Raises ValueError with what is wrong."""
+    if not isinstance(item, dict):
+        raise ValueError('expected an object with "question" and "answer".')
+    question, answer, choices = (item.get(key) for key in ("question", "answer", "choices"))
+    if not isinstance(question, str) or not question:
+        raise ValueError(f'"question": expected a text, found {question!r:.40}.')
+    if unknown := [key for key in item if key not in _KEYS]:
+        raise ValueError(f'unknown key "{unknown[0]}"; known: {", ".join(_KEYS)}.')
+    if choices is None:
+        if not isinstance(answer, str):
+            raise ValueError(f'"answer": expected a text where there are no choices, found {answer!r:.40}.')
+        return {"question": question, "answer": answer}
+    if not isinstance(choices, list) or len(choices) < 2 or not all(isinstance(c, str) and c for c in choices):
+        raise ValueError(f'"choices": expected at least two texts, found {choices!r:.40}.')
+    if isinstance(answer, str) and answer in choices:
+        answer = choices.index(answer)
+    if not isinstance(answer, int) or isinstance(answer, bool) or not 0 <= answer < len(choices):
+        raise ValueError(f'"answer": expected one of the choices or its number from 0, found {answer!r:.40}.')
+    return {"question": question, "choices": choices, "answer": answer}

@@ -1,0 +1,46 @@
+"""The quickstart suite: the three skills of the quickstart family, exact match on held-out prompts."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+from eval.exact_match import MAX_ANSWER, SKILLS, questions
+from eval.tasks import Suite, Task
+
+ITEMS = 500  # a skill
+END = "\n"
+
+
+def suite() -> Suite:
+    tasks = tuple(Task(name, _config(name), "exact_match") for name in SKILLS)
+    return Suite("quickstart", f"reverse, sort and add: {ITEMS} held-out prompts each, answered to the letter", tasks)
+
+
+def _config(name: str) -> dict[str, Any]:
+    return {
+        "task": name,
+        "custom_dataset": _Dataset(name),
+        "test_split": "test",
+        "output_type": "generate_until",
+        "doc_to_text": "prompt",
+        "doc_to_target": "answer",
+        "generation_kwargs": {"until": [END], "max_gen_toks": MAX_ANSWER, "do_sample": False},
+        "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
+        "metadata": {"version": 1.0},
+    }
+
+
+class _Dataset:
+    """The prompts of one skill; equal in every run."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __call__(self, **settings: Any) -> dict[str, Any]:
+        from datasets import Dataset
+
+        skill = SKILLS[self._name]
+        asked = questions(skill, ITEMS, random.Random(f"0:{self._name}"), test=True)
+        rows = [{"prompt": skill.prompt(question), "answer": skill.solve(question)} for question in asked]
+        return {"test": Dataset.from_list(rows)}
