@@ -25,7 +25,7 @@ _REFUSED = {
     "use_qalora": "QA-LoRA, whose A is applied to pooled inputs",
 }
 # Initialisations that leave the base's weights as they are. The others move a part of them into the adapter.
-_INITS = ("true", "false", "none", "gaussian", "orthogonal", "eva")
+_INITS = ("true", "false", "none", "gaussian", "orthogonal", "eva", "mica")
 _FOLD = "Fold it with PEFT's merge_and_unload and name the result."
 
 

@@ -18,7 +18,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "module": ("slices", "models", "parameters"),
     "tokenizer": ("source", "tokens", "pad_to_multiple_of"),
     "condition": ("filter", "value"),
-    "reference": ("model", "lora"),
+    "reference": ("model", "lora", "override_architecture"),
     "model path": ("path", "revision"),
 }
 LEVELS = {
