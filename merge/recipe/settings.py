@@ -7,7 +7,7 @@ from typing import Literal
 
 import yaml
 
-from merge.methods.registry import Parameter
+from merge.methods.registry import OUTPUT_RANK, Parameter
 from merge.recipe import names
 from merge.recipe.model import Conditional, Scalar, Setting, Settings
 from merge.recipe.reader import Reader, as_integer, join, one_of, shown
@@ -24,7 +24,7 @@ def read_settings(reader: Reader, node: yaml.Node | None, path: str, level: Leve
     for key, key_node, value in reader.pairs(node, path, '"parameters"'):
         parameter = None
         if reader.method is not None:
-            parameter = reader.method.parameter(key)
+            parameter = reader.method.parameter(key) or (OUTPUT_RANK if key == OUTPUT_RANK.name else None)
             if parameter is None:
                 reader.problem(key_node, names.unknown_parameter(key, reader.method, reader.methods))
                 meant = names.nearest(key, [known.name for known in reader.method.parameters])
