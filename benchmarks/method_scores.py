@@ -33,6 +33,7 @@ DOCUMENT = ROOT / "docs" / "methods.md"
 FAMILY = ROOT / "recipes" / "quickstart"
 EXPERTS = ("reverse", "sort", "add")
 COPIES = "it copies one model"
+ADAPTERS = "it merges LoRA adapters"
 STATISTICS = "it needs what `merge statistics` collects of each model on a text"
 
 
@@ -193,6 +194,9 @@ def score_all(items: int) -> str:
     with tempfile.TemporaryDirectory() as folder:
         singles = [scored(FAMILY / name, name, "as it is", items) for name in ("base", *EXPERTS)]
         for method in built_in():
+            if method.inputs == "adapters":
+                skipped[method.name] = ADAPTERS
+                continue
             if method.n_models == (1, 1) or method.statistics is not None:
                 skipped[method.name] = COPIES if method.statistics is None else STATISTICS
                 continue

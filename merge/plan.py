@@ -134,6 +134,8 @@ class Step:
         base: the base's tensor and base_model its model's index, for methods that have a base.
         parameters: resolved numbers; a per-model parameter is a tuple with one value for each input.
         statistics: for methods that need them, one tensor of a statistics file for each input; () where none has one.
+        factor: "A" or "B" where the tensor is that factor of a combined adapter: inputs are then the changes that the
+            adapters make to one matrix, each the product of its own factors (merge/derive/low_rank.py).
     """
 
     name: str
@@ -148,6 +150,7 @@ class Step:
     base_model: int | None = None
     parameters: dict[str, Any] = field(default_factory=dict)
     statistics: tuple[TensorRef, ...] = ()
+    factor: str = ""
 
     @property
     def size(self) -> int:

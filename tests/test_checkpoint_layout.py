@@ -151,7 +151,7 @@ def test_a_local_directory_has_no_revisions(model: Path) -> None:
 
 
 def test_an_adapter_is_not_dropped_silently(model: Path) -> None:
-    with pytest.raises(CheckpointError, match="Fold it into its base"):
+    with pytest.raises(CheckpointError, match="Fold it first"):
         open_checkpoint(ModelRef("m+a", str(model), adapter=ModelRef("a", "a")))
 
 

@@ -21,7 +21,8 @@ from merge import build_plan, parse_recipe, run_plan
 from merge.methods import Method, Parameter, all_methods
 from merge.plan import Plan
 
-METHODS = all_methods()
+# Those of adapters take no models; tests/test_adapter_recipes.py has them.
+METHODS = {name: method for name, method in all_methods().items() if method.inputs != "adapters"}
 # What n copies of a model give, at default parameters and weights of 1/n, where that is not the model.
 OTHERWISE = {
     "pcb": "competition keeps the entries of largest score and drops the rest",

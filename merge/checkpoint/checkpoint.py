@@ -51,7 +51,7 @@ def open_checkpoint(ref: ModelRef) -> Checkpoint:
     """
     if ref.adapter is not None:
         raise CheckpointError(
-            f'{ref.text}: an adapter ("+") is not a checkpoint. Fold it into its base model first, and name the result.'
+            f'{ref.text}: an adapter ("+") is not a checkpoint. Fold it first (merge lora fold), and name the result.'
         )
     place = locate(ref)
     weights = find_weights(place.path)

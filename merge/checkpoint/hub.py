@@ -11,6 +11,7 @@ from merge.checkpoint.files import is_side_file
 from merge.errors import CheckpointError
 from merge.recipe.model import ModelRef
 
+_ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -23,8 +24,8 @@ class Place:
     notes: tuple[str, ...] = ()
 
 
-def locate(ref: ModelRef) -> Place:
-    """The model's directory; a hub model is downloaded into the cache if it is not there.
+def locate(ref: ModelRef, adapter: bool = False) -> Place:
+    """The model's (or adapter's) directory; one of the hub is downloaded into the cache if it is not there.
 
     Raises:
         CheckpointError: there is no such directory and no such model that can be reached.
@@ -37,17 +38,21 @@ def locate(ref: ModelRef) -> Place:
             )
         return Place(os.path.abspath(path))
     if os.path.exists(path):
-        raise CheckpointError(f"{path}: is a file. Name the directory that holds config.json and the weights.")
+        config = "adapter_config.json" if adapter else "config.json"
+        raise CheckpointError(f"{path}: is a file. Name the directory that holds {config} and the weights.")
     if not _HUB_ID.fullmatch(ref.path):
         raise CheckpointError(
             f"{ref.text}: no such directory (looked in {os.path.abspath(path)}), and not a hub id, which is ORG/NAME. "
             "Check the spelling."
         )
-    return _from_hub(ref)
+    return _from_hub(ref, adapter)
 
 
-def wanted(names: list[str]) -> list[str]:
+def wanted(names: list[str], adapter: bool = False) -> list[str]:
     """Of a model's files on the hub, those to download: config, side files, and one set of weights."""
+    if adapter:
+        files = [name for name in _ADAPTER_WEIGHTS if name in names][:1]
+        return [*(name for name in names if name == "adapter_config.json"), *files]
     tops = [name for name in names if "/" not in name]
     weights: list[str] = []
     for single, kind in (("model.safetensors", ".safetensors"), ("pytorch_model.bin", ".bin")):
@@ -61,13 +66,13 @@ def wanted(names: list[str]) -> list[str]:
     return [name for name in names if name in small or is_side_file(name) or name in weights]
 
 
-def _from_hub(ref: ModelRef) -> Place:
+def _from_hub(ref: ModelRef, adapter: bool) -> Place:
     # Imported here: it takes a good part of a second, and most recipes name local directories.
     import huggingface_hub
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
-        cached = _cached(ref)
+        cached = _cached(ref, adapter)
         if cached is None:
             raise CheckpointError(
                 f"{ref.text}: not a local directory, and not complete in the Hugging Face cache "
@@ -76,15 +81,15 @@ def _from_hub(ref: ModelRef) -> Place:
         return Place(cached, os.path.basename(cached))
     try:
         info = huggingface_hub.HfApi().model_info(ref.path, revision=ref.revision)
-        files = wanted([file.rfilename for file in info.siblings or ()])
+        files = wanted([file.rfilename for file in info.siblings or ()], adapter)
         if not files:
-            raise CheckpointError(f"{ref.text}: the hub has this model, but no config.json and no weights in it.")
+            raise CheckpointError(f"{ref.text}: is on the hub, but holds no {'adapter' if adapter else 'model'}.")
         path = huggingface_hub.snapshot_download(ref.path, revision=info.sha, allow_patterns=files)
         return Place(os.path.abspath(path), info.sha)
     except CheckpointError:
         raise
     except Exception as error:  # the HTTP library below differs between versions, and so do its errors
-        cached = _cached(ref)
+        cached = _cached(ref, adapter)
         if cached is None:
             raise CheckpointError(f"{ref.text}: {_why(ref, error)}") from error
         commit = os.path.basename(cached)
@@ -92,19 +97,21 @@ def _from_hub(ref: ModelRef) -> Place:
         return Place(cached, commit, (note,))
 
 
-def _cached(ref: ModelRef) -> str | None:
+def _cached(ref: ModelRef, adapter: bool) -> str | None:
     """The model's directory in the cache, if its config and one set of weights are there."""
     import huggingface_hub
 
-    for pattern in ("model.safetensors", "model*.safetensors", "*.safetensors", "pytorch_model*.bin"):
+    config = "adapter_config.json" if adapter else "config.json"
+    models = ("model.safetensors", "model*.safetensors", "*.safetensors", "pytorch_model*.bin")
+    for pattern in _ADAPTER_WEIGHTS if adapter else models:
         try:
             path = huggingface_hub.snapshot_download(
-                ref.path, revision=ref.revision, allow_patterns=["config.json", pattern], local_files_only=True
+                ref.path, revision=ref.revision, allow_patterns=[config, pattern], local_files_only=True
             )
         except (OSError, ValueError):  # LocalEntryNotFoundError is a FileNotFoundError
             continue
         names = os.listdir(path)
-        if "config.json" in names and fnmatch.filter(names, pattern):
+        if config in names and fnmatch.filter(names, pattern):
             return str(os.path.abspath(path))
     return None
 

@@ -103,9 +103,7 @@ def _shards(directory: str, names: Sequence[str], stem: str) -> Weights | None:
 def _what_it_is(names: Sequence[str]) -> str:
     """Why there are no weights to read, and what to do."""
     if "adapter_config.json" in names:
-        return (
-            "is an adapter (adapter_config.json), not a whole model. Fold it into its base model and name the result."
-        )
+        return 'is an adapter (adapter_config.json), not a whole model. Put its base model before it: "MODEL+ADAPTER".'
     if found := [name for name in names if name.endswith(".gguf")]:
         return f"holds GGUF weights ({some(found)}). Convert them to safetensors, or name the original model."
     if found := [name for name in names if name.startswith("consolidated.")]:

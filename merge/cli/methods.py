@@ -71,6 +71,7 @@ def _list(methods: dict[str, Any]) -> None:
     table = Table("method", "base", "needs", "what it does", box=None, pad_edge=False)
     for method in methods.values():
         names = " ".join(p.name for p in method.parameters if p.required)
+        names = "adapters" if method.inputs == "adapters" else names
         table.add_row(method.name, method.base, names, _title(method))
     console().print(table)
 
@@ -94,7 +95,8 @@ def _explain(method: Any) -> None:
     out.print(Text((sys.modules[method.reference.__module__].__doc__ or "").strip() + "\n"))
     low, high = method.n_models
     many = f"{low}" if low == high else f"{low} or more" if high is None else f"{low} to {high}"
-    out.print(Text(f"Models: {many}, base: {method.base}\n"))
+    kind = "LoRA adapters" if method.inputs == "adapters" else "Models"
+    out.print(Text(f"{kind}: {many}, base: {method.base}\n"))
     if method.origin:
         out.print(Text(f"From: {method.origin}\n"), soft_wrap=True)
     table = Table("parameter", "for", "type", "default", "meaning", box=None, pad_edge=False)

@@ -72,6 +72,12 @@ def command(
     for entry in report.aligned:
         moved = f"{entry['moved']:,} of {entry['units']:,} units moved"
         click.echo(f"aligned: {printable(entry['model'])}: {entry['kind']} in {entry['layers']} layers, {moved}")
+    if report.adapter is not None:
+        least, kept = report.adapter["least"], report.adapter["kept_energy"]
+        click.echo(
+            f"kept {kept:.2%} of the energy over {report.adapter['modules']} modules; least in "
+            f"{printable(least['module'])}, {least['kept_energy']:.2%}"
+        )
     if report.nonfinite or report.overflow:
         click.echo(f"allowed by the recipe: {report.nonfinite:,} non-finite values, {report.overflow:,} overflows")
 

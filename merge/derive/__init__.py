@@ -22,7 +22,12 @@ Fill = Callable[[int, F32], None]
 Read = Callable[[TensorRef, int, F32], None]
 
 # operation -> the module that has it
-OPERATIONS: dict[str, str] = {}
+OPERATIONS: dict[str, str] = {
+    "lora": "merge.derive.lora",
+    "low_rank": "merge.derive.low_rank",
+    "recast": "merge.derive.recast",
+    "token_rows": "merge.derive.token_rows",
+}
 
 
 class Operation(Protocol):

@@ -12,6 +12,7 @@ import xxhash
 
 from merge.checkpoint.reader import SourceReader
 from merge.dtypes import DTYPES
+from merge.engine.adapters import Halves, run_factor
 from merge.engine.crew import Crew
 from merge.engine.emit import Emitter
 from merge.engine.memory import Budget, needs_float64, runs_in_torch
@@ -33,6 +34,7 @@ class Context:
         self.plan, self.reader, self.crew, self.out, self.device = plan, reader, crew, out, device
         self.block_chunks, self._cache_bytes = budget.block_chunks, budget.cache_bytes
         self.buffers = Buffers()
+        self.halves = Halves()
         self.private: dict[int, dict[str, Any]] = {}  # results of passes over the whole model, by step
 
     def tensor(self, step: Step, n_passes: int = 1) -> StepTensor:
@@ -44,9 +46,12 @@ Executor = Callable[[Context, int, Step], dict[str, Any]]
 
 
 def executor(step: Step, device: str) -> Executor:
-    """Chooses: copies are copied, the CPU runs fused kernels where a method has them, all else is torch."""
+    """Chooses: copies are copied, factors of adapters have an executor of their own, the CPU runs fused kernels where
+    a method has them, all else is torch."""
     if step.method == "copy":
         return run_copy
+    if step.factor:
+        return run_factor
     return run_torch if runs_in_torch(step, device) else run_fused
 
 
@@ -153,7 +158,7 @@ def run_torch(context: Context, index: int, step: Step) -> dict[str, Any]:
         statistics = read_statistics(context.reader, step)
         if method.statistics is not None:
             keywords["_statistics"] = tuple(torch.from_numpy(array).to(context.device) for array in statistics)
-        with _ONE_THREAD:
+        with ONE_THREAD:
             merged = _reference(method, step, inputs, keywords)
         if step.base is not None:
             merged = values[0] + merged
@@ -199,7 +204,7 @@ class _OneThread:
                 torch.set_num_threads(self._usual)
 
 
-_ONE_THREAD = _OneThread()
+ONE_THREAD = _OneThread()
 
 
 def _reference(method: Method, step: Step, inputs: Any, keywords: dict[str, Any]) -> Any:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from merge.chunks import Chunks
 from merge.derive import held_bytes
 from merge.dtypes import DTYPES
+from merge.engine.factors import factor_bytes, is_exact
 from merge.engine.statistics import statistics_bytes
 from merge.errors import UsageError
 from merge.methods import get_method
@@ -64,6 +65,11 @@ def predicted_peak(plan: Plan, threads: int, block_chunks: int, device: str = "c
     """Bytes of resident memory at the most, without a cache."""
     per_thread = torch = 0
     for step in plan.steps:
+        if step.factor:
+            exact = is_exact(step)  # without torch
+            torch = max(torch, 0 if exact else factor_bytes(step))
+            per_thread = max(per_thread, _block_bytes(step, 1) + (factor_bytes(step) if exact else 0))
+            continue
         if step.method != "copy" and runs_in_torch(step, device):
             # float32 inputs, task vectors and temporaries of the definition
             # (those of methods that decompose matrices are counted apart)
@@ -78,7 +84,7 @@ def predicted_peak(plan: Plan, threads: int, block_chunks: int, device: str = "c
 def matrix_cost(step: Step) -> tuple[float, int]:
     """(seconds on one core, bytes) that decomposing a step's matrices takes; zeros for most methods"""
     method = get_method(step.method)
-    if method is None or method.cost is None or (method.statistics and not step.statistics):
+    if method is None or method.cost is None or step.factor or (method.statistics and not step.statistics):
         return 0.0, 0
     return method.cost.of(step.shape, len(step.inputs))
 
@@ -112,8 +118,10 @@ def _align_bytes(plan: Plan) -> int:
 
 def _block_bytes(step: Step, block_chunks: int) -> int:
     chunks = Chunks.of(step.shape)
-    method = get_method(step.method)
     n = min(chunks.size, chunks.length * block_chunks)
+    if step.factor:
+        return n * DTYPES[step.dtype].itemsize
+    method = get_method(step.method)
     widest = max(DTYPES[source.dtype].itemsize for source in step.sources)
     each = _raw_bytes(step) + 4 + widest + DTYPES[step.dtype].itemsize
     if method is not None and method.inputs == "deltas":
@@ -134,7 +142,7 @@ def _raw_bytes(step: Step) -> int:
 
 def _kept_bytes(step: Step) -> int:
     method = get_method(step.method)
-    several = method is not None and method.locality == "tensor"
+    several = method is not None and method.locality == "tensor" and not step.factor
     return step.size * _raw_bytes(step) if several else 0
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from merge.checkpoint.reader import SourceReader
-from merge.engine import memory
+from merge.engine import adapters, memory
 from merge.engine.align import align, summary
 from merge.engine.crew import Crew
 from merge.engine.executors import Context, check_method, executor, method_of
@@ -42,6 +42,7 @@ class Report:
     nonfinite: int
     overflow: int
     aligned: tuple[dict[str, Any], ...] = ()  # units moved, by model and kind of module
+    adapter: dict[str, Any] | None = None  # share of the energy that truncated factors keep, where any are
 
 
 def run_plan(
@@ -87,7 +88,8 @@ def run_plan(
             crew.each(lambda item: _run_step(context, *item), _largest_first(todo), tick)
         reader.check_unchanged()
         aligned = summary(plan, directory.notes)
-        manifest = manifest_bytes(plan, directory.records, small_files, aligned)
+        adapter = adapters.summary(plan.steps, directory.records)
+        manifest = manifest_bytes(plan, directory.records, small_files, aligned, adapter)
         directory.complete(small_files, (MANIFEST, manifest))
     return Report(
         out=str(out),
@@ -100,6 +102,7 @@ def run_plan(
         nonfinite=sum(record.get("nonfinite", 0) for record in directory.records.values()),
         overflow=sum(record.get("overflow", 0) for record in directory.records.values()),
         aligned=tuple(aligned),
+        adapter=adapter,
     )
 
 
@@ -113,7 +116,8 @@ def _run_step(context: Context, index: int, step: Step) -> None:
 def _largest_first(todo: list[tuple[int, Step]]) -> list[tuple[int, Step]]:
     """The giants (embeddings, heads) first: the last tensor of a run should not keep one thread busy alone."""
     giant = max((step.nbytes for _, step in todo), default=0) // 2
-    return sorted(todo, key=lambda item: item[1].nbytes < giant)
+    # Factors of adapters have an order of their own: the two of a module lie a little apart.
+    return sorted(todo, key=lambda item: item[1].nbytes < giant and not item[1].factor)
 
 
 def _model_passes(context: Context, tick: Callable[[], None]) -> None:

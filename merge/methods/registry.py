@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, TypeAlias, T
 
 from merge.errors import MergeError
 
-Inputs = Literal["models", "deltas", "either"]  # either: deltas where the recipe has a base, else models
+# either: deltas where the recipe has a base, else models; adapters: the changes that LoRA adapters make, and no models
+Inputs = Literal["models", "deltas", "either", "adapters"]
 Locality = Literal["element", "row", "tensor"]
 BaseRole = Literal["none", "optional", "required"]
 StatisticsKind = Literal["gram", "fisher"]
@@ -56,6 +57,12 @@ class Parameter:
     range: Range | None = None
     choices: tuple[Any, ...] = ()
     doc: str = ""
+
+
+# What every method takes besides its own parameters where the inputs are adapters, and so the result is one.
+OUTPUT_RANK = Parameter(
+    "rank", int, per_model=False, required=False, range=Range(1), doc="rank of the resulting adapter"
+)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 
 from merge.methods import Method
@@ -17,12 +18,17 @@ def model_card(
     models: list[SourceModel],
     base: int | None,
     used: Iterable[str] = (),
+    adapter: bool = False,
 ) -> str:
     """Markdown with a YAML head. Only hub ids are named as base models there; local directories go by their name."""
     hub = [model.ref for model in models if model.revision is not None]
-    head = ["---", "library_name: transformers", "pipeline_tag: text-generation"]
+    library, what = ("peft", "LoRA adapters") if adapter else ("transformers", "pre-trained language models")
+    head = ["---", f"library_name: {library}", "pipeline_tag: text-generation"]
     if hub:
-        head += ["base_model:", *(f"- {json.dumps(ref.split('@')[0])}" for ref in dict.fromkeys(hub))]
+        head += [
+            "base_model:",
+            *(f"- {json.dumps(name)}" for name in dict.fromkeys(re.split("[@+]", ref)[0] for ref in hub)),
+        ]
     head += ["tags:", "- merge", "- merge-workbench", f"- {method.name}", "---"]
     paper = f" ({method.paper})" if method.paper else ""
     others = [other for other in dict.fromkeys(used) if other not in (method.name, "copy", "passthrough")]
@@ -32,7 +38,7 @@ def model_card(
         "",
         f"# {name}",
         "",
-        "A merge of pre-trained language models, made with Merge Workbench.",
+        f"A merge of {what}, made with Merge Workbench.",
         "",
         f"**Method:** {method.name}{paper}{also}",
         "",

@@ -36,7 +36,11 @@ def side_file_bytes(plan: Plan) -> dict[str, bytes]:
 
 
 def manifest_bytes(
-    plan: Plan, records: dict[int, dict[str, Any]], files: dict[str, bytes], aligned: Sequence[dict[str, Any]] = ()
+    plan: Plan,
+    records: dict[int, dict[str, Any]],
+    files: dict[str, bytes],
+    aligned: Sequence[dict[str, Any]] = (),
+    adapter: dict[str, Any] | None = None,
 ) -> bytes:
     """The manifest's text. No times and no paths of this machine, so that equal runs give equal bytes.
 
@@ -44,6 +48,7 @@ def manifest_bytes(
         records: what the engine noted of each step: digests of output and sources, statistics.
         files: contents of the small files, by name.
         aligned: how many units were moved, by model and kind of module.
+        adapter: how much of the energy the factors of an adapter keep, where they were truncated.
     """
     tensors = {}
     for i, step in enumerate(plan.steps):
@@ -73,6 +78,7 @@ def manifest_bytes(
         "recipe": plan.recipe_text,
         "models": _models(plan, records),
         **({"aligned": list(aligned)} if aligned else {}),
+        **({"adapter": adapter} if adapter else {}),
         "shards": {
             shard.file: {"size": shard.size, "header": xxhash.xxh3_128_hexdigest(shard.header.encode())}
             for shard in plan.shards

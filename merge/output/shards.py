@@ -16,12 +16,13 @@ INDEX = "model.safetensors.index.json"
 _ALIGN = 8  # the header is padded so that tensors begin at a multiple of this
 
 
-def lay_out(steps: Sequence[Step], shard_bytes: int) -> tuple[tuple[Step, ...], tuple[Shard, ...]]:
+def lay_out(steps: Sequence[Step], shard_bytes: int, stem: str = "model") -> tuple[tuple[Step, ...], tuple[Shard, ...]]:
     """Gives every step its file and offset.
 
     Args:
         steps: in output order; `file` and `offset` are filled in.
         shard_bytes: most bytes of tensors in a shard; a larger tensor gets a shard of its own.
+        stem: what the files' names begin with.
     """
     groups: list[list[Step]] = [[]]
     filled = 0
@@ -34,7 +35,8 @@ def lay_out(steps: Sequence[Step], shard_bytes: int) -> tuple[tuple[Step, ...], 
     placed: list[Step] = []
     shards = []
     for number, group in enumerate(groups, 1):
-        file = "model.safetensors" if len(groups) == 1 else f"model-{number:05d}-of-{len(groups):05d}.safetensors"
+        part = "" if len(groups) == 1 else f"-{number:05d}-of-{len(groups):05d}"
+        file = f"{stem}{part}.safetensors"
         # Wider numbers first, so that every tensor is aligned to its own width.
         ordered = sorted(group, key=lambda step: -DTYPES[step.dtype].itemsize)
         header, offsets = _header(ordered)

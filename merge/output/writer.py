@@ -78,7 +78,8 @@ class OutputDirectory:
         if not self.force and any(self.out.iterdir()):
             raise UsageError(f"{self.out} exists; nothing was changed. Choose another --out, or --force to replace it.")
         for model in self.plan.models:
-            if Path(model.path).resolve().is_relative_to(self.out.resolve()):
+            places = (model.path, *(file.path for file in model.files))  # an adapter lies in a directory of its own
+            if any(Path(place).resolve().is_relative_to(self.out.resolve()) for place in places):
                 raise UsageError(
                     f"{self.out} holds {model.ref}, which this merge reads; nothing was changed. Choose another --out."
                 )

@@ -16,12 +16,14 @@ from merge.output.card import model_card
 from merge.output.config import output_config
 from merge.output.shards import INDEX, index_text, lay_out
 from merge.plan import Plan, SideFile, SourceFile, Step, TensorRef, Units
+from merge.planners.adapter_output import build_adapter_plan, refuse_models
 from merge.planners.align import align_targets
 from merge.planners.inputs import Inputs
 from merge.planners.statistics import Statistics
 from merge.planners.targets import Layout, Slot, Target, lay_out_targets
 from merge.planners.tokenizers import check_tokenizers, tokenizer_donor
 from merge.planners.upscale import upscaled
+from merge.recipe.adapters import adapters_of
 from merge.recipe.model import Recipe, resolve
 
 SHARD_BYTES = 5_000_000_000
@@ -40,6 +42,9 @@ def build_plan(recipe: Recipe, *, shard_bytes: int = SHARD_BYTES) -> Plan:
     """
     method = get_method(recipe.merge_method)
     assert method is not None, recipe.merge_method  # the recipe was checked against the registry
+    if adapters_of(recipe.models, recipe.base_model):
+        return build_adapter_plan(recipe, method, recipe.name or _default_name(recipe))
+    refuse_models(recipe, method)
     inputs = Inputs(recipe)
     problems: list[Problem] = []
     recipe = upscaled(recipe, inputs, problems)

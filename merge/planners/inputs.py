@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from merge.architecture import Stack, find_stacks, is_embedding, is_head, is_input_side, main_stack, says_tied
-from merge.checkpoint import Checkpoint, open_checkpoint
+from merge.checkpoint import Checkpoint
 from merge.errors import CheckpointError, Problem, RecipeError
 from merge.plan import SourceModel, TensorRef
+from merge.planners.adapters import open_model
 from merge.recipe.model import ModelRef, Recipe
 
 
@@ -55,6 +56,10 @@ class Inputs:
         self._suffixes: dict[tuple[int, Stack], dict[int, list[str]]] = {}
         for model in self.all:
             self.notes += [f"{model.ref.text}: {note}" for note in model.checkpoint.notes]
+            if model.ref.override_architecture is not None:
+                self.notes.append(
+                    f"{model.ref.text}: override_architecture has no effect: structure is read from tensor names"
+                )
 
     @property
     def donor(self) -> Input:
@@ -141,8 +146,11 @@ class Inputs:
             self.notes.append(f"{checkpoint.ref.text}: {head} is stored but tied to {embedding}, and not written again")
 
 
-def _key(ref: ModelRef) -> tuple[str, str | None]:
-    return ref.path, ref.revision
+_Key = tuple[str, str | None, "_Key | None"]
+
+
+def _key(ref: ModelRef) -> _Key:
+    return ref.path, ref.revision, _key(ref.adapter) if ref.adapter is not None else None
 
 
 def _mentioned(recipe: Recipe) -> list[ModelRef]:
@@ -153,7 +161,7 @@ def _mentioned(recipe: Recipe) -> list[ModelRef]:
         listed += [source.model for source in part.sources]
     if recipe.base_model is not None:
         listed.insert(0, recipe.base_model)
-    unique: dict[tuple[str, str | None], ModelRef] = {}
+    unique: dict[_Key, ModelRef] = {}
     for ref in listed:
         unique.setdefault(_key(ref), ref)
     return list(unique.values())
@@ -164,7 +172,7 @@ def _open(refs: Iterable[ModelRef]) -> list[Checkpoint]:
     checkpoints, failures = [], []
     for ref in refs:
         try:
-            checkpoints.append(open_checkpoint(ref))
+            checkpoints.append(open_model(ref))
         except CheckpointError as error:
             failures.append(error)
     if failures:

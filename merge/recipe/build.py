@@ -11,6 +11,7 @@ import yaml
 from merge.dtypes import RECIPE_NAMES
 from merge.methods.registry import Method
 from merge.recipe import names
+from merge.recipe.adapters import adapters_of
 from merge.recipe.document import line_of
 from merge.recipe.model import ALIGN, ALLOW, ModelRef, Module, Recipe, Slice, Source, Upscale
 from merge.recipe.reader import NULL, UNREADABLE, Reader, as_integer, join, shown
@@ -174,7 +175,7 @@ def _with_base(reader: Reader, models: tuple[Source, ...], base: ModelRef | None
     method = reader.method
     if not models or base is None or method is None or not method.base_is_input:
         return models
-    if any(source.model == base for source in models):
+    if any(source.model == base for source in models) or adapters_of(models, base):
         return models
     return (*models, Source(base, line=reader.line("base_model")))
 

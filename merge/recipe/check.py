@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from merge.methods.registry import Method, Parameter
+from merge.recipe.adapters import adapters_of
 from merge.recipe.build import PASSTHROUGH
 from merge.recipe.model import Conditional, ModelRef, Module, Recipe, Setting, Settings, Source
 from merge.recipe.reader import UNREADABLE, Reader, join
@@ -141,6 +142,8 @@ def _base(reader: Reader, group: Group, method: Method) -> None:
         return
     if method.base != "required" and (group.base is None or not method.base_apart):
         return
+    if group.base is None and method.base_apart and adapters_of(group.sources, None):
+        return  # their changes are task vectors already
     if group.base is None:
         meaning = "the model at the t = 0 end" if method.base_is_input else "the model the others were fine-tuned from"
         reader.problem(reader.line(group.method_path), f'{method.name} needs "base_model", {meaning}')

@@ -30,13 +30,14 @@ class ModelRef:
     """A model as the recipe names it: a local directory or a hub id, and an adapter to fold, if any.
 
     `text` is what the recipe wrote; `path` is absolute for a local directory, else the hub id. Two references are equal
-    when they mean the same model, however they are written.
+    when they mean the same model, however they are written. `override_architecture` is read and has no effect.
     """
 
     text: str = field(compare=False)
     path: str
     revision: str | None = None
     adapter: ModelRef | None = None
+    override_architecture: str | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +130,7 @@ ALLOW = {
     "unrelated_base": "merge task vectors that are as long as the base itself",
     "zero_task_vector": "merge a model that equals the base",
     "integer_mismatch": "copy an integer tensor that differs between inputs from the base (else the first model)",
+    "different_bases": "combine adapters that were trained on different bases",
 }
 
 

@@ -20,7 +20,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "upscale": ("overlap", "layers", "insert_every", "zero_init"),
     "tokenizer": ("source", "tokens", "pad_to_multiple_of"),
     "condition": ("filter", "value"),
-    "reference": ("model", "lora"),
+    "reference": ("model", "lora", "override_architecture"),
     "model path": ("path", "revision"),
 }
 LEVELS = {

@@ -20,15 +20,11 @@ KEYS: dict[str, dict[str, str]] = {
     "slice": {
         "residual_weight": "residual_weight has no effect in mergekit and none here; remove it",
     },
-    "reference": {"override_architecture": f"override_architecture comes {_LATER}"},
 }
 
 
 def refusals(recipe: Recipe) -> Iterator[tuple[str, str]]:
     """(key path in Recipe.lines, message) of everything asked for that would be done wrongly or not at all."""
-    for path, model in references(recipe):
-        if model.adapter is not None:
-            yield path, f'adapters ("{model.text}") come {_LATER}'
     yield from _tokenizer(recipe)
     if recipe.chat_template is not None:
         yield "chat_template", f"chat_template comes {_LATER}"

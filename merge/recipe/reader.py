@@ -155,7 +155,8 @@ class Reader:
             if model is None or UNREADABLE in (model, adapter):
                 return UNREADABLE
             text = model.text if adapter is None else f"{model.text}+{adapter.text}"
-            return ModelRef(text, model.path, model.revision, adapter)
+            override = self.text(values.get("override_architecture"), join(path, "override_architecture"))
+            return ModelRef(text, model.path, model.revision, adapter, override)
         except ValueError as error:
             self.problem(node, str(error), path)
             return UNREADABLE

@@ -8,7 +8,7 @@ from typing import Literal
 
 import yaml
 
-from merge.methods.registry import Parameter
+from merge.methods.registry import OUTPUT_RANK, Parameter
 from merge.recipe import names
 from merge.recipe.model import Conditional, Scalar, Setting, Settings
 from merge.recipe.reader import Reader, as_integer, join, one_of, shown
@@ -24,6 +24,8 @@ def read_settings(reader: Reader, node: yaml.Node | None, path: str, level: Leve
         return settings
     for key, key_node, value in reader.pairs(node, path, '"parameters"'):
         meant_for = [found for method in reader.in_use if (found := method.parameter(key)) is not None]
+        if key == OUTPUT_RANK.name and not meant_for:
+            meant_for = [OUTPUT_RANK]
         if reader.in_use and not meant_for:
             reader.problem(key_node, names.unknown_parameter(key, reader.in_use, reader.methods))
             known = [parameter.name for method in reader.in_use for parameter in method.parameters]

@@ -66,7 +66,7 @@ def collect_statistics(
     """
     began = time.monotonic()
     texts = read_texts(data)
-    checkpoint = open_checkpoint(model)
+    checkpoint = open_checkpoint(model)  # refuses an adapter: transformers would run the model without it
     batches = make_batches(_tokenizer(checkpoint.path), texts, max_tokens, length, batch, seed)
     run = {
         "kind": kind,

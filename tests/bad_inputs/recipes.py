@@ -187,8 +187,8 @@ def file_as_model(room: Room) -> Arguments:
     return room.pair_and_recipe(LINEAR.replace("model: a", "model: a/model.safetensors"))
 
 
-@case("an adapter in a recipe", 2, 'r.yaml:3: adapters ("a+b") come with a later version; nothing was merged')
-def adapter_in_recipe(room: Room) -> Arguments:
+@case("a whole model in an adapter's place", 1, "b: is not an adapter: it has no adapter_config.json")
+def model_as_adapter(room: Room) -> Arguments:
     return room.pair_and_recipe(LINEAR.replace("model: a", "model: a+b"))
 
 

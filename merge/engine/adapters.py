@@ -1,0 +1,194 @@
+"""Adapters in, adapter out: computes the factors A and B of one module's combined change.
+
+Both factors come from one decomposition, but each is a step of its own. Whichever comes first computes both, and keeps
+the other for its step; after a kill in between both are computed again, to the same bytes.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from merge.chunks import Chunks, digest_of, tensor_digest
+from merge.dtypes import DTYPES
+from merge.engine.emit import Emitter
+from merge.engine.factors import SUMS, is_exact, rank_of, weights
+from merge.methods import get_method
+from merge.plan import Step, TensorRef
+
+if TYPE_CHECKING:
+    from merge.engine.executors import Context
+    from merge.kernels.low_rank import LowRank
+
+F64 = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What was read of one adapter's module; a and b are None where the adapter does not have it."""
+
+    a: F64 | None
+    b: F64 | None
+    scaling: float
+    digest: str
+    nonfinite: int
+
+
+@dataclass(frozen=True)
+class _Result:
+    """The factors, what the records say besides, and what was read."""
+
+    factors: dict[str, npt.NDArray[Any]]
+    facts: dict[str, Any]
+    digests: list[str]
+    nonfinite: list[int]
+
+
+@dataclass
+class Halves:
+    """Results of modules of which one factor was asked for, by module."""
+
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    modules: dict[str, threading.Lock] = field(default_factory=dict)
+    waiting: dict[str, _Result] = field(default_factory=dict)
+
+
+def run_factor(context: Context, index: int, step: Step) -> dict[str, Any]:
+    """Executor of steps that have a `factor`; always on the CPU."""
+    module, halves = step.inputs[0].name, context.halves
+    with halves.lock:
+        own = halves.modules.setdefault(module, threading.Lock())
+    with own:
+        result = halves.waiting.pop(module, None)
+        if result is None:
+            result = halves.waiting[module] = _compute(context, step)
+    values = result.factors[step.factor].reshape(-1)
+    emitter = Emitter(step, context.out, context.buffers)
+    chunks = Chunks.of(step.shape)
+    for chunk in range(chunks.count):
+        start, stop = chunks.span(chunk)
+        emitter.put(start, values[start:stop])
+    return emitter.record(result.digests, result.nonfinite) | result.facts
+
+
+def summary(steps: Iterable[Step], records: dict[int, dict[str, Any]]) -> dict[str, Any] | None:
+    """What the manifest and the run's last lines say of a truncated adapter; None if nothing was to be cut off."""
+    found = {
+        step.inputs[0].name: (records[i]["energy"], records[i]["kept_energy"])
+        for i, step in enumerate(steps)
+        if step.factor == "A" and records[i].get("kept_energy") is not None
+    }
+    if not found:
+        return None
+    total = math.fsum(energy for energy, _ in found.values())
+    kept = math.fsum(energy * share for energy, share in found.values())
+    least = min(found, key=lambda module: found[module][1])
+    return {
+        "modules": len(found),
+        "kept_energy": kept / total if total else 1.0,
+        "least": {"module": least, "kept_energy": found[least][1]},
+    }
+
+
+def _compute(context: Context, step: Step) -> _Result:
+    sources = [_read(context, ref) for ref in step.inputs]
+    kind = np.float64 if step.dtype == "F64" else np.float32
+    if is_exact(step):
+        a, b = _side_by_side(sources, weights(step))
+        facts: dict[str, Any] = {}
+    else:
+        a, b, facts = _decomposed(context, step, sources)
+    with np.errstate(over="ignore"):  # counted, and refused, where it is written
+        factors = {"A": a.astype(kind), "B": b.astype(kind)}
+    return _Result(factors, facts, [one.digest for one in sources], [one.nonfinite for one in sources])
+
+
+def _side_by_side(sources: list[_Source], factors: tuple[float, ...]) -> tuple[F64, F64]:
+    pairs = [(one, factor) for one, factor in zip(sources, factors, strict=True) if one.a is not None]
+    a = np.concatenate([one.a for one, _ in pairs if one.a is not None])
+    b = np.concatenate([one.b * (factor * one.scaling) for one, factor in pairs if one.b is not None], axis=1)
+    return a, b
+
+
+def _decomposed(context: Context, step: Step, sources: list[_Source]) -> tuple[F64, F64, dict[str, Any]]:
+    from merge.engine.executors import ONE_THREAD
+
+    rank = rank_of(step)
+    found = None
+    if not any(one.nonfinite for one in sources):
+        with ONE_THREAD:
+            found = _low_rank(context, step, sources, rank)
+    if found is None:  # NaN has no singular values; the run stops at it, unless the recipe allows it
+        rows, columns = step.inputs[0].shape
+        return np.full((rank, columns), np.nan), np.full((rows, rank), np.nan), {}
+    share = min(1.0, found.kept / found.energy) if found.energy > 0 else 1.0
+    return found.a.numpy(), found.b.numpy(), {"energy": found.energy, "kept_energy": share}
+
+
+def _low_rank(context: Context, step: Step, sources: list[_Source], rank: int) -> LowRank | None:
+    import torch
+
+    from merge.kernels import low_rank
+
+    parts = [
+        low_rank.Factors(torch.from_numpy(one.a), torch.from_numpy(one.b), one.scaling)
+        if one.a is not None and one.b is not None
+        else None
+        for one in sources
+    ]
+    if step.method in SUMS:
+        present = [(part, weight) for part, weight in zip(parts, weights(step), strict=True) if part is not None]
+        return low_rank.nearest_sum([part for part, _ in present], [weight for _, weight in present], rank)
+    keywords = _keywords(context, step)
+    if step.method == "knots":
+        rows, columns = step.inputs[0].shape
+        none = low_rank.Factors(torch.zeros(0, columns).double(), torch.zeros(rows, 0).double(), 1.0)
+        return low_rank.knots([part or none for part in parts], rank=rank, keys=keywords.pop("_keys"), **keywords)
+    merged = _dense(context, step, keywords)
+    return low_rank.nearest(merged, rank) if merged.isfinite().all() else None
+
+
+def _dense(context: Context, step: Step, keywords: dict[str, Any]) -> Any:
+    """(out, in) float64: the method's definition on the changes themselves"""
+    import torch
+
+    method = get_method(step.method)
+    assert method is not None, step.method
+    changes = np.empty((len(step.inputs), *step.inputs[0].shape), np.float32)
+    for ref, into in zip(step.inputs, changes, strict=True):
+        context.reader.read_values(ref, 0, into.reshape(-1))
+    return method.reference(torch.from_numpy(changes), **keywords).to(torch.float64)
+
+
+def _keywords(context: Context, step: Step) -> dict[str, Any]:
+    from merge.engine.executors import random_key
+
+    keywords = {("lambda_" if key == "lambda" else key): value for key, value in step.parameters.items()}
+    method = get_method(step.method)
+    if method is not None and method.random:
+        module = step.inputs[0].name  # the same for A and B
+        keywords["_keys"] = tuple(random_key(context.plan.seed, module, place) for place in range(len(step.inputs)))
+    return keywords
+
+
+def _read(context: Context, ref: TensorRef) -> _Source:
+    """A module of one adapter, whole; its digest is over those of A and B."""
+    assert ref.derived is not None
+    if not ref.derived.inputs:
+        return _Source(None, None, 0.0, "", 0)
+    parts, digests, nonfinite = [], b"", 0
+    for part in ref.derived.inputs:
+        raw = np.empty(part.size, DTYPES[part.dtype].numpy_name)
+        context.reader.read_into(part, 0, raw)
+        values = np.empty(part.size, np.float32)
+        context.reader.decode(part, raw, 0, values)
+        digests += bytes.fromhex(digest_of(part.shape, lambda start, stop, raw=raw: raw[start:stop].data))  # type: ignore[misc]
+        nonfinite += int(values.size - np.isfinite(values).sum())
+        parts.append(values.reshape(part.shape).astype(np.float64))
+    return _Source(parts[0], parts[1], ref.derived.parameters["scaling"], tensor_digest([digests]), nonfinite)

@@ -1,0 +1,42 @@
+"""Cat: LoRA adapters added up exactly, by laying their factors side by side.
+
+Formula: A = [A_1; ..; A_n], B = [w_1 s_1 B_1, .., w_n s_n B_n], so that B A = sum_i w_i s_i B_i A_i, s_i the scaling of
+adapter i (alpha/r, or alpha/sqrt(r) for rsLoRA). A negative weight subtracts.
+The rank is the sum of the ranks, and alpha equals it. For adapters only.
+Cost: factors are copied; no matrix is formed.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+from merge.methods.registry import PerModel, method
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+EXAMPLE = """\
+merge_method: cat
+models:
+  - model: org/math-lora
+  - model: org/toxic-lora
+    parameters: {weight: -0.5}
+"""
+
+
+@method(
+    inputs="adapters",
+    locality="tensor",
+    base="optional",
+    formula="B A = sum_i w_i s_i B_i A_i, exactly",
+    example=EXAMPLE,
+)
+def cat(
+    deltas: Tensor,
+    *,
+    weight: Annotated[PerModel[float], "factor of the adapter's change; negative subtracts it"] = 1.0,
+) -> Tensor:
+    """deltas (adapter, out, in) float32 -> their weighted sum (out, in) float64"""
+    from merge.kernels.reference import weighted_sum
+
+    return weighted_sum(deltas, weight)

@@ -1,0 +1,502 @@
+"""Recipes of adapters: what is written holds the combined changes, loads in PEFT, and is refused where it cannot."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import yaml
+from safetensors.numpy import load_file, save_file
+
+from merge import build_plan, parse_recipe, run_plan, verify_output
+from merge.checkpoint.adapter import open_adapter
+from merge.engine import adapters
+from merge.errors import MergeError, NumbersError, RecipeError
+from merge.methods import get_method
+from merge.output.manifest import read_manifest
+from merge.plan import Plan
+from merge.recipe.model import ModelRef
+
+F64 = npt.NDArray[np.float64]
+SHAPES = {
+    "model.layers.0.self_attn.q_proj": (16, 16),
+    "model.layers.0.mlp.up_proj": (32, 16),
+    "model.layers.1.self_attn.q_proj": (16, 16),
+    "model.layers.1.mlp.up_proj": (32, 16),
+}
+EMBEDDING = "model.embed_tokens"
+PREFIX = "base_model.model."
+
+
+def write_adapter(
+    path: Path,
+    seed: int,
+    rank: int = 4,
+    alpha: float = 8,
+    shapes: dict[str, tuple[int, int]] = SHAPES,
+    ranks: dict[str, int] | None = None,
+    embedding: tuple[int, int] | None = None,
+    saved: dict[str, npt.NDArray[Any]] | None = None,
+    **config: Any,
+) -> Path:
+    """An adapter of random numbers as PEFT lays it out; `embedding`: (vocabulary, width) of an embedding's change."""
+    random = np.random.default_rng(seed)
+
+    def normal(*shape: int) -> npt.NDArray[np.float32]:
+        return random.standard_normal(shape, dtype=np.float32) * np.float32(0.3)
+
+    tensors: dict[str, npt.NDArray[Any]] = {}
+    for name, (rows, columns) in shapes.items():
+        r = (ranks or {}).get(name, rank)
+        tensors[f"{PREFIX}{name}.lora_A.weight"] = normal(r, columns)
+        tensors[f"{PREFIX}{name}.lora_B.weight"] = normal(rows, r)
+        if config.get("use_dora"):
+            tensors[f"{PREFIX}{name}.lora_magnitude_vector"] = np.abs(normal(rows)) + 1
+    if embedding:
+        tensors[f"{PREFIX}{EMBEDDING}.lora_embedding_A"] = normal(rank, embedding[0])
+        tensors[f"{PREFIX}{EMBEDDING}.lora_embedding_B"] = normal(embedding[1], rank)
+    tensors |= {PREFIX + name: values for name, values in (saved or {}).items()}
+    path.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, path / "adapter_model.safetensors")
+    settings = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": "org/base",
+        "r": rank,
+        "lora_alpha": alpha,
+        "target_modules": sorted({name.rpartition(".")[2] for name in (*shapes, *([EMBEDDING] if embedding else []))}),
+        "rank_pattern": ranks or {},
+    }
+    (path / "adapter_config.json").write_text(json.dumps(settings | config))
+    return path
+
+
+def changes(path: Path) -> dict[str, F64]:
+    """Module -> scaling · B A, read back as anybody else would read it."""
+    adapter = open_adapter(ModelRef(str(path), str(path)))
+    tensors = load_file(path / "adapter_model.safetensors")
+    return {
+        name: module.scaling * tensors[module.b.name].astype(np.float64) @ tensors[module.a.name].astype(np.float64)
+        for name, module in adapter.modules.items()
+    }
+
+
+def plan(method: str, models: list[Any], **more: Any) -> Plan:
+    listed = [model if isinstance(model, dict) else {"model": str(model)} for model in models]
+    return build_plan(parse_recipe(yaml.safe_dump({"merge_method": method, "models": listed, **more}), None))
+
+
+def weighted(path: Path, weight: float, **more: float) -> dict[str, Any]:
+    return {"model": str(path), "parameters": {"weight": weight, **more}}
+
+
+def run(out: Path, method: str, models: list[Any], **more: Any) -> dict[str, F64]:
+    run_plan(plan(method, models, **more), out)
+    assert verify_output(out).problems == ()
+    return changes(out)
+
+
+def nearest(matrix: F64, rank: int) -> F64:
+    u, s, v = np.linalg.svd(matrix, full_matrices=False)
+    return (u[:, :rank] * s[:rank]) @ v[:rank]
+
+
+def assert_close(got: F64, wanted: F64, tolerance: float = 1e-6) -> None:
+    assert np.linalg.norm(got - wanted) <= tolerance * np.linalg.norm(wanted)
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> tuple[Path, Path]:
+    """Two adapters of different rank and scaling, the second one rsLoRA and without one of the modules."""
+    some = {name: shape for name, shape in SHAPES.items() if name != "model.layers.1.mlp.up_proj"}
+    a = write_adapter(tmp_path / "a", 1, rank=4, alpha=8)
+    return a, write_adapter(tmp_path / "b", 2, rank=3, alpha=5, shapes=some, use_rslora=True)
+
+
+def total(paths: tuple[Path, Path], weights: tuple[float, float]) -> dict[str, F64]:
+    first, second = changes(paths[0]), changes(paths[1])
+    return {name: weights[0] * first[name] + weights[1] * second.get(name, np.zeros(1)) for name in first}
+
+
+@pytest.mark.parametrize(
+    ("method", "parameters", "weights"),
+    [
+        ("cat", {}, (0.7, -0.4)),
+        ("svd", {"rank": 7}, (0.7, -0.4)),
+        ("task_arithmetic", {"lambda": 0.5}, (0.35, -0.2)),
+        ("task_arithmetic", {"rank": 7}, (0.7, -0.4)),
+        ("linear", {}, (0.7 / 0.3, -0.4 / 0.3)),
+        ("linear", {"normalize": False}, (0.7, -0.4)),
+        ("svd", {"rank": 100, "normalize": True}, (0.7 / 0.3, -0.4 / 0.3)),
+    ],
+)
+def test_sums_are_exact_where_the_rank_holds_them(
+    tmp_path: Path, two: tuple[Path, Path], method: str, parameters: dict[str, Any], weights: tuple[float, float]
+) -> None:
+    got = run(tmp_path / "out", method, [weighted(two[0], 0.7), weighted(two[1], -0.4)], parameters=parameters)
+    wanted = total(two, weights)
+    assert sorted(got) == sorted(wanted)
+    for name, matrix in got.items():
+        assert_close(matrix, wanted[name])
+
+
+def test_rslora_scales_by_the_root_of_the_rank(two: tuple[Path, Path]) -> None:
+    tensors = load_file(two[1] / "adapter_model.safetensors")
+    name = "model.layers.0.self_attn.q_proj"
+    a, b = (tensors[f"{PREFIX}{name}.lora_{part}.weight"].astype(np.float64) for part in "AB")
+    assert_close(changes(two[1])[name], 5 / 3**0.5 * b @ a)
+
+
+def test_ranks_that_differ_are_patterns(tmp_path: Path, two: tuple[Path, Path]) -> None:
+    run(tmp_path / "out", "cat", list(two))
+    config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert (config["r"], config["lora_alpha"]) == (7, 7)
+    assert config["rank_pattern"] == config["alpha_pattern"] == {"model.layers.1.mlp.up_proj": 4}
+    assert config["target_modules"] == list(changes(tmp_path / "out"))
+    assert (config["use_rslora"], config["base_model_name_or_path"]) == (False, "org/base")
+
+
+def test_a_rank_for_some_modules(tmp_path: Path, two: tuple[Path, Path]) -> None:
+    rank = [{"filter": "mlp", "value": 2}, {"value": 5}]
+    got = run(tmp_path / "out", "svd", list(two), parameters={"rank": rank})
+    for name, matrix in total(two, (1, 1)).items():
+        wanted = 2 if "mlp" in name else 5
+        adapter = open_adapter(ModelRef("", str(tmp_path / "out")))
+        assert adapter.modules[name].rank == min(wanted, 4 if name == "model.layers.1.mlp.up_proj" else 7)
+        assert_close(got[name], nearest(matrix, wanted))
+
+
+def test_svd_keeps_the_largest_rank_and_says_what_of_the_energy(
+    tmp_path: Path, two: tuple[Path, Path], run_cli: Callable[..., Any]
+) -> None:
+    recipe = {"merge_method": "svd", "models": [{"model": str(path)} for path in two]}
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(recipe))
+    done = run_cli(["run", "r.yaml", "-o", "out"])
+    assert done.code == 0, done.stderr
+    wanted, got = total(two, (1, 1)), changes(tmp_path / "out")
+    manifest = read_manifest(tmp_path / "out")
+    whole = kept = 0.0
+    shares = {}
+    for name, matrix in wanted.items():
+        assert_close(got[name], nearest(matrix, 4))
+        share = np.sum(np.square(nearest(matrix, 4))) / np.sum(np.square(matrix))
+        record = manifest["tensors"][f"{PREFIX}{name}.lora_A.weight"]
+        assert record["kept_energy"] == pytest.approx(share, rel=1e-6)
+        whole, kept = whole + np.sum(np.square(matrix)), kept + np.sum(np.square(nearest(matrix, 4)))
+        shares[name] = share
+    least = min(shares, key=lambda name: shares[name])
+    assert manifest["adapter"]["kept_energy"] == pytest.approx(kept / whole, rel=1e-6)
+    assert manifest["adapter"]["least"]["module"] == least
+    assert f"kept {kept / whole:.2%} of the energy over 4 modules; least in {least}, {shares[least]:.2%}" in done.stdout
+    shown = run_cli(["plan", "r.yaml"])
+    assert "4 modules, rank 4" in shown.stdout
+    assert "kept_energy" in shown.stdout
+
+
+@pytest.mark.parametrize("method", ["cat", "svd", "task_arithmetic", "knots"])
+def test_an_adapter_less_itself_is_nothing(tmp_path: Path, two: tuple[Path, Path], method: str) -> None:
+    models = [weighted(two[0], 1.0), weighted(two[0], -1.0)]
+    more = {"parameters": {"inner": "task_arithmetic", "normalize": False}} if method == "knots" else {}
+    got = run(tmp_path / "out", method, models, **more)
+    for name, matrix in changes(two[0]).items():
+        assert np.linalg.norm(got[name]) <= 1e-6 * np.linalg.norm(matrix)
+
+
+@pytest.mark.parametrize(
+    ("method", "parameters"),
+    [
+        ("ties", {"density": 0.4}),
+        ("dare_ties", {"density": 0.6, "rank": 9}),
+        ("dare_linear", {"density": 0.6}),
+        ("breadcrumbs", {"density": 0.8, "gamma": 0.05, "rank": 3}),
+        ("magmax", {}),
+    ],
+)
+def test_methods_of_task_vectors_merge_the_changes_themselves(
+    tmp_path: Path, two: tuple[Path, Path], method: str, parameters: dict[str, Any]
+) -> None:
+    import torch
+
+    from merge.engine.executors import random_key
+
+    weight = {} if method == "magmax" else {"weight": 0.8}
+    made = plan(method, list(two), parameters={**parameters, **weight}, seed=5)
+    run_plan(made, tmp_path / "out")
+    definition = get_method(method)
+    assert definition is not None
+    first, second = changes(two[0]), changes(two[1])
+    got = changes(tmp_path / "out")
+    for step in made.steps:
+        if step.factor != "A":
+            continue
+        name = step.inputs[0].name
+        dense = torch.from_numpy(np.stack([first[name], second.get(name, 0 * first[name])]).astype(np.float32))
+        keywords = {("lambda_" if key == "lambda" else key): value for key, value in step.parameters.items()}
+        if definition.random:
+            keywords["_keys"] = tuple(random_key(5, name, place) for place in range(2))
+        wanted = definition.reference(dense, **keywords).numpy()
+        total_rank = 4 if name == "model.layers.1.mlp.up_proj" else 7
+        assert step.shape[0] == min(parameters.get("rank", total_rank), 16)
+        assert_close(got[name], nearest(wanted, step.shape[0]), 1e-5)
+
+
+def ties_in_numpy(stacked: F64, weights: list[float], density: float) -> F64:
+    """TIES by hand: trim each to its largest entries, elect signs, average what agrees."""
+    kept = []
+    for values in stacked.astype(np.float32):
+        k = max(1, int(density * values.size))
+        order = np.argsort(-np.abs(values).ravel(), kind="stable")
+        mask = np.zeros(values.size, bool)
+        mask[order[:k]] = True
+        kept.append(np.where(mask.reshape(values.shape), values, 0).astype(np.float64))
+    pairs = list(zip(weights, kept, strict=True))
+    sign = np.where(sum(w * m for w, m in pairs) >= 0, 1.0, -1.0)
+    agree = [(np.sign(w * m) == sign) for w, m in pairs]
+    top = sum(np.where(a, w * m, 0) for (w, m), a in zip(pairs, agree, strict=True))
+    bottom = sum(np.where(a, w, 0.0) for (w, _), a in zip(pairs, agree, strict=True))
+    return np.where(bottom != 0, top / np.where(bottom == 0, 1, bottom), 0)
+
+
+def knots_in_numpy(first: F64, second: F64, weights: list[float], density: float) -> F64:
+    """KnOTS-TIES by hand (arXiv:2410.19735, section 4), on whole matrices."""
+    u, s, v = np.linalg.svd(np.hstack([first, second]), full_matrices=False)
+    count = int((s > 1e-10 * s[0]).sum())
+    aligned = np.stack(np.split(v[:count], 2, axis=1))
+    return (u[:, :count] * s[:count]) @ ties_in_numpy(aligned, weights, density)
+
+
+@pytest.mark.parametrize("rank", [0, 3])
+def test_knots_is_the_paper_s_definition(tmp_path: Path, two: tuple[Path, Path], rank: int) -> None:
+    more = {"rank": rank} if rank else {}
+    got = run(tmp_path / "out", "knots", [two[0], weighted(two[1], 0.5)], parameters={"density": 0.3, **more})
+    first, second = changes(two[0]), changes(two[1])
+    for name, matrix in first.items():
+        wanted = knots_in_numpy(matrix, second.get(name, 0 * matrix), [1.0, 0.5], 0.3)
+        assert_close(got[name], nearest(wanted, rank) if rank else wanted, 1e-5)
+        assert np.linalg.norm(got[name] - matrix) > 0.1 * np.linalg.norm(matrix)
+
+
+def test_dense_definitions_of_the_adapters_own_methods_agree(tmp_path: Path, two: tuple[Path, Path]) -> None:
+    import torch
+
+    name = "model.layers.0.mlp.up_proj"
+    dense = torch.from_numpy(np.stack([changes(path)[name] for path in two]).astype(np.float32))
+    settings: dict[str, dict[str, Any]] = {
+        "cat": {},
+        "svd": {"rank": 5},
+        "knots": {"density": (1.0, 1.0), "inner": "task_arithmetic"},
+    }
+    for method, keywords in settings.items():
+        definition = get_method(method)
+        assert definition is not None
+        wanted = definition.reference(dense, weight=(0.5, 0.75), **keywords).numpy()
+        written = {key: value for key, value in keywords.items() if key != "density"}
+        got = run(tmp_path / method, method, [weighted(two[0], 0.5), weighted(two[1], 0.75)], parameters=written)
+        assert_close(got[name], wanted, 1e-5)
+
+
+def test_threads_and_a_kill_do_not_change_what_is_written(
+    tmp_path: Path, two: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = plan("ties", list(two), parameters={"weight": 1, "density": 0.5, "rank": 3}, dtype="bfloat16")
+    assert {step.dtype for step in made.steps} == {"BF16"}
+    assert Plan.from_json(made.to_json()) == made
+    run_plan(made, tmp_path / "one", threads=1)
+    run_plan(made, tmp_path / "four", threads=4)
+    written = [(tmp_path / out / "adapter_model.safetensors").read_bytes() for out in ("one", "four")]
+    assert written[0] == written[1]
+
+    whole, calls = adapters._compute, []
+
+    def fails_late(context: Any, step: Any) -> Any:
+        calls.append(step.name)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return whole(context, step)
+
+    monkeypatch.setattr(adapters, "_compute", fails_late)
+    with pytest.raises(KeyboardInterrupt):
+        run_plan(made, tmp_path / "resumed", threads=1)
+    monkeypatch.setattr(adapters, "_compute", whole)
+    report = run_plan(made, tmp_path / "resumed", threads=1)
+    assert 0 < report.resumed_tensors < len(made.steps)
+    assert (tmp_path / "resumed" / "adapter_model.safetensors").read_bytes() == written[0]
+    assert read_manifest(tmp_path / "resumed") == read_manifest(tmp_path / "one")
+
+
+def test_the_manifest_has_a_digest_for_each_adapter(tmp_path: Path, two: tuple[Path, Path]) -> None:
+    run(tmp_path / "first", "cat", list(two))
+    write_adapter(two[1], 3, rank=3)
+    run(tmp_path / "second", "cat", list(two))
+    before, after = (read_manifest(tmp_path / out)["models"] for out in ("first", "second"))
+    assert before[0]["digest"] == after[0]["digest"]
+    assert before[1]["digest"] != after[1]["digest"]
+    assert before[0]["tensors_read"] == 4
+
+
+def test_whole_tensors_are_averaged_by_the_weights(tmp_path: Path) -> None:
+    head = [np.full((5, 16), value, np.float32) for value in (1, 4)]
+    settings = {"modules_to_save": ["lm_head"]}
+    paths = [write_adapter(tmp_path / str(i), i, saved={"lm_head.weight": head[i]}, **settings) for i in range(2)]
+    run(tmp_path / "out", "cat", [weighted(paths[0], 1), weighted(paths[1], 0.5)])
+    saved = load_file(tmp_path / "out" / "adapter_model.safetensors")[f"{PREFIX}lm_head.weight"]
+    np.testing.assert_array_equal(saved, np.full((5, 16), 2, np.float32))
+    assert json.loads((tmp_path / "out" / "adapter_config.json").read_text())["modules_to_save"] == ["lm_head"]
+    with pytest.raises(
+        RecipeError, match=r"lm_head.weight: a whole tensor .* averaged, which weights of \[1.0, -0.5\]"
+    ):
+        plan("cat", [weighted(paths[0], 1), weighted(paths[1], -0.5)])
+    plain = write_adapter(tmp_path / "plain", 3)
+    with pytest.raises(RecipeError, match=r"lm_head.weight: saved whole in .*0 \(modules_to_save\) and not in .*plain"):
+        plan("cat", [paths[0], plain])
+    got = run_plan(plan("cat", [paths[0], plain], allow=["missing_tensors"]), tmp_path / "lenient")
+    assert got.tensors == 9
+
+
+@pytest.mark.filterwarnings("ignore")  # what transformers and peft warn of is not ours
+def test_peft_loads_it_and_computes_the_sum_of_the_changes(tmp_path: Path, make_model: Callable[..., Path]) -> None:
+    pytest.importorskip("peft")
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    base = make_model(tmp_path / "base")
+    some = {name: shape for name, shape in SHAPES.items() if ".0." in name}
+    a = write_adapter(tmp_path / "a", 1, embedding=(32, 16))
+    b = write_adapter(tmp_path / "b", 2, rank=3, shapes=some, use_rslora=True)
+    run(tmp_path / "out", "cat", [weighted(a, 0.5), weighted(b, -1.5)], base_model=str(base))
+    run(tmp_path / "short", "svd", [weighted(a, 0.5), weighted(b, -1.5)], parameters={"rank": 5})
+
+    def logits(change: Callable[[Any], Any]) -> Any:
+        model = change(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32))
+        with torch.no_grad():
+            return model(torch.arange(1, 9)[None]).logits
+
+    def folded(weights: dict[str, F64]) -> Callable[[Any], Any]:
+        def change(model: Any) -> Any:
+            for name, matrix in weights.items():
+                turned = matrix.T if name == EMBEDDING else matrix
+                model.get_submodule(name).weight.data += torch.from_numpy(turned).float()
+            return model
+
+        return change
+
+    def loaded(path: Path) -> Callable[[Any], Any]:
+        return lambda model: PeftModel.from_pretrained(model, path)
+
+    wanted = logits(folded(total((a, b), (0.5, -1.5))))
+    torch.testing.assert_close(logits(loaded(tmp_path / "out")), wanted, rtol=1e-4, atol=1e-5)
+    assert (logits(lambda model: model) - wanted).abs().max() > 0.01
+    torch.testing.assert_close(
+        logits(loaded(tmp_path / "short")), logits(folded(changes(tmp_path / "short"))), rtol=1e-4, atol=1e-5
+    )
+    config = json.loads((tmp_path / "short" / "adapter_config.json").read_text())
+    assert config["rank_pattern"]  # the modules that only one adapter has keep its rank
+    again = plan("passthrough", [f"{base}+{tmp_path / 'out'}"])
+    run_plan(again, tmp_path / "whole")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "whole", dtype=torch.float32)
+    torch.testing.assert_close(logits(lambda _: model), wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"use_dora": True}, "is a DoRA adapter .* whose change depends on the base's weights .* Fold it: list BASE"),
+        ({"base_model_name_or_path": "org/other"}, "trained on different bases .*org/other.*different_bases"),
+        ({"shapes": {"model.layers.0.mlp.up_proj": (32, 8)}}, "up_proj: adapters change matrices of different kinds"),
+        ({"fan_in_fan_out": True}, "up_proj: adapters change matrices of different kinds: .*fan_in_fan_out"),
+    ],
+)
+def test_adapters_that_do_not_belong_together(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    a, b = write_adapter(tmp_path / "a", 1), write_adapter(tmp_path / "b", 2, **change)
+    with pytest.raises(RecipeError, match=message):
+        plan("cat", [a, b])
+    if "base_model_name_or_path" in change:
+        assert plan("cat", [a, b], allow=["different_bases"]).n_parameters
+
+
+@pytest.mark.parametrize(
+    ("method", "more", "message"),
+    [
+        ("cat", {"parameters": {"rank": 4}}, "cat keeps all of the adapters"),
+        ("ties", {"parameters": {"weight": 1, "trim": "model"}}, "trim: model"),
+        ("linear", {"parameters": {"weight": 1}, "align": "permutation"}, '"align" is for whole models'),
+        ("linear", {"parameters": {"weight": 1}, "tokenizer_source": "base"}, '"tokenizer_source" is for whole models'),
+        ("karcher", {}, "karcher does not merge LoRA adapters.* These do: .*cat.*svd"),
+        ("linear", {"parameters": {"weight": 0}}, "sum to zero"),
+        ("svd", {"parameters": {"rank": -1}}, '"rank" must be at least 0'),
+    ],
+)
+def test_recipes_that_adapters_cannot_follow(
+    tmp_path: Path, two: tuple[Path, Path], method: str, more: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(RecipeError, match=message):
+        plan(method, list(two), **more)
+
+
+def test_models_and_adapters_are_not_mixed(
+    tmp_path: Path, two: tuple[Path, Path], make_model: Callable[..., Path]
+) -> None:
+    base = make_model(tmp_path / "base")
+    with pytest.raises(RecipeError, match=r"a is a LoRA adapter, and not all .* \"BASE\+"):
+        plan("linear", [base, two[0]], parameters={"weight": 1})
+    with pytest.raises(RecipeError, match=r"knots merges LoRA adapters, and .*base is not one"):
+        plan("knots", [base, base])
+    with pytest.raises(RecipeError, match=r'"rank" is that of a resulting adapter'):
+        plan("linear", [base, base], parameters={"weight": 1, "rank": 4})
+    wrong = make_model(tmp_path / "wrong", hidden=8)
+    with pytest.raises(RecipeError, match=r"the adapters change a matrix of \[32, 16\], and .*wrong has \[16, 8\]"):
+        plan("ties", list(two), base_model=str(wrong), parameters={"weight": 1})
+    given = plan("linear", list(two), base_model=str(base), parameters={"weight": 1})
+    assert (given.base_model, [len(step.inputs) for step in given.steps]) == (0, [2] * 8)
+
+
+def test_a_number_that_is_none_stops_the_run(tmp_path: Path, two: tuple[Path, Path]) -> None:
+    file = two[0] / "adapter_model.safetensors"
+    tensors = {name: values.copy() for name, values in load_file(file).items()}
+    tensors[f"{PREFIX}model.layers.0.mlp.up_proj.lora_A.weight"][0, 0] = np.nan
+    save_file(tensors, file)
+    for method in ("cat", "svd"):
+        with pytest.raises(NumbersError, match="up_proj"):
+            run_plan(plan(method, list(two)), tmp_path / method)
+    assert not (tmp_path / "svd").exists()
+
+
+def test_the_memory_that_is_predicted_grows_with_what_is_formed(tmp_path: Path, two: tuple[Path, Path]) -> None:
+    from merge.engine.memory import predicted_peak
+
+    wide = {"model.layers.0.mlp.up_proj": (3000, 2000)}
+    paths = [write_adapter(tmp_path / f"w{i}", i, shapes=wide) for i in range(2)]
+    cat, low, dense = (
+        predicted_peak(plan(name, list(paths), parameters=set_), 1, 1)
+        for name, set_ in (("cat", {}), ("svd", {}), ("ties", {"weight": 1}))
+    )
+    assert cat < low < dense
+    assert dense - low > 2 * 4 * 3000 * 2000
+
+
+def test_the_methods_are_listed_as_those_of_adapters(run_cli: Callable[..., Any]) -> None:
+    rows = [line.split() for line in run_cli(["methods"]).stdout.splitlines()]
+    assert [row[2] for row in rows if row and row[0] in ("cat", "svd", "knots")] == ["adapters"] * 3
+    assert "LoRA adapters: 1 or more" in run_cli(["methods", "svd"]).stdout
+
+
+def test_nothing_cut_off_is_not_reported(tmp_path: Path, two: tuple[Path, Path]) -> None:
+    made = plan("cat", list(two))
+    report = run_plan(made, tmp_path / "out")
+    assert report.adapter is None
+    assert adapters.summary(made.steps, {i: {} for i in range(len(made.steps))}) is None
+    assert not any("kept_energy" in note for note in made.notes)
+
+
+def test_what_cannot_be_opened_is_all_told(tmp_path: Path, two: tuple[Path, Path]) -> None:
+    for path in two:
+        (path / "adapter_model.safetensors").unlink()
+    with pytest.raises(MergeError) as caught:
+        plan("cat", list(two))
+    assert str(caught.value).count("none of adapter_model.safetensors") == 2
