@@ -190,7 +190,9 @@ class Plan:
     """All of a run.
 
     `notes` are things worth saying that are not errors (prefix maps, ties, leniencies used). `method_origin` is empty
-    for this package's methods; else it names the method's package or file, with version or digest.
+    for this package's methods; else it names the method's package or file, with version or digest. `stages` are the
+    earlier merges of a pipeline that this one is made from, without their files; those that were written to the disk
+    first have no steps here, the others are computed while this one reads them.
     """
 
     name: str
@@ -207,6 +209,7 @@ class Plan:
     statistics_files: tuple[SourceFile, ...] = ()
     method_origin: str = ""
     units: tuple[Units, ...] = ()
+    stages: tuple[Plan, ...] = ()
 
     @property
     def bytes_written(self) -> int:
@@ -273,6 +276,7 @@ def _plan(data: dict[str, Any]) -> Plan:
         for model in data["models"]
     )
     values["steps"] = tuple(_step(step) for step in data["steps"])
+    values["stages"] = tuple(_plan(stage) for stage in data["stages"])
     values["units"] = tuple(_units(units) for units in data["units"])
     values["shards"] = tuple(Shard(**shard) for shard in data["shards"])
     values["statistics_files"] = tuple(SourceFile(**file) for file in data["statistics_files"])

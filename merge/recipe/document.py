@@ -109,18 +109,21 @@ def _documents(text: str, file: str | None, starts: list[int]) -> Iterator[Docum
             _check_tree(root, file)
             first, end = starts[number], (starts[number + 1] if number + 1 < len(starts) else len(lines) + 1)
             if not isinstance(root, yaml.MappingNode):
-                what = "the recipe" if len(starts) == 1 else f"document {number + 1}"
-                message = (
-                    f"{what} is empty; remove its line of dashes"
-                    if len(starts) > 1 and isinstance(root, yaml.ScalarNode) and not root.value
-                    else f'{what} is not a mapping of keys to values; it begins with lines such as "merge_method: linear"'
-                )
-                raise RecipeError(Problem(message, place(file, first if len(starts) > 1 else line_of(root))))
+                raise RecipeError(_not_a_mapping(root, number, first if len(starts) > 1 else None, file))
             dashes = lines[first - 1].startswith("---") and not lines[first - 1][3:].partition("#")[0].strip()
             own = lines[first if dashes else first - 1 : end - 1] if number else lines[: end - 1]
             yield Document(root, "".join(own), first)
     except yaml.MarkedYAMLError as error:
         raise _syntax_error(error, text, file) from error
+
+
+def _not_a_mapping(root: yaml.Node, number: int, line: int | None, file: str | None) -> Problem:
+    """line: of the document, where it is one of several"""
+    if line is not None and isinstance(root, yaml.ScalarNode) and not root.value:
+        return Problem(f"document {number + 1} is empty; remove its line of dashes", place(file, line))
+    what = "the recipe" if line is None else f"document {number + 1}"
+    message = f'{what} is not a mapping of keys to values; it begins with lines such as "merge_method: linear"'
+    return Problem(message, place(file, line or line_of(root)))
 
 
 def _too_large(file: str | None) -> RecipeError:

@@ -110,7 +110,9 @@ def _name_problems(documents: Sequence[Document], names: Sequence[str | None], f
             continue
         line = next(line_of(key) for key, value in document.root.value if _is_name(key, value))
         if name in first:
-            yield Problem(f'two documents have the name "{name}"; the first is on line {first[name]}', place(file, line))
+            yield Problem(
+                f'two documents have the name "{name}"; the first is on line {first[name]}', place(file, line)
+            )
         first.setdefault(name, line)
 
 
