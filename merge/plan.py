@@ -192,7 +192,8 @@ class Plan:
     `notes` are things worth saying that are not errors (prefix maps, ties, leniencies used). `method_origin` is empty
     for this package's methods; else it names the method's package or file, with version or digest. `stages` are the
     earlier merges of a pipeline that this one is made from, without their files; those that were written to the disk
-    first have no steps here, the others are computed while this one reads them.
+    first have no steps here, the others are computed while this one reads them. `notes_rounding`: the
+    manifest says of every tensor what rounding to its dtype changed.
     """
 
     name: str
@@ -210,6 +211,7 @@ class Plan:
     method_origin: str = ""
     units: tuple[Units, ...] = ()
     stages: tuple[Plan, ...] = ()
+    notes_rounding: bool = False
 
     @property
     def bytes_written(self) -> int:

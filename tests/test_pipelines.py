@@ -28,7 +28,7 @@ merge_method: {method}
 base_model: {root}/base
 models:
   - model: {root}/a
-    parameters: {{weight: 0.7, density: [0.3, 0.9]}}
+    parameters: {{weight: 0.7, density: [0.3, 0.8]}}
   - model: {root}/b
     parameters: {{weight: -0.4, density: 0.6}}
 dtype: {dtype}
@@ -74,7 +74,7 @@ def family(tmp_path: Path, make_model: Callable[..., Path]) -> Path:
 def first_text(method: str, root: Path, dtype: str = "bfloat16") -> str:
     text = FIRST[method].format(root=root, method=method, dtype=dtype)
     if method in ("model_stock", "nuslerp", "sce", "task_arithmetic"):
-        text = text.replace(", density: [0.3, 0.9]", "").replace(", density: 0.6", "")
+        text = text.replace(", density: [0.3, 0.8]", "").replace(", density: 0.6", "")
     if method in ("model_stock", "sce"):
         text = text.replace("weight: 0.7", "").replace("weight: -0.4", "")
     return text.replace("-0.4", "0.4") if method == "nuslerp" else text
@@ -229,7 +229,7 @@ def test_cut_off_in_a_stage_it_goes_on_there(family: Path, monkeypatch: pytest.M
     options = {"keep_stages": True, "threads": 1}
     run_pipeline(pipeline, family / "whole", **options)
     finish = merge.output.writer.OutputDirectory.finish
-    for cut in (5, 19, 40):
+    for cut in (5, 19, 15):
         left = [cut]
 
         def failing(self: object, index: int, record: dict[str, object], left: list[int] = left) -> None:
@@ -410,7 +410,7 @@ def test_a_later_document_cannot_be_used() -> None:
     text = (
         GOOD.replace("org/d", "aside").rstrip() + "\n---\nname: aside\nmerge_method: linear\nmodels: [{model: org/x}]\n"
     )
-    with pytest.raises(RecipeError, match=r'"aside" is made by a later document \(line 20\)') as raised:
+    with pytest.raises(RecipeError, match=r'"aside" is made by a later document \(line 21\)') as raised:
         parse_pipeline(text.replace("---\nmerge", "---\nname: end\nmerge"), "p.yaml")
     assert len(raised.value.problems) == 2  # the other: aside itself sums weights that nothing gives
 

@@ -103,7 +103,7 @@ class PipelinePlanner:
             try:
                 plans.append(self.plan(stage))
             except RecipeError as error:
-                problems += error.problems
+                problems += [_in_stage(problem, stage) for problem in error.problems]
                 lost.add(stage.name)
         if problems:
             raise RecipeError(problems)
@@ -155,6 +155,13 @@ class PipelinePlanner:
         if times > _MOST_TIMES:
             return f"{times} others are made from it"
         return _not_by_blocks(plan)
+
+
+def _in_stage(problem: Problem, stage: Stage) -> Problem:
+    """A problem that names a tensor and no line, with the stage's name."""
+    if problem.where and stage.recipe.file and problem.where.startswith(stage.recipe.file):
+        return problem
+    return replace(problem, where=": ".join(filter(None, (stage.name or "the last document", problem.where))))
 
 
 def stages_dir_of(out: Path) -> Path:
