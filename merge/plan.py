@@ -193,8 +193,11 @@ class Plan:
     """All of a run.
 
     `notes` are things worth saying that are not errors (prefix maps, ties, leniencies used). `method_origin` is empty
-    for this package's methods; else it names the method's package or file, with version or digest. `method`
-    is the recipe's own; slices may have others, and `other_origins` says where those come from.
+    for this package's methods; else it names the method's package or file, with version or digest. `method` is the
+    recipe's own; slices may have others, and `other_origins` says where those come from. `stages` are the
+    earlier merges of a pipeline that this one is made from, without their files; those that were written to the disk
+    first have no steps here, the others are computed while this one reads them. `notes_rounding`: the
+    manifest says of every tensor what rounding to its dtype changed.
     """
 
     name: str
@@ -212,6 +215,8 @@ class Plan:
     method_origin: str = ""
     units: tuple[Units, ...] = ()
     other_origins: dict[str, str] = field(default_factory=dict)
+    stages: tuple[Plan, ...] = ()
+    notes_rounding: bool = False
 
     @property
     def bytes_written(self) -> int:
@@ -278,6 +283,7 @@ def _plan(data: dict[str, Any]) -> Plan:
         for model in data["models"]
     )
     values["steps"] = tuple(_step(step) for step in data["steps"])
+    values["stages"] = tuple(_plan(stage) for stage in data["stages"])
     values["units"] = tuple(_units(units) for units in data["units"])
     values["shards"] = tuple(Shard(**shard) for shard in data["shards"])
     values["statistics_files"] = tuple(SourceFile(**file) for file in data["statistics_files"])

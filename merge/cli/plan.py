@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from merge.cli.show import METHOD_FILE_HELP, Size, console, memory, printable, size
+from merge.cli.show import METHOD_FILE_HELP, STAGES_DIR_HELP, Size, console, memory, printable, size
 from merge.cli.stack import pictures
 
 if TYPE_CHECKING:
@@ -34,6 +34,8 @@ Examples:
 @click.option("--device", default="cpu", show_default=True, help="cpu or cuda.")
 @click.option("--shard-size", type=Size(), default="5GB", show_default=True, help="Largest output file.")
 @click.option("--method-file", "method_files", multiple=True, type=click.Path(path_type=Path), help=METHOD_FILE_HELP)
+@click.option("--stages-dir", type=click.Path(path_type=Path), help=STAGES_DIR_HELP)
+@click.option("--keep-stages", is_flag=True, help="Write every stage of a pipeline, and keep them all.")
 @click.option("--json", "as_json", is_flag=True, help="Print the whole plan, or its problems, as JSON.")
 @click.pass_context
 def command(
@@ -46,40 +48,56 @@ def command(
     device: str,
     shard_size: int,
     method_files: tuple[Path, ...],
+    stages_dir: Path | None,
+    keep_stages: bool,
     as_json: bool,
 ) -> None:
     """Show what RECIPE would do: made from headers and configs only, in a second or two; nothing is written."""
-    from merge.engine.memory import budget
-    from merge.engine.space import bytes_free
     from merge.errors import RecipeError
     from merge.planners.build import build_plan
-    from merge.recipe import load_recipe
+    from merge.recipe.pipeline import load_pipeline
     from merge.user_methods import load_method_file
 
     for file in method_files:
         load_method_file(file)
     try:
-        plan = build_plan(load_recipe(recipe), shard_bytes=shard_size)
+        pipeline = load_pipeline(recipe)
+        if len(pipeline.stages) > 1:
+            from merge.cli.pipelines import show_stages
+
+            show_stages(
+                pipeline, out, stages_dir, keep_stages, shard_size, (threads, max_ram, device), tensors, as_json
+            )
+            return
+        plan = build_plan(pipeline.stages[0].recipe, shard_bytes=shard_size)
     except RecipeError as error:
         if not as_json:
             raise
         problems = [{"where": p.where, "message": p.message, "hint": p.hint} for p in error.problems]
         click.echo(json.dumps({"problems": problems}, indent=2))
         ctx.exit(error.exit_code)
+    totals = totals_of(plan, out or Path("merged") / plan.name, threads, max_ram, device)
+    if as_json:
+        click.echo(json.dumps({"problems": [], **totals, "plan": json.loads(plan.to_json())}))
+        return
+    show_plan(plan, totals, tensors)
+
+
+def totals_of(plan: Plan, out: Path, threads: int | None, max_ram: int | None, device: str) -> dict[str, int]:
+    """What a run of the plan takes: bytes read and written, memory, threads, free disk space."""
+    from merge.engine.memory import budget
+    from merge.engine.space import bytes_free
+
     needs = budget(plan, threads, max_ram, device)
-    totals = {
+    return {
         "parameters": plan.n_parameters,
         "bytes_read": plan.bytes_read,
         "bytes_written": plan.bytes_written,
         "peak_memory": needs.peak,
         "threads": needs.threads,
         **_matrix_work(plan, needs.threads, device),
-        "disk_free": bytes_free(out or Path("merged") / plan.name),
+        "disk_free": bytes_free(out),
     }
-    if as_json:
-        click.echo(json.dumps({"problems": [], **totals, "plan": json.loads(plan.to_json())}))
-        return
-    _show(plan, totals, tensors)
 
 
 def _matrix_work(plan: Plan, threads: int, device: str) -> dict[str, int]:
@@ -98,17 +116,22 @@ def _matrix_work(plan: Plan, threads: int, device: str) -> dict[str, int]:
     }
 
 
-def _show(plan: Plan, totals: dict[str, int], tensors: bool) -> None:
+def show_plan(plan: Plan, totals: dict[str, int] | None, tensors: bool, heading: str = "") -> None:
+    """Tables of one plan, for people; without totals for a stage that is not carried out by itself."""
     from rich.table import Table
     from rich.text import Text
 
     out = console()
     origin = f" ({printable(plan.method_origin)})" if plan.method_origin else ""
-    out.print(Text.assemble((plan.name, "bold"), f": {plan.method}{origin}, seed {plan.seed}"), soft_wrap=True)
+    out.print(
+        Text.assemble(heading, (printable(plan.name), "bold"), f": {plan.method}{origin}, seed {plan.seed}"),
+        soft_wrap=True,
+    )
     models = Table("model", "role", "files", "size", box=None, pad_edge=False)
     for i, model in enumerate(plan.models):
         role = "base" if i == plan.base_model else "input"
-        models.add_row(model.ref, role, str(len(model.files)), size(sum(file.size for file in model.files)))
+        files = (str(len(model.files)), size(sum(file.size for file in model.files)))
+        models.add_row(model.ref, role, *(files if model.files else ("", "streamed")))
     out.print(models)
     out.print()
     picture = list(pictures(plan, out.width))
@@ -118,6 +141,13 @@ def _show(plan: Plan, totals: dict[str, int], tensors: bool) -> None:
         out.print()
     out.print(_tensor_table(plan) if tensors else _layer_table(plan))
     out.print()
+    if totals is not None:
+        _show_totals(plan, totals, out)
+    for note in plan.notes:
+        out.print(f"note     {printable(note)}", soft_wrap=True)
+
+
+def _show_totals(plan: Plan, totals: dict[str, int], out: Any) -> None:
     n_bytes = f"{size(totals['bytes_written'])} in {len(plan.shards)} file{'s' if len(plan.shards) > 1 else ''}"
     out.print(f"result   {len(plan.steps)} tensors, {totals['parameters']:,} parameters, {n_bytes}")
     out.print(f"reads    {size(totals['bytes_read'])} (tensor passes repeat from the page cache)")
@@ -129,8 +159,6 @@ def _show(plan: Plan, totals: dict[str, int], tensors: bool) -> None:
     short = totals["disk_free"] < totals["bytes_written"]
     out.print(f"disk     {size(totals['bytes_written'])} needed, {size(totals['disk_free'])} free", end="")
     out.print("  not enough" if short else "", style="bold red")
-    for note in plan.notes:
-        out.print(f"note     {printable(note)}", soft_wrap=True)
 
 
 def _duration(seconds: int) -> str:

@@ -7,10 +7,15 @@ import json
 import re
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from merge.cli.show import METHOD_FILE_HELP, Size, memory, printable, progress_bar, size
+from merge.cli.show import METHOD_FILE_HELP, STAGES_DIR_HELP, Size, memory, printable, progress_bar, size
+
+if TYPE_CHECKING:
+    from merge.engine.run import Report
+    from merge.plan import Plan
 
 
 @click.command(
@@ -20,6 +25,7 @@ Examples:
   merge run recipe.yaml                        writes ./merged/NAME
   merge run recipe.yaml -o out --shard-size 2GB
   merge run recipe.yaml --threads 4 --max-ram 1GiB
+  merge run pipeline.yaml --keep-stages        several documents; later ones use earlier ones
 Killed or stopped, the same command goes on where it was.""",
 )
 @click.argument("recipe")
@@ -29,6 +35,8 @@ Killed or stopped, the same command goes on where it was.""",
 @click.option("--device", default="cpu", show_default=True, help="cpu, or cuda to compute on a GPU.")
 @click.option("--shard-size", type=Size(), default="5GB", show_default=True, help="Largest output file.")
 @click.option("--method-file", "method_files", multiple=True, type=click.Path(path_type=Path), help=METHOD_FILE_HELP)
+@click.option("--stages-dir", type=click.Path(path_type=Path), help=STAGES_DIR_HELP)
+@click.option("--keep-stages", is_flag=True, help="Write every stage of a pipeline, and keep them all.")
 @click.option("--force", is_flag=True, help="Replace an existing result; discard unfinished work of another recipe.")
 @click.option("--quiet", is_flag=True, help="No progress bar and no notes.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
@@ -40,30 +48,49 @@ def command(
     device: str,
     shard_size: int,
     method_files: tuple[Path, ...],
+    stages_dir: Path | None,
+    keep_stages: bool,
     force: bool,
     quiet: bool,
     as_json: bool,
 ) -> None:
     """Carry out RECIPE and write the merged checkpoint."""
     from merge.planners.build import build_plan
-    from merge.recipe import load_recipe
+    from merge.recipe.pipeline import load_pipeline
     from merge.user_methods import load_method_file
 
     for file in method_files:
         load_method_file(file)
-    plan = build_plan(load_recipe(recipe), shard_bytes=shard_size)
+    pipeline = load_pipeline(recipe)
+    if len(pipeline.stages) > 1:
+        from merge.cli.pipelines import run_stages
+
+        check_device(device)
+        options = {"threads": threads, "max_ram": max_ram, "device": device, "force": force, "shard_bytes": shard_size}
+        run_stages(pipeline, out, options | {"stages_dir": stages_dir, "keep_stages": keep_stages}, quiet, as_json)
+        return
+    plan = build_plan(pipeline.stages[0].recipe, shard_bytes=shard_size)
     out = out or Path("merged") / plan.name
     if not quiet:
         for note in plan.notes:
             click.echo(f"note: {printable(note)}", err=True)
     check_device(device)
+    run_single(plan, out, {"threads": threads, "max_ram": max_ram, "device": device, "force": force}, quiet, as_json)
+
+
+def run_single(plan: Plan, out: Path, options: dict[str, Any], quiet: bool, as_json: bool) -> None:
+    """Carries out one plan and says what was done; `options` are run_plan's."""
     from merge.engine.run import run_plan
 
     with progress_bar(plan.name, sum(step.nbytes for step in plan.steps), quiet or not sys.stderr.isatty()) as progress:
-        report = run_plan(plan, out, threads=threads, max_ram=max_ram, device=device, force=force, progress=progress)
+        report = run_plan(plan, out, progress=progress, **options)
     if as_json:
         click.echo(json.dumps(dataclasses.asdict(report)))
         return
+    show_report(plan, report)
+
+
+def show_report(plan: Plan, report: Report) -> None:
     resumed = f" ({report.resumed_tensors} of them taken from an earlier run)" if report.resumed_tensors else ""
     written = f"{plan.n_parameters:,} parameters, {size(report.bytes_written)}"
     click.echo(f"{printable(report.out)}: {report.tensors} tensors{resumed}, {written}")

@@ -27,6 +27,7 @@ OPERATIONS: dict[str, str] = {
     "low_rank": "merge.derive.low_rank",
     "recast": "merge.derive.recast",
     "token_rows": "merge.derive.token_rows",
+    "stage": "merge.derive.stage",
 }
 
 

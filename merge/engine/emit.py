@@ -12,6 +12,7 @@ from merge.chunks import Chunks, chunk_digest, tensor_digest
 from merge.dtypes import DTYPES
 from merge.engine.tensor import Buffers
 from merge.kernels.encode import encode
+from merge.kernels.rounding import N_SUMS, rounding_sums
 from merge.output.writer import OutputDirectory
 from merge.plan import Step
 
@@ -29,6 +30,7 @@ class Emitter:
         self._counts = np.zeros((n, 2), np.int64)  # non-finite, overflow
         self._largest = np.zeros(n)
         self._dtype = DTYPES[step.dtype]
+        self._rounding = np.zeros((n, N_SUMS)) if out.plan.notes_rounding else None
 
     def put(self, start: int, values: npt.NDArray[Any]) -> None:
         """values (n,) float32 (float64 for an F64 tensor), elements start .. start + n of the tensor"""
@@ -40,6 +42,8 @@ class Emitter:
             chunk = (start + place) // length
             self._counts[chunk] = nonfinite, overflow
             self._largest[chunk], self._squares[chunk] = largest, squares
+            if self._rounding is not None:
+                self._rounding[chunk] = rounding_sums(values[piece], self._dtype.name, encoded[piece])
         self.put_stored(start, encoded)
 
     def put_stored(self, start: int, encoded: npt.NDArray[Any]) -> None:
@@ -56,6 +60,8 @@ class Emitter:
             if (squares := _exact_sum(self._squares)) is not None:
                 record["rms"] = math.sqrt(squares / max(1, self.step.size))
             record["absmax"] = float(self._largest.max(initial=0.0))
+            if self._rounding is not None:
+                record["rounding"] = _rounding(self._rounding)
         nonfinite, overflow = (int(count) for count in self._counts.sum(axis=0))
         if any(nonfinite_in):
             record["nonfinite_in"] = nonfinite_in
@@ -64,6 +70,14 @@ class Emitter:
         if overflow:
             record["overflow"] = overflow
         return record
+
+
+def _rounding(sums: npt.NDArray[np.float64]) -> dict[str, Any]:
+    """sums (chunk, 5) -> what the manifest says; see merge.kernels.rounding"""
+    changed, underflow = (int(count) for count in sums[:, :2].sum(axis=0))
+    lost, squares = (_exact_sum(sums[:, column]) or 0.0 for column in (3, 4))
+    largest = float(sums[:, 2].max(initial=0.0))
+    return {"changed": changed, "underflow": underflow, "largest": largest, "lost": lost, "squares": squares}
 
 
 def _exact_sum(values: npt.NDArray[np.float64]) -> float | None:

@@ -8,13 +8,13 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import xxhash
 
 from merge.checkpoint.reader import SourceReader
 from merge.dtypes import DTYPES
 from merge.engine.adapters import Halves, run_factor
 from merge.engine.crew import Crew
 from merge.engine.emit import Emitter
+from merge.engine.keys import random_key
 from merge.engine.memory import Budget, needs_float64, runs_in_torch
 from merge.engine.statistics import digests, read_statistics
 from merge.engine.tensor import Buffers, StepTensor
@@ -80,11 +80,6 @@ def arguments(context: Context, index: int, step: Step) -> dict[str, Any]:
     if method.random:
         keywords["_keys"] = tuple(random_key(context.plan.seed, step.name, place) for place in range(len(step.inputs)))
     return keywords | context.private.get(index, {})
-
-
-def random_key(seed: int, tensor_name: str, model: int) -> int:
-    """64 bits that name one model's random numbers in one output tensor."""
-    return xxhash.xxh3_64_intdigest(f"{seed}\0{tensor_name}\0{model}".encode())
 
 
 def run_copy(context: Context, index: int, step: Step) -> dict[str, Any]:

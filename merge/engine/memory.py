@@ -48,7 +48,7 @@ def budget(
     Raises:
         UsageError: if even one thread with the smallest blocks does not fit max_ram.
     """
-    threads, chunks = threads or _processors(), block_chunks or 1
+    threads, chunks = threads or processors(), block_chunks or 1
     least = predicted_peak(plan, threads, chunks, device)
     while max_ram is not None and least > max_ram and (chunks > 1 or threads > 1):
         chunks, threads = (chunks // 2, threads) if chunks > 1 else (chunks, threads - 1)
@@ -146,7 +146,7 @@ def _kept_bytes(step: Step) -> int:
     return step.size * _raw_bytes(step) if several else 0
 
 
-def _processors() -> int:
+def processors() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

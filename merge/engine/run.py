@@ -74,12 +74,16 @@ def run_plan(
     budget = memory.budget(plan, threads, max_ram, device, block_chunks)
     check_space(plan, Path(out))
     small_files = side_file_bytes(plan)
-    files = [*plan.statistics_files, *(file for model in plan.models for file in model.files)]
+    streamed = [stage for stage in plan.stages if stage.steps]
+    models = [model for each in (plan, *streamed) for model in each.models]
+    files = [*plan.statistics_files, *(file for model in models for file in model.files)]
     with SourceReader(files) as reader, OutputDirectory(plan, Path(out), force, device) as directory:
         crew = Crew(budget.threads)
         context = Context(plan, reader, crew, directory, device, budget)
         tick = _ticker(context, progress)
         align(context, tick)
+        for each in streamed:
+            check_models(Context(each, reader, crew, directory, device, budget))
         check_models(context)
         resumed = still_good(context, tick)
         todo = [(i, step) for i, step in enumerate(plan.steps) if i not in directory.records]

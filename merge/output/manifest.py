@@ -77,6 +77,7 @@ def manifest_bytes(
         "parameters": plan.n_parameters,
         "recipe": plan.recipe_text,
         "models": _models(plan, records),
+        **({"stages": [_stage(stage) for stage in plan.stages]} if plan.stages else {}),
         **({"aligned": list(aligned)} if aligned else {}),
         **({"adapter": adapter} if adapter else {}),
         "shards": {
@@ -115,6 +116,28 @@ def _models(plan: Plan, records: dict[int, dict[str, Any]]) -> list[dict[str, An
             }
         )
     return models
+
+
+def _stage(stage: Plan) -> dict[str, Any]:
+    """An earlier merge of the pipeline: what it was made from. Its own recipe is part of the whole one."""
+    return {
+        "name": stage.name,
+        "method": stage.method,
+        **({"method_origin": stage.method_origin} if stage.method_origin else {}),
+        "seed": stage.seed,
+        "allow": list(stage.allow),
+        "notes": list(stage.notes),
+        "written": not stage.steps,
+        "models": [
+            {
+                "model": model.ref,
+                "revision": model.revision,
+                "base": number == stage.base_model,
+                "files": {Path(file.path).name: file.size for file in model.files},
+            }
+            for number, model in enumerate(stage.models)
+        ],
+    }
 
 
 def read_manifest(directory: Path) -> dict[str, Any]:

@@ -46,11 +46,11 @@ class OutputDirectory:
 
     def __enter__(self) -> OutputDirectory:
         with _explained(self.partial):
-            self._check_out()
+            self.check_out()
             self.partial.mkdir(parents=True, exist_ok=True)
             self._take_lock()
             try:
-                self._check_out()  # again: the run that had the lock may have made it
+                self.check_out()  # again: the run that had the lock may have made it
                 self._open()
             except BaseException:
                 self.__exit__()
@@ -63,7 +63,7 @@ class OutputDirectory:
         self._files.clear()
         self._lock.release()
 
-    def _check_out(self) -> None:
+    def check_out(self) -> None:
         """Raises UsageError if `out` is there and may not be replaced, or OUT.partial is somebody else's."""
         found = {path.name for path in self.partial.iterdir()} - {LOCK} if self.partial.is_dir() else set()
         if found and JOURNAL not in found:
@@ -77,7 +77,7 @@ class OutputDirectory:
             raise UsageError(f"{self.out} exists and is not a directory; nothing was changed. Choose another --out.")
         if not self.force and any(self.out.iterdir()):
             raise UsageError(f"{self.out} exists; nothing was changed. Choose another --out, or --force to replace it.")
-        for model in self.plan.models:
+        for model in (model for plan in (self.plan, *self.plan.stages) for model in plan.models):
             places = (model.path, *(file.path for file in model.files))  # an adapter lies in a directory of its own
             if any(Path(place).resolve().is_relative_to(self.out.resolve()) for place in places):
                 raise UsageError(
@@ -205,7 +205,7 @@ class OutputDirectory:
             _sync_directory(self.out.parent)
 
     def _swap(self) -> None:
-        self._check_out()
+        self.check_out()
         if not self.out.exists():
             os.rename(self.partial, self.out)
             return

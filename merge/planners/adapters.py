@@ -31,16 +31,20 @@ _FLOATS = {"F32", "BF16", "F16"}
 _CONV1D_NAMES = ("c_attn", "c_proj", "c_fc", "q_attn")
 
 
-def open_model(ref: ModelRef) -> Checkpoint:
+def open_model(ref: ModelRef, known: Mapping[str, Checkpoint] | None = None) -> Checkpoint:
     """A model with its adapter, if it has one, from headers and configs only.
+
+    Args:
+        known: models that are not on the disk, by path: the stages of a pipeline.
 
     Raises:
         CheckpointError: either cannot be opened, or the adapter does not fit the model.
     """
+    plain = dataclasses.replace(ref, adapter=None)
+    checkpoint = known[ref.path] if known and ref.path in known else open_checkpoint(plain)
     if ref.adapter is None:
-        return open_checkpoint(ref)
+        return checkpoint
     adapter = open_adapter(ref.adapter)
-    checkpoint = open_checkpoint(dataclasses.replace(ref, adapter=None))
     return fold_adapter(dataclasses.replace(checkpoint, ref=ref), adapter)
 
 

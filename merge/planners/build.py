@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from merge.architecture import is_embedding, is_head
+from merge.checkpoint import Checkpoint
 from merge.dtypes import DTYPES, torch_name
 from merge.errors import Problem, RecipeError
 from merge.methods import Method, Parameter, get_method
@@ -30,11 +31,14 @@ SHARD_BYTES = 5_000_000_000
 RECIPE_FILE = "merge_recipe.yaml"
 
 
-def build_plan(recipe: Recipe, *, shard_bytes: int = SHARD_BYTES) -> Plan:
+def build_plan(
+    recipe: Recipe, *, shard_bytes: int = SHARD_BYTES, known: Mapping[str, Checkpoint] | None = None
+) -> Plan:
     """Makes the plan of a recipe from config files and tensor headers.
 
     Args:
         shard_bytes: most bytes of tensors in an output file.
+        known: results of a pipeline's earlier stages, by the path of their references; see merge.planners.pipeline.
 
     Raises:
         RecipeError: with every problem there is.
@@ -45,7 +49,7 @@ def build_plan(recipe: Recipe, *, shard_bytes: int = SHARD_BYTES) -> Plan:
     if adapters_of(recipe.models, recipe.base_model):
         return build_adapter_plan(recipe, method, recipe.name or _default_name(recipe))
     refuse_models(recipe, method)
-    inputs = Inputs(recipe)
+    inputs = Inputs(recipe, known)
     problems: list[Problem] = []
     recipe = upscaled(recipe, inputs, problems)
     layout = Layout(()) if problems else lay_out_targets(recipe, inputs, problems)

@@ -46,8 +46,9 @@ class Input:
 class Inputs:
     """All input models of a recipe; the first one is the donor of names, config and tokenizer."""
 
-    def __init__(self, recipe: Recipe) -> None:
-        checkpoints = _open(_mentioned(recipe))
+    def __init__(self, recipe: Recipe, known: Mapping[str, Checkpoint] | None = None) -> None:
+        """known: checkpoints that no directory holds (yet), by the path of their references."""
+        checkpoints = _open(_mentioned(recipe), known or {})
         self.notes: list[str] = []
         donor = checkpoints[0]
         aligned = [donor.tensors] + [self._align(donor, other) for other in checkpoints[1:]]
@@ -167,12 +168,12 @@ def _mentioned(recipe: Recipe) -> list[ModelRef]:
     return list(unique.values())
 
 
-def _open(refs: Iterable[ModelRef]) -> list[Checkpoint]:
+def _open(refs: Iterable[ModelRef], known: Mapping[str, Checkpoint]) -> list[Checkpoint]:
     """Opens all; every model that cannot be opened is reported, not only the first."""
     checkpoints, failures = [], []
     for ref in refs:
         try:
-            checkpoints.append(open_model(ref))
+            checkpoints.append(open_model(ref, known))
         except CheckpointError as error:
             failures.append(error)
     if failures:

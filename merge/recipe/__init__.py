@@ -3,7 +3,8 @@
 document.py    text -> one tree of nodes with lines; size, depth, aliases, tags
 reader.py      reads nodes, collects problems
 names.py       the keys of each level, and the nearest valid name
-references.py  directory, org/name@revision, model+adapter
+references.py  directory, org/name@revision, model+adapter, the name of an earlier document
+pipeline.py    several documents, of which later ones use earlier ones: load_pipeline
 settings.py    scalars, gradients, conditions, held against the method's signature
 build.py       one function a level of the schema
 check.py       what needs more than one place: models, base, required parameters
@@ -15,6 +16,8 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+
+import yaml
 
 from merge.errors import Problem, RecipeError
 from merge.methods.registry import all_methods
@@ -38,7 +41,7 @@ from merge.recipe.model import (
 )
 from merge.recipe.names import nearest
 from merge.recipe.reader import Reader
-from merge.recipe.references import parse_reference
+from merge.recipe.references import StageNames, parse_reference
 
 __all__ = [
     "ALLOW",
@@ -68,7 +71,7 @@ def load_recipe(path_or_name: str | Path) -> Recipe:
     Raises:
         RecipeError: with every problem of the recipe, each with file and line.
     """
-    path = _find(Path(path_or_name))
+    path = find_recipe(Path(path_or_name))
     return parse_recipe(read_text(path), str(path))
 
 
@@ -82,11 +85,15 @@ def parse_recipe(text: str, file: str | None = None) -> Recipe:
     Raises:
         RecipeError: with every problem of the recipe, in its order.
     """
-    root = read_document(text, file)
+    return recipe_of(read_document(text, file), text, file)
+
+
+def recipe_of(root: yaml.MappingNode, text: str, file: str | None, stages: StageNames | None = None) -> Recipe:
+    """A document's tree -> Recipe; `stages`: what the other documents of its file are called."""
     for key, _ in root.value:
         if key.value in not_yet.MIXTURE_KEYS:
             raise RecipeError(Problem(not_yet.MIXTURE, place(file, line_of(key))))
-    reader = Reader(file, all_methods())
+    reader = Reader(file, all_methods(), stages)
     recipe = build(reader, root, text)
     check(reader, recipe)
     for path, message in not_yet.refusals(recipe):
@@ -95,7 +102,8 @@ def parse_recipe(text: str, file: str | None = None) -> Recipe:
     return recipe
 
 
-def _find(path: Path) -> Path:
+def find_recipe(path: Path) -> Path:
+    """The file of a recipe, or of its name; raises RecipeError if there is none."""
     candidates = [path]
     if path.suffix not in (".yaml", ".yml"):
         candidates += [

@@ -7,12 +7,13 @@ that expands to very many nodes (the "billion laughs") or nests very deeply is r
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 
 from merge.errors import Problem, RecipeError
-from merge.recipe import not_yet
 
 MAX_BYTES = 1 << 20
 MAX_NODES = 100_000  # with every alias written out
@@ -55,51 +56,97 @@ def read_text(path: Path) -> str:
         raise RecipeError(Problem(message, place(str(path), line))) from error
 
 
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One YAML document of a file: its tree, its text without the line "---", and the line that it begins on."""
+
+    root: yaml.MappingNode
+    text: str
+    line: int
+
+
 def read_document(text: str, file: str | None) -> yaml.MappingNode:
     """Composes the only document of `text`.
 
     Raises:
         RecipeError: not text, not YAML, empty, not a mapping, several documents, too large, too deep, too many aliases.
     """
+    _check_text(text, file)
+    starts = _document_lines(text, file)
+    if len(starts) > 1:
+        message = "a second document starts here: this is a pipeline, which load_pipeline and parse_pipeline read"
+        raise RecipeError(Problem(message, place(file, starts[1])))
+    for document in _documents(text, file, starts):
+        return document.root
+    raise RecipeError(Problem(_EMPTY, place(file, None)))
+
+
+def read_documents(text: str, file: str | None) -> list[Document]:
+    """Composes every document of `text`; raises RecipeError as `read_document`, and for an empty one among several."""
+    _check_text(text, file)
+    documents = list(_documents(text, file, _document_lines(text, file)))
+    if not documents:
+        raise RecipeError(Problem(_EMPTY, place(file, None)))
+    return documents
+
+
+_EMPTY = "the recipe is empty; it needs at least merge_method and models"
+
+
+def _check_text(text: str, file: str | None) -> None:
     if len(text) > MAX_BYTES:
         raise _too_large(file)
     if found := _NOT_TEXT.search(text):
         line = text.count("\n", 0, found.start()) + 1
         message = f"there is a control character, {found.group()!a}, here; a recipe is a YAML text file"
         raise RecipeError(Problem(message, place(file, line)))
+
+
+def _documents(text: str, file: str | None, starts: list[int]) -> Iterator[Document]:
+    lines = text.splitlines(keepends=True)
     try:
-        _check_events(text, file)
-        root = yaml.compose(text, Loader=_Loader)
+        for number, root in enumerate(yaml.compose_all(text, Loader=_Loader)):
+            _check_tree(root, file)
+            first, end = starts[number], (starts[number + 1] if number + 1 < len(starts) else len(lines) + 1)
+            if not isinstance(root, yaml.MappingNode):
+                raise RecipeError(_not_a_mapping(root, number, first if len(starts) > 1 else None, file))
+            dashes = lines[first - 1].startswith("---") and not lines[first - 1][3:].partition("#")[0].strip()
+            own = lines[first if dashes else first - 1 : end - 1] if number else lines[: end - 1]
+            yield Document(root, "".join(own), first)
     except yaml.MarkedYAMLError as error:
         raise _syntax_error(error, text, file) from error
-    if root is None:
-        raise RecipeError(Problem("the recipe is empty; it needs at least merge_method and models", place(file, None)))
-    _check_tree(root, file)
-    if not isinstance(root, yaml.MappingNode):
-        message = 'the recipe is not a mapping of keys to values; it begins with lines such as "merge_method: linear"'
-        raise RecipeError(Problem(message, place(file, line_of(root))))
-    return root
+
+
+def _not_a_mapping(root: yaml.Node, number: int, line: int | None, file: str | None) -> Problem:
+    """line: of the document, where it is one of several"""
+    if line is not None and isinstance(root, yaml.ScalarNode) and not root.value:
+        return Problem(f"document {number + 1} is empty; remove its line of dashes", place(file, line))
+    what = "the recipe" if line is None else f"document {number + 1}"
+    message = f'{what} is not a mapping of keys to values; it begins with lines such as "merge_method: linear"'
+    return Problem(message, place(file, line or line_of(root)))
 
 
 def _too_large(file: str | None) -> RecipeError:
     return RecipeError(Problem(f"larger than {MAX_BYTES >> 20} MiB; a recipe is a short YAML file", file))
 
 
-def _check_events(text: str, file: str | None) -> None:
-    """Depth and number of documents, by the parser's events: these do not recurse."""
-    depth = documents = 0
-    for event in yaml.parse(text, Loader=_Loader):
-        line = 1 if event.start_mark is None else event.start_mark.line + 1
-        if isinstance(event, yaml.CollectionStartEvent):
-            depth += 1
-            if depth > MAX_DEPTH:
-                raise RecipeError(Problem(f"the recipe nests deeper than {MAX_DEPTH} levels", place(file, line)))
-        elif isinstance(event, yaml.CollectionEndEvent):
-            depth -= 1
-        elif isinstance(event, yaml.DocumentStartEvent):
-            documents += 1
-            if documents > 1:
-                raise RecipeError(Problem(not_yet.SEVERAL_DOCUMENTS, place(file, line)))
+def _document_lines(text: str, file: str | None) -> list[int]:
+    """The line that each document starts on; checks their depth too. By the parser's events: these do not recurse."""
+    depth, starts = 0, []
+    try:
+        for event in yaml.parse(text, Loader=_Loader):
+            line = 1 if event.start_mark is None else event.start_mark.line + 1
+            if isinstance(event, yaml.CollectionStartEvent):
+                depth += 1
+                if depth > MAX_DEPTH:
+                    raise RecipeError(Problem(f"the recipe nests deeper than {MAX_DEPTH} levels", place(file, line)))
+            elif isinstance(event, yaml.CollectionEndEvent):
+                depth -= 1
+            elif isinstance(event, yaml.DocumentStartEvent):
+                starts.append(line)
+    except yaml.MarkedYAMLError as error:
+        raise _syntax_error(error, text, file) from error
+    return starts
 
 
 def _syntax_error(error: yaml.MarkedYAMLError, text: str, file: str | None) -> RecipeError:

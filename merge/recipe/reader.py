@@ -17,7 +17,7 @@ from merge.methods.registry import Method
 from merge.recipe import names, not_yet
 from merge.recipe.document import line_of, place
 from merge.recipe.model import ModelRef
-from merge.recipe.references import parse_model_path, parse_reference
+from merge.recipe.references import StageNames, parse_model_path, parse_reference
 
 NULL, _STR, _INT = "tag:yaml.org,2002:null", "tag:yaml.org,2002:str", "tag:yaml.org,2002:int"
 _MERGE = "tag:yaml.org,2002:merge"
@@ -27,10 +27,11 @@ UNREADABLE = ModelRef("", "")  # stands for a reference that is wrong, so that m
 class Reader:
     """State of one parse. `lines`: key path -> line, as in Recipe.lines."""
 
-    def __init__(self, file: str | None, methods: dict[str, Method]) -> None:
+    def __init__(self, file: str | None, methods: dict[str, Method], stages: StageNames | None = None) -> None:
         self.file = file
         self.folder = None if file is None else Path(file).parent
         self.methods = methods
+        self.stages = stages or StageNames()
         self.method: Method | None = None  # of what is being read: the recipe, a module or a slice
         self.in_use: tuple[Method, ...] = ()  # those that parameters written here may be meant for
         self.lines: dict[str, int] = {}
@@ -146,7 +147,7 @@ class Reader:
         try:
             if not isinstance(node, yaml.MappingNode):
                 text = self.text(node, path)
-                return UNREADABLE if text is None else parse_reference(text, self.folder)
+                return UNREADABLE if text is None else self._parsed(text)
             values = self.mapping(node, path, "reference")
             if "model" not in values:
                 self.problem(node, 'a model reference needs the key "model"', path)
@@ -166,13 +167,20 @@ class Reader:
             return None
         if not isinstance(node, yaml.MappingNode):
             text = self.text(node, path)
+            if text is not None and (stage := self.stages.find(text, self.folder)):
+                return stage
             return UNREADABLE if text is None else parse_model_path(text, self.folder)
         values = self.mapping(node, path, "model path")
         text = self.text(values.get("path"), join(path, "path"))
         revision = self.text(values.get("revision"), join(path, "revision"))
         if "path" not in values:
             self.problem(node, 'a model path needs the key "path"', path)
+        if text is not None and revision is None and (stage := self.stages.find(text, self.folder)):
+            return stage
         return UNREADABLE if text is None else parse_model_path(text, self.folder, revision)
+
+    def _parsed(self, text: str) -> ModelRef:
+        return self.stages.find(text, self.folder) or parse_reference(text, self.folder)
 
 
 def join(path: str, key: str) -> str:

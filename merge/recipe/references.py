@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from merge.recipe.model import ModelRef
+from merge.recipe.names import nearest
 
+STAGE = "stage:"  # begins the path of a reference to another document's result; no hub id has a colon
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", re.ASCII)
 
 
@@ -75,3 +78,58 @@ def _looks_local(path: str) -> bool:
 def _no_directory(text: str, folder: Path | None) -> str:
     beside = "" if folder is None or os.path.isabs(text) else f', nor beside the recipe in "{folder}"'
     return f'there is no directory "{text}"{beside}'
+
+
+@dataclass
+class StageNames:
+    """What the documents of a pipeline are called, as one of them sees it; it collects which of them that one uses.
+
+    Attributes:
+        earlier: those before it.
+        later: those after it, with the line where each begins; `circular` are those of them that use this one.
+        own: its own name.
+        used: of `earlier`, those that were asked for, in that order.
+        shadowed: of `used`, those that are the names of directories too.
+    """
+
+    earlier: tuple[str, ...] = ()
+    later: Mapping[str, int] = field(default_factory=dict)
+    circular: frozenset[str] = frozenset()
+    own: str | None = None
+    used: dict[str, None] = field(default_factory=dict)
+    shadowed: dict[str, None] = field(default_factory=dict)
+
+    def find(self, text: str, folder: Path | None) -> ModelRef | None:
+        """The reference to an earlier document, if `text` is one's name, with +adapter or without.
+
+        Raises:
+            ValueError: the name of a document that cannot be used here, or one that is misspelt.
+        """
+        if not self.earlier and not self.later and self.own is None:
+            return None
+        model, plus, adapter = text.rpartition("+")
+        known = (*self.earlier, *self.later, self.own)
+        name = model if plus and text not in known and model in known else text
+        if name in self.earlier:
+            self.used[name] = None
+            if _directory(name, folder):
+                self.shadowed[name] = None
+            return ModelRef(text, STAGE + name, None, None if name == text else parse_model_path(adapter, folder))
+        if name == self.own:
+            raise ValueError(f'"{name}" is the name of this document itself; a directory of that name is "./{name}"')
+        if name in self.later:
+            if name in self.circular:
+                raise ValueError(
+                    f'"{name}" (line {self.later[name]}) is made from this document, and this one from it: '
+                    "documents cannot go in a circle"
+                )
+            raise ValueError(
+                f'"{name}" is made by a later document (line {self.later[name]}), and a document can use earlier '
+                "ones only; move that one before this"
+            )
+        if "/" in name or "@" in name or _looks_local(name) or _directory(text, folder):
+            return None
+        near = nearest(name, self.earlier)
+        if near is not None:
+            raise ValueError(f'"{name}" is neither a directory nor an earlier document; did you mean "{near}"?')
+        return None

@@ -1,0 +1,102 @@
+"""merge convert"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from merge.cli.show import Size, console, printable, progress_bar
+
+if TYPE_CHECKING:
+    from merge.output.rounding import Rounding
+
+_ALLOW = ("overflow", "nonfinite")
+
+
+@click.command(
+    "convert",
+    epilog="""\b
+Examples:
+  merge convert org/model -o model-bf16 --dtype bf16
+  merge convert old-pickle-model -o new          to safetensors, dtypes as they are
+  merge convert model -o model-small --shard-size 2GB
+Killed or stopped, the same command goes on where it was.""",
+)
+@click.argument("model")
+@click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="Directory to make.")
+@click.option("--dtype", help="bf16, fp16, fp32 or another float type.  [default: each tensor's own]")
+@click.option("--shard-size", type=Size(), default="5GB", show_default=True, help="Largest output file.")
+@click.option("--allow", multiple=True, type=click.Choice(_ALLOW), help="Let such numbers through; may be repeated.")
+@click.option("--threads", type=click.IntRange(1, 1024), help="Worker threads.  [default: all processors]")
+@click.option("--max-ram", type=Size(), help="Memory to stay within, e.g. 1GiB.")
+@click.option("--force", is_flag=True, help="Replace an existing result; discard unfinished other work.")
+@click.option("--quiet", is_flag=True, help="No progress bar and no notes.")
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
+def command(
+    model: str,
+    out: Path,
+    dtype: str | None,
+    shard_size: int,
+    allow: tuple[str, ...],
+    threads: int | None,
+    max_ram: int | None,
+    force: bool,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Write MODEL as safetensors, in another dtype or other shards, and say what the rounding changed."""
+    from merge.cli.run import show_report
+    from merge.engine.run import run_plan
+    from merge.errors import NumbersError
+    from merge.output.manifest import read_manifest
+    from merge.output.rounding import rounding_of
+    from merge.planners.convert import convert_plan
+
+    plan = convert_plan(model, dtype, shard_bytes=shard_size, allow=allow)
+    if not quiet:
+        for note in plan.notes:
+            click.echo(f"note: {printable(note)}", err=True)
+    total = sum(step.nbytes for step in plan.steps)
+    try:
+        with progress_bar(plan.name, total, quiet or not sys.stderr.isatty()) as progress:
+            report = run_plan(plan, out, threads=threads, max_ram=max_ram, force=force, progress=progress)
+    except NumbersError as error:
+        message = str(error)
+        for name in _ALLOW:
+            message = message.replace(f'set "allow: [{name}]"', f"give --allow {name}")
+            message = message.replace(f'Set "allow: [{name}]"', f"Give --allow {name}")
+        raise NumbersError(message) from error
+    rounding = rounding_of(read_manifest(out))
+    if as_json:
+        click.echo(json.dumps({**dataclasses.asdict(report), "rounding": [dataclasses.asdict(r) for r in rounding]}))
+        return
+    show_report(plan, report)
+    if rounding:
+        _show(rounding)
+
+
+def _show(rounding: list[Rounding]) -> None:
+    from rich.table import Table
+
+    table = Table("kind", "tensors", "numbers", "changed", "to zero", "to infinity", box=None, pad_edge=False)
+    table.add_column("largest relative change")
+    table.add_column("rms")
+    for entry in rounding:
+        table.add_row(
+            entry.kind,
+            str(entry.tensors),
+            f"{entry.numbers:,}",
+            f"{entry.changed / max(1, entry.numbers):.2%}",
+            f"{entry.underflow:,}",
+            f"{entry.overflow:,}",
+            f"{entry.largest:.3g}",
+            f"{entry.rms:.3g}",
+        )
+    out = console()
+    out.print()
+    out.print(table)

@@ -1,0 +1,66 @@
+"""What rounding to another dtype did to the numbers: counted while they are written, for `merge convert`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from merge.checkpoint.decode import to_float32
+from merge.kernels.bits import kernel
+from merge.kernels.encode import LANES
+
+N_SUMS = 5
+
+
+def rounding_sums(values: npt.NDArray[Any], dtype: str, encoded: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    """Compares numbers with what was stored for them; those that are not finite on either side are left out.
+
+    Args:
+        values: (n,) float32, or float64, before rounding.
+        dtype: safetensors name; encoded: (n,) the stored numbers.
+
+    Returns:
+        (5,) float64: how many changed, how many became zero, the largest relative change of those that did not, the sum
+        of squared changes, and the sum of squares before.
+    """
+    out = np.zeros(N_SUMS)
+    if dtype == "F64":
+        return out
+    rounded = np.empty(len(values), np.float32)
+    to_float32(dtype, encoded, rounded)
+    if values.dtype == np.float32:
+        _sums(values, rounded, out)
+        return out
+    finite = np.isfinite(values) & np.isfinite(rounded)
+    before, change = values[finite], np.abs(rounded[finite] - values[finite])
+    zero = (before != 0) & (rounded[finite] == 0)
+    kept = (before != 0) & ~zero
+    largest = float((change[kept] / np.abs(before[kept])).max(initial=0.0))
+    out[:] = np.count_nonzero(change), np.count_nonzero(zero), largest, np.square(change).sum(), np.square(before).sum()
+    return out
+
+
+@kernel
+def _sums(values: Any, rounded: Any, out: Any) -> None:
+    lanes = np.zeros((2, LANES), np.float64)
+    changed = 0
+    flushed = 0
+    largest = 0.0
+    for start in range(0, values.shape[0], LANES):
+        before, after = values[start : start + LANES], rounded[start : start + LANES]
+        for lane in range(len(before)):
+            x, y = np.float64(before[lane]), np.float64(after[lane])
+            change = abs(y - x)
+            if change < np.inf:  # neither side NaN or infinite
+                changed += 1 if change > 0 else 0
+                lanes[0, lane] += change * change
+                lanes[1, lane] += x * x
+                if x != 0:
+                    if y == 0:
+                        flushed += 1
+                    else:
+                        largest = max(largest, change / abs(x))
+    out[0], out[1], out[2] = changed, flushed, largest
+    out[3], out[4] = lanes[0].sum(), lanes[1].sum()

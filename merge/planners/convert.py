@@ -1,0 +1,61 @@
+"""`merge convert`: one model in another dtype, other shards, or another format, as a plan like any other."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Sequence
+
+from merge.dtypes import RECIPE_NAMES, torch_name
+from merge.errors import UsageError
+from merge.plan import Plan, SideFile
+from merge.planners.build import SHARD_BYTES, build_plan
+from merge.recipe import parse_recipe
+from merge.recipe.names import suggest
+
+
+def convert_plan(
+    model: str, dtype: str | None = None, *, shard_bytes: int = SHARD_BYTES, allow: Sequence[str] = ()
+) -> Plan:
+    """A plan that copies a model's tensors, float ones in another dtype; the run notes what the rounding did.
+
+    Args:
+        model: a directory or a hub id, in safetensors, torch pickles or FP8 with scales.
+        dtype: any name that a recipe may give; None keeps each tensor's own. Integers are kept in any case.
+        allow: leniencies, as in a recipe.
+
+    Raises:
+        UsageError: an unknown dtype.
+        RecipeError, CheckpointError: see build_plan.
+    """
+    stored = None if dtype is None else RECIPE_NAMES.get(dtype.removeprefix("torch."))
+    if dtype is not None and stored is None:
+        raise UsageError(f'unknown dtype "{dtype}"; {suggest(dtype, list(RECIPE_NAMES))}')
+    name = os.path.basename(os.path.abspath(model.split("@")[0])) or "model"
+    lines = [
+        f"name: {json.dumps(name + (f'-{dtype}' if dtype else ''), ensure_ascii=False)}",
+        "merge_method: passthrough",
+        f"models: [{{model: {json.dumps(model, ensure_ascii=False)}}}]",
+        *([f"dtype: {torch_name(stored)}"] if stored else []),
+        *([f"allow: [{', '.join(allow)}]"] if allow else []),
+    ]
+    plan = build_plan(parse_recipe("\n".join(lines) + "\n"), shard_bytes=shard_bytes)
+    files = tuple(
+        SideFile(side.name, text=_card(plan)) if side.name == "README.md" else side for side in plan.side_files
+    )
+    return dataclasses.replace(plan, side_files=files, notes_rounding=True)
+
+
+def _card(plan: Plan) -> str:
+    (model,) = plan.models
+    hub = [f"base_model: {json.dumps(model.ref.split('@')[0])}"] if model.revision is not None else []
+    dtypes = ", ".join(dict.fromkeys(torch_name(step.dtype) for step in plan.steps))
+    lines = [
+        *("---", "library_name: transformers", *hub, "---", "", f"# {plan.name}", ""),
+        f"The weights of {model.ref}, written by Merge Workbench as {dtypes}.",
+        "",
+        "`merge_manifest.json` has the digests of every tensor, and what rounding changed; `merge verify` checks them.",
+        "",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,244 @@
+"""The plan of a pipeline: which stages are computed while they are read, and which have to be written first.
+
+A stage that is streamed is a checkpoint of derived tensors (merge/derive/stage.py): its sources, method and numbers go
+into the plans of those that use it, and nothing of it is ever on the disk. A stage that is written is planned with all
+its offsets before it exists, so that everything that is wrong with the whole pipeline is known before a weight is read.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+from merge.checkpoint import Checkpoint, open_checkpoint
+from merge.derive.stage import renamed, stage_tensor
+from merge.engine.keys import random_key
+from merge.errors import Problem, RecipeError
+from merge.methods import get_method
+from merge.output.shards import INDEX
+from merge.plan import Plan, SourceFile, Step, TensorRef
+from merge.planners.build import RECIPE_FILE, SHARD_BYTES, build_plan
+from merge.recipe.model import ModelRef, Recipe
+from merge.recipe.pipeline import Pipeline, Stage
+from merge.recipe.references import STAGE
+
+How = Literal["streamed", "written", "result"]
+_MOST_TIMES = 4  # that one stage is computed, where several others are made from it
+_OWN_FILES = frozenset({"README.md", "config.json", RECIPE_FILE, INDEX})
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """What is done with one stage.
+
+    Attributes:
+        how: "streamed" into those that use it; "written" first, as they need it whole; or a "result" of the pipeline.
+        directory: where it is written; None if it is streamed.
+        reason: why it cannot be streamed; "" if it is, or need not be.
+    """
+
+    name: str
+    plan: Plan
+    uses: tuple[str, ...]
+    how: How
+    directory: Path | None
+    reason: str = ""
+
+
+@dataclass
+class PipelinePlanner:
+    """Plans stage after stage; `ready` has what the next ones can read.
+
+    Args:
+        out: directory of the last stage; other results, which are stages that nothing uses, go beside it.
+        stages_dir: where stages are written that others need; default OUT.stages.
+        keep: write every stage, for later runs to use.
+    """
+
+    pipeline: Pipeline
+    out: Path | None = None
+    stages_dir: Path | None = None
+    keep: bool = False
+    shard_bytes: int = SHARD_BYTES
+    ready: dict[str, Checkpoint] = field(default_factory=dict)
+    _done: dict[str, StagePlan] = field(default_factory=dict)
+
+    def plan(self, stage: Stage) -> StagePlan:
+        """Plans one stage, those that it uses being planned; puts it where later ones find it.
+
+        Raises:
+            RecipeError, CheckpointError: see build_plan.
+        """
+        is_last = stage is self.pipeline.stages[-1]
+        plan = build_plan(stage.recipe, shard_bytes=self.shard_bytes, known=self.ready)
+        plan = replace(plan, stages=tuple(self._embedded(stage)))
+        if is_last:
+            plan = replace(plan, notes=(*self.pipeline.notes, *plan.notes))
+        name = stage.name or plan.name
+        how: How = "written" if self.pipeline.is_used(stage) else "result"
+        reason = "" if how == "result" else self._obstacle(stage, plan)
+        if how == "written" and not reason:
+            how = "streamed"
+        found = StagePlan(name, plan, stage.uses, how, self._directory(name, how, is_last), reason)
+        if how == "streamed":
+            self.ready[STAGE + name] = _streamed(found)
+        elif how == "written":
+            self.ready[STAGE + name] = _to_be_written(found)
+        self._done[name] = found
+        return found
+
+    def plan_all(self) -> tuple[StagePlan, ...]:
+        """Every stage; problems of all of them are collected as far as one does not follow from another."""
+        plans: list[StagePlan] = []
+        problems: list[Problem] = []
+        lost: set[str | None] = set()
+        for stage in self.pipeline.stages:
+            if lost.intersection(stage.uses):
+                lost.add(stage.name)
+                continue
+            try:
+                plans.append(self.plan(stage))
+            except RecipeError as error:
+                problems += [_in_stage(problem, stage) for problem in error.problems]
+                lost.add(stage.name)
+        if problems:
+            raise RecipeError(problems)
+        return tuple(plans)
+
+    def written(self, stage: StagePlan) -> None:
+        """Later stages read this one from where it now is."""
+        assert stage.directory is not None
+        ref = ModelRef(stage.name, os.path.abspath(stage.directory))
+        self.ready[STAGE + stage.name] = replace(open_checkpoint(ref), ref=ModelRef(stage.name, STAGE + stage.name))
+
+    def _directory(self, name: str, how: How, is_last: bool) -> Path | None:
+        out = self.out or Path("merged") / self._name_of_result()
+        if how == "streamed":
+            return None
+        if how == "written":
+            return (self.stages_dir or stages_dir_of(out)) / name
+        return out if is_last else out.absolute().parent / name
+
+    def _name_of_result(self) -> str:
+        last = self.pipeline.stages[-1]
+        return last.name or default_name(last.recipe)
+
+    def _embedded(self, stage: Stage) -> Iterator[Plan]:
+        """The plans of all stages that this one is made from, in the pipeline's order, without their files."""
+        needed: dict[str, None] = {}
+        todo = list(stage.uses)
+        while todo:
+            name = todo.pop()
+            needed[name] = None
+            todo += self._done[name].uses
+        for name, done in self._done.items():
+            if name in needed:
+                steps = done.plan.steps if done.how == "streamed" else ()
+                yield replace(done.plan, steps=steps, shards=(), side_files=(), stages=())
+
+    def _obstacle(self, stage: Stage, plan: Plan) -> str:
+        """Why a stage that others use cannot be computed while they read it; "" if it can."""
+        if self.keep:
+            return "it is to be kept"
+        for other in self.pipeline.stages:
+            if stage.name in other.uses and other.recipe.align is not None:
+                return f"{other.name or 'the result'} aligns it"
+        times = _times(self.pipeline, stage)
+        if times > 1 and any(
+            (method := get_method(step.method)) and method.locality == "tensor" for step in plan.steps
+        ):
+            return f"{plan.method} goes over each tensor several times, and {times} others are made from it"
+        if times > _MOST_TIMES:
+            return f"{times} others are made from it"
+        return _not_by_blocks(plan)
+
+
+def _in_stage(problem: Problem, stage: Stage) -> Problem:
+    """A problem that names a tensor and no line, with the stage's name."""
+    if problem.where and stage.recipe.file and problem.where.startswith(stage.recipe.file):
+        return problem
+    return replace(problem, where=": ".join(filter(None, (stage.name or "the last document", problem.where))))
+
+
+def stages_dir_of(out: Path) -> Path:
+    """Where the stages of a pipeline are written that others need."""
+    return out.with_name(out.name + ".stages")
+
+
+def default_name(recipe: Recipe) -> str:
+    return Path(recipe.file or "merge").stem or "merge"
+
+
+def _times(pipeline: Pipeline, stage: Stage) -> int:
+    """How often a stage is computed at the most: the number of ways from it to a result."""
+    users = [other for other in pipeline.stages if stage.name in other.uses]
+    return sum(_times(pipeline, user) for user in users) if users else 1
+
+
+def _not_by_blocks(plan: Plan) -> str:
+    """What of a plan needs its tensors whole, or more than the kernels; "" if nothing does."""
+    if plan.units:
+        return "its models are aligned first"
+    if plan.method_origin:
+        return f"{plan.method} is not of this package"
+    copied = {os.path.dirname(side.source) for side in plan.side_files if side.source and "/" not in side.name}
+    if len(copied) > 1 or any(side.text is not None and side.name not in _OWN_FILES for side in plan.side_files):
+        return "its tokenizer is made anew"
+    for step in plan.steps:
+        if step.method == "copy":
+            if len(step.inputs) > 1:
+                return f"{step.name} must be equal in all its models"
+            continue
+        method = get_method(step.method)
+        if method is None or method.fused is None or step.statistics:
+            return f"{step.method} needs whole tensors"
+        if "F64" in (step.dtype, *(source.dtype for source in step.sources)):
+            return f"{step.name} is float64"
+        if method.model_pass is not None and step.parameters.get("trim") == "model":
+            return f"{step.method} with trim: model looks at the whole model first"
+    return ""
+
+
+def _streamed(stage: StagePlan) -> Checkpoint:
+    plan = stage.plan
+    tensors = {step.name: _source(plan, step) for step in plan.steps}
+    return _checkpoint(stage, tensors, ())
+
+
+def _source(plan: Plan, step: Step) -> TensorRef:
+    if step.method == "copy":
+        return renamed(step.inputs[0], step.name)
+    method = get_method(step.method)
+    random = method is not None and method.random
+    keys = [random_key(plan.seed, step.name, place) for place in range(len(step.inputs))] if random else []
+    owners = step.models if step.base is None or step.base_model is None else (step.base_model, *step.models)
+    return stage_tensor(step, plan.name, [plan.models[i].ref for i in owners], plan.allow, keys)
+
+
+def _to_be_written(stage: StagePlan) -> Checkpoint:
+    """The checkpoint that will lie there; only the times of its files are not known yet."""
+    plan, folder = stage.plan, os.path.abspath(stage.directory or "")
+    tensors = {
+        step.name: TensorRef(f"{folder}/{step.file}", step.name, step.dtype, step.shape, step.offset)
+        for step in plan.steps
+    }
+    return _checkpoint(stage, tensors, tuple(SourceFile(f"{folder}/{s.file}", s.size, 0) for s in plan.shards))
+
+
+def _checkpoint(stage: StagePlan, tensors: Mapping[str, TensorRef], files: tuple[SourceFile, ...]) -> Checkpoint:
+    plan = stage.plan
+    config = next(side.text for side in plan.side_files if side.name == "config.json")
+    copied = next((side for side in plan.side_files if side.source is not None), None)
+    return Checkpoint(
+        ref=ModelRef(stage.name, STAGE + stage.name),
+        path=plan.models[0].path if copied is None else str(copied.source).removesuffix(f"/{copied.name}"),
+        revision=None,
+        config=json.loads(config or "{}"),
+        tensors=dict(tensors),
+        files=files,
+        notes=(),
+    )

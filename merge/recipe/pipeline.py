@@ -1,0 +1,175 @@
+"""Recipes of several documents: `load_pipeline("pipeline.yaml")`. A later document uses earlier ones by their names.
+
+The schema is mergekit-multi's: documents separated by `---`, each a recipe with a `name`; the last one may lack it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import yaml
+
+from merge.errors import Problem, RecipeError
+from merge.recipe import find_recipe, recipe_of
+from merge.recipe.document import Document, line_of, place, read_documents, read_text
+from merge.recipe.model import Recipe
+from merge.recipe.references import StageNames
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One document.
+
+    Attributes:
+        name: by which later documents use it; None only for the last.
+        recipe: its `text` is that of all documents which it takes to make this one.
+        uses: names of the earlier stages that it reads, in the pipeline's order.
+        line: where it begins in the file.
+    """
+
+    name: str | None
+    recipe: Recipe
+    uses: tuple[str, ...]
+    line: int
+
+
+@dataclass(frozen=True, slots=True)
+class Pipeline:
+    """Stages in order; the last one is the result. A recipe of one document is a pipeline of one stage."""
+
+    stages: tuple[Stage, ...]
+    notes: tuple[str, ...]
+    text: str
+    file: str | None = None
+
+    def is_used(self, stage: Stage) -> bool:
+        return any(stage.name in other.uses for other in self.stages)
+
+
+def load_pipeline(path_or_name: str | Path) -> Pipeline:
+    """Reads a file of one recipe or several; as `load_recipe`.
+
+    Raises:
+        RecipeError: with every problem of all documents, each with file and line.
+    """
+    path = find_recipe(Path(path_or_name))
+    return parse_pipeline(read_text(path), str(path))
+
+
+def parse_pipeline(text: str, file: str | None = None) -> Pipeline:
+    """A text of one document or several -> Pipeline; arguments and errors as for `parse_recipe`."""
+    documents = read_documents(text, file)
+    if len(documents) == 1:
+        recipe = recipe_of(documents[0].root, text, file)
+        return Pipeline((Stage(recipe.name, recipe, (), 1),), (), text, file)
+    names = [_name(document) for document in documents]
+    problems = list(_name_problems(documents, names, file))
+    circles = _circles(documents, names)
+    stages: list[Stage] = []
+    notes: dict[str, None] = {}
+    for number, document in enumerate(documents):
+        earlier = tuple(dict.fromkeys(name for name in names[:number] if name is not None))
+        later = {
+            name: documents[place].line
+            for place, name in enumerate(names)
+            if place > number and name is not None and name not in (*earlier, names[number])
+        }
+        seen = StageNames(earlier, later, frozenset(circles[number]), names[number])
+        try:
+            recipe = recipe_of(document.root, document.text, file, seen)
+        except RecipeError as error:
+            problems += error.problems
+            continue
+        for name in seen.shadowed:
+            notes[f'"{name}" is the document of that name, not the directory; that would be "./{name}"'] = None
+        uses = tuple(name for name in earlier if name in seen.used)
+        stages.append(Stage(names[number], recipe, uses, document.line))
+    if problems:
+        raise RecipeError(problems)
+    return Pipeline(tuple(_with_texts(stages, text)), tuple(notes), text, file)
+
+
+def _name(document: Document) -> str | None:
+    """What the document is called, if it says so at all; whether the name is a good one is seen when it is built."""
+    return next((value.value for key, value in document.root.value if _is_name(key, value)), None)
+
+
+def _is_name(key: yaml.Node, value: yaml.Node) -> bool:
+    return key.value == "name" and isinstance(value, yaml.ScalarNode) and bool(value.value)
+
+
+def _name_problems(documents: Sequence[Document], names: Sequence[str | None], file: str | None) -> Iterator[Problem]:
+    first: dict[str, int] = {}
+    for document, name in zip(documents, names, strict=True):
+        if name is None:
+            if document is not documents[-1]:
+                message = 'this document needs a "name", by which later ones use it; only the last one may lack it'
+                yield Problem(message, place(file, document.line))
+            continue
+        line = next(line_of(key) for key, value in document.root.value if _is_name(key, value))
+        if name in first:
+            yield Problem(
+                f'two documents have the name "{name}"; the first is on line {first[name]}', place(file, line)
+            )
+        first.setdefault(name, line)
+
+
+def _circles(documents: Sequence[Document], names: Sequence[str | None]) -> list[list[str]]:
+    """For each document, the names of those that use it and that it uses, directly or through others."""
+    known = frozenset(name for name in names if name is not None)
+    uses = [known.intersection(_texts(document.root)) for document in documents]
+    by_name: Mapping[str, frozenset[str]] = {name: uses[i] for i, name in enumerate(names) if name is not None}
+    reach = [_reach(used, by_name) for used in uses]
+    return [
+        [name for name in reach[i] if own is not None and own in _reach(by_name[name], by_name)]
+        for i, own in enumerate(names)
+    ]
+
+
+def _reach(start: frozenset[str], uses: Mapping[str, frozenset[str]]) -> dict[str, None]:
+    found: dict[str, None] = {}
+    todo = sorted(start)
+    while todo:
+        name = todo.pop()
+        if name not in found:
+            found[name] = None
+            todo += sorted(uses[name])
+    return found
+
+
+_MODEL_KEYS = ("model", "base_model", "path")
+
+
+def _texts(root: yaml.Node) -> list[str]:
+    """The values of all keys that name a model. Each node once: an alias may lead to it many times."""
+    found: list[str] = []
+    todo, seen = [root], set()
+    while todo:
+        node = todo.pop()
+        if id(node) in seen:
+            continue
+        seen.add(id(node))
+        if isinstance(node, yaml.SequenceNode):
+            todo += node.value
+        elif isinstance(node, yaml.MappingNode):
+            for key, value in node.value:
+                if isinstance(value, yaml.ScalarNode) and key.value in _MODEL_KEYS:
+                    found += [value.value, value.value.rpartition("+")[0]]
+                todo.append(value)
+    return found
+
+
+def _with_texts(stages: Sequence[Stage], text: str) -> Iterator[Stage]:
+    """Each recipe with the text of all documents that it takes: what is written beside the result can be run again."""
+    needs: dict[str, dict[str, None]] = {}  # name -> the stages it takes, itself included
+    texts = {stage.name: stage.recipe.text for stage in stages}
+    for stage in stages:
+        taken = dict.fromkeys(name for used in stage.uses for name in needs[used])
+        ordered = [each.name for each in stages if each.name in taken and each.name is not None]
+        if stage.name is not None:
+            needs[stage.name] = dict.fromkeys([*ordered, stage.name])
+        parts = [texts[name].rstrip("\n") + "\n" for name in ordered] + [stage.recipe.text]
+        whole = text if stage is stages[-1] else "---\n".join(parts)
+        yield replace(stage, recipe=replace(stage.recipe, text=whole))

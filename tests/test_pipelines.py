@@ -1,0 +1,465 @@
+"""Pipelines: streamed or written, the last stage is what separate runs would give; nothing is done twice; bad ones."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import merge.output.writer
+from merge import build_plan, parse_recipe, run_plan, verify_output
+from merge.derive import held_bytes
+from merge.engine.memory import budget
+from merge.engine.pipeline import StageReport, run_pipeline
+from merge.errors import MergeError, NumbersError, RecipeError, UsageError
+from merge.plan import Plan
+from merge.planners.pipeline import PipelinePlanner
+from merge.recipe.pipeline import load_pipeline, parse_pipeline
+
+HEAD = """
+merge_method: {method}
+base_model: {root}/base
+models:
+  - model: {root}/a
+    parameters: {{weight: 0.7, density: [0.3, 0.8]}}
+  - model: {root}/b
+    parameters: {{weight: -0.4, density: 0.6}}
+dtype: {dtype}
+seed: 3
+"""
+LINEAR = """
+merge_method: linear
+models: [{{model: {root}/a, parameters: {{weight: 1}}}}, {{model: {root}/b, parameters: {{weight: 2}}}}]
+dtype: {dtype}
+"""
+SLERP = """
+merge_method: slerp
+base_model: {root}/a
+models: [{{model: {root}/b}}]
+parameters: {{t: 0.3}}
+dtype: {dtype}
+"""
+FIRST = {"linear": LINEAR, "slerp": SLERP} | dict.fromkeys(
+    ("task_arithmetic", "ties", "dare_ties", "della", "breadcrumbs", "model_stock", "nuslerp", "sce"), HEAD
+)
+LAST = """
+merge_method: ties
+base_model: {root}/base
+models:
+  - model: {first}
+    parameters: {{weight: 0.5, density: 0.4}}
+  - model: {root}/c
+    parameters: {{weight: 0.5, density: 0.6}}
+dtype: bfloat16
+"""
+
+
+@pytest.fixture
+def family(tmp_path: Path, make_model: Callable[..., Path]) -> Path:
+    """base, a, b, c in bfloat16; at this width a matrix has several chunks."""
+    make_model(tmp_path / "base", hidden=512, layers=1, dtype="BF16")
+    for seed, name in enumerate("abc", 1):
+        model = {"hidden": 512, "layers": 1, "dtype": "BF16", "base": tmp_path / "base", "delta": 0.002}
+        make_model(tmp_path / name, seed=seed, shards=seed, **model)
+    return tmp_path
+
+
+def first_text(method: str, root: Path, dtype: str = "bfloat16") -> str:
+    text = FIRST[method].format(root=root, method=method, dtype=dtype)
+    if method in ("model_stock", "nuslerp", "sce", "task_arithmetic"):
+        text = text.replace(", density: [0.3, 0.8]", "").replace(", density: 0.6", "")
+    if method in ("model_stock", "sce"):
+        text = text.replace("weight: 0.7", "").replace("weight: -0.4", "")
+    return text.replace("-0.4", "0.4") if method == "nuslerp" else text
+
+
+def two(method: str, root: Path, dtype: str = "bfloat16") -> str:
+    return f"name: first{first_text(method, root, dtype)}---{LAST.format(root=root, first='first')}"
+
+
+def weights(directory: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(directory.glob("*.safetensors"))}
+
+
+def how(reports: tuple[StageReport, ...]) -> list[str]:
+    return ["unchanged" if r.how != "streamed" and r.report is None else r.how for r in reports]
+
+
+def separately(root: Path, method: str, dtype: str = "bfloat16") -> dict[str, bytes]:
+    run_plan(build_plan(parse_recipe(first_text(method, root, dtype))), root / "step-1")
+    run_plan(build_plan(parse_recipe(LAST.format(root=root, first=root / "step-1"))), root / "step-2")
+    return weights(root / "step-2")
+
+
+@pytest.mark.parametrize("method", FIRST)
+def test_streamed_is_the_same_as_by_way_of_the_disk(family: Path, method: str) -> None:
+    reports = run_pipeline(parse_pipeline(two(method, family)), family / "out")
+    assert how(reports) == ["streamed", "result"]
+    assert sorted(path.name for path in family.iterdir() if "out" in path.name) == ["out"]
+    assert weights(family / "out") == separately(family, method)
+    assert verify_output(family / "out").problems == ()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "float8_e4m3fn"])
+def test_a_stage_is_rounded_to_its_own_dtype(family: Path, dtype: str) -> None:
+    run_pipeline(parse_pipeline(two("linear", family, dtype)), family / "out")
+    assert weights(family / "out") == separately(family, "linear", dtype)
+
+
+def test_threads_and_memory_do_not_change_a_byte(family: Path) -> None:
+    pipeline = parse_pipeline(two("ties", family))
+    for threads, ram in ((1, None), (3, None), (2, 260 << 20)):
+        run_pipeline(pipeline, family / f"out-{threads}", threads=threads, max_ram=ram)
+    assert weights(family / "out-1") == weights(family / "out-3") == weights(family / "out-2")
+
+
+def test_kept_stages_are_written_and_give_the_same(family: Path) -> None:
+    pipeline = parse_pipeline(two("ties", family))
+    run_pipeline(pipeline, family / "streamed")
+    reports = run_pipeline(pipeline, family / "kept", keep_stages=True, stages_dir=family / "stages")
+    assert how(reports) == ["written", "result"]
+    assert weights(family / "kept") == weights(family / "streamed")
+    assert verify_output(family / "stages" / "first").problems == ()
+    manifest = json.loads((family / "kept" / "merge_manifest.json").read_text())
+    assert [(stage["name"], stage["written"]) for stage in manifest["stages"]] == [("first", True)]
+
+
+DIAMOND = """
+name: root
+merge_method: linear
+models: [{{model: {root}/a}}, {{model: {root}/b}}]
+parameters: {{weight: 1}}
+---
+name: left
+merge_method: task_arithmetic
+base_model: {root}/base
+models: [{{model: root, parameters: {{weight: 0.8}}}}]
+---
+name: right
+merge_method: linear
+models: [{{model: root, parameters: {{weight: 1}}}}, {{model: {root}/c, parameters: {{weight: 3}}}}]
+---
+merge_method: slerp
+base_model: left
+models: [{{model: right}}]
+parameters: {{t: 0.4}}
+"""
+
+
+def test_a_diamond(family: Path) -> None:
+    text = DIAMOND.format(root=family)
+    reports = run_pipeline(parse_pipeline(text, "shape.yaml"), family / "out")
+    assert how(reports) == ["streamed", "streamed", "streamed", "result"]
+    places = {name: family / f"by-hand-{name}" for name in ("root", "left", "right", "out")}
+    for (name, place), document in zip(places.items(), text.split("---"), strict=True):
+        for earlier in ("root", "left", "right"):
+            document = document.replace(f"model: {earlier}", f"model: {places[earlier]}")
+        run_plan(build_plan(parse_recipe(document)), place)
+        assert name in str(place)
+    assert weights(family / "out") == weights(places["out"])
+    manifest = json.loads((family / "out" / "merge_manifest.json").read_text())
+    assert manifest["recipe"] == text
+    assert (family / "out" / "merge_recipe.yaml").read_text() == text
+    assert [stage["name"] for stage in manifest["stages"]] == ["root", "left", "right"]
+    assert [model["model"] for model in manifest["stages"][2]["models"]] == ["root", str(family / "c")]
+    assert manifest["stages"][0]["models"][0]["files"] == {
+        "model.safetensors": (family / "a/model.safetensors").stat().st_size
+    }
+
+
+def test_what_several_passes_make_for_several_others_is_written(family: Path) -> None:
+    text = DIAMOND.format(root=family).replace(
+        "merge_method: linear\nmodels: [{model: "
+        + str(family / "a")
+        + "}, {model: "
+        + str(family / "b")
+        + "}]\nparameters: {weight: 1}",
+        first_text("ties", family).strip(),
+        1,
+    )
+    reports = run_pipeline(parse_pipeline(text), family / "out")
+    assert how(reports) == ["written", "streamed", "streamed", "result"]
+    assert not (family / "out.stages").exists()
+
+
+def test_only_what_changed_is_done_again(family: Path, make_model: Callable[..., Path]) -> None:
+    text = DIAMOND.format(root=family)
+    options = {"keep_stages": True, "force": True}
+    assert how(run_pipeline(parse_pipeline(text), family / "out", **options)) == ["written"] * 3 + ["result"]
+    again = text.replace("t: 0.4", "t: 0.5")
+    reports = run_pipeline(parse_pipeline(again), family / "out", **options)
+    assert how(reports) == ["unchanged"] * 3 + ["result"]
+    again = again.replace("weight: 3", "weight: 4")
+    reports = run_pipeline(parse_pipeline(again), family / "out", **options)
+    assert how(reports) == ["unchanged", "unchanged", "written", "result"]
+    # a source of the first stage changes, so do all that are made from it
+    make_model(family / "b", hidden=512, layers=1, dtype="BF16", base=family / "base", delta=0.003, seed=9)
+    (family / "b" / "model.safetensors.index.json").unlink()
+    for old in (family / "b").glob("model-0*"):
+        old.unlink()
+    assert how(run_pipeline(parse_pipeline(again), family / "out", **options)) == ["written"] * 3 + ["result"]
+    run_pipeline(parse_pipeline(again), family / "fresh")
+    assert weights(family / "fresh") == weights(family / "out")
+
+
+def test_a_stage_that_was_tampered_with_is_made_again(family: Path) -> None:
+    pipeline = parse_pipeline(two("linear", family))
+    run_pipeline(pipeline, family / "out", keep_stages=True)
+    shard = family / "out.stages" / "first" / "model.safetensors"
+    times = shard.stat()
+    os.utime(shard, ns=(times.st_atime_ns, times.st_mtime_ns + 1))
+    assert how(run_pipeline(pipeline, family / "out", keep_stages=True, force=True)) == ["unchanged", "result"]
+    with shard.open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        last = file.read(1)[0]
+        file.seek(-1, os.SEEK_END)
+        file.write(bytes([last ^ 1]))
+    assert how(run_pipeline(pipeline, family / "out", keep_stages=True, force=True)) == ["written", "result"]
+
+
+def test_cut_off_in_a_stage_it_goes_on_there(family: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipeline = parse_pipeline(DIAMOND.format(root=family))
+    options = {"keep_stages": True, "threads": 1}
+    run_pipeline(pipeline, family / "whole", **options)
+    finish = merge.output.writer.OutputDirectory.finish
+    for cut in (5, 19, 15):
+        left = [cut]
+
+        def failing(self: object, index: int, record: dict[str, object], left: list[int] = left) -> None:
+            if not left[0]:
+                raise MergeError("stop")
+            left[0] -= 1
+            finish(self, index, record)  # type: ignore[arg-type]
+
+        with monkeypatch.context() as patch:
+            patch.setattr(merge.output.writer.OutputDirectory, "finish", failing)
+            with pytest.raises(MergeError, match="stop"):
+                run_pipeline(pipeline, family / "cut", **options)
+        assert not (family / "cut").exists()
+    reports = run_pipeline(pipeline, family / "cut", **options)
+    resumed = [report.report.resumed_tensors for report in reports if report.report is not None]
+    assert sum(resumed) > 0
+    assert weights(family / "cut") == weights(family / "whole")
+
+
+def test_killed_it_goes_on(family: Path) -> None:
+    recipe = family / "pipeline.yaml"
+    recipe.write_text(DIAMOND.format(root=family))
+    run_pipeline(load_pipeline(recipe), family / "whole")
+    command = [sys.executable, "-m", "merge", "run", str(recipe), "-o", str(family / "cut"), "--keep-stages"]
+    for seconds in (0.8, 1.1):
+        process = subprocess.Popen([*command, "--quiet"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(seconds)
+        process.kill()
+        process.wait()
+    if not (family / "cut").exists():
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    assert weights(family / "cut") == weights(family / "whole")
+
+
+def test_a_named_stage_that_nothing_uses_is_a_result_too(family: Path) -> None:
+    text = f"name: aside{first_text('linear', family)}---\nname: main{first_text('ties', family)}"
+    reports = run_pipeline(parse_pipeline(text), family / "merged" / "main")
+    assert [report.directory for report in reports] == [str(family / "merged" / name) for name in ("aside", "main")]
+    assert verify_output(family / "merged" / "aside").problems == ()
+    assert sorted(path.name for path in (family / "merged").iterdir()) == ["aside", "main"]
+    assert (
+        family / "merged" / "aside" / "merge_recipe.yaml"
+    ).read_text() == f"name: aside{first_text('linear', family)}"
+    with pytest.raises(UsageError, match="aside exists"):
+        run_pipeline(parse_pipeline(text), family / "merged" / "other")
+    assert not (family / "merged" / "other").exists()
+
+
+def test_nothing_is_begun_if_the_end_cannot_be_written(family: Path) -> None:
+    (family / "out").mkdir()
+    (family / "out" / "mine").write_text("")
+    with pytest.raises(UsageError, match="out exists; nothing was changed"):
+        run_pipeline(parse_pipeline(two("linear", family)), family / "out", keep_stages=True)
+    assert not (family / "out.stages").exists()
+    (family / "stages" / "first").mkdir(parents=True)
+    with pytest.raises(UsageError, match="first exists and was not made by a pipeline"):
+        run_pipeline(
+            parse_pipeline(two("linear", family)), family / "new", keep_stages=True, stages_dir=family / "stages"
+        )
+    assert list((family / "stages").iterdir()) == [family / "stages" / "first"]
+
+
+def test_numbers_of_a_streamed_stage_are_judged_by_its_own_leniency(
+    family: Path, make_model: Callable[..., Path]
+) -> None:
+    bad = np.full(512, np.nan, np.float32)
+    huge = {"model.norm.weight": bad}
+    make_model(family / "b", hidden=512, layers=1, dtype="BF16", base=family / "base", delta=0.002, seed=2, extra=huge)
+    text = two("linear", family) + "allow: [nonfinite]\n"
+    (family / "b" / "model.safetensors.index.json").unlink()
+    for old in (family / "b").glob("model-0*"):
+        old.unlink()
+    with pytest.raises(NumbersError, match=r"model.norm.weight, on the way to first: NaN .* 512 in .*/b"):
+        run_pipeline(parse_pipeline(text), family / "out")
+    allowed = text.replace("---", "allow: [nonfinite]\n---")
+    reports = run_pipeline(parse_pipeline(allowed), family / "out-2")
+    assert how(reports) == ["streamed", "result"]
+    extra = {"model.norm.weight": np.full(512, 3e38, np.float32)}
+    make_model(family / "b", hidden=512, layers=1, dtype="BF16", base=family / "base", delta=0.002, seed=2, extra=extra)
+    with pytest.raises(NumbersError, match=r"on the way to first: 512 values .* do not fit F16"):
+        run_pipeline(parse_pipeline(two("linear", family, "float16")), family / "out-3")
+
+
+def test_a_base_that_is_none_is_seen_in_a_streamed_stage(family: Path, make_model: Callable[..., Path]) -> None:
+    make_model(family / "base", hidden=512, layers=1, dtype="BF16", seed=77)
+    text = two("ties", family) + "allow: [unrelated_base]\n"
+    with pytest.raises(NumbersError, match=r"a is not a fine-tune of .*/base"):
+        run_pipeline(parse_pipeline(text), family / "out")
+
+
+def test_integers_need_the_disk_and_alignment_too(family: Path, make_model: Callable[..., Path]) -> None:
+    for name in ("base", "a", "b", "c"):
+        seed = "base abc".index(name[0])
+        kind = {"base": family / "base", "delta": 0.002} if name != "base" else {}
+        make_model(family / name, layers=1, dtype="BF16", seed=seed, extra={"ids": np.arange(5)}, **kind)
+        for old in (family / name).glob("model*-0*"):
+            old.unlink()
+        (family / name / "model.safetensors.index.json").unlink(missing_ok=True)
+    (first, _) = PipelinePlanner(parse_pipeline(two("linear", family)), family / "out").plan_all()
+    assert (first.how, first.reason) == ("written", "ids must be equal in all its models")
+    reports = run_pipeline(parse_pipeline(two("linear", family)), family / "out")
+    assert how(reports) == ["written", "result"]
+    assert not (family / "out.stages").exists()
+
+
+def test_the_plan_survives_json_and_counts_memory(family: Path) -> None:
+    planner = PipelinePlanner(parse_pipeline(two("ties", family)), family / "out")
+    first, last = planner.plan_all()
+    assert Plan.from_json(last.plan.to_json()) == last.plan
+    assert (first.how, last.how) == ("streamed", "result")
+    step = max(last.plan.steps, key=lambda step: step.size)
+    streamed = next(ref for ref in step.inputs if ref.derived is not None)
+    assert held_bytes(streamed) > 3 * 4 * (1 << 17)
+    alone = build_plan(parse_recipe(LAST.format(root=family, first=family / "a")))
+    assert budget(last.plan, 2, None).peak > budget(alone, 2, None).peak
+
+
+GOOD = """\
+name: first
+merge_method: linear
+models:
+  - {model: org/b}
+  - {model: org/c}
+parameters: {weight: 1}
+---
+name: middle
+merge_method: linear
+models:
+  - {model: first}
+  - {model: org/d}
+parameters: {weight: 1}
+---
+merge_method: linear
+models:
+  - {model: middle}
+  - {model: first}
+parameters: {weight: 1}
+"""
+BAD = [
+    (
+        "{model: first}\n  - {model: org/d",
+        "{model: frist}\n  - {model: org/d",
+        11,
+        '"frist" is neither a directory nor an earlier document; did you mean "first"?',
+    ),
+    ("org/d", "middle", 12, '"middle" is the name of this document itself; a directory of that name is "./middle"'),
+    ("org/b", "middle", 4, '"middle" (line 7) is made from this document, and this one from it: documents cannot go'),
+    ("---\nmerge", "---\nname: last\nmerge", None, ""),
+    (
+        "name: middle\n",
+        "",
+        7,
+        'this document needs a "name", by which later ones use it; only the last one may lack it',
+    ),
+    ("name: middle", "name: first", 8, 'two documents have the name "first"; the first is on line 1'),
+    ("org/d", "middel/x/y", 12, 'there is no directory "middel/x/y"'),
+    ("name: middle", "name: a/b", 8, '"name" must be usable as the name of a directory'),
+    ("  - {model: middle}", "  - {modle: middle}", 17, 'unknown key "modle"'),
+    ("parameters: {weight: 1}\n---\nname", "parameters: {weight: 1}\n---\n---\nname", 7, "document 2 is empty"),
+]
+
+
+@pytest.mark.parametrize(("old", "new", "line", "message"), BAD)
+def test_what_is_wrong_is_said_with_its_line(old: str, new: str, line: int | None, message: str) -> None:
+    assert old in GOOD
+    text = GOOD.replace(old, new, 1)
+    if line is None:
+        assert [stage.name for stage in parse_pipeline(text, "p.yaml").stages][-1] == "last"
+        return
+    with pytest.raises(RecipeError) as raised:
+        parse_pipeline(text, "p.yaml")
+    problems = [str(problem) for problem in raised.value.problems]
+    assert any(problem.startswith(f"p.yaml:{line}: {message}") for problem in problems), problems
+
+
+def test_a_later_document_cannot_be_used() -> None:
+    text = (
+        GOOD.replace("org/d", "aside").rstrip() + "\n---\nname: aside\nmerge_method: linear\nmodels: [{model: org/x}]\n"
+    )
+    with pytest.raises(RecipeError, match=r'"aside" is made by a later document \(line 21\)') as raised:
+        parse_pipeline(text.replace("---\nmerge", "---\nname: end\nmerge"), "p.yaml")
+    assert len(raised.value.problems) == 2  # the other: aside itself sums weights that nothing gives
+
+
+def test_problems_of_all_documents_are_told_at_once() -> None:
+    with pytest.raises(RecipeError) as raised:
+        parse_pipeline(GOOD.replace("linear", "lineer"), "p.yaml")
+    assert [problem.where for problem in raised.value.problems] == ["p.yaml:2", "p.yaml:9", "p.yaml:15"]
+
+
+def test_a_name_wins_over_a_directory_and_that_is_said(
+    tmp_path: Path, make_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for seed, name in enumerate(("b", "c", "first")):
+        make_model(tmp_path / "org" / name if name != "first" else tmp_path / name, seed=seed)
+    monkeypatch.chdir(tmp_path)
+    pipeline = parse_pipeline(GOOD.replace("org/d", "org/b"))
+    assert pipeline.stages[1].uses == ("first",)
+    assert pipeline.notes == ('"first" is the document of that name, not the directory; that would be "./first"',)
+    assert parse_pipeline(GOOD.replace("org/d", "org/b").replace("model: first", "model: ./first")).stages[1].uses == ()
+
+
+def test_one_document_is_a_pipeline_of_one_stage(family: Path) -> None:
+    text = first_text("linear", family)
+    (stage,) = parse_pipeline(text).stages
+    assert (stage.recipe, stage.uses) == (parse_recipe(text), ())
+
+
+def test_commands_take_pipelines(family: Path, run_cli: Callable[..., object]) -> None:
+    recipe = family / "p.yaml"
+    recipe.write_text(two("slerp", family))
+    code, out, err = run_cli(["plan", recipe, "-o", "out"])  # type: ignore[misc]
+    assert (code, err) == (0, "")
+    assert "stage 1 of 2, first: slerp" in out
+    assert "streamed" in out
+    assert "stage 2 of 2, p: ties" in out
+    code, out, err = run_cli(["plan", recipe, "-o", "out", "--json", "--keep-stages"])  # type: ignore[misc]
+    stages = json.loads(out)["stages"]
+    assert [(stage["name"], stage["how"], stage["uses"]) for stage in stages] == [
+        ("first", "written", []),
+        ("p", "result", ["first"]),
+    ]
+    assert Plan.from_json(json.dumps(stages[1]["plan"])).stages[0].name == "first"
+    code, out, err = run_cli(["run", recipe, "-o", "out", "--keep-stages"])  # type: ignore[misc]
+    assert (code, "first: written to out.stages" in out) == (0, True), err
+    code, out, err = run_cli(["run", recipe, "-o", "out", "--keep-stages", "--force", "--json"])  # type: ignore[misc]
+    assert [stage["unchanged"] for stage in json.loads(out)["stages"]] == [True, False]
+    assert run_cli(["verify", "out"])[0] == 0  # type: ignore[index]
+    recipe.write_text(two("slerp", family).replace("model: first", "model: frist"))
+    code, out, err = run_cli(["plan", recipe])  # type: ignore[misc]
+    assert (code, out) == (2, "")
+    assert 'did you mean "first"?' in err
