@@ -22,7 +22,9 @@ Fill = Callable[[int, F32], None]
 Read = Callable[[TensorRef, int, F32], None]
 
 # operation -> the module that has it
-OPERATIONS: dict[str, str] = {}
+OPERATIONS: dict[str, str] = {
+    "rows": "merge.derive.rows",
+}
 
 
 class Operation(Protocol):

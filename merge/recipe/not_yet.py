@@ -30,24 +30,8 @@ def refusals(recipe: Recipe) -> Iterator[tuple[str, str]]:
     for path, model in references(recipe):
         if model.adapter is not None:
             yield path, f'adapters ("{model.text}") come {_LATER}'
-    yield from _tokenizer(recipe)
-    if recipe.chat_template is not None:
-        yield "chat_template", f"chat_template comes {_LATER}"
     for name in recipe.modules:
         yield f"modules.{name}", f'recipes by module ("{name}") come {_LATER}'
-
-
-def _tokenizer(recipe: Recipe) -> Iterator[tuple[str, str]]:
-    # The tokenizer of a model in the recipe is copied; anything else would have to rearrange the embeddings.
-    donors = ("base", *(model.text for _, model in references(recipe)))
-    key = "tokenizer_source" if recipe.tokenizer is None else "tokenizer"
-    if recipe.tokenizer_source == "union":
-        yield key, f"the union of all tokenizers comes {_LATER}"
-    elif recipe.tokenizer_source is not None and recipe.tokenizer_source not in donors:
-        yield key, f'a tokenizer from a model that is not merged ("{recipe.tokenizer_source}") comes {_LATER}'
-    for name in recipe.tokenizer or ():
-        if name != "source":
-            yield f"tokenizer.{name}", f'"{name}" of a tokenizer comes {_LATER}'
 
 
 def references(recipe: Recipe) -> Iterator[tuple[str, ModelRef]]:
