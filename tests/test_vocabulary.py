@@ -77,7 +77,8 @@ def test_a_united_tokenizer_works(tmp_path: Path, pair: tuple[Path, Path]) -> No
     assert ids == loaded.get_vocab()
     text = "<s>the ship<wave><end>"
     pieces = united.encode(text).tokens
-    assert pieces[0] == "<s>" and pieces[-2:] == ["<wave>", "<end>"]
+    assert pieces[0] == "<s>"
+    assert pieces[-2:] == ["<wave>", "<end>"]
     assert united.decode(united.encode(text).ids) == "the ship<wave>"  # special ones stay special
     # What the second model says in one token is one token still.
     word = next(t for t in ids_of(b) if t not in ids_of(a) and t.startswith("Ġ") and len(t) > 4 and t[1:].isalpha())
@@ -123,16 +124,14 @@ def test_a_token_that_is_missing_takes_the_bases_row_else_the_mean(tmp_path: Pat
     tokenizers = [train("bytes", "sea", added=added) for added in (["<x>", "<y>"], ["<x>", "<y>"], ["<x>"], [])]
     paths = [give(make_model, tmp_path / f"m{i}", t, seed=i) for i, t in enumerate(tokenizers)]
     with_base = run(
-        linear(*paths[1:], weights=(0, 0, 1), more=f"base_model: {paths[0]}\ntokenizer_source: base"), tmp_path / "1"
+        linear(*paths, weights=(0, 0, 0, 1), more=f"base_model: {paths[0]}\ntokenizer_source: base"), tmp_path / "1"
     )
     numbers, base = ids_of(paths[0]), rows_of(paths[0])
     np.testing.assert_array_equal(rows_of(with_base)[numbers["<x>"]], base[numbers["<x>"]])
     without = run(linear(*paths[1:], weights=(0, 0, 1), more="tokenizer_source: union"), tmp_path / "2")
     both = [rows_of(path)[ids_of(path)["<x>"]].astype(np.float64) for path in paths[1:3]]
     np.testing.assert_array_equal(rows_of(without)[ids_of(without)["<x>"]], np.float32(sum(both) / 2))
-    np.testing.assert_array_equal(
-        rows_of(without)[ids_of(without)["<y>"]], rows_of(paths[1])[ids_of(paths[1])["<y>"]]
-    )
+    np.testing.assert_array_equal(rows_of(without)[ids_of(without)["<y>"]], rows_of(paths[1])[ids_of(paths[1])["<y>"]])
 
 
 def test_tokens_say_where_rows_come_from(tmp_path: Path, pair: tuple[Path, Path]) -> None:
@@ -157,7 +156,8 @@ tokenizer:
     np.testing.assert_array_equal(rows[ids["<both>"]], theirs[second["<both>"]])
     np.testing.assert_array_equal(rows[ids["<new>"]], ours[7])
     np.testing.assert_array_equal(rows[ids["<s>"]], ours[first["<s>"]] / 2)
-    assert len(rows) % 64 == 0 and len(ids) < len(rows) < len(ids) + 64
+    assert len(rows) % 64 == 0
+    assert len(ids) < len(rows) < len(ids) + 64
     np.testing.assert_allclose(rows[len(ids)], rows[: len(ids)].mean(axis=0), atol=1e-6)
     assert (rows[len(ids) :] == rows[-1]).all()
     assert Tokenizer.from_file(str(out / "tokenizer.json")).encode("a<new>b").tokens == ["a", "<new>", "b"]
@@ -191,7 +191,8 @@ def test_tokenizer_of_a_model_that_is_not_merged(tmp_path: Path, pair: tuple[Pat
     assert any("eos_token_id" in note and "null" in note for note in plan.notes)
     out = run(plan, tmp_path / "out")
     ids, rows, ours = ids_of(bare), rows_of(out), rows_of(a)
-    assert ids_of(out) == ids and len(rows) == len(ids)
+    assert ids_of(out) == ids
+    assert len(rows) == len(ids)
     np.testing.assert_array_equal(rows[ids["<wave>"]], ours[ids_of(a)["<wave>"]])
     assert not rows[ids["<never>"]].any()
     generation = json.loads((out / "generation_config.json").read_text())
@@ -318,7 +319,8 @@ def test_stale_files_are_left_out_and_special_tokens_agree(tmp_path: Path, make_
     ids = ids_of(out)
     written = json.loads((out / "tokenizer_config.json").read_text())
     listed = {entry["content"]: int(number) for number, entry in written["added_tokens_decoder"].items()}
-    assert listed["<call>"] == ids["<call>"] and listed["<pad>"] == ids_of(a)["<pad>"]
+    assert listed["<call>"] == ids["<call>"]
+    assert listed["<pad>"] == ids_of(a)["<pad>"]
     assert written["additional_special_tokens"] == ["<pad>", "<call>"]
     loaded = AutoTokenizer.from_pretrained(out)
     assert loaded.get_vocab() == ids
@@ -338,7 +340,9 @@ def refusal(*models: Path, more: str) -> str:
 def test_families_do_not_mix(tmp_path: Path, make_model: Make, pair: tuple[Path, Path]) -> None:
     c = give(make_model, tmp_path / "c", train("unigram", "sea"), seed=3)
     said = refusal(pair[0], c, more="tokenizer_source: union")
-    assert "byte-level BPE" in said and "SentencePiece Unigram" in said and "merge transplant" in said
+    assert "byte-level BPE" in said
+    assert "SentencePiece Unigram" in said
+    assert "merge transplant" in said
 
 
 def test_bad_tokens_are_told_together(pair: tuple[Path, Path]) -> None:
@@ -388,7 +392,8 @@ def test_more_tokens_than_rows(tmp_path: Path, make_model: Make) -> None:
     plan = linear(short, short, more="tokenizer_source: base")
     assert any("left out: '<y>'" in note for note in plan.notes)
     out = run(plan, tmp_path / "out")
-    assert "<y>" not in ids_of(out) and len(rows_of(out)) == n - 1
+    assert "<y>" not in ids_of(out)
+    assert len(rows_of(out)) == n - 1
     both = run(linear(short, whole, weights=(1, 0), more="tokenizer_source: base"), tmp_path / "both")
     np.testing.assert_array_equal(rows_of(both)[n - 1], rows_of(whole)[n - 1])
     far = give(make_model, tmp_path / "c", tokenizer, seed=1, rows=n - 10)

@@ -66,8 +66,9 @@ def plan_vocabulary(recipe: Recipe, inputs: Inputs, problems: list[Problem]) -> 
         return None
     where = recipe.where("tokenizer" if recipe.tokenizer is not None else "tokenizer_source")
     try:
-        tokenizers = _read_all(recipe, inputs)
-        vocabulary = _choose(recipe, inputs, tokenizers)
+        owner, other = _source(recipe, inputs)
+        tokenizers = _read_all(inputs)
+        vocabulary = _choose(recipe, inputs, tokenizers, owner, other)
         settings = recipe.tokenizer or TokenizerSettings()
         _Arranger(recipe, inputs, tokenizers, vocabulary, settings, problems, where).arrange()
     except RecipeError as error:
@@ -77,7 +78,7 @@ def plan_vocabulary(recipe: Recipe, inputs: Inputs, problems: list[Problem]) -> 
     return vocabulary
 
 
-def _read_all(recipe: Recipe, inputs: Inputs) -> list[Tokenizer]:
+def _read_all(inputs: Inputs) -> list[Tokenizer]:
     """Every input's tokenizer; one without is taken to number tokens as the first that has one, if their rows agree."""
     having = [has_tokenizer(model.checkpoint.path) for model in inputs.all]
     if True not in having:
@@ -121,19 +122,37 @@ def _bytes(path: Path) -> bytes | None:
         return None
 
 
-def _choose(recipe: Recipe, inputs: Inputs, tokenizers: Sequence[Tokenizer]) -> Vocabulary:
+def _source(recipe: Recipe, inputs: Inputs) -> tuple[int | None, ModelRef | None]:
+    """(index in Inputs.all of the model whose tokenizer is asked for, or a model that is not merged)."""
+    if recipe.tokenizer_source == "union":
+        return 0, None
+    owner = 0
+    if recipe.tokenizer_source != "base":
+        assert recipe.tokenizer_source is not None
+        ref = parse_reference(recipe.tokenizer_source, None if recipe.file is None else Path(recipe.file).parent)
+        found = next((i for i, model in enumerate(inputs.all) if model.ref == ref), None)
+        if found is None:
+            return None, ref
+        owner = found
+    checkpoint = inputs.all[owner].checkpoint
+    if not has_tokenizer(checkpoint.path):
+        said = f"{checkpoint.ref.text} has no tokenizer files (tokenizer.json, tokenizer.model, vocab.json ...)."
+        raise RecipeError(Problem(said, None, "Name a model that has them."))
+    return owner, None
+
+
+def _choose(
+    recipe: Recipe, inputs: Inputs, tokenizers: Sequence[Tokenizer], owner: int | None, other: ModelRef | None
+) -> Vocabulary:
     """The output's tokenizer: one model's own, or made anew where tokens are added or have no row."""
-    source = recipe.tokenizer_source
     extra = tuple(recipe.tokenizer.tokens) if recipe.tokenizer is not None else ()
-    owner: int | None = 0
-    chosen = [tokenizers[0]]
-    if source == "union":
+    if recipe.tokenizer_source == "union":
         chosen = list({id(tokenizer): tokenizer for tokenizer in tokenizers}.values())
-    elif source != "base":
-        assert source is not None
-        ref = parse_reference(source, None if recipe.file is None else Path(recipe.file).parent)
-        owner = next((i for i, model in enumerate(inputs.all) if model.ref == ref), None)
-        chosen = [tokenizers[owner] if owner is not None else _read_other(ref)]
+    elif other is not None:
+        chosen = [read_tokenizer(locate_tokenizer(other), other.text)]
+    else:
+        assert owner is not None
+        chosen = [tokenizers[owner]]
     lost = _without_row(inputs, tokenizers, chosen) if owner is not None else ()
     if lost:
         inputs.notes.append(
@@ -147,11 +166,6 @@ def _choose(recipe: Recipe, inputs: Inputs, tokenizers: Sequence[Tokenizer]) -> 
         check_loads(changed, chosen[0].name)
         inputs.notes.append(f"the tokenizer is {chosen[0].name}'s with {united.n_new:,} tokens added")
     return Vocabulary(chosen[0], changed, owner, united.vocabulary, tokenizers[0])
-
-
-def _read_other(ref: ModelRef) -> Tokenizer:
-    """The tokenizer of a model that is not merged."""
-    return read_tokenizer(locate_tokenizer(ref), ref.text)
 
 
 def _without_row(inputs: Inputs, tokenizers: Sequence[Tokenizer], chosen: Sequence[Tokenizer]) -> tuple[str, ...]:
@@ -387,7 +401,7 @@ class _Arranger:
             return None
         rows = self._rows_of(self.inputs.all[model].tensors[name])
         if number >= rows:
-            self._wrong(f"{text} has no row {number:,} for {token!r}: {name} has {rows:,} rows", where)
+            self._wrong(f"{text} has no row {number:,} for {token!r}: it has {rows:,} rows", where)
             return None
         return [(model, number)]
 
@@ -399,7 +413,7 @@ class _Arranger:
     def _say_nowhere(self, numbers: Sequence[int], name: str) -> None:
         tokens = {number: token for token, number in self.vocabulary.ids.items()}
         for number in numbers:
-            if tokens[number] in self.settings.tokens:
+            if (row := self.settings.tokens.get(tokens[number])) is not None and row.kind is None:
                 where = self.recipe.where(f"tokenizer.tokens.{tokens[number]}") or self.where
                 self._wrong(f'no model has the token {tokens[number]!r}: it needs a "source"', where)
         said = f"{name}: no model has {named_in(tokens[number] for number in numbers)}; their rows are zeros"
