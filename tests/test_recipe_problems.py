@@ -286,14 +286,6 @@ def test_a_malformed_layer_range_is_one_problem(text: str, message: str) -> None
 
 
 NOT_YET = [
-    (TWO + "tokenizer_source: union", f"r.yaml:5: the union of all tokenizers comes {LATER}"),
-    (TWO + "tokenizer: {tokens: {}}", f"r.yaml:5: the union of all tokenizers comes {LATER}"),
-    (TWO + "tokenizer_source: a/z", f'r.yaml:5: a tokenizer from a model that is not merged ("a/z") comes {LATER}'),
-    (
-        TWO + "tokenizer: {source: base, pad_to_multiple_of: 8}",
-        f'r.yaml:5: "pad_to_multiple_of" of a tokenizer comes {LATER}',
-    ),
-    (TWO + "chat_template: auto", f"r.yaml:5: chat_template comes {LATER}"),
     (
         "base_model: a/b\nexperts: [{source_model: a/c}]\ngate_mode: hidden",
         f"r.yaml:2: mixtures of experts come {LATER}",

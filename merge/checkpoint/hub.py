@@ -7,7 +7,7 @@ import os
 import re
 from dataclasses import dataclass
 
-from merge.checkpoint.files import is_side_file
+from merge.checkpoint.files import SIDE_FILES, is_side_file
 from merge.errors import CheckpointError
 from merge.recipe.model import ModelRef
 
@@ -46,6 +46,29 @@ def locate(ref: ModelRef, adapter: bool = False) -> Place:
             "Check the spelling."
         )
     return _from_hub(ref, adapter)
+
+
+def locate_tokenizer(ref: ModelRef) -> str:
+    """The directory of a model of which the tokenizer is wanted and no weights; from the hub, only small files come.
+
+    Raises:
+        CheckpointError: there is no such directory and no such model that can be reached.
+    """
+    path = os.path.expanduser(ref.path)
+    if os.path.isdir(path) or not _HUB_ID.fullmatch(ref.path):
+        return locate(ref).path
+    import huggingface_hub
+    from huggingface_hub import constants
+
+    patterns = ["config.json", *SIDE_FILES]
+    offline = bool(constants.HF_HUB_OFFLINE)
+    try:
+        found = huggingface_hub.snapshot_download(
+            ref.path, revision=ref.revision, allow_patterns=patterns, local_files_only=offline
+        )
+    except Exception as error:  # as in _from_hub
+        raise CheckpointError(f"{ref.text}: {_why(ref, error)}") from error
+    return str(os.path.abspath(found))
 
 
 def wanted(names: list[str], adapter: bool = False) -> list[str]:

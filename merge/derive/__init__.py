@@ -28,6 +28,7 @@ OPERATIONS: dict[str, str] = {
     "recast": "merge.derive.recast",
     "token_rows": "merge.derive.token_rows",
     "stage": "merge.derive.stage",
+    "rows": "merge.derive.rows",
 }
 
 

@@ -167,7 +167,7 @@ def _dense(context: Context, step: Step, keywords: dict[str, Any]) -> Any:
 
 
 def _keywords(context: Context, step: Step) -> dict[str, Any]:
-    from merge.engine.executors import random_key
+    from merge.engine.keys import random_key
 
     keywords = {("lambda_" if key == "lambda" else key): value for key, value in step.parameters.items()}
     method = get_method(step.method)

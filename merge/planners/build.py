@@ -22,8 +22,9 @@ from merge.planners.align import align_targets
 from merge.planners.inputs import Inputs
 from merge.planners.statistics import Statistics
 from merge.planners.targets import Layout, Slot, Target, lay_out_targets
-from merge.planners.tokenizers import check_tokenizers, tokenizer_donor
+from merge.planners.tokenizers import check_tokenizers, copied_files
 from merge.planners.upscale import upscaled
+from merge.planners.vocabularies import Vocabulary, plan_vocabulary
 from merge.recipe.adapters import adapters_of
 from merge.recipe.model import Recipe, resolve
 
@@ -52,6 +53,7 @@ def build_plan(
     inputs = Inputs(recipe, known)
     problems: list[Problem] = []
     recipe = upscaled(recipe, inputs, problems)
+    vocabulary = plan_vocabulary(recipe, inputs, problems)
     layout = Layout(()) if problems else lay_out_targets(recipe, inputs, problems)
     units: tuple[Units, ...] = ()
     if recipe.align:
@@ -59,7 +61,9 @@ def build_plan(
     builder = _Builder(recipe, inputs, problems)
     steps = [step for target in layout.targets if (step := builder.step(target)) is not None]
     builder.check_whole(steps)
-    check_tokenizers(recipe, inputs, problems, inputs.notes)
+    if recipe.tokenizer_source is None:
+        check_tokenizers(inputs)
+    copied = copied_files(recipe, inputs, vocabulary, problems)
     if problems:
         raise RecipeError(problems)
     placed, shards = lay_out(steps, shard_bytes)
@@ -72,7 +76,9 @@ def build_plan(
         base_model=None if recipe.base_model is None else inputs.place(recipe.base_model),
         steps=placed,
         shards=shards,
-        side_files=_side_files(recipe, name, method, inputs, layout, placed, index_text(placed, shards)),  # adds notes
+        side_files=_side_files(
+            recipe, name, method, inputs, layout, placed, index_text(placed, shards), vocabulary, copied
+        ),  # adds notes
         allow=recipe.allow,
         notes=(*inputs.notes, *builder.notes()),
         recipe_text=recipe.text,
@@ -184,7 +190,8 @@ class _Builder:
             found = ", ".join(f"{self._model_name(s)} {list(r.shape)}" for s, r in zip(present, refs, strict=True))
             hint = 'Set "allow: [shape_mismatch]" to copy it from the base (else the first model).'
             if len({ref.shape[1:] for ref in refs}) == 1 and (is_embedding(target.name) or is_head(target.name)):
-                hint = "The vocabularies differ in size. " + hint
+                arrange = 'Set "tokenizer_source: union" (or base, or a model) to arrange the rows by token. '
+                hint = "The vocabularies differ in size. " + arrange + hint
             self.problems.append(Problem(f"shapes differ: {found}.", target.name, hint))
             return None
         self._lenient["tensor(s) of different shapes, copied from the first"] += 1
@@ -318,7 +325,15 @@ def _method(target: Target) -> Method:
 
 
 def _side_files(
-    recipe: Recipe, name: str, method: Method, inputs: Inputs, layout: Layout, steps: Sequence[Step], index: str | None
+    recipe: Recipe,
+    name: str,
+    method: Method,
+    inputs: Inputs,
+    layout: Layout,
+    steps: Sequence[Step],
+    index: str | None,
+    vocabulary: Vocabulary | None,
+    copied: Sequence[SideFile],
 ) -> tuple[SideFile, ...]:
     donor = inputs.donor
     bytes_of: Counter[str] = Counter()
@@ -327,7 +342,7 @@ def _side_files(
             bytes_of[step.dtype] += step.nbytes
     dtype = max(bytes_of, key=lambda key: bytes_of[key], default="F32")
     config = output_config(
-        donor.config,
+        donor.config if vocabulary is None else vocabulary.adapted(donor.config, inputs.notes),
         dtype=torch_name(dtype),
         tied=inputs.tied,
         vocabulary=next((step.shape[0] for step in steps if is_embedding(step.name) and step.shape), None),
@@ -343,6 +358,7 @@ def _side_files(
     }
     if index is not None:
         made[INDEX] = index
-    keeper = tokenizer_donor(recipe, inputs)
-    copied = [SideFile(file, source=f"{keeper.path}/{file}") for file in keeper.side_files() if file not in made]
-    return (*copied, *(SideFile(file, text=text) for file, text in made.items()))
+    return (
+        *(file for file in copied if file.name not in made),
+        *(SideFile(file, text=text) for file, text in made.items()),
+    )

@@ -96,8 +96,6 @@ def recipe_of(root: yaml.MappingNode, text: str, file: str | None, stages: Stage
     reader = Reader(file, all_methods(), stages)
     recipe = build(reader, root, text)
     check(reader, recipe)
-    for path, message in not_yet.refusals(recipe):
-        reader.problem(reader.line(path), message)
     reader.raise_if_any()
     return recipe
 

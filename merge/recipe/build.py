@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import yaml
 
@@ -16,6 +15,7 @@ from merge.recipe.document import line_of
 from merge.recipe.model import ALIGN, ALLOW, ModelRef, Module, Recipe, Slice, Source, Upscale
 from merge.recipe.reader import NULL, UNREADABLE, Reader, as_integer, join, shown
 from merge.recipe.settings import boolean, read_settings
+from merge.recipe.tokenizer import read_source, read_template, read_tokenizer
 
 MAX_SEED = (1 << 64) - 1
 PASSTHROUGH = "passthrough"  # what `upscale` means where no method is written
@@ -32,7 +32,6 @@ def build(reader: Reader, root: yaml.MappingNode, text: str) -> Recipe:
     models = _with_base(reader, _models(reader, fields.get("models"), "models"), base)
     slices = _slices(reader, fields.get("slices"), "slices")
     modules = _modules(reader, fields.get("modules"), base)
-    tokenizer = _tokenizer(reader, fields.get("tokenizer"))
     return Recipe(
         merge_method=merge_method,
         models=models,
@@ -42,9 +41,9 @@ def build(reader: Reader, root: yaml.MappingNode, text: str) -> Recipe:
         parameters=read_settings(reader, fields.get("parameters"), "parameters", "shared"),
         dtype=_dtype(reader, fields.get("dtype"), "dtype"),
         out_dtype=_dtype(reader, fields.get("out_dtype"), "out_dtype"),
-        tokenizer_source=_tokenizer_source(reader, fields, _listed(base, models, slices, modules)),
-        tokenizer=tokenizer,
-        chat_template=reader.text(fields.get("chat_template"), "chat_template"),
+        tokenizer_source=read_source(reader, fields, _listed(base, models, slices, modules)),
+        tokenizer=read_tokenizer(reader, fields.get("tokenizer")),
+        chat_template=read_template(reader, fields.get("chat_template")),
         name=_name(reader, fields.get("name")),
         seed=reader.integer(fields.get("seed"), "seed", '"seed"', 0, MAX_SEED) or 0,
         allow=_allow(reader, fields.get("allow")),
@@ -54,6 +53,11 @@ def build(reader: Reader, root: yaml.MappingNode, text: str) -> Recipe:
         file=reader.file,
         lines=reader.lines,
     )
+
+
+def _plain_pairs(node: yaml.Node) -> list[tuple[str, yaml.Node, yaml.Node]]:
+    pairs = node.value if isinstance(node, yaml.MappingNode) else []
+    return [(key.value, key, value) for key, value in pairs if isinstance(key, yaml.ScalarNode)]
 
 
 def _value(node: yaml.Node, key: str) -> yaml.Node | None:
@@ -256,24 +260,6 @@ def _dtype(reader: Reader, node: yaml.Node | None, path: str) -> str | None:
     return found
 
 
-def _tokenizer_source(reader: Reader, fields: Mapping[str, yaml.Node], listed: tuple[ModelRef, ...]) -> str | None:
-    """ "base", "union" or a model's text, from either spelling; a listed model under the text it is listed by."""
-    node, path = fields.get("tokenizer_source"), "tokenizer_source"
-    if "tokenizer" in fields:
-        if node is not None:
-            reader.problem(node, '"tokenizer_source" and "tokenizer" say the same thing; keep one of them')
-        values = {key: value for key, _, value in _plain_pairs(fields["tokenizer"])}
-        node, path = values.get("source"), "tokenizer.source"
-        if node is None:
-            return "union"  # mergekit's default for a `tokenizer` without a source
-    if node is None:
-        return None
-    if isinstance(node, yaml.ScalarNode) and node.value in ("base", "union"):
-        return str(node.value)
-    model = reader.reference(node, path)
-    return next((other.text for other in listed if other == model), model.text if model else None)
-
-
 def _listed(
     base: ModelRef | None, models: tuple[Source, ...], slices: tuple[Slice, ...], modules: Mapping[str, Module]
 ) -> tuple[ModelRef, ...]:
@@ -282,27 +268,6 @@ def _listed(
     sources = (*models, *(source for piece in slices for source in piece.sources))
     bases = (base, *(piece.base_model for piece in slices))
     return tuple(model for model in (*bases, *(source.model for source in sources)) if model is not None)
-
-
-def _tokenizer(reader: Reader, node: yaml.Node | None) -> Mapping[str, Any] | None:
-    if node is None:
-        return None
-    fields = reader.mapping(node, "tokenizer", "tokenizer")
-    return {key: _plain(value) for key, value in fields.items()}
-
-
-def _plain(node: yaml.Node) -> Any:
-    """Texts, lists and dicts; nothing reads them yet but the refusal."""
-    if isinstance(node, yaml.MappingNode):
-        return {key: _plain(value) for key, _, value in _plain_pairs(node)}
-    if isinstance(node, yaml.SequenceNode):
-        return [_plain(item) for item in node.value]
-    return node.value
-
-
-def _plain_pairs(node: yaml.Node) -> list[tuple[str, yaml.Node, yaml.Node]]:
-    pairs = node.value if isinstance(node, yaml.MappingNode) else []
-    return [(key.value, key, value) for key, value in pairs if isinstance(key, yaml.ScalarNode)]
 
 
 def _name(reader: Reader, node: yaml.Node | None) -> str | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 Scalar = float | int | bool | str
 
@@ -79,6 +78,28 @@ class Upscale:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenRow:
+    """Where a token's row comes from, for models that lack the token; with `force` for all.
+
+    `kind`: "model" (the same token of `model`), "model_token" (its `token` or `token_id`), "zero"; None: as usual.
+    """
+
+    kind: str | None = None
+    model: ModelRef | None = None
+    token: str | None = None
+    token_id: int | None = None
+    force: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizerSettings:
+    """`tokenizer:` without its source."""
+
+    tokens: Mapping[str, TokenRow] = field(default_factory=dict)
+    pad_to_multiple_of: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Recipe:
     """One merge. Exactly one of models, slices and modules is not empty."""
 
@@ -91,7 +112,7 @@ class Recipe:
     dtype: str | None = None  # safetensors name
     out_dtype: str | None = None
     tokenizer_source: str | None = None
-    tokenizer: Mapping[str, Any] | None = None
+    tokenizer: TokenizerSettings | None = None
     chat_template: str | None = None
     name: str | None = None
     seed: int = 0

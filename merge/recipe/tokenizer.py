@@ -1,0 +1,119 @@
+"""`tokenizer`, `tokenizer_source` and `chat_template` of a recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import yaml
+
+from merge.recipe import names
+from merge.recipe.model import ModelRef, TokenizerSettings, TokenRow
+from merge.recipe.reader import Reader, as_integer, join, shown
+from merge.vocabulary import chat
+
+_KINDS = ("model_token", "zero")
+_MOST_PADDING = 1 << 20
+
+
+def read_source(reader: Reader, fields: Mapping[str, yaml.Node], listed: tuple[ModelRef, ...]) -> str | None:
+    """ "base", "union" or a model's text, from either spelling; a listed model under the text it is listed by."""
+    node, path = fields.get("tokenizer_source"), "tokenizer_source"
+    if "tokenizer" in fields:
+        if node is not None:
+            reader.problem(node, '"tokenizer_source" and "tokenizer" say the same thing; keep one of them')
+        values = fields["tokenizer"].value if isinstance(fields["tokenizer"], yaml.MappingNode) else []
+        node = next((value for key, value in values if key.value == "source"), None)
+        path = "tokenizer.source"
+        if node is None:
+            return "union"  # mergekit's default for a `tokenizer` without a source
+    if node is None:
+        return None
+    if isinstance(node, yaml.ScalarNode) and node.value in ("base", "union"):
+        return str(node.value)
+    model = reader.reference(node, path)
+    return next((other.text for other in listed if other == model), model.text if model else None)
+
+
+def read_tokenizer(reader: Reader, node: yaml.Node | None) -> TokenizerSettings | None:
+    if node is None:
+        return None
+    fields = reader.mapping(node, "tokenizer", "tokenizer")
+    tokens: dict[str, TokenRow] = {}
+    if "tokens" in fields:
+        for token, _, value in reader.pairs(fields["tokens"], "tokenizer.tokens", '"tokens"'):
+            found = _token(reader, value, token, join("tokenizer.tokens", token))
+            if found is not None:
+                tokens[token] = found
+    padding = fields.get("pad_to_multiple_of")
+    multiple = reader.integer(padding, "tokenizer.pad_to_multiple_of", '"pad_to_multiple_of"', 1, _MOST_PADDING)
+    return TokenizerSettings(tokens, multiple)
+
+
+def _token(reader: Reader, node: yaml.Node, token: str, path: str) -> TokenRow | None:
+    fields = reader.mapping(node, path, "token")
+    force = _flag(reader, fields.get("force"))
+    source = fields.get("source")
+    if source is None:
+        if force:
+            reader.problem(node, f'"force: true" of the token "{token}" needs a "source" to take its row from', path)
+        return TokenRow(force=False)
+    keys = {key.value for key, _ in source.value} if isinstance(source, yaml.MappingNode) else set()
+    if "kind" not in keys:
+        model = reader.reference(source, join(path, "source"))
+        return None if model is None else TokenRow("model", model, force=force)
+    return _of_kind(reader, source, join(path, "source"), force)
+
+
+def _of_kind(reader: Reader, node: yaml.Node, path: str, force: bool) -> TokenRow | None:
+    fields = reader.mapping(node, path, "token source")
+    kind = reader.text(fields.get("kind"), join(path, "kind"))
+    if kind not in _KINDS:
+        if kind is not None:
+            reader.problem(fields["kind"], f'unknown kind "{kind}" of a token\'s source; {names.suggest(kind, _KINDS)}')
+        return None
+    if kind == "zero":
+        if len(fields) > 1:
+            reader.problem(node, 'a token\'s source of kind "zero" has no other key')
+        return TokenRow("zero", force=force)
+    model = reader.reference(fields.get("model"), join(path, "model"))
+    given = [key for key in ("token", "token_id") if key in fields]
+    if "model" not in fields or len(given) != 1:
+        reader.problem(node, 'a token\'s source of kind "model_token" needs "model" and one of "token" and "token_id"')
+        return None
+    number = reader.integer(fields.get("token_id"), join(path, "token_id"), '"token_id"', 0)
+    text = fields.get("token")
+    if text is not None and not isinstance(text, yaml.ScalarNode):
+        reader.problem(text, f'"token" must be a token, not {shown(text)}')
+        return None
+    if model is None or (text is None and number is None):
+        return None
+    return TokenRow("model_token", model, None if text is None else str(text.value), number, force)
+
+
+def _flag(reader: Reader, node: yaml.Node | None) -> bool:
+    if node is None:
+        return False
+    word = str(node.value).lower() if isinstance(node, yaml.ScalarNode) else ""
+    if word in ("true", "yes", "on") or as_integer(node) == 1:
+        return True
+    if word not in ("false", "no", "off") and as_integer(node) != 0:
+        reader.problem(node, f'"force" must be true or false, not {shown(node)}')
+    return False
+
+
+def read_template(reader: Reader, node: yaml.Node | None) -> str | None:
+    """ "auto", a known name, or a template that parses."""
+    text = reader.text(node, "chat_template")
+    if node is None or text is None:
+        return None
+    if chat.is_text(text):
+        wrong = chat.syntax_error(text)
+        if wrong is not None:
+            reader.problem(node, f'"chat_template" is no valid Jinja template: {wrong}', "chat_template")
+            return None
+    elif text not in ("auto", *chat.NAMED):
+        known = ("auto", *chat.NAMED)
+        message = f"unknown chat_template {shown(node)}; {names.suggest(text, known)}"
+        reader.problem(node, message + " (a template of your own is Jinja, with braces)", "chat_template")
+        return None
+    return text

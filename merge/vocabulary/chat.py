@@ -1,0 +1,102 @@
+"""Chat templates: auto (the one most inputs have), one known by name, or a Jinja text."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+
+# Formats as their makers document them; where asked for, the last thing they write is the beginning of an answer.
+NAMED = {
+    "chatml": (
+        "{% for message in messages %}"
+        "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}"
+        "{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+    ),
+    "llama3": (
+        "{{ bos_token }}"
+        "{% for message in messages %}"
+        "{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' }}"
+        "{{ message['content'] | trim }}{{ '<|eot_id|>' }}"
+        "{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}"
+    ),
+    "mistral": (
+        "{% set ns = namespace(system='') %}{{ bos_token }}"
+        "{% for message in messages %}"
+        "{% if message['role'] == 'system' %}{% set ns.system = message['content'] + '\\n\\n' %}"
+        "{% elif message['role'] == 'user' %}"
+        "{{ '[INST] ' + ns.system + message['content'] + ' [/INST]' }}{% set ns.system = '' %}"
+        "{% else %}{{ ' ' + message['content'] | trim + eos_token }}{% endif %}"
+        "{% endfor %}"
+    ),
+    "gemma": (
+        "{% set ns = namespace(system='') %}{{ bos_token }}"
+        "{% for message in messages %}"
+        "{% if message['role'] == 'system' %}{% set ns.system = message['content'] | trim + '\\n\\n' %}"
+        "{% else %}"
+        "{% set role = 'model' if message['role'] == 'assistant' else message['role'] %}"
+        "{{ '<start_of_turn>' + role + '\\n' + ns.system + message['content'] | trim + '<end_of_turn>\\n' }}"
+        "{% set ns.system = '' %}{% endif %}"
+        "{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<start_of_turn>model\\n' }}{% endif %}"
+    ),
+    "zephyr": (
+        "{% for message in messages %}"
+        "{{ '<|' + message['role'] + '|>\\n' + message['content'] + eos_token + '\\n' }}"
+        "{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% endif %}"
+    ),
+    "vicuna": (
+        "{% for message in messages %}"
+        "{% if message['role'] == 'system' %}{{ message['content'] + '\\n\\n' }}"
+        "{% elif message['role'] == 'user' %}{{ 'USER: ' + message['content'] + '\\n' }}"
+        "{% else %}{{ 'ASSISTANT: ' + message['content'] + eos_token + '\\n' }}{% endif %}"
+        "{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+    ),
+    "alpaca": (
+        "{% for message in messages %}"
+        "{% if message['role'] == 'system' %}{{ message['content'] + '\\n\\n' }}"
+        "{% elif message['role'] == 'user' %}{{ '### Instruction:\\n' + message['content'] + '\\n\\n' }}"
+        "{% else %}{{ '### Response:\\n' + message['content'] + eos_token + '\\n\\n' }}{% endif %}"
+        "{% endfor %}"
+        "{% if add_generation_prompt %}{{ '### Response:\\n' }}{% endif %}"
+    ),
+}
+
+
+def is_text(value: str) -> bool:
+    """Whether a recipe's chat_template is a template and not a name: templates have braces."""
+    return "{" in value
+
+
+def syntax_error(template: str) -> str | None:
+    """What is wrong with a template's Jinja, with its line; None if it parses."""
+    import jinja2
+    import jinja2.ext
+    from jinja2 import nodes
+    from jinja2.parser import Parser
+
+    class Generation(jinja2.ext.Extension):
+        """{% generation %} ... {% endgeneration %}, with which transformers marks what the assistant said."""
+
+        tags = {"generation"}  # noqa: RUF012
+
+        def parse(self, parser: Parser) -> nodes.Node | list[nodes.Node]:
+            line = next(parser.stream).lineno
+            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+            return nodes.Scope(body, lineno=line)
+
+    environment = jinja2.Environment(extensions=[Generation, jinja2.ext.loopcontrols], trim_blocks=True)
+    try:
+        environment.parse(template)
+    except jinja2.TemplateSyntaxError as error:
+        return f"line {error.lineno} of the template: {error.message}"
+    return None
+
+
+def most_common(templates: Iterable[str | None]) -> tuple[str, int] | None:
+    """The template that most have, the first of equals, and how many have it; None if none has any."""
+    counted = Counter(template.strip() for template in templates if template and template.strip())
+    return counted.most_common(1)[0] if counted else None

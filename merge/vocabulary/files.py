@@ -1,0 +1,149 @@
+"""The tokenizer files of an output: copies where nothing changes, else files that agree with each other."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from merge.checkpoint.files import list_side_files
+from merge.errors import CheckpointError
+from merge.plan import SideFile
+from merge.vocabulary.tokenizer import CONFIG, FILE, OTHER_FILES, Tokenizer
+from merge.vocabulary.union import Union
+
+TEMPLATE = "chat_template.jinja"
+_SPECIAL = "special_tokens_map.json"
+# Files that spell the vocabulary a second time: a changed vocabulary would disagree with them.
+_STALE = (*OTHER_FILES, "merges.txt", "added_tokens.json")
+_TEMPLATES = (TEMPLATE, "chat_template.json")
+_TEMPLATE_FOLDERS = ("chat_templates/", "additional_chat_templates/")
+
+
+def is_template_file(name: str) -> bool:
+    return name in _TEMPLATES or name.startswith(_TEMPLATE_FOLDERS)
+
+
+def is_tokenizer_file(name: str) -> bool:
+    """Whether a side file goes with the tokenizer, and not with the model (generation, images)."""
+    return name in (FILE, CONFIG, _SPECIAL, *_STALE) or is_template_file(name)
+
+
+def tokenizer_files(
+    tokenizer: Tokenizer, changed: Union | None, template: str | None, notes: list[str]
+) -> tuple[SideFile, ...]:
+    """What goes into the output of a tokenizer's directory.
+
+    Args:
+        changed: the contents that replace tokenizer.json; None: as it is.
+        template: the chat template that replaces all others; None: as they are.
+        notes: gets a line for files that are left out.
+    """
+    names = [name for name in list_side_files(tokenizer.directory) if is_tokenizer_file(name)]
+    config = copy.deepcopy(tokenizer.config)
+    made: dict[str, str] = {}
+    if template is not None:
+        names = [name for name in names if not is_template_file(name)]
+        config.pop("chat_template", None)
+        made[TEMPLATE] = template
+    if changed is not None:
+        stale = [name for name in names if name in _STALE]
+        if stale:
+            notes.append(f"{', '.join(stale)} of {tokenizer.name} do not hold the new vocabulary and are left out")
+        names = [name for name in names if name not in stale]
+        made[FILE] = json.dumps(changed.data, ensure_ascii=False, indent=1) + "\n"
+        _adapt(config, changed)
+    if config != tokenizer.config or (changed is not None and CONFIG not in names):
+        made[CONFIG] = json.dumps(config, ensure_ascii=False, indent=2) + "\n"
+    copied = [SideFile(name, source=f"{tokenizer.directory}/{name}") for name in names if name not in made]
+    return (*copied, *(SideFile(name, text=text) for name, text in made.items()))
+
+
+def _adapt(config: dict[str, Any], changed: Union) -> None:
+    """tokenizer_config.json of a tokenizer whose tokenizer.json was made anew.
+
+    Classes of their own (LlamaTokenizer ...) may build their parts again from files that are not there any more; this
+    one reads tokenizer.json as it is.
+    """
+    config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    config.pop("auto_map", None)
+    entries = changed.data.get("added_tokens") or []
+    if "added_tokens_decoder" in config:
+        config["added_tokens_decoder"] = {
+            str(entry["id"]): {key: value for key, value in entry.items() if key != "id"} for entry in entries
+        }
+    for key in ("additional_special_tokens", "extra_special_tokens"):
+        if isinstance(config.get(key), list):
+            named = {value for role, value in config.items() if role.endswith("_token") and isinstance(value, str)}
+            known = {item.get("content") if isinstance(item, dict) else item for item in config[key]} | named
+            new = [entry["content"] for entry in entries if entry.get("special") and entry["content"] not in known]
+            config[key] = [*config[key], *new]
+
+
+def check_loads(union: Union, name: str) -> None:
+    """Raises CheckpointError unless the tokenizers library takes the file and numbers its tokens as the rows are."""
+    import tokenizers
+
+    try:
+        loaded = tokenizers.Tokenizer.from_str(json.dumps(union.data))
+    except Exception as error:  # the library raises Exception itself
+        raise CheckpointError(f"{name}: its tokenizer cannot be united with the others ({error}).") from error
+    numbers = loaded.get_vocab(with_added_tokens=True)
+    wrong = [token for token, number in union.vocabulary.items() if numbers.get(token) != number]
+    if wrong:
+        raise CheckpointError(
+            f"{name}: the tokenizer that results gives {len(wrong):,} tokens another number, such as {wrong[0]!r} "
+            f"({numbers.get(wrong[0])} in place of {union.vocabulary[wrong[0]]}). Please report this."
+        )
+
+
+def renumbered(
+    config: Mapping[str, Any],
+    old: Mapping[str, int],
+    new: Mapping[str, int],
+    named: Mapping[str, str],
+    notes: list[str],
+) -> dict[str, Any]:
+    """A configuration whose token ids (eos_token_id ...) are those of another vocabulary.
+
+    A token that is not in it gives way to the one of the same role (`named`: {"eos_token": "</s>"}), or to null.
+    """
+    tokens = {number: token for token, number in old.items()}
+
+    def number(key: str, value: Any) -> Any:
+        if isinstance(value, list):
+            return [found for item in value if (found := number(key, item)) is not None] or None
+        if not isinstance(value, int) or isinstance(value, bool) or value not in tokens:
+            return value
+        found = new.get(tokens[value], new.get(named.get(_role(key), "")))
+        if found is None:
+            notes.append(f"{key} {value} ({tokens[value]!r}) has no place in the new vocabulary; it is set to null")
+        return found
+
+    def walk(part: Mapping[str, Any]) -> dict[str, Any]:
+        return {
+            key: walk(value) if isinstance(value, dict) else number(key, value) if _is_id_key(key) else value
+            for key, value in part.items()
+        }
+
+    return walk(config)
+
+
+def _is_id_key(key: str) -> bool:
+    return key.endswith(("_token_id", "_token_index", "_token_ids"))
+
+
+def _role(key: str) -> str:
+    return key.rpartition("_")[0]
+
+
+def named_in(tokens: Iterable[str], limit: int = 3) -> str:
+    """ "'a', 'b' and 7 more" """
+    listed = [repr(token) for token in tokens]
+    return ", ".join(listed[:limit]) + (f" and {len(listed) - limit:,} more" if len(listed) > limit else "")
+
+
+def same(first: Tokenizer, others: Sequence[Tokenizer]) -> bool:
+    """Whether all have the same tokens under the same ids."""
+    return all(other.vocabulary == first.vocabulary for other in others)
