@@ -22,7 +22,15 @@ Fill = Callable[[int, F32], None]
 Read = Callable[[TensorRef, int, F32], None]
 
 # operation -> the module that has it
-OPERATIONS: dict[str, str] = {}
+OPERATIONS: dict[str, str] = {
+    "zeros": "merge.derive.zeros",
+    "random": "merge.derive.random",
+    "noisy": "merge.derive.noisy",
+    "reinitialised": "merge.derive.reinitialised",
+    "prompt_rows": "merge.derive.prompt_rows",
+}
+# A tensor whose numbers the run finds before its steps, and hands to the reader under its parameter `key`.
+FOUND = "found"
 
 
 class Operation(Protocol):
@@ -42,6 +50,6 @@ def operation(ref: TensorRef) -> Operation:
 
 def held_bytes(ref: TensorRef) -> int:
     """Bytes that reading a tensor takes besides its blocks, with all that it is derived from."""
-    if ref.derived is None:
+    if ref.derived is None or ref.derived.operation == FOUND:
         return 0
     return operation(ref).held_bytes(ref) + sum(held_bytes(each) for each in ref.derived.inputs)

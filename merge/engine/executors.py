@@ -152,7 +152,7 @@ def run_torch(context: Context, index: int, step: Step) -> dict[str, Any]:
         statistics = read_statistics(context.reader, step)
         if method.statistics is not None:
             keywords["_statistics"] = tuple(torch.from_numpy(array).to(context.device) for array in statistics)
-        with _ONE_THREAD:
+        with ONE_THREAD:
             merged = _reference(method, step, inputs, keywords)
         if step.base is not None:
             merged = values[0] + merged
@@ -198,7 +198,7 @@ class _OneThread:
                 torch.set_num_threads(self._usual)
 
 
-_ONE_THREAD = _OneThread()
+ONE_THREAD = _OneThread()
 
 
 def _reference(method: Method, step: Step, inputs: Any, keywords: dict[str, Any]) -> Any:

@@ -16,6 +16,7 @@ from merge.checkpoint.reader import SourceReader
 from merge.engine import memory
 from merge.engine.align import align, summary
 from merge.engine.crew import Crew
+from merge.engine.gates import find_gates
 from merge.engine.executors import Context, check_method, executor, method_of
 from merge.engine.numbers import check_numbers
 from merge.engine.preflight import check_models
@@ -79,6 +80,7 @@ def run_plan(
         context = Context(plan, reader, crew, directory, device, budget)
         tick = _ticker(context, progress)
         align(context, tick)
+        find_gates(context, tick)
         check_models(context)
         resumed = still_good(context, tick)
         todo = [(i, step) for i, step in enumerate(plan.steps) if i not in directory.records]

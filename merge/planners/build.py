@@ -36,6 +36,10 @@ def build_plan(recipe: Recipe, *, shard_bytes: int = SHARD_BYTES) -> Plan:
         RecipeError: with every problem there is.
         CheckpointError: if a model cannot be opened.
     """
+    if recipe.mixture is not None:
+        from merge.planners.mixture import build_mixture
+
+        return build_mixture(recipe, shard_bytes=shard_bytes)
     method = get_method(recipe.merge_method)
     assert method is not None, recipe.merge_method  # the recipe was checked against the registry
     inputs = Inputs(recipe)

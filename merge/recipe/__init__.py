@@ -6,6 +6,7 @@ names.py       the keys of each level, and the nearest valid name
 references.py  directory, org/name@revision, model+adapter
 settings.py    scalars, gradients, conditions, held against the method's signature
 build.py       one function a level of the schema
+mixture.py     recipes with "experts": another schema
 check.py       what needs more than one place: models, base, required parameters
 not_yet.py     what is parsed and refused
 model.py       the dataclasses, and settings -> one number
@@ -21,7 +22,8 @@ from merge.methods.registry import all_methods
 from merge.recipe import not_yet
 from merge.recipe.build import build
 from merge.recipe.check import check
-from merge.recipe.document import line_of, place, read_document, read_text
+from merge.recipe.document import read_document, read_text
+from merge.recipe.mixture import build_mixture, is_mixture
 from merge.recipe.model import (
     ALLOW,
     Conditional,
@@ -83,12 +85,12 @@ def parse_recipe(text: str, file: str | None = None) -> Recipe:
         RecipeError: with every problem of the recipe, in its order.
     """
     root = read_document(text, file)
-    for key, _ in root.value:
-        if key.value in not_yet.MIXTURE_KEYS:
-            raise RecipeError(Problem(not_yet.MIXTURE, place(file, line_of(key))))
     reader = Reader(file, all_methods())
-    recipe = build(reader, root, text)
-    check(reader, recipe)
+    if is_mixture(root):
+        recipe = build_mixture(reader, root, text)
+    else:
+        recipe = build(reader, root, text)
+        check(reader, recipe)
     for path, message in not_yet.refusals(recipe):
         reader.problem(reader.line(path), message)
     reader.raise_if_any()

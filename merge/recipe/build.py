@@ -36,14 +36,14 @@ def build(reader: Reader, root: yaml.MappingNode, text: str) -> Recipe:
         modules=_modules(reader, fields.get("modules")),
         base_model=base,
         parameters=read_settings(reader, fields.get("parameters"), "parameters", "shared"),
-        dtype=_dtype(reader, fields.get("dtype"), "dtype"),
-        out_dtype=_dtype(reader, fields.get("out_dtype"), "out_dtype"),
+        dtype=read_dtype(reader, fields.get("dtype"), "dtype"),
+        out_dtype=read_dtype(reader, fields.get("out_dtype"), "out_dtype"),
         tokenizer_source=_tokenizer_source(reader, fields, _listed(base, models, slices)),
         tokenizer=tokenizer,
         chat_template=reader.text(fields.get("chat_template"), "chat_template"),
-        name=_name(reader, fields.get("name")),
+        name=read_name(reader, fields.get("name")),
         seed=reader.integer(fields.get("seed"), "seed", '"seed"', 0, MAX_SEED) or 0,
-        allow=_allow(reader, fields.get("allow")),
+        allow=read_allow(reader, fields.get("allow")),
         align=_align(reader, fields.get("align")),
         text=text,
         file=reader.file,
@@ -170,7 +170,7 @@ def _modules(reader: Reader, node: yaml.Node | None) -> Mapping[str, Module]:
     return modules
 
 
-def _dtype(reader: Reader, node: yaml.Node | None, path: str) -> str | None:
+def read_dtype(reader: Reader, node: yaml.Node | None, path: str) -> str | None:
     """Any name torch or people use -> the safetensors name."""
     text = reader.text(node, path)
     if node is None or text is None:
@@ -226,7 +226,7 @@ def _plain_pairs(node: yaml.Node) -> list[tuple[str, yaml.Node, yaml.Node]]:
     return [(key.value, key, value) for key, value in pairs if isinstance(key, yaml.ScalarNode)]
 
 
-def _name(reader: Reader, node: yaml.Node | None) -> str | None:
+def read_name(reader: Reader, node: yaml.Node | None) -> str | None:
     """The default output directory is ./merged/NAME, so a name is one path component."""
     text = reader.text(node, "name")
     if node is None or text is None:
@@ -243,7 +243,7 @@ def _align(reader: Reader, node: yaml.Node | None) -> str | None:
     return text
 
 
-def _allow(reader: Reader, node: yaml.Node | None) -> tuple[str, ...]:
+def read_allow(reader: Reader, node: yaml.Node | None) -> tuple[str, ...]:
     if isinstance(node, yaml.ScalarNode):
         reader.problem(node, f'"allow" must be a list, for example [{next(iter(ALLOW))}], not {shown(node)}')
         return ()

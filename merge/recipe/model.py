@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from merge.recipe.mixture import Mixture
 
 Scalar = float | int | bool | str
 
@@ -82,6 +85,7 @@ class Recipe:
     seed: int = 0
     allow: tuple[str, ...] = ()
     align: str | None = None  # "permutation"
+    mixture: Mixture | None = None  # of experts; `models` are then these, see merge/recipe/mixture.py
     text: str = ""
     file: str | None = None
     lines: Mapping[str, int] = field(default_factory=dict)  # "parameters.t" -> line, for messages of later stages

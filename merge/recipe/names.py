@@ -12,6 +12,13 @@ KEYS: dict[str, tuple[str, ...]] = {
         *("merge_method", "models", "slices", "modules", "base_model", "parameters", "dtype", "out_dtype"),
         *("tokenizer_source", "tokenizer", "chat_template", "name", "seed", "allow", "align"),
     ),
+    "mixture": (
+        *("base_model", "experts", "shared_experts", "gate_mode", "experts_per_token", "architecture", "attention"),
+        *("reinit", "dtype", "out_dtype", "name", "seed", "allow"),
+    ),
+    "expert": ("source_model", "positive_prompts", "negative_prompts", "noise_scale", "residual_scale"),
+    "attention": ("merge_method", "parameters"),
+    "reinit": ("ratio",),
     "model": ("model", "parameters", "statistics"),
     "slice": ("sources", "base_model", "parameters"),
     "source": ("model", "layer_range", "parameters", "statistics"),
@@ -23,6 +30,10 @@ KEYS: dict[str, tuple[str, ...]] = {
 }
 LEVELS = {
     "recipe": "the recipe",
+    "mixture": "the recipe",
+    "expert": 'an entry of "experts"',
+    "attention": '"attention"',
+    "reinit": '"reinit"',
     "model": 'an entry of "models"',
     "slice": 'an entry of "slices"',
     "source": 'an entry of "sources"',

@@ -12,9 +12,6 @@ from merge.recipe.model import ModelRef, Recipe
 _LATER = "with a later version; nothing was merged"
 SEVERAL_DOCUMENTS = f"a second document starts here: recipes of several documents come {_LATER}"
 
-MIXTURE_KEYS = ("experts", "shared_experts", "gate_mode", "experts_per_token")  # another schema: refused alone
-MIXTURE = f"mixtures of experts come {_LATER}"
-
 # Keys that only a refusal reads, by the level they stand at.
 KEYS: dict[str, dict[str, str]] = {
     "slice": {
