@@ -12,7 +12,7 @@ import click
 from merge.cli.show import METHOD_FILE_HELP, Size, console, memory, printable, size
 
 if TYPE_CHECKING:
-    from merge.plan import Plan, Step
+    from merge.plan import Experts, Plan, Step
 
 
 @click.command(
@@ -68,6 +68,7 @@ def command(
     needs = budget(plan, threads, max_ram, device)
     totals = {
         "parameters": plan.n_parameters,
+        **({"active_parameters": plan.experts.active} if plan.experts else {}),
         "bytes_read": plan.bytes_read,
         "bytes_written": plan.bytes_written,
         "peak_memory": needs.peak,
@@ -103,7 +104,8 @@ def _show(plan: Plan, totals: dict[str, int], tensors: bool) -> None:
 
     out = console()
     origin = f" ({printable(plan.method_origin)})" if plan.method_origin else ""
-    out.print(Text.assemble((plan.name, "bold"), f": {plan.method}{origin}, seed {plan.seed}"), soft_wrap=True)
+    method = f"mixture of experts, {plan.experts.layout}" if plan.experts else plan.method
+    out.print(Text.assemble((plan.name, "bold"), f": {method}{origin}, seed {plan.seed}"), soft_wrap=True)
     models = Table("model", "role", "files", "size", box=None, pad_edge=False)
     for i, model in enumerate(plan.models):
         role = "base" if i == plan.base_model else "input"
@@ -114,6 +116,8 @@ def _show(plan: Plan, totals: dict[str, int], tensors: bool) -> None:
     out.print()
     n_bytes = f"{size(totals['bytes_written'])} in {len(plan.shards)} file{'s' if len(plan.shards) > 1 else ''}"
     out.print(f"result   {len(plan.steps)} tensors, {totals['parameters']:,} parameters, {n_bytes}")
+    if plan.experts is not None:
+        out.print(f"experts  {_experts(plan.experts)}")
     out.print(f"reads    {size(totals['bytes_read'])} (tensor passes repeat from the page cache)")
     out.print(f"memory   at most {memory(totals['peak_memory'])} with {totals['threads']} threads")
     if "matrix_tensors" in totals:
@@ -125,6 +129,17 @@ def _show(plan: Plan, totals: dict[str, int], tensors: bool) -> None:
     out.print("  not enough" if short else "", style="bold red")
     for note in plan.notes:
         out.print(f"note     {printable(note)}", soft_wrap=True)
+
+
+def _experts(experts: Experts) -> str:
+    """`8 in each of 32 layers, 2 for each token: 12,879,925,248 active parameters`"""
+    shared = " and a shared one" if experts.n_shared else ""
+    text = f"{experts.n_experts}{shared} in each of {experts.n_layers} layers, {experts.per_token} for each token: "
+    text += f"{experts.active:,} active parameters"
+    if experts.gates is None:
+        return text
+    prompts = [prompt for row in (*experts.gates.positive, *experts.gates.negative) for prompt in row]
+    return f"{text}; {len(prompts)} prompts of {sum(map(len, prompts)):,} tokens are run through the base first"
 
 
 def _duration(seconds: int) -> str:
@@ -267,7 +282,7 @@ def _by_layer(plan: Plan) -> Iterator[tuple[str, list[Step]]]:
 
 def _origin(plan: Plan, label: str, steps: list[Step]) -> tuple[str, int] | None:
     """(model, layer) that a layer of a stack is taken from; None outside the layers, and for merged layers."""
-    if label == "other" or any(len(step.inputs) > 1 for step in steps):
+    if label == "other" or any(len(step.inputs) > 1 for step in steps) or plan.experts is not None:
         return None
     number = next(part for part in steps[0].inputs[0].name.split(".") if part.isdecimal())
     return _short(plan, steps[0].models[0]), int(number)

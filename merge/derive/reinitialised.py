@@ -33,7 +33,7 @@ def prepare(ref: TensorRef, read: Read) -> Fill:
     assert ref.derived is not None
     (source,) = ref.derived.inputs
     parameters = ref.derived.parameters
-    rows, columns = ref.shape
+    columns = ref.shape[1]
     mask = chosen(parameters["neurons"], ref.shape[parameters["axis"]], parameters["ratio"])
     keys = split_key(parameters["key"])
 

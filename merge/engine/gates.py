@@ -114,7 +114,7 @@ class _Pass:
             ) from None
 
     def _through(self, number: int, states: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """(token, hidden) -> (token, hidden): one prompt through one layer, at the positions and under the mask of it"""
+        """(token, hidden) -> (token, hidden): one prompt through one layer, with its positions and its mask"""
         import torch
 
         with torch.no_grad():

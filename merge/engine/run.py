@@ -16,8 +16,8 @@ from merge.checkpoint.reader import SourceReader
 from merge.engine import memory
 from merge.engine.align import align, summary
 from merge.engine.crew import Crew
-from merge.engine.gates import find_gates
 from merge.engine.executors import Context, check_method, executor, method_of
+from merge.engine.gates import find_gates
 from merge.engine.numbers import check_numbers
 from merge.engine.preflight import check_models
 from merge.engine.resume import still_good

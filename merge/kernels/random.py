@@ -55,11 +55,7 @@ def normal_quantile(p: float) -> float:
     q = p - 0.5
     if abs(q) <= _SPLIT:
         r = _SPLIT * _SPLIT - q * q
-        return (
-            q
-            * (((_A[3] * r + _A[2]) * r + _A[1]) * r + _A[0])
-            / (((_B[2] * r + _B[1]) * r + _B[0]) * r + 1.0)
-        )
+        return q * (((_A[3] * r + _A[2]) * r + _A[1]) * r + _A[0]) / (((_B[2] * r + _B[1]) * r + _B[0]) * r + 1.0)
     r = math.sqrt(-_logarithm(min(p, 1.0 - p)))
     if r <= 5.0:
         r -= 1.6

@@ -1,4 +1,4 @@
-"""Configuration of DeepSeekMoE (Dai et al. 2024, arXiv:2401.06066): attention as in Llama, experts in place of each MLP.
+"""Configuration of DeepSeekMoE (Dai et al. 2024, arXiv:2401.06066): Llama's attention, experts for each MLP.
 
 transformers has no class for it. Loaded from beside the weights with trust_remote_code=True; vLLM has its own model.
 """

@@ -24,7 +24,7 @@ class DeepseekMLP(nn.Module):  # type: ignore[misc]
         self.act_fn = ACT2FN[config.hidden_act]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))  # type: ignore[no-any-return]
+        return self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
 
 
 class DeepseekMoE(nn.Module):  # type: ignore[misc]

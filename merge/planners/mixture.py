@@ -25,7 +25,7 @@ from merge.planners.build import RECIPE_FILE, build_plan
 from merge.planners.inputs import Inputs
 from merge.planners.moe_layouts import LAYOUTS, PROJECTIONS, Counts, MoeLayout, moe_config, settled, window_of
 from merge.planners.router import Router, random_key
-from merge.recipe.mixture import Expert, Mixture
+from merge.recipe.mixture import PROMPTED, Expert, Mixture
 from merge.recipe.model import Recipe, Source
 
 EMBEDDING, NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
@@ -93,7 +93,7 @@ def _layout(recipe: Recipe, mixture: Mixture, inputs: Inputs) -> MoeLayout:
         Problem(
             f'{layout.title} has experts of {" or ".join(layout.families)}, and {model.ref.text} is "{kind}".',
             recipe.where("architecture" if mixture.architecture else "experts"),
-            f"Dense models that can become experts of some architecture: {known}." if kind not in known else None,
+            f"Dense models that can become experts of some architecture: {known}." if str(kind) not in known else None,
         )
         for model in inputs.all
         if (kind := model.config.get("model_type")) not in layout.families
@@ -251,18 +251,17 @@ class _Builder:
         if n & (n - 1):
             self.notes.append(f"{n} experts are not a power of two, which llama.cpp and some kernels ask for")
         places = self.models[:n]
-        if n > 1 and len(set(places)) == 1 and not self.mixture.reinit:
-            if not any(expert.noise_scale for expert in self.mixture.experts):
-                said = "all experts are the same model: the mixture computes what one of them does until it is trained"
-                self.notes.append(said)
+        changed = self.mixture.reinit > 0 or any(expert.noise_scale for expert in self.mixture.experts)
+        if n > 1 and len(set(places)) == 1 and not changed:
+            said = "all experts are the same model: the mixture computes what one of them does until it is trained"
+            self.notes.append(said)
         if self.layout.needs_shared and not self.mixture.shared:
             self.notes.append(
                 f"{self.layout.title} always has a shared expert; without shared_experts it gets one of "
                 f"{_DEAD_NEURONS} neurons that are zero"
             )
-        elif self.layout.shared_gate and self.mixture.gate_mode in ("hidden", "hidden_avg", "cheap_embed"):
-            if not self.mixture.shared[0].positive:
-                self.notes.append("the shared expert has no prompts, so its gate is zero: half of it is always added")
+        elif self.layout.shared_gate and self.mixture.gate_mode in PROMPTED and not self.mixture.shared[0].positive:
+            self.notes.append("the shared expert has no prompts, so its gate is zero: half of it is always added")
         if self.layout.files:
             self.notes.append(
                 f"transformers has no {self.layout.title}: the result brings its code "
