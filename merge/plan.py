@@ -123,6 +123,39 @@ class Units:
 
 
 @dataclass(frozen=True, slots=True)
+class Gates:
+    """Prompts that are run through a model before the steps, for the hidden states that become a router.
+
+    Attributes:
+        model: in Plan.models.
+        average: over all tokens of a prompt; else its last token's state counts.
+        embedding: matrix of (token, hidden).
+        layers: of each layer, the name of each parameter below it and where its numbers are.
+        positive, negative: for each row of the router prompts as token numbers; none at all: a row of zeros.
+    """
+
+    model: int
+    average: bool
+    embedding: TensorRef
+    layers: tuple[dict[str, TensorRef], ...]
+    positive: tuple[tuple[tuple[int, ...], ...], ...]
+    negative: tuple[tuple[tuple[int, ...], ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Experts:
+    """What the mixture of experts is that a plan makes; `active`: parameters that one token uses."""
+
+    layout: str
+    n_experts: int
+    n_shared: int
+    per_token: int
+    n_layers: int
+    active: int
+    gates: Gates | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Step:
     """One output tensor.
 
@@ -217,6 +250,7 @@ class Plan:
     other_origins: dict[str, str] = field(default_factory=dict)
     stages: tuple[Plan, ...] = ()
     notes_rounding: bool = False
+    experts: Experts | None = None
 
     @property
     def bytes_written(self) -> int:
@@ -224,7 +258,9 @@ class Plan:
 
     @property
     def bytes_read(self) -> int:
-        return sum(step.bytes_read for step in self.steps)
+        gates = self.experts.gates if self.experts else None
+        layers = gates.layers if gates else ()
+        return sum(step.bytes_read for step in self.steps) + sum(ref.nbytes for refs in layers for ref in refs.values())
 
     @property
     def n_parameters(self) -> int:
@@ -276,6 +312,17 @@ def _units(data: dict[str, Any]) -> Units:
     return Units(**{**data, "members": tuple(members)})
 
 
+def _experts(data: dict[str, Any] | None) -> Experts | None:
+    if data is None:
+        return None
+    gates = data["gates"]
+    if gates is None:
+        return Experts(**data)
+    layers = tuple({name: _ref(ref) for name, ref in layer.items()} for layer in gates["layers"])
+    values = {key: _tuples(value) for key, value in gates.items()}
+    return Experts(**{**data, "gates": Gates(**{**values, "embedding": _ref(gates["embedding"]), "layers": layers})})
+
+
 def _plan(data: dict[str, Any]) -> Plan:
     values = {key: _tuples(value) for key, value in data.items()}
     values["models"] = tuple(
@@ -285,6 +332,7 @@ def _plan(data: dict[str, Any]) -> Plan:
     values["steps"] = tuple(_step(step) for step in data["steps"])
     values["stages"] = tuple(_plan(stage) for stage in data["stages"])
     values["units"] = tuple(_units(units) for units in data["units"])
+    values["experts"] = _experts(data["experts"])
     values["shards"] = tuple(Shard(**shard) for shard in data["shards"])
     values["statistics_files"] = tuple(SourceFile(**file) for file in data["statistics_files"])
     values["side_files"] = tuple(SideFile(**file) for file in data["side_files"])

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from merge.checkpoint.decode import F32Array, apply_scales, to_float32
 from merge.checkpoint.permuted import Order, read_permuted
 from merge.checkpoint.strided import read_strided
-from merge.derive import Fill, Read, operation
+from merge.derive import FOUND, Fill, Read, operation
 from merge.dtypes import DTYPES
 from merge.errors import CheckpointError, SourceChanged
 from merge.plan import SourceFile, TensorRef
@@ -44,6 +44,7 @@ class SourceReader:
         self._descriptors: dict[str, int] = {}
         self._scales: OrderedDict[TensorRef, F32Array] = OrderedDict()
         self._orders: dict[TensorRef, Order] = {}
+        self._found: dict[str, F32Array] = {}
         self._lock = threading.Lock()
         self._seek_lock = threading.Lock()
         self._read_at = best_read(self._seek_lock)
@@ -99,6 +100,10 @@ class SourceReader:
             return
         if start < 0 or start + len(out) > ref.size:
             raise ValueError(f"{ref.name}: elements {start}..{start + len(out)} of {ref.size}")
+        if ref.derived.operation == FOUND:
+            first = start + ref.derived.parameters["start"]
+            out[:] = self._found[ref.derived.parameters["key"]][first : first + len(out)]
+            return
         with self._derive_lock:
             known = self._derived.get(id(ref))
             if known is None:
@@ -115,6 +120,10 @@ class SourceReader:
     def arrange(self, ref: TensorRef, order: Order) -> None:
         """Has a tensor that asks for it (`ref.units`) read in this order from now on."""
         self._orders[ref] = order
+
+    def supply(self, key: str, values: F32Array) -> None:
+        """Numbers (n,) that the run has found, for tensors that are made of them."""
+        self._found[key] = values
 
     def decode(self, ref: TensorRef, raw: npt.NDArray[np.generic], start: int, out: F32Array) -> None:
         """raw (n,), elements start.. as stored -> out (n,) float32: exact, then times the FP8 scales, if any.

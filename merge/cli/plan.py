@@ -13,7 +13,7 @@ from merge.cli.show import METHOD_FILE_HELP, STAGES_DIR_HELP, Size, console, mem
 from merge.cli.stack import pictures
 
 if TYPE_CHECKING:
-    from merge.plan import Plan, Step
+    from merge.plan import Experts, Plan, Step
 
 
 @click.command(
@@ -91,6 +91,7 @@ def totals_of(plan: Plan, out: Path, threads: int | None, max_ram: int | None, d
     needs = budget(plan, threads, max_ram, device)
     return {
         "parameters": plan.n_parameters,
+        **({"active_parameters": plan.experts.active} if plan.experts else {}),
         "bytes_read": plan.bytes_read,
         "bytes_written": plan.bytes_written,
         "peak_memory": needs.peak,
@@ -123,8 +124,9 @@ def show_plan(plan: Plan, totals: dict[str, int] | None, tensors: bool, heading:
 
     out = console()
     origin = f" ({printable(plan.method_origin)})" if plan.method_origin else ""
+    method = f"mixture of experts, {plan.experts.layout}" if plan.experts else plan.method
     out.print(
-        Text.assemble(heading, (printable(plan.name), "bold"), f": {plan.method}{origin}, seed {plan.seed}"),
+        Text.assemble(heading, (printable(plan.name), "bold"), f": {method}{origin}, seed {plan.seed}"),
         soft_wrap=True,
     )
     models = Table("model", "role", "files", "size", box=None, pad_edge=False)
@@ -150,6 +152,8 @@ def show_plan(plan: Plan, totals: dict[str, int] | None, tensors: bool, heading:
 def _show_totals(plan: Plan, totals: dict[str, int], out: Any) -> None:
     n_bytes = f"{size(totals['bytes_written'])} in {len(plan.shards)} file{'s' if len(plan.shards) > 1 else ''}"
     out.print(f"result   {len(plan.steps)} tensors, {totals['parameters']:,} parameters, {n_bytes}")
+    if plan.experts is not None:
+        out.print(f"experts  {_experts(plan.experts)}")
     out.print(f"reads    {size(totals['bytes_read'])} (tensor passes repeat from the page cache)")
     out.print(f"memory   at most {memory(totals['peak_memory'])} with {totals['threads']} threads")
     if "matrix_tensors" in totals:
@@ -159,6 +163,17 @@ def _show_totals(plan: Plan, totals: dict[str, int], out: Any) -> None:
     short = totals["disk_free"] < totals["bytes_written"]
     out.print(f"disk     {size(totals['bytes_written'])} needed, {size(totals['disk_free'])} free", end="")
     out.print("  not enough" if short else "", style="bold red")
+
+
+def _experts(experts: Experts) -> str:
+    """`8 in each of 32 layers, 2 for each token: 12,879,925,248 active parameters`"""
+    shared = " and a shared one" if experts.n_shared else ""
+    text = f"{experts.n_experts}{shared} in each of {experts.n_layers} layers, {experts.per_token} for each token: "
+    text += f"{experts.active:,} active parameters"
+    if experts.gates is None:
+        return text
+    prompts = [prompt for row in (*experts.gates.positive, *experts.gates.negative) for prompt in row]
+    return f"{text}; {len(prompts)} prompts of {sum(map(len, prompts)):,} tokens are run through the base first"
 
 
 def _duration(seconds: int) -> str:
@@ -301,7 +316,7 @@ def _by_layer(plan: Plan) -> Iterator[tuple[str, list[Step]]]:
 
 def _origin(plan: Plan, label: str, steps: list[Step]) -> tuple[str, int] | None:
     """(model, layer) that a layer of a stack is taken from; None outside the layers, and for merged layers."""
-    if label == "other" or any(len(step.inputs) > 1 for step in steps):
+    if label == "other" or any(len(step.inputs) > 1 for step in steps) or plan.experts is not None:
         return None
     number = next(part for part in steps[0].inputs[0].name.split(".") if part.isdecimal())
     return _short(plan, steps[0].models[0]), int(number)

@@ -29,7 +29,14 @@ OPERATIONS: dict[str, str] = {
     "token_rows": "merge.derive.token_rows",
     "stage": "merge.derive.stage",
     "rows": "merge.derive.rows",
+    "zeros": "merge.derive.zeros",
+    "random": "merge.derive.random",
+    "noisy": "merge.derive.noisy",
+    "reinitialised": "merge.derive.reinitialised",
+    "prompt_rows": "merge.derive.prompt_rows",
 }
+# A tensor whose numbers the run finds before its steps, and hands to the reader under its parameter `key`.
+FOUND = "found"
 
 
 class Operation(Protocol):
@@ -49,6 +56,6 @@ def operation(ref: TensorRef) -> Operation:
 
 def held_bytes(ref: TensorRef) -> int:
     """Bytes that reading a tensor takes besides its blocks, with all that it is derived from."""
-    if ref.derived is None:
+    if ref.derived is None or ref.derived.operation == FOUND:
         return 0
     return operation(ref).held_bytes(ref) + sum(held_bytes(each) for each in ref.derived.inputs)

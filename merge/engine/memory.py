@@ -23,6 +23,7 @@ from merge.plan import Plan, Step
 # Measured: python, numpy, numba with compiled kernels, the plan of a 1B model. With torch: `import torch` on top.
 INTERPRETER = 170 << 20
 TORCH = 330 << 20
+TRANSFORMERS = 480 << 20  # with torch, and the classes of one architecture
 CACHE = 384 << 20  # of all threads, unless --max-ram says less
 _SELECTION = (1 << 23) + (1 << 19)  # histograms for one model's threshold on one thread, see kernels/selection.py
 _RANKS = 20  # bytes for one element whose ranks are sorted, see kernels/sparsify.py
@@ -78,7 +79,7 @@ def predicted_peak(plan: Plan, threads: int, block_chunks: int, device: str = "c
             torch = max(torch, step.size * 4 * floats + decomposing + statistics_bytes(step))
         per_thread = max(per_thread, _block_bytes(step, block_chunks))
     working = (TORCH if torch else 0) + threads * (per_thread + torch)
-    return INTERPRETER + max(working, _align_bytes(plan))
+    return INTERPRETER + max(working, _align_bytes(plan), _gates_bytes(plan, threads))
 
 
 def matrix_cost(step: Step) -> tuple[float, int]:
@@ -114,6 +115,22 @@ def _align_bytes(plan: Plan) -> int:
         return 0
     costs = max(units.n_inner**2 + units.n_units**2 * (units.per_unit > 1) for units in plan.units)
     return _SCIPY + 8 * (costs + 6 * ALIGN_BLOCK + ALIGN_UNITS**2)
+
+
+def _gates_bytes(plan: Plan, threads: int) -> int:
+    """What running prompts takes, before the steps: transformers, a layer in float32, the states of all prompts."""
+    gates = plan.experts.gates if plan.experts else None
+    if gates is None:
+        return 0
+    tensors = [list(layer.values()) for layer in gates.layers]
+    layer = max(sum(ref.size for ref in refs) for refs in tensors)
+    widest = max((ref.shape[0] for refs in tensors for ref in refs if len(ref.shape) > 1), default=0)
+    prompts = [prompt for row in (*gates.positive, *gates.negative) for prompt in row]
+    longest = max(map(len, prompts), default=0)
+    # States of before and after a layer; what one prompt's MLP and attention hold on each thread.
+    states = 2 * sum(map(len, prompts)) * gates.embedding.shape[1]
+    passing = threads * longest * (6 * gates.embedding.shape[1] + 4 * widest + 64 * longest)
+    return TRANSFORMERS + 4 * (layer + states + passing)
 
 
 def _block_bytes(step: Step, block_chunks: int) -> int:

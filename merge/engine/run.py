@@ -17,6 +17,7 @@ from merge.engine import adapters, memory
 from merge.engine.align import align, summary
 from merge.engine.crew import Crew
 from merge.engine.executors import Context, check_method, executor, method_of
+from merge.engine.gates import find_gates
 from merge.engine.numbers import check_numbers
 from merge.engine.preflight import check_models
 from merge.engine.resume import still_good
@@ -82,6 +83,7 @@ def run_plan(
         context = Context(plan, reader, crew, directory, device, budget)
         tick = _ticker(context, progress)
         align(context, tick)
+        find_gates(context, tick)
         for each in streamed:
             check_models(Context(each, reader, crew, directory, device, budget))
         check_models(context)

@@ -45,6 +45,10 @@ def build_plan(
         RecipeError: with every problem there is.
         CheckpointError: if a model cannot be opened.
     """
+    if recipe.mixture is not None:
+        from merge.planners.mixture import build_mixture
+
+        return build_mixture(recipe, shard_bytes=shard_bytes)
     method = get_method(recipe.merge_method)
     assert method is not None, recipe.merge_method  # the recipe was checked against the registry
     if adapters_of(recipe.models, recipe.base_model):

@@ -7,8 +7,8 @@ references.py  directory, org/name@revision, model+adapter, the name of an earli
 pipeline.py    several documents, of which later ones use earlier ones: load_pipeline
 settings.py    scalars, gradients, conditions, held against the method's signature
 build.py       one function a level of the schema
+mixture.py     recipes with "experts": another schema
 check.py       what needs more than one place: models, base, required parameters
-not_yet.py     what is parsed and refused
 model.py       the dataclasses, and settings -> one number
 """
 
@@ -21,10 +21,10 @@ import yaml
 
 from merge.errors import Problem, RecipeError
 from merge.methods.registry import all_methods
-from merge.recipe import not_yet
 from merge.recipe.build import build
 from merge.recipe.check import check
-from merge.recipe.document import line_of, place, read_document, read_text
+from merge.recipe.document import read_document, read_text
+from merge.recipe.mixture import build_mixture, is_mixture
 from merge.recipe.model import (
     ALLOW,
     Conditional,
@@ -90,12 +90,12 @@ def parse_recipe(text: str, file: str | None = None) -> Recipe:
 
 def recipe_of(root: yaml.MappingNode, text: str, file: str | None, stages: StageNames | None = None) -> Recipe:
     """A document's tree -> Recipe; `stages`: what the other documents of its file are called."""
-    for key, _ in root.value:
-        if key.value in not_yet.MIXTURE_KEYS:
-            raise RecipeError(Problem(not_yet.MIXTURE, place(file, line_of(key))))
     reader = Reader(file, all_methods(), stages)
-    recipe = build(reader, root, text)
-    check(reader, recipe)
+    if is_mixture(root):
+        recipe = build_mixture(reader, root, text)
+    else:
+        recipe = build(reader, root, text)
+        check(reader, recipe)
     reader.raise_if_any()
     return recipe
 

@@ -39,14 +39,14 @@ def build(reader: Reader, root: yaml.MappingNode, text: str) -> Recipe:
         modules=modules,
         base_model=base,
         parameters=read_settings(reader, fields.get("parameters"), "parameters", "shared"),
-        dtype=_dtype(reader, fields.get("dtype"), "dtype"),
-        out_dtype=_dtype(reader, fields.get("out_dtype"), "out_dtype"),
+        dtype=read_dtype(reader, fields.get("dtype"), "dtype"),
+        out_dtype=read_dtype(reader, fields.get("out_dtype"), "out_dtype"),
         tokenizer_source=read_source(reader, fields, _listed(base, models, slices, modules)),
         tokenizer=read_tokenizer(reader, fields.get("tokenizer")),
         chat_template=read_template(reader, fields.get("chat_template")),
-        name=_name(reader, fields.get("name")),
+        name=read_name(reader, fields.get("name")),
         seed=reader.integer(fields.get("seed"), "seed", '"seed"', 0, MAX_SEED) or 0,
-        allow=_allow(reader, fields.get("allow")),
+        allow=read_allow(reader, fields.get("allow")),
         align=_align(reader, fields.get("align")),
         upscale=_upscale(reader, fields.get("upscale")),
         text=text,
@@ -249,7 +249,7 @@ def _upscale(reader: Reader, node: yaml.Node | None) -> Upscale | None:
     return Upscale(**numbers, zero_init=flag is not False)
 
 
-def _dtype(reader: Reader, node: yaml.Node | None, path: str) -> str | None:
+def read_dtype(reader: Reader, node: yaml.Node | None, path: str) -> str | None:
     """Any name torch or people use -> the safetensors name."""
     text = reader.text(node, path)
     if node is None or text is None:
@@ -270,7 +270,7 @@ def _listed(
     return tuple(model for model in (*bases, *(source.model for source in sources)) if model is not None)
 
 
-def _name(reader: Reader, node: yaml.Node | None) -> str | None:
+def read_name(reader: Reader, node: yaml.Node | None) -> str | None:
     """The default output directory is ./merged/NAME, so a name is one path component."""
     text = reader.text(node, "name")
     if node is None or text is None:
@@ -287,7 +287,7 @@ def _align(reader: Reader, node: yaml.Node | None) -> str | None:
     return text
 
 
-def _allow(reader: Reader, node: yaml.Node | None) -> tuple[str, ...]:
+def read_allow(reader: Reader, node: yaml.Node | None) -> tuple[str, ...]:
     if isinstance(node, yaml.ScalarNode):
         reader.problem(node, f'"allow" must be a list, for example [{next(iter(ALLOW))}], not {shown(node)}')
         return ()

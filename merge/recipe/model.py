@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from merge.recipe.mixture import Mixture
 
 Scalar = float | int | bool | str
 
@@ -119,6 +123,7 @@ class Recipe:
     allow: tuple[str, ...] = ()
     align: str | None = None  # "permutation"
     upscale: Upscale | None = None
+    mixture: Mixture | None = None  # of experts; `models` are then these, see merge/recipe/mixture.py
     text: str = ""
     file: str | None = None
     lines: Mapping[str, int] = field(default_factory=dict)  # "parameters.t" -> line, for messages of later stages

@@ -13,6 +13,13 @@ KEYS: dict[str, tuple[str, ...]] = {
         *("tokenizer_source", "tokenizer", "chat_template", "name", "seed", "allow", "align"),
         "upscale",
     ),
+    "mixture": (
+        *("base_model", "experts", "shared_experts", "gate_mode", "experts_per_token", "architecture", "attention"),
+        *("reinit", "dtype", "out_dtype", "name", "seed", "allow"),
+    ),
+    "expert": ("source_model", "positive_prompts", "negative_prompts", "noise_scale", "residual_scale"),
+    "attention": ("merge_method", "parameters"),
+    "reinit": ("ratio",),
     "model": ("model", "parameters", "statistics"),
     "slice": ("sources", "merge_method", "base_model", "parameters"),
     "source": ("model", "layer_range", "parameters", "statistics"),
@@ -25,8 +32,16 @@ KEYS: dict[str, tuple[str, ...]] = {
     "reference": ("model", "lora", "override_architecture"),
     "model path": ("path", "revision"),
 }
+# Keys of mergekit's schema that do nothing there: refused with the reason, not as unknown.
+REFUSED: dict[str, dict[str, str]] = {
+    "slice": {"residual_weight": "residual_weight has no effect in mergekit and none here; remove it"},
+}
 LEVELS = {
     "recipe": "the recipe",
+    "mixture": "the recipe",
+    "expert": 'an entry of "experts"',
+    "attention": '"attention"',
+    "reinit": '"reinit"',
     "model": 'an entry of "models"',
     "slice": 'an entry of "slices"',
     "source": 'an entry of "sources"',

@@ -14,7 +14,7 @@ import yaml
 
 from merge.errors import Problem, RecipeError
 from merge.methods.registry import Method
-from merge.recipe import names, not_yet
+from merge.recipe import names
 from merge.recipe.document import line_of, place
 from merge.recipe.model import ModelRef
 from merge.recipe.references import StageNames, parse_model_path, parse_reference
@@ -74,9 +74,9 @@ class Reader:
         known = names.KEYS[level]
         values = {}
         for key, key_node, value in self.pairs(node, path, names.LEVELS[level]):
-            if key in not_yet.KEYS.get(level, {}):
+            if key in names.REFUSED.get(level, {}):
                 if value.tag != NULL:
-                    self.problem(key_node, not_yet.KEYS[level][key])
+                    self.problem(key_node, names.REFUSED[level][key])
             elif key not in known:
                 self.problem(key_node, names.unknown_key(key, level, self.method))
             elif value.tag != NULL:

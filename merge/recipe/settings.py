@@ -128,7 +128,7 @@ def _scalar(reader: Reader, node: yaml.ScalarNode, key: str, parameter: Paramete
 def _typed(node: yaml.ScalarNode, parameter: Parameter | None) -> tuple[Scalar | None, str]:
     """(the value in the parameter's type, or None; what was expected)"""
     if parameter is None:  # the method is unknown, which is a problem already; only NaN is looked for
-        number = _number(node)
+        number = as_number(node)
         return str(node.value) if number is None else number, "a value"
     if parameter.choices:
         return _choice(node, parameter), one_of([_word(choice) for choice in parameter.choices])
@@ -137,11 +137,11 @@ def _typed(node: yaml.ScalarNode, parameter: Parameter | None) -> tuple[Scalar |
     if parameter.kind is int:
         return _whole(node), "a whole number"
     if parameter.kind is float:
-        return _number(node), "a number"
+        return as_number(node), "a number"
     return str(node.value) if node.tag.endswith(":str") else None, "a text"
 
 
-def _number(node: yaml.ScalarNode) -> float | None:
+def as_number(node: yaml.ScalarNode) -> float | None:
     """A number as float; also where YAML 1.1 sees a text, as in 1e-3 and "0.5"."""
     kind = node.tag.rpartition(":")[2]
     if kind == "str":
@@ -159,13 +159,13 @@ def _number(node: yaml.ScalarNode) -> float | None:
 
 
 def _whole(node: yaml.ScalarNode) -> int | None:
-    number = _number(node)
+    number = as_number(node)
     return None if number is None or not math.isfinite(number) or number != int(number) else int(number)
 
 
 def boolean(node: yaml.ScalarNode) -> bool | None:
     """true, false and their YAML 1.1 spellings, quoted or not; 1 and 0."""
-    number = _number(node)
+    number = as_number(node)
     if number is not None:
         return bool(number) if number in (0, 1) else None
     return _BOOLEANS.get(node.value.lower())

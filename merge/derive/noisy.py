@@ -1,0 +1,29 @@
+"""A tensor with normal noise of standard deviation `scale` added; the noise is a function of `key` and the index."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from merge.derive import F32, Fill, Read
+from merge.kernels.random import fill_normal, split_key
+from merge.plan import TensorRef
+
+
+def prepare(ref: TensorRef, read: Read) -> Fill:
+    assert ref.derived is not None
+    (source,) = ref.derived.inputs
+    keys, scale = split_key(ref.derived.parameters["key"]), float(ref.derived.parameters["scale"])
+
+    def fill(start: int, out: F32) -> None:
+        noise = np.empty(len(out), np.float32)
+        fill_normal(start, *keys, scale, noise)
+        read(source, start, out)
+        out += noise
+
+    return fill
+
+
+def held_bytes(ref: TensorRef) -> int:
+    from merge.chunks import Chunks
+
+    return 4 * min(ref.size, Chunks.of(ref.shape).length)

@@ -1,0 +1,146 @@
+"""The router of a mixture of experts: one row for each expert in each layer, from prompts, random, or zero.
+
+gate_mode as mergekit has it: hidden, hidden_avg, cheap_embed, random (normal), uniform_random (as torch begins a linear
+layer); and zero, with which all experts have the same score until the router is trained.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from typing import Any
+
+import xxhash
+
+from merge.derive import FOUND
+from merge.errors import CheckpointError, Problem
+from merge.plan import Derived, Gates, TensorRef
+from merge.planners.inputs import Input
+from merge.planners.moe_layouts import MoeLayout
+from merge.recipe.mixture import PROMPTED, Expert, Mixture
+from merge.recipe.model import Recipe
+
+Tokens = tuple[tuple[int, ...], ...]  # of each prompt
+
+
+def random_key(seed: int, what: str, expert: int) -> int:
+    """64 bits that name the random numbers of one thing in one expert."""
+    return xxhash.xxh3_64_intdigest(f"{seed}\0{what}\0{expert}".encode())
+
+
+class Router:
+    """Makes the tensors that a layer's gates are read from; `gates` is what the run has to find for them first."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        mixture: Mixture,
+        base: Input,
+        layout: MoeLayout,
+        n_layers: int,
+        problems: list[Problem],
+    ) -> None:
+        self._seed, self._mode, self._n = recipe.seed, mixture.gate_mode, len(mixture.experts)
+        self._embedding = base.tensors["model.embed_tokens.weight"]
+        self._hidden = self._embedding.shape[1]
+        self.gates: Gates | None = None
+        self._rows: list[tuple[Tokens, Tokens]] = []
+        if self._mode not in PROMPTED:
+            return
+        experts: list[Expert] = [*mixture.experts]
+        if layout.shared_gate:
+            experts.append(mixture.shared[0] if mixture.shared else Expert())
+        prompts = _Prompts(base, self._embedding.shape[0], problems)
+        self._rows = [
+            (prompts.tokens(expert, expert.positive, recipe), prompts.tokens(expert, expert.negative, recipe))
+            for expert in experts
+        ]
+        if self._mode != "cheap_embed":
+            stack = base.main
+            assert stack is not None
+            layers: list[dict[str, TensorRef]] = [{} for _ in range(n_layers)]
+            for name, ref in base.tensors.items():
+                place = stack.layer(name)
+                # The last layer's output feeds no router.
+                if place is not None and place[0] < n_layers - 1 and not name.endswith("inv_freq"):
+                    layers[place[0]][place[1]] = ref
+            self.gates = Gates(
+                model=0,
+                average=self._mode == "hidden_avg",
+                embedding=self._embedding,
+                layers=tuple(layers),
+                positive=tuple(positive for positive, _ in self._rows),
+                negative=tuple(negative for _, negative in self._rows),
+            )
+
+    def gate(self, name: str, layer: int, dtype: str) -> TensorRef:
+        """(experts, hidden)"""
+        return self._made(name, layer, dtype, 0, self._n)
+
+    def shared_gate(self, name: str, layer: int, dtype: str) -> TensorRef:
+        """(1, hidden)"""
+        return self._made(name, layer, dtype, self._n, 1)
+
+    def _made(self, name: str, layer: int, dtype: str, first: int, n: int) -> TensorRef:
+        """Rows first .. first + n of a layer's router."""
+        made = self._derived(name, layer, first, n)
+        return TensorRef("", f"{name} ({self._mode})", dtype, (n, self._hidden), 0, derived=made)
+
+    def _derived(self, name: str, layer: int, first: int, n: int) -> Derived:
+        if self._mode == "zero":
+            return Derived("zeros", ())
+        if self._mode in ("random", "uniform_random"):
+            normal = self._mode == "random"
+            parameters: dict[str, Any] = {
+                "key": random_key(self._seed, name, 0),
+                "distribution": "normal" if normal else "uniform",
+                "scale": 1.0 if normal else 1.0 / math.sqrt(self._hidden),
+            }
+            return Derived("random", (), parameters)
+        if self._mode == "cheap_embed":
+            rows = tuple((_counts(positive), _counts(negative)) for positive, negative in self._rows[first : first + n])
+            return Derived("prompt_rows", (self._embedding,), {"rows": rows})
+        return Derived(FOUND, (), {"key": gate_key(layer), "start": first * self._hidden})
+
+
+def gate_key(layer: int) -> str:
+    """Under which the run keeps what it found for a layer's router."""
+    return f"gates {layer}"
+
+
+def _counts(prompts: Tokens) -> tuple[tuple[int, int], ...]:
+    return tuple(sorted(Counter(token for prompt in prompts for token in prompt).items()))
+
+
+class _Prompts:
+    """Texts -> tokens of the base's tokenizer, with its first token before each and no other special ones."""
+
+    def __init__(self, base: Input, vocabulary: int, problems: list[Problem]) -> None:
+        self._base, self._vocabulary, self._problems = base, vocabulary, problems
+        self._tokenizer = _tokenizer(base.checkpoint.path)
+
+    def tokens(self, expert: Expert, prompts: tuple[str, ...], recipe: Recipe) -> Tokens:
+        found = []
+        begin = self._tokenizer.bos_token or ""
+        for prompt in prompts:
+            tokens = self._tokenizer(begin + prompt, add_special_tokens=False, verbose=False)["input_ids"]
+            where = f"{recipe.file}:{expert.line}" if recipe.file else f"line {expert.line}"
+            name = self._base.ref.text
+            if not tokens:
+                self._problems.append(Problem(f"the prompt {prompt!r:.40} has no token in {name}'s tokenizer.", where))
+            elif max(tokens) >= self._vocabulary:
+                message = f"{name}'s tokenizer has token {max(tokens)}, its embedding {self._vocabulary} rows."
+                self._problems.append(Problem(message, where, "The tokenizer's files are of another model?"))
+            else:
+                found.append(tuple(tokens))
+        return tuple(found)
+
+
+def _tokenizer(path: str) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(path, local_files_only=True)
+    except Exception as error:  # tokenizers raises bare ones
+        cause = str(error).strip().partition("\n")[0][:200]
+        raise CheckpointError(f"{path}: its tokenizer cannot be loaded, and prompts need it ({cause}).") from error

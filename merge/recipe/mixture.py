@@ -1,0 +1,268 @@
+"""A mixture of experts, in mergekit-moe's schema, with attention, reinit, name, seed, allow and out_dtype of our own.
+
+The models of a mixture are a Recipe's `base_model` and `models`: first the experts, then the shared experts, in the
+order written. Its `merge_method` is what everything outside the experts' MLPs goes through: passthrough of the base
+alone, or a merge of the experts. Mixture holds what is left.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import yaml
+
+from merge.recipe import names
+from merge.recipe.build import MAX_SEED, read_allow, read_dtype, read_name
+from merge.recipe.document import line_of
+from merge.recipe.model import Recipe, Source
+from merge.recipe.reader import UNREADABLE, Reader, join, shown
+from merge.recipe.settings import as_number, read_settings
+
+# What tells this schema from the other one.
+KEYS = ("experts", "shared_experts", "gate_mode", "experts_per_token")
+
+GATE_MODES = ("hidden", "hidden_avg", "cheap_embed", "random", "uniform_random", "zero")
+PROMPTED = GATE_MODES[:3]  # modes that make the router from prompts
+# What a recipe may write after `architecture:` -> the layout; "qwen" is settled by the models.
+ARCHITECTURES = {
+    "mixtral": "mixtral",
+    "qwen": "qwen",
+    "qwen moe": "qwen",
+    "qwen2": "qwen2_moe",
+    "qwen2_moe": "qwen2_moe",
+    "qwen3": "qwen3_moe",
+    "qwen3 moe": "qwen3_moe",
+    "qwen3_moe": "qwen3_moe",
+    "deepseek": "deepseek",
+    "deepseek moe": "deepseek",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Expert:
+    """How one expert's MLP is made of its model's, and what the router should send to it.
+
+    Attributes:
+        positive, negative: prompts whose hidden states make the router's row, the second kind subtracted.
+        noise_scale: standard deviation of normal noise that is added to its weights.
+        residual_scale: factor of what it adds to the residual stream, multiplied into its last matrix.
+    """
+
+    positive: tuple[str, ...] = ()
+    negative: tuple[str, ...] = ()
+    noise_scale: float = 0.0
+    residual_scale: float = 1.0
+    line: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Mixture:
+    """`experts` and `shared` belong to Recipe.models in this order; `reinit`: share of neurons that are drawn anew."""
+
+    experts: tuple[Expert, ...]
+    shared: tuple[Expert, ...] = ()
+    gate_mode: str = "hidden"
+    experts_per_token: int = 2
+    architecture: str | None = None
+    reinit: float = 0.0
+
+
+def is_mixture(root: yaml.MappingNode) -> bool:
+    return any(key.value in KEYS for key, _ in root.value)
+
+
+def build_mixture(reader: Reader, root: yaml.MappingNode, text: str) -> Recipe:
+    """Reads the recipe; what is wrong goes to the reader."""
+    fields = reader.mapping(root, "", "mixture")
+    if "base_model" not in fields:
+        reader.problem(root, 'a mixture needs "base_model", whose attention, norms and embeddings it gets')
+    base = reader.reference(fields.get("base_model"), "base_model")
+    experts = _experts(reader, fields.get("experts"), "experts")
+    shared = _experts(reader, fields.get("shared_experts"), "shared_experts")
+    sources = (*(source for source, _ in experts), *(source for source, _ in shared))
+    for i in range(len(sources)):
+        place = f"experts.{i}" if i < len(experts) else f"shared_experts.{i - len(experts)}"
+        reader.lines[f"models.{i}.model"] = reader.line(f"{place}.source_model")
+    mixture = Mixture(
+        experts=tuple(expert for _, expert in experts),
+        shared=tuple(expert for _, expert in shared),
+        gate_mode=_gate_mode(reader, fields.get("gate_mode")),
+        experts_per_token=_per_token(reader, fields.get("experts_per_token"), len(experts)),
+        architecture=_architecture(reader, fields.get("architecture")),
+        reinit=_reinit(reader, fields.get("reinit")),
+    )
+    if not experts and "experts" not in reader.broken:
+        message = 'a mixture needs "experts", a list of {source_model, positive_prompts}'
+        reader.problem(reader.line("experts"), message)
+    elif mixture.gate_mode in PROMPTED:
+        _check_prompts(reader, mixture)
+    recipe = Recipe(
+        merge_method="passthrough",
+        models=sources,
+        base_model=base,
+        dtype=read_dtype(reader, fields.get("dtype"), "dtype"),
+        out_dtype=read_dtype(reader, fields.get("out_dtype"), "out_dtype"),
+        name=read_name(reader, fields.get("name")),
+        seed=reader.integer(fields.get("seed"), "seed", '"seed"', 0, MAX_SEED) or 0,
+        allow=read_allow(reader, fields.get("allow")),
+        text=text,
+        file=reader.file,
+        lines=reader.lines,
+        mixture=mixture,
+    )
+    return _with_attention(reader, fields.get("attention"), recipe)
+
+
+def _experts(reader: Reader, node: yaml.Node | None, path: str) -> list[tuple[Source, Expert]]:
+    return [_expert(reader, item, join(path, str(i))) for i, item in enumerate(reader.items(node, path, path))]
+
+
+def _expert(reader: Reader, node: yaml.Node, path: str) -> tuple[Source, Expert]:
+    fields = reader.mapping(node, path, "expert")
+    if "source_model" not in fields and path not in reader.broken:
+        reader.problem(node, f'{names.LEVELS["expert"]} needs the key "source_model"', path)
+    model = reader.reference(fields.get("source_model"), join(path, "source_model")) or UNREADABLE
+    line = line_of(node)
+    expert = Expert(
+        positive=_prompts(reader, fields.get("positive_prompts"), join(path, "positive_prompts")),
+        negative=_prompts(reader, fields.get("negative_prompts"), join(path, "negative_prompts")),
+        noise_scale=_number(reader, fields.get("noise_scale"), "noise_scale", 0.0, low=0.0),
+        residual_scale=_number(reader, fields.get("residual_scale"), "residual_scale", 1.0),
+        line=line,
+    )
+    return Source(model, line=line), expert
+
+
+def _prompts(reader: Reader, node: yaml.Node | None, path: str) -> tuple[str, ...]:
+    key = path.rpartition(".")[2]
+    found = []
+    for item in reader.items(node, path, key):
+        if isinstance(item, yaml.ScalarNode) and item.tag.endswith(":str") and item.value:
+            found.append(str(item.value))
+            continue
+        hint = f'; quote it: "{item.value}"' if isinstance(item, yaml.ScalarNode) and item.value else ""
+        reader.problem(item, f'an entry of "{key}" must be a text, not {shown(item)}{hint}', path)
+    return tuple(found)
+
+
+def _number(
+    reader: Reader, node: yaml.Node | None, key: str, default: float, low: float = -1e30, high: float = 1e30
+) -> float:
+    """A finite number; `default` where there is none, and where it is wrong."""
+    if node is None:
+        return default
+    value = as_number(node) if isinstance(node, yaml.ScalarNode) else None
+    if value is not None and low <= value <= high:
+        return value
+    span = "" if low < -1e29 else f" of at least {low:g}" if high > 1e29 else f" between {low:g} and {high:g}"
+    reader.problem(node, f'"{key}" must be a number{span}, not {shown(node)}')
+    return default
+
+
+def _word(reader: Reader, node: yaml.Node | None, key: str, known: tuple[str, ...]) -> str | None:
+    text = reader.text(node, key)
+    if text is None or text.lower() in known:
+        return None if text is None else text.lower()
+    assert node is not None
+    reader.problem(node, f'unknown {key} "{text}"; {names.suggest(text, known)}', key)
+    return None
+
+
+def _gate_mode(reader: Reader, node: yaml.Node | None) -> str:
+    return _word(reader, node, "gate_mode", GATE_MODES) or ("zero" if "gate_mode" in reader.broken else "hidden")
+
+
+def _architecture(reader: Reader, node: yaml.Node | None) -> str | None:
+    word = _word(reader, node, "architecture", tuple(ARCHITECTURES))
+    return None if word is None else ARCHITECTURES[word]
+
+
+def _per_token(reader: Reader, node: yaml.Node | None, n_experts: int) -> int:
+    value = reader.integer(node, "experts_per_token", '"experts_per_token"', 1)
+    if value is None and node is not None:
+        return 1
+    chosen = 2 if value is None else value
+    if 0 < n_experts < chosen:
+        there = "1 expert is" if n_experts == 1 else f"{n_experts} experts are"
+        reader.problem(
+            reader.line("experts_per_token" if node is not None else "experts"),
+            f'"experts_per_token" is {chosen}{"" if node is not None else " by default"}, and only {there} listed',
+        )
+    return chosen
+
+
+def _reinit(reader: Reader, node: yaml.Node | None) -> float:
+    if node is None:
+        return 0.0
+    fields = reader.mapping(node, "reinit", "reinit")
+    if "ratio" not in fields and "reinit" not in reader.broken:
+        reader.problem(node, '"reinit" needs the key "ratio": the share of neurons that are drawn anew')
+    return _number(reader, fields.get("ratio"), "ratio", 0.0, 0.0, 1.0)
+
+
+def _check_prompts(reader: Reader, mixture: Mixture) -> None:
+    mode = mixture.gate_mode
+    for i, expert in enumerate(mixture.experts):
+        path = f"experts.{i}"
+        if not expert.positive and not reader.broken.intersection((path, f"{path}.positive_prompts")):
+            message = (
+                f'gate_mode "{mode}" needs "positive_prompts" for each expert: texts like those it should get; '
+                "without any, gate_mode random or zero makes a router to be trained"
+            )
+            reader.problem(expert.line, message)
+    for key, experts in (("experts", mixture.experts), ("shared_experts", mixture.shared)):
+        for i, expert in enumerate(experts):
+            if expert.negative and not expert.positive and key == "shared_experts":
+                reader.problem(expert.line, '"negative_prompts" need "positive_prompts" beside them')
+            if expert.positive and expert.positive == expert.negative:
+                message = "its positive and negative prompts are the same, so nothing is left for the router"
+                reader.problem(reader.line(f"{key}.{i}"), message)
+    prompts = [(expert.positive, expert.negative) for expert in mixture.experts]
+    if len(prompts) > 1 and prompts[0][0] and all(each == prompts[0] for each in prompts):
+        message = "all experts have the same prompts, so the router cannot tell them apart"
+        reader.problem(reader.line("experts"), message)
+
+
+def _with_attention(reader: Reader, node: yaml.Node | None, recipe: Recipe) -> Recipe:
+    """`attention`: base; or average, or {merge_method, parameters}, over the experts (Branch-Train-MiX)."""
+    if node is None:
+        return recipe
+    fields: dict[str, yaml.Node] = {}
+    name: str | None
+    if isinstance(node, yaml.MappingNode):
+        fields = reader.mapping(node, "attention", "attention")
+        name = reader.text(fields.get("merge_method"), "attention.merge_method")
+        if "merge_method" not in fields:
+            reader.problem(node, '"attention" needs the key "merge_method"', "attention")
+    else:
+        word = _word(reader, node, "attention", ("base", "average"))
+        if word in (None, "base"):
+            return recipe
+        name = "linear"
+    if name is None:
+        return recipe
+    method = reader.method = reader.methods.get(name)
+    if method is None:
+        reader.problem(fields["merge_method"], names.unknown_method(name, reader.methods))
+        return recipe
+    parameters = dict(read_settings(reader, fields.get("parameters"), "parameters", "shared"))
+    weight = method.parameter("weight")
+    if weight is not None and weight.required and "parameters.weight" not in reader.lines:
+        parameters["weight"] = 1.0
+    for parameter in method.parameters:
+        written = f"parameters.{parameter.name}" in reader.lines
+        if parameter.required and parameter.name not in parameters and not written:
+            message = f'{name} needs the parameter "{parameter.name}": write it under "parameters" of "attention"'
+            reader.problem(node, message)
+    if method.statistics is not None:
+        reader.problem(node, f'{name} needs statistics of each model, which "attention" cannot name')
+    assert recipe.mixture is not None
+    experts = recipe.models[: len(recipe.mixture.experts)]
+    fewest, most = method.n_models
+    n = sum(not method.base_apart or source.model != recipe.base_model for source in experts)
+    if n < fewest or (most is not None and n > most):
+        takes = f"exactly {fewest}" if fewest == most else f"at least {fewest}" if n < fewest else f"at most {most}"
+        besides = " besides the base" if method.base_apart else ""
+        reader.problem(node, f"{name} merges {takes} models{besides}, and {n} experts are listed")
+    return dataclasses.replace(recipe, merge_method=name, parameters=parameters)
