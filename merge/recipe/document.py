@@ -55,8 +55,14 @@ def read_text(path: Path) -> str:
         raise RecipeError(Problem(message, place(str(path), line))) from error
 
 
-def read_document(text: str, file: str | None) -> yaml.MappingNode:
-    """Composes the only document of `text`.
+def read_document(
+    text: str,
+    file: str | None,
+    what: str = "recipe",
+    begins: str = "merge_method: linear",
+    needs: str = "merge_method and models",
+) -> yaml.MappingNode:
+    """Composes the only document of `text`; `what`, `begins` and `needs` are for messages about other files.
 
     Raises:
         RecipeError: not text, not YAML, empty, not a mapping, several documents, too large, too deep, too many aliases.
@@ -73,10 +79,10 @@ def read_document(text: str, file: str | None) -> yaml.MappingNode:
     except yaml.MarkedYAMLError as error:
         raise _syntax_error(error, text, file) from error
     if root is None:
-        raise RecipeError(Problem("the recipe is empty; it needs at least merge_method and models", place(file, None)))
+        raise RecipeError(Problem(f"the {what} is empty; it needs at least {needs}", place(file, None)))
     _check_tree(root, file)
     if not isinstance(root, yaml.MappingNode):
-        message = 'the recipe is not a mapping of keys to values; it begins with lines such as "merge_method: linear"'
+        message = f'the {what} is not a mapping of keys to values; it begins with lines such as "{begins}"'
         raise RecipeError(Problem(message, place(file, line_of(root))))
     return root
 
