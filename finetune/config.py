@@ -165,8 +165,11 @@ def _ranged(place: _Place, node: yaml.Node, path: str, key: Key) -> Any:
     )
     if good:
         return value
-    limits = [f"at least {key.low:g}"] * (key.low is not None) + [f"above {key.above:g}"] * (key.above is not None)
-    limits += [f"at most {key.high:g}"] * (key.high is not None)
+    limits = [
+        f"{word} {limit:g}"
+        for word, limit in (("at least", key.low), ("above", key.above), ("at most", key.high))
+        if limit is not None
+    ]
     span = f" {' and '.join(limits)}" if limits else ""
     whole = "whole number" if key.kind == "int" else "number"
     place.problem(node, f'"{path}" must be a {whole}{span}, not {shown(node)}')

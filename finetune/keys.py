@@ -40,7 +40,6 @@ class Key:
     above: float | None = None
     only: tuple[str, ...] = ()
     group: str = ""
-    hidden: bool = False  # not written in a config by hand
 
 
 def key(default: Any, kind: str, help: str, **more: Any) -> Any:

@@ -76,6 +76,11 @@ def load_model(base: Base, config: Config, model_class: str, device: str) -> Any
         )
     except ERRORS as error:
         raise CheckpointError(f"{base.path}: transformers cannot load it as {model_class} ({_line(error)}).") from error
+    for module in model.modules():
+        # bitsandbytes would lay 4-bit weights out anew for AVX-512 at the first evaluation, for good, and its product
+        # with that layout has no gradient: training would go on without most of it.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
     rows = model.get_input_embeddings().weight.shape[0]
     if len(base.tokenizer) > rows:
         if not config.new_tokens and not config.adapter:

@@ -182,6 +182,7 @@ class _Progress(TrainerCallback):  # type: ignore[misc]
         self._progress = progress
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        control.should_log |= state.global_step >= state.max_steps
         if state.is_world_process_zero:
             self._progress(state.global_step, state.max_steps, {})
 
