@@ -57,6 +57,18 @@ def read_text(path: Path) -> str:
 
 
 @dataclass(frozen=True, slots=True)
+class Kind:
+    """What a file is, for messages: its name, a line it may begin with, and the keys it needs."""
+
+    what: str
+    begins: str
+    needs: str
+
+
+RECIPE = Kind("recipe", "merge_method: linear", "merge_method and models")
+
+
+@dataclass(frozen=True, slots=True)
 class Document:
     """One YAML document of a file: its tree, its text without the line "---", and the line that it begins on."""
 
@@ -65,7 +77,7 @@ class Document:
     line: int
 
 
-def read_document(text: str, file: str | None) -> yaml.MappingNode:
+def read_document(text: str, file: str | None, kind: Kind = RECIPE) -> yaml.MappingNode:
     """Composes the only document of `text`.
 
     Raises:
@@ -75,22 +87,25 @@ def read_document(text: str, file: str | None) -> yaml.MappingNode:
     starts = _document_lines(text, file)
     if len(starts) > 1:
         message = "a second document starts here: this is a pipeline, which load_pipeline and parse_pipeline read"
+        if kind is not RECIPE:
+            message = f"a second document starts here; a {kind.what} is one document"
         raise RecipeError(Problem(message, place(file, starts[1])))
-    for document in _documents(text, file, starts):
+    for document in _documents(text, file, starts, kind):
         return document.root
-    raise RecipeError(Problem(_EMPTY, place(file, None)))
+    raise _empty(file, kind)
 
 
 def read_documents(text: str, file: str | None) -> list[Document]:
     """Composes every document of `text`; raises RecipeError as `read_document`, and for an empty one among several."""
     _check_text(text, file)
-    documents = list(_documents(text, file, _document_lines(text, file)))
+    documents = list(_documents(text, file, _document_lines(text, file), RECIPE))
     if not documents:
-        raise RecipeError(Problem(_EMPTY, place(file, None)))
+        raise _empty(file, RECIPE)
     return documents
 
 
-_EMPTY = "the recipe is empty; it needs at least merge_method and models"
+def _empty(file: str | None, kind: Kind) -> RecipeError:
+    return RecipeError(Problem(f"the {kind.what} is empty; it needs at least {kind.needs}", place(file, None)))
 
 
 def _check_text(text: str, file: str | None) -> None:
@@ -102,14 +117,14 @@ def _check_text(text: str, file: str | None) -> None:
         raise RecipeError(Problem(message, place(file, line)))
 
 
-def _documents(text: str, file: str | None, starts: list[int]) -> Iterator[Document]:
+def _documents(text: str, file: str | None, starts: list[int], kind: Kind) -> Iterator[Document]:
     lines = text.splitlines(keepends=True)
     try:
         for number, root in enumerate(yaml.compose_all(text, Loader=_Loader)):
             _check_tree(root, file)
             first, end = starts[number], (starts[number + 1] if number + 1 < len(starts) else len(lines) + 1)
             if not isinstance(root, yaml.MappingNode):
-                raise RecipeError(_not_a_mapping(root, number, first if len(starts) > 1 else None, file))
+                raise RecipeError(_not_a_mapping(root, number, first if len(starts) > 1 else None, file, kind))
             dashes = lines[first - 1].startswith("---") and not lines[first - 1][3:].partition("#")[0].strip()
             own = lines[first if dashes else first - 1 : end - 1] if number else lines[: end - 1]
             yield Document(root, "".join(own), first)
@@ -117,12 +132,12 @@ def _documents(text: str, file: str | None, starts: list[int]) -> Iterator[Docum
         raise _syntax_error(error, text, file) from error
 
 
-def _not_a_mapping(root: yaml.Node, number: int, line: int | None, file: str | None) -> Problem:
+def _not_a_mapping(root: yaml.Node, number: int, line: int | None, file: str | None, kind: Kind) -> Problem:
     """line: of the document, where it is one of several"""
     if line is not None and isinstance(root, yaml.ScalarNode) and not root.value:
         return Problem(f"document {number + 1} is empty; remove its line of dashes", place(file, line))
-    what = "the recipe" if line is None else f"document {number + 1}"
-    message = f'{what} is not a mapping of keys to values; it begins with lines such as "merge_method: linear"'
+    what = f"the {kind.what}" if line is None else f"document {number + 1}"
+    message = f'{what} is not a mapping of keys to values; it begins with lines such as "{kind.begins}"'
     return Problem(message, place(file, line or line_of(root)))
 
 

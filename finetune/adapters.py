@@ -1,0 +1,76 @@
+"""Going on from an adapter: what it is, what it was trained on, and putting it into its base again, to be trained."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from finetune import bottleneck
+from finetune.config import from_record
+from finetune.keys import Config
+from finetune.record import MANIFEST
+from merge.errors import CheckpointError, UsageError
+
+_PEFT = "adapter_config.json"
+_TYPES = {"LORA": "lora", "IA3": "ia3", "PROMPT_TUNING": "prompt", "PREFIX_TUNING": "prefix"}
+
+
+def adapter_defaults(folder: Path) -> dict[str, Any]:
+    """Keys of a config as this adapter was trained, as far as its record says; its kind and base in any case.
+
+    Raises:
+        CheckpointError: not an adapter, or one that cannot be gone on with.
+    """
+    kept: dict[str, Any] = {}
+    if (folder / MANIFEST).is_file():
+        kept = from_record(_json(folder / MANIFEST).get("config", {}))
+    for name in ("out", "adapter", "new_tokens"):
+        kept.pop(name, None)
+    return {**kept, **_what_it_is(folder, kept.get("train")), "adapter": str(folder)}
+
+
+def _what_it_is(folder: Path, trained_as: str | None) -> dict[str, Any]:
+    if (folder / bottleneck.CONFIG).is_file():
+        return {"train": "bottleneck", "model": _json(folder / bottleneck.CONFIG).get("base_model_name_or_path", "")}
+    if not (folder / _PEFT).is_file():
+        raise CheckpointError(f"{folder}: not an adapter: there is neither {_PEFT} nor {bottleneck.CONFIG}.")
+    settings = _json(folder / _PEFT)
+    kind = _TYPES.get(str(settings.get("peft_type")))
+    if kind is None or settings.get("prefix_projection"):
+        what = "a prefix with projection" if kind else str(settings.get("peft_type"))
+        raise CheckpointError(
+            f"{folder}: {what} cannot be gone on with: its file holds what it computes, not what was trained, or it is "
+            f"of a kind not known here. These can: {', '.join(_TYPES.values())}, bottleneck."
+        )
+    if kind == "lora" and trained_as == "qlora":
+        kind = "qlora"
+    return {"train": kind, "model": settings.get("base_model_name_or_path") or ""}
+
+
+def put_adapter(model: Any, config: Config) -> Any:
+    """The base with the adapter in it, only the adapter trained."""
+    folder = Path(config.adapter or "")
+    if config.train == "bottleneck":
+        return bottleneck.load_bottlenecks(model, folder)
+    from peft import PeftModel, prepare_model_for_kbit_training
+
+    if config.train == "qlora":
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    try:
+        return PeftModel.from_pretrained(model, str(folder), is_trainable=True)
+    except (RuntimeError, ValueError, KeyError, OSError) as error:
+        line = str(error).strip().partition("\n")[0][:200]
+        raise UsageError(
+            f"{folder}: does not fit {config.model}: {line} Give the base it was trained on: --model."
+        ) from error
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: cannot be read as JSON ({error}).") from None
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path}: expected an object.")
+    return value

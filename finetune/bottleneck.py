@@ -1,0 +1,112 @@
+"""Bottleneck adapters: a small two-layer network after the attention and after the MLP of every layer.
+
+Source: Houlsby et al. 2019, "Parameter-Efficient Transfer Learning for NLP" (arXiv:1902.00751), section 2.1:
+y = f(x) + W_up g(W_down f(x) + b_down) + b_up, before the residual sum. Deviations: g is GELU; W_up and b_up start at
+exactly zero (the paper: near zero), so that the model starts as the base; layer norms stay frozen.
+
+An adapter is a submodule of the linear layer it follows, so the base's parameters keep their names. Saved are the
+adapters alone: bottleneck.safetensors and bottleneck_config.json.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from merge.errors import CheckpointError, UsageError
+
+CONFIG, WEIGHTS = "bottleneck_config.json", "bottleneck.safetensors"
+NAME = "bottleneck"
+# The last linear layer of attention and of the MLP, as architectures call them: Llama and its kin, GPT-NeoX and Falcon,
+# OPT, GPT-2, BERT.
+TARGETS = (
+    *("self_attn.o_proj", "mlp.down_proj", "attention.dense", "self_attention.dense", "mlp.dense_4h_to_h"),
+    *("self_attn.out_proj", "fc2", "attn.c_proj", "mlp.c_proj", "attention.output.dense", "output.dense"),
+)
+
+
+class Bottleneck(nn.Module):
+    """(..., width) -> (..., width), the change to add; zero before it is trained."""
+
+    def __init__(self, width: int, bottleneck: int) -> None:
+        super().__init__()
+        self.down, self.up = nn.Linear(width, bottleneck), nn.Linear(bottleneck, width)
+        nn.init.zeros_(self.up.weight)
+        nn.init.zeros_(self.up.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        change: Tensor = self.up(nn.functional.gelu(self.down(x.to(self.down.weight.dtype))))
+        return change.to(x.dtype)
+
+
+def add_bottlenecks(model: Any, width: int, targets: tuple[str, ...] = ()) -> list[str]:
+    """Freezes the model and puts an adapter of `width` after every module whose name ends with a target.
+
+    Raises:
+        UsageError: there is no such module.
+    """
+    names = targets or TARGETS
+    found = {
+        name: module
+        for name, module in model.named_modules()
+        if any(name == target or name.endswith(f".{target}") for target in names) and hasattr(module, "weight")
+    }
+    if not found:
+        raise UsageError(f"bottleneck: no module is named {' or '.join(names)}; name the model's with target_modules.")
+    model.requires_grad_(False)
+    for module in found.values():
+        size = module.weight.shape[1] if type(module).__name__ == "Conv1D" else module.weight.shape[0]  # GPT-2's
+        module.add_module(NAME, Bottleneck(size, width).to(module.weight.device))
+        module.register_forward_hook(_add_change)
+    model.bottleneck_config = {"width": width, "target_modules": list(names), "modules": list(found)}
+    return list(found)
+
+
+def _add_change(module: Any, inputs: Any, output: Tensor) -> Tensor:
+    return output + getattr(module, NAME)(output)
+
+
+def save_bottlenecks(model: Any, folder: Path, base: str, state: dict[str, Any] | None = None) -> None:
+    """Writes the adapters of a model; `state`: its gathered parameters, where they are sharded."""
+    folder.mkdir(parents=True, exist_ok=True)
+    state = model.state_dict() if state is None else state
+    tensors = {name: value.detach().cpu().contiguous() for name, value in state.items() if f".{NAME}." in name}
+    save_file(tensors, folder / WEIGHTS, {"format": "pt"})
+    config = {"base_model_name_or_path": base, **model.bottleneck_config}
+    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def load_bottlenecks(model: Any, folder: str | Path) -> Any:
+    """The model, with the adapters of a folder put in; give the base it was trained on.
+
+    Raises:
+        CheckpointError: no such adapter, or not for this model.
+    """
+    folder = Path(folder)
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        width, targets, modules = int(config["width"]), tuple(config["target_modules"]), config["modules"]
+        tensors = load_file(folder / WEIGHTS)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{folder}: not a bottleneck adapter ({error}).") from None
+    found = add_bottlenecks(model, width, targets)
+    put_bottlenecks(model, tensors, folder)
+    if found != modules:
+        raise CheckpointError(f"{folder}: was trained on {len(modules)} modules, and this model has {len(found)}.")
+    return model
+
+
+def put_bottlenecks(model: Any, tensors: dict[str, Any], folder: Path) -> None:
+    own = {name: value for name, value in model.state_dict().items() if f".{NAME}." in name}
+    wrong = [
+        name
+        for name in {**own, **tensors}
+        if name not in own or name not in tensors or own[name].shape != tensors[name].shape
+    ]
+    if wrong:
+        raise CheckpointError(f"{folder / WEIGHTS}: {wrong[0]} does not fit this model. Load it into its own base.")
+    model.load_state_dict(tensors, strict=False)

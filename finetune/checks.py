@@ -1,0 +1,74 @@
+"""What is looked at once the model is loaded and before it is trained: disk space, and that packing does not leak."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from finetune.data import Data
+from finetune.data.pack import Row
+from finetune.objectives import Objective
+from merge.errors import OutputError, UsageError
+
+_STATES = 2  # AdamW keeps two numbers for every trained one
+
+
+def check_space(model: Any, folder: Path, adapter: bool) -> None:
+    """Raises OutputError if two checkpoints, one being written beside one kept, and the result do not fit on the disk."""
+    trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    whole = sum(p.numel() * p.element_size() for p in model.parameters())
+    # The newest, the best, and the one that is being written.
+    needed = 3 * trained * (1 + _STATES) + (trained if adapter else whole)
+    place = next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
+    free = shutil.disk_usage(place).free
+    if free < needed:
+        raise OutputError(
+            f"{folder}: checkpoints and result need about {needed:,} bytes, and {free:,} are free. Make room, choose "
+            "another out, or train fewer parameters (train: lora)."
+        )
+
+
+def check_packing(model: Any, data: Data, objective: Objective, pad: int) -> None:
+    """Compares the loss of an example alone with its loss behind another in one row.
+
+    An architecture that ignores position ids would let the second see the first. The yardstick is what the loss becomes
+    if it does see it.
+
+    Raises:
+        UsageError: the model's attention does not keep packed examples apart.
+    """
+    import torch
+
+    from finetune.data.encode import Example
+
+    examples = data.train.examples
+    row = next((row for row in data.train.rows if len(row) > 1), None)
+    if row is None:
+        return
+    first, second = examples[row[0]], examples[row[1]]
+    joined = Example(
+        *(
+            torch.cat([torch.from_numpy(getattr(one, name)) for one in (first, second)]).numpy()
+            for name in ("ids", "weights")
+        ),
+        second.place,
+    )
+    silent = Example(first.ids, first.weights * 0, first.place)
+    joined.weights[: len(first) + 1] = 0
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    losses = []
+    with torch.no_grad():
+        for items, packed in (([second], False), ([silent, second], True), ([joined], False)):
+            batch = objective.collate([Row(list(enumerate(items)), packed)], pad)
+            batch = {name: value.to(device) for name, value in batch.items() if name != "examples"}
+            losses.append(float(objective.loss(model, batch)))
+    model.train(was_training)
+    alone, behind, seeing = losses
+    if abs(behind - alone) > 0.1 * abs(seeing - alone) + 1e-3 * abs(alone):
+        raise UsageError(
+            f"packing: this model does not keep packed examples apart (loss {alone:.4f} alone, {behind:.4f} behind "
+            "another). Set packing: false."
+        )

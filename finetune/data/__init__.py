@@ -1,0 +1,222 @@
+"""Data: files -> rows -> samples -> examples -> rows of a batch, all of it checked before anything is trained.
+
+files.py    .jsonl .json .csv .tsv .parquet .txt -> rows with their places
+samples.py  formats and templates: rows -> conversations, pairs, texts, preferences, labelled texts
+mix.py      weights of several files; a part held out
+encode.py   tokens, and the weight of each in the loss
+pack.py     examples -> rows and tensors of a batch
+show.py     what --show prints
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from finetune.data.encode import Encoder, Example
+from finetune.data.files import file_digest, find_file, read_rows
+from finetune.data.mix import hold_out, mix
+from finetune.data.pack import Rows, make_rows
+from finetune.data.samples import Conversation, Sample, make_samples
+from finetune.keys import Config, Source
+from merge.errors import Problem, RecipeError, UsageError
+
+if TYPE_CHECKING:
+    from finetune.objectives import Objective
+
+_SHOWN = 5  # examples that one message names
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Of one part of the data. Tokens; `learnt`: those with any weight; `dropped` and `cut`: samples too long."""
+
+    examples: int
+    tokens: int
+    learnt: int
+    median: int
+    longest: int
+    rows: int
+    dropped: int
+    cut: int
+
+    def __str__(self) -> str:
+        packed = f" in {self.rows:,} rows" if self.rows != self.examples else ""
+        lost = "".join(f", {n:,} {what}" for n, what in ((self.dropped, "too long: dropped"), (self.cut, "cut")) if n)
+        return (
+            f"{self.examples:,} examples{packed}, {self.tokens:,} tokens, {self.learnt:,} in the loss; "
+            f"length {self.median:,} in the median, {self.longest:,} at most{lost}"
+        )
+
+
+@dataclass(frozen=True)
+class Data:
+    """What is trained and validated on. `files`: path as the config has it -> sha256. `max_length`: tokens of a row."""
+
+    objective: str
+    train: Rows
+    validation: Rows | None
+    lengths: dict[str, Lengths]
+    files: dict[str, str]
+    max_length: int
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What the files hold, before a tokenizer has seen it."""
+
+    objective: str
+    train: list[Sample]
+    validation: list[Sample]
+    files: dict[str, str]
+    notes: tuple[str, ...]
+
+
+def read_samples(config: Config, folder: Path | None) -> Samples:
+    """Reads every file; the objective is that of the config, or what the samples are for.
+
+    Raises:
+        RecipeError: everything that is wrong with files, columns and templates.
+    """
+    files: dict[str, str] = {}
+    problems: list[Problem] = []
+
+    def read(sources: tuple[Source, ...], like: Source | None = None) -> list[list[Sample]]:
+        sets = []
+        for source in sources:
+            try:
+                path = find_file(source.path, folder)
+                files[source.path] = file_digest(path)
+                # A validation file is read like the training file, unless it says otherwise itself.
+                shaped = (
+                    source if like is None or source != Source(source.path) else Source(**_shape(like, source.path))
+                )
+                sets.append(make_samples(read_rows(path), shaped, config))
+            except UsageError as error:
+                problems.append(Problem(str(error)))
+        return sets
+
+    sets = read(config.data)
+    held = config.validation if isinstance(config.validation, tuple) else ()
+    validation = [sample for samples in read(held, config.data[0]) for sample in samples]
+    if problems:
+        raise RecipeError(problems)
+    if isinstance(config.validation, float):
+        parts = [hold_out(samples, config.validation, config.seed) for samples in sets]
+        validation = [sample for _, part in parts for sample in part]
+        sets = [part for part, _ in parts]
+        if not all(sets):
+            raise UsageError(f"validation {config.validation:g}: leaves nothing to train on; the data is too small.")
+    train = mix(sets, [source.weight for source in config.data], config.seed)
+    seen = {sample.content for sample in train}
+    both = sum(sample.content in seen for sample in validation)
+    notes = [f"{both:,} of {len(validation):,} validation examples are in the training data too"] if both else []
+    return Samples(_objective(config, [*train, *validation]), train, validation, files, tuple(notes))
+
+
+def _shape(like: Source, path: str) -> dict[str, Any]:
+    return {"path": path, **{name: getattr(like, name) for name in ("format", "prompt", "completion", "text", "task")}}
+
+
+def _objective(config: Config, samples: list[Sample]) -> str:
+    """The config's objective, or the one for these samples. Raises UsageError where they do not go together."""
+    from finetune.objectives import KINDS, OBJECTIVES
+
+    first = samples[0]
+    name = config.objective or KINDS[type(first.content)].objective
+    if name is None:
+        what = KINDS[type(first.content)].name
+        raise UsageError(f"data {first.place}: holds {what}; name an objective, or give templates for other columns.")
+    for sample in samples:
+        if not isinstance(sample.content, OBJECTIVES[name].takes):
+            takes = " or ".join(KINDS[kind].name for kind in OBJECTIVES[name].takes)
+            raise UsageError(
+                f"data {sample.place}: holds {KINDS[type(sample.content)].name}; the objective {name} takes {takes}."
+            )
+    return name
+
+
+def encode_samples(samples: Samples, config: Config, tokenizer: Any, context: int | None) -> Data:
+    """Samples -> examples -> rows.
+
+    Args:
+        context: tokens the model can see, None if it does not say.
+
+    Raises:
+        UsageError, RecipeError: sequences that do not fit, examples of which nothing is learnt, no chat template.
+    """
+    from finetune.objectives import OBJECTIVES
+
+    objective = OBJECTIVES[samples.objective]
+    max_length = _max_length(config, context)
+    everything = [*samples.train, *samples.validation]
+    chat = any(isinstance(sample.content, Conversation) for sample in everything) or config.chat
+    if chat and tokenizer.chat_template is None:
+        raise UsageError(
+            "the tokenizer has no chat template, and the data are conversations. "
+            "Give one: chat_template: chatml, or a Jinja file."
+        )
+    notes = list(samples.notes)
+    lengths, rows = {}, {}
+    for part, wanted in (("train", samples.train), ("validation", samples.validation)):
+        if not wanted:
+            continue
+        encoder = Encoder(tokenizer, config, max_length, prompt_weight=None if part == "train" else 0.0)
+        examples = _encode(wanted, encoder, objective, max_length)
+        # Validation is not packed: a row is an example, so losses can be told apart by task.
+        rows[part] = make_rows(examples, max_length, config.packing and part == "train")
+        sizes = np.array([len(example) for example in examples])
+        learnt = sum(int((example.weights > 0).sum()) for example in examples)
+        lengths[part] = Lengths(
+            *(len(examples), int(sizes.sum()), learnt, int(np.median(sizes)), int(sizes.max())),
+            *(len(rows[part]), encoder.dropped, encoder.cut),
+        )
+        if encoder.straddling:
+            notes.append(
+                f"{part}: in {encoder.straddling:,} of {len(wanted):,} examples the end of the prompt and the "
+                "start of the response are one token, which counts as response; end prompts without a space"
+            )
+    return Data(
+        samples.objective, rows["train"], rows.get("validation"), lengths, samples.files, max_length, tuple(notes)
+    )
+
+
+def _max_length(config: Config, context: int | None) -> int:
+    length = config.max_length or min(context or 2048, 2048)
+    if context is not None and length > context:
+        raise UsageError(f"max_length: {length:,} is more than the model's context of {context:,} tokens.")
+    return length
+
+
+def _encode(samples: list[Sample], encoder: Encoder, objective: Objective, max_length: int) -> list[Example]:
+    """Samples that weights repeat are tokenised once. Raises UsageError for those that cannot be trained on."""
+    done: dict[tuple[str, str | None], list[Example]] = {}
+    examples: list[Example] = []
+    for sample in samples:
+        key = (sample.place, sample.task)
+        if key not in done:
+            done[key] = objective.encode(sample, encoder)
+        examples += done[key]
+    long = [example for example in examples if len(example) > max_length]
+    if long:
+        worst = max(long, key=len)
+        raise UsageError(
+            f"data {worst.place}: {len(worst):,} tokens, and a sequence may have {max_length:,}; so {len(long):,} of "
+            f"{len(examples):,} examples are too long. Raise max_length as far as the model's context, or set too_long: "
+            "truncate, drop or split."
+        )
+    nothing = [example for example in examples if not (example.weights >= 1).any()]  # 1 is a response's
+    if nothing:
+        places = ", ".join(example.place for example in nothing[:_SHOWN])
+        raise UsageError(
+            f"data {places}{' ...' if len(nothing) > _SHOWN else ''}: no token of a response in {len(nothing):,} of "
+            f"{len(examples):,} examples, so all of it is masked: empty, or cut away. Remove these examples, or set "
+            "too_long: drop."
+        )
+    if not examples:
+        raise UsageError(f"all {len(samples):,} examples were dropped: longer than max_length {max_length:,}.")
+    return examples

@@ -1,0 +1,212 @@
+"""Samples -> token numbers, each with the weight of its loss.
+
+A text is tokenised in one piece, as a model reads it, and cut into prompt and response by character offsets; a token that
+lies in both counts as response. Chat templates are rendered once for each turn, so what counts as the assistant's is what
+the template adds for that turn, its end mark included.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from finetune.data.samples import Messages
+from finetune.keys import Config
+from merge.errors import UsageError
+from merge.recipe.names import suggest
+
+# The format of OpenAI's chat markup, as the templates of Qwen and SmolLM write it.
+CHATML = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One sequence. ids (token,) int32; weights (token,) float32: of the loss of predicting this token, 0 for the first."""
+
+    ids: NDArray[np.int32]
+    weights: NDArray[np.float32]
+    place: str
+    task: str | None = None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A piece of text. `learnt`: 1 for what a model should write, else the weight of the prompt."""
+
+    text: str
+    learnt: float
+
+
+class Encoder:
+    """A tokenizer with the settings of one run."""
+
+    def __init__(self, tokenizer: Any, config: Config, max_length: int, prompt_weight: float | None = None) -> None:
+        """`prompt_weight`: in place of the config's; validation has 0, so that losses of all settings compare."""
+        self.tokenizer, self.config, self.max_length = tokenizer, config, max_length
+        self.prompt_weight = config.prompt_loss_weight if prompt_weight is None else prompt_weight
+        self.straddling = 0  # samples in which a token holds the end of the prompt and the start of the response
+        self.dropped = self.cut = 0  # samples that were too long
+
+    def pair(self, prompt: str, completion: str) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+        """prompt + completion + end mark."""
+        return self.segments([Segment(prompt, self.prompt_weight), Segment(completion, 1.0)], special=True)
+
+    def text(self, text: str) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+        return self.segments([Segment(text, 1.0)], special=True)
+
+    def conversation(self, messages: Messages, place: str) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+        return self.segments(self.turns(messages, place), special=False)
+
+    def turns(self, messages: Messages, place: str) -> list[Segment]:
+        """The rendered conversation, cut where the assistant's turns begin and end.
+
+        Raises:
+            UsageError: the template rewrites earlier turns, so that there is no saying what belongs to which.
+        """
+        whole = self.render(messages, place)
+        answers = [i for i, (role, _) in enumerate(messages) if role == "assistant"]
+        if self.config.last_turn_only:
+            answers = answers[-1:]
+        segments, end = [], 0
+        for i in answers:
+            before = self.render(messages[:i], place, prompt=True) if i else ""
+            after = self.render(messages[: i + 1], place)
+            if not after.startswith(before):  # some templates open the answer with more than they keep of it
+                before = self.render(messages[:i], place)
+            if not (whole.startswith(after) and after.startswith(before)):
+                raise UsageError(
+                    f"data {place}: the chat template writes turn {i + 1} otherwise when turns follow, so its tokens "
+                    "cannot be told apart. Set last_turn_only: true, or give another chat_template."
+                )
+            segments += [Segment(whole[end : len(before)], self.prompt_weight), Segment(after[len(before) :], 1.0)]
+            end = len(after)
+        return [segment for segment in (*segments, Segment(whole[end:], self.prompt_weight)) if segment.text]
+
+    def render(self, messages: Messages, place: str, prompt: bool = False) -> str:
+        turns = [{"role": role, "content": text} for role, text in messages]
+        try:
+            text: str = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=prompt)
+        except Exception as error:  # whatever a template raises: jinja's errors, or its own raise_exception
+            raise UsageError(f"data {place}: the chat template does not take this conversation ({error}).") from None
+        return text
+
+    def segments(self, segments: Sequence[Segment], special: bool) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+        """(ids, weights) of the joined text; `special`: with the tokenizer's own marks and an end mark."""
+        if self.tokenizer.is_fast:
+            ids, weights = self._by_offsets(segments, special)
+        else:
+            ids, weights = [], []
+            for i, segment in enumerate(segments):
+                piece = self.tokenizer(segment.text, add_special_tokens=special and i == 0)["input_ids"]
+                ids += piece
+                weights += [segment.learnt] * len(piece)
+        eos = self.tokenizer.eos_token_id
+        if special and eos is not None and (not ids or ids[-1] != eos):
+            ids.append(eos)
+            weights.append(segments[-1].learnt)
+        found = np.array(weights, np.float32)
+        found[:1] = 0  # nothing comes before the first token that could predict it
+        return np.array(ids, np.int32), found
+
+    def _by_offsets(self, segments: Sequence[Segment], special: bool) -> tuple[list[int], list[float]]:
+        text = "".join(segment.text for segment in segments)
+        found = self.tokenizer(text, add_special_tokens=special, return_offsets_mapping=True, verbose=False)
+        bounds, end = [], 0
+        for segment in segments:
+            end += len(segment.text)
+            bounds.append(end)
+        weights: list[float] = []
+        straddles = False
+        for start, stop in found["offset_mapping"]:
+            if stop <= start:  # a mark of the tokenizer's own: of what is before it, if anything is
+                weights.append(weights[-1] if weights else segments[0].learnt)
+                continue
+            first, last = bisect.bisect_right(bounds, start), bisect.bisect_right(bounds, stop - 1)
+            straddles |= last > first
+            weights.append(max(segment.learnt for segment in segments[first : last + 1]))
+        self.straddling += straddles
+        return list(found["input_ids"]), weights
+
+    def fit(
+        self, ids: NDArray[np.int32], weights: NDArray[np.float32], place: str, task: str | None, too_long: str
+    ) -> list[Example]:
+        """The sequence, cut, dropped or split as the config says if it is too long for the context."""
+        length = self.max_length
+        if len(ids) <= length or too_long == "error":  # an error is raised later, for all examples at once
+            return [Example(ids, weights, place, task)]
+        if too_long == "drop":
+            self.dropped += 1
+            return []
+        if too_long == "truncate":
+            self.cut += 1
+            return [Example(ids[:length], weights[:length], place, task)]
+        parts = []
+        for start in range(0, len(ids), length):
+            part = weights[start : start + length].copy()
+            part[:1] = 0
+            if len(part) > 1:
+                parts.append(Example(ids[start : start + length], part, place, task))
+        return parts
+
+
+def set_up_tokenizer(tokenizer: Any, config: Config, folder: Path | None) -> list[str]:
+    """Adds tokens, the end and padding marks and the chat template that the config names; notes for the user.
+
+    Raises:
+        UsageError: a mark is not in the vocabulary, or there is none to end and to fill with.
+    """
+    notes = []
+    known = tokenizer.get_vocab()
+    if config.new_tokens:
+        tokenizer.add_tokens(list(config.new_tokens), special_tokens=False)
+        known = tokenizer.get_vocab()
+    for name in ("eos_token", "pad_token"):
+        word = getattr(config, name)
+        if word is not None:
+            if word not in known:
+                raise UsageError(
+                    f'{name}: "{word}" is not in the vocabulary; {suggest(word, tokenizer.all_special_tokens)}. '
+                    "Name a token it has, or add it: new_tokens."
+                )
+            setattr(tokenizer, name, word)
+    if tokenizer.eos_token_id is None and tokenizer.pad_token_id is None:
+        raise UsageError(
+            "the tokenizer has neither an end mark nor a padding token: a tuned model would not learn to stop. "
+            'Name one of its tokens, for example eos_token: "</s>", or add one with new_tokens.'
+        )
+    if tokenizer.eos_token_id is None:
+        notes.append(
+            "the tokenizer has no end mark, so examples end without one and a tuned model does not learn to stop"
+        )
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+        notes.append(
+            f'the tokenizer has no padding token; rows are filled with "{tokenizer.eos_token}", which is masked'
+        )
+    if config.chat_template is not None:
+        tokenizer.chat_template = _template(config.chat_template, folder)
+    return notes
+
+
+def _template(text: str, folder: Path | None) -> str:
+    if text == "chatml":
+        return CHATML
+    path = Path(text).expanduser()
+    if not path.is_file() and folder is not None:
+        path = folder / path
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f'chat_template "{text}": neither chatml nor a file that can be read ({error}).') from None

@@ -1,0 +1,99 @@
+"""Examples -> rows of a batch: one example a row, or several that do not see each other.
+
+Packed rows carry position ids that start again with every example. Given these and no attention mask, transformers lets a
+token look only at its own example, in every attention implementation, on a CPU too; finetune/checks.py makes sure of it
+for the model at hand. Targets are shifted within each example, so no token is asked to predict the next example's first.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from finetune.data.encode import Example
+
+IGNORED = -100
+
+
+class Row(NamedTuple):
+    """The examples of one sequence with their numbers. `packed`: it has position ids in place of a mask."""
+
+    examples: list[tuple[int, Example]]
+    packed: bool
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A data set for torch."""
+
+    examples: tuple[Example, ...]
+    rows: tuple[tuple[int, ...], ...]
+    packed: bool
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Row:
+        return Row([(i, self.examples[i]) for i in self.rows[index]], self.packed)
+
+    @property
+    def tokens(self) -> int:
+        return sum(len(self.examples[i]) for row in self.rows for i in row)
+
+
+def make_rows(examples: Sequence[Example], length: int, packed: bool) -> Rows:
+    """Best fit, longest first: each example goes to the fullest row it fits in."""
+    if not packed:
+        return Rows(tuple(examples), tuple((i,) for i in range(len(examples))), False)
+    rows: list[list[int]] = []
+    room: list[tuple[int, int]] = []  # (tokens left, row), sorted
+    for i in sorted(range(len(examples)), key=lambda i: (-len(examples[i]), i)):
+        need = len(examples[i])
+        at = bisect.bisect_left(room, (need, -1))
+        if at == len(room):
+            rows.append([])
+            left, row = length, len(rows) - 1
+        else:
+            left, row = room.pop(at)
+        rows[row].append(i)
+        bisect.insort(room, (left - need, row))
+    return Rows(tuple(examples), tuple(map(tuple, rows)), True)
+
+
+def collate(rows: Sequence[Row], pad: int) -> dict[str, Any]:
+    """Tensors of a batch, filled up on the right to its longest row.
+
+    Returns:
+        input_ids (row, token) int64; targets (row, token) int64: the token to predict here, or IGNORED; weights (row,
+        token) float32 of these; attention_mask (row, token) int64, or for packed rows position_ids; examples: their
+        numbers in the data set.
+    """
+    import torch
+
+    longest = max(sum(len(example) for _, example in row.examples) for row in rows)
+    ids = np.full((len(rows), longest), pad, np.int64)
+    targets = np.full((len(rows), longest), IGNORED, np.int64)
+    weights = np.zeros((len(rows), longest), np.float32)
+    mask = np.zeros((len(rows), longest), np.int64)
+    positions = np.zeros((len(rows), longest), np.int64)
+    for r, row in enumerate(rows):
+        at = 0
+        for _, example in row.examples:
+            end = at + len(example)
+            ids[r, at:end] = example.ids
+            learnt = example.weights[1:] > 0
+            targets[r, at : end - 1] = np.where(learnt, example.ids[1:], IGNORED)
+            weights[r, at : end - 1] = example.weights[1:]
+            mask[r, at:end] = 1
+            positions[r, at:end] = np.arange(len(example))
+            at = end
+        positions[r, at:] = np.arange(longest - at)  # the filling is one more example, which nobody looks at
+    batch = {"input_ids": ids, "targets": targets, "weights": weights}
+    batch |= {"position_ids": positions} if rows[0].packed else {"attention_mask": mask}
+    return {name: torch.from_numpy(values) for name, values in batch.items()} | {
+        "examples": [i for row in rows for i, _ in row.examples]
+    }

@@ -1,0 +1,32 @@
+"""`--show N`: examples as the model will see them, with the loss mask in colour.
+
+Green counts fully, yellow in part (prompt_loss_weight), grey not at all. Without colours the weights are written out:
+[0.1|prompt][1|response].
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+from finetune.data.encode import Example
+
+_STYLES = {0.0: "bright_black", 1.0: "green"}
+
+
+def show_examples(examples: list[Example], tokenizer: Any, console: Any) -> None:
+    """Prints examples on a rich console."""
+    from rich.text import Text
+
+    for example in examples:
+        counted = int((example.weights > 0).sum())
+        console.print(f"{example.place}: {len(example)} tokens, {counted} in the loss", style="bold")
+        line = Text()
+        for weight, run in itertools.groupby(range(len(example)), key=lambda i: round(float(example.weights[i]), 6)):
+            text = tokenizer.decode([int(example.ids[i]) for i in run], skip_special_tokens=False)
+            text = "".join(letter if letter.isprintable() or letter == "\n" else repr(letter)[1:-1] for letter in text)
+            if console.color_system is None:
+                line.append(f"[{weight:g}|{text}]")
+            else:
+                line.append(text, style=_STYLES.get(weight, "yellow"))
+        console.print(line)

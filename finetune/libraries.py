@@ -1,0 +1,27 @@
+"""What the libraries say that is not for the user: warnings about their own coming versions, and notes at import."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator
+
+
+@contextlib.contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Errors of transformers and bitsandbytes are raised or logged as ever; less than that is not shown."""
+    from transformers.utils import logging as transformers_logging
+
+    bitsandbytes = logging.getLogger("bitsandbytes")
+    before = bitsandbytes.level, transformers_logging.get_verbosity()
+    # "No module named kernels": an optional speed-up of NF4 on processors.
+    bitsandbytes.setLevel(logging.ERROR)
+    transformers_logging.set_verbosity_error()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft calls what transformers will remove in its version 6
+        try:
+            yield
+        finally:
+            bitsandbytes.setLevel(before[0])
+            transformers_logging.set_verbosity(before[1])

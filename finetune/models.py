@@ -1,0 +1,163 @@
+"""The model that is trained: where it lies, its tokenizer, its context, and loading it as the config says."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from finetune.keys import Config
+from merge.checkpoint.hub import Place, locate
+from merge.errors import CheckpointError, UsageError
+from merge.recipe.references import parse_reference
+
+ERRORS = (ValueError, KeyError, ImportError, OSError, TypeError, AttributeError)
+
+
+@dataclass(frozen=True)
+class Base:
+    """A located model with its config and tokenizer; no weights yet. `context`: tokens, None if it has no limit."""
+
+    path: str
+    revision: str | None
+    config: Any
+    tokenizer: Any
+    context: int | None
+
+
+def open_base(text: str, folder: Path | None, adapter: str | None = None) -> Base:
+    """Reads config.json and the tokenizer; that of the adapter that is gone on with, if it has one.
+
+    Raises:
+        UsageError, CheckpointError: no such model, not one of transformers', without a tokenizer.
+    """
+    from transformers import AutoConfig, AutoTokenizer
+
+    try:
+        ref = parse_reference(text, folder)
+    except ValueError as error:
+        raise UsageError(f"model: {error}.") from None
+    if ref.adapter is not None:
+        raise UsageError(f'model "{text}": names an adapter. To go on from one: merge finetune continue ADAPTER.')
+    place: Place = locate(ref)
+    if not (Path(place.path) / "config.json").is_file():
+        raise CheckpointError(f"{place.path}: there is no config.json. Name a directory with a model of transformers.")
+    try:
+        config = AutoConfig.from_pretrained(place.path, local_files_only=True)
+    except ERRORS as error:
+        raise CheckpointError(f"{place.path}: transformers does not know this model ({_line(error)}).") from error
+    own = adapter is not None and (Path(adapter) / "tokenizer_config.json").is_file()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(adapter if own else place.path, local_files_only=True)
+    except ERRORS as error:
+        raise CheckpointError(
+            f"{place.path}: no tokenizer that transformers can load ({_line(error)}). "
+            "Copy the tokenizer's files beside the weights."
+        ) from error
+    tokenizer.padding_side = "right"
+    context = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return Base(place.path, place.revision, config, tokenizer, context if isinstance(context, int) else None)
+
+
+def load_model(base: Base, config: Config, model_class: str, device: str) -> Any:
+    """The model in memory, in the config's dtype; quantised to NF4 for QLoRA; embeddings for new tokens added.
+
+    Raises:
+        CheckpointError: transformers cannot load it.
+    """
+    import transformers
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    more: dict[str, Any] = {"attn_implementation": config.attention}
+    if config.train == "qlora":
+        more |= {"quantization_config": _nf4(config, device), "device_map": {"": _device(device)}}
+    try:
+        model = getattr(transformers, model_class).from_pretrained(
+            base.path, local_files_only=True, dtype=_dtype(config, device), **more
+        )
+    except ERRORS as error:
+        raise CheckpointError(f"{base.path}: transformers cannot load it as {model_class} ({_line(error)}).") from error
+    for module in model.modules():
+        # bitsandbytes would lay 4-bit weights out anew for AVX-512 at the first evaluation, for good, and its product
+        # with that layout has no gradient: training would go on without most of it.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    rows = model.get_input_embeddings().weight.shape[0]
+    if len(base.tokenizer) > rows:
+        if not config.new_tokens and not config.adapter:
+            raise CheckpointError(
+                f"{base.path}: the tokenizer has {len(base.tokenizer):,} tokens and the model {rows:,} embeddings. "
+                "Use the tokenizer the model was made with."
+            )
+        model.resize_token_embeddings(len(base.tokenizer), mean_resizing=True)
+    model.config.use_cache = True  # as saved; training asks for none
+    return model
+
+
+def pick_device(config: Config, asked: str | None) -> str:
+    """cpu or cuda. Raises UsageError for one that is not here, and for what it cannot do."""
+    import torch
+
+    found = torch.cuda.is_available()
+    if asked == "cuda" and not found:
+        raise UsageError("--device cuda: torch finds no GPU here. Use --device cpu.")
+    device = asked or ("cuda" if found else "cpu")
+    if device == "cpu" and config.precision == "fp16":
+        raise UsageError("precision: fp16 needs a GPU; a processor trains in fp32, or bf16.")
+    if device == "cuda" and config.precision == "bf16" and not torch.cuda.is_bf16_supported():
+        raise UsageError("precision: this GPU has no bf16; use fp16 or fp32.")
+    return device
+
+
+def mixed_precision(config: Config, device: str) -> str:
+    """bf16, fp16 or fp32: what `precision: auto` means here."""
+    import torch
+
+    if config.precision != "auto":
+        return config.precision
+    return "bf16" if device == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+
+
+def weight_files(path: str) -> list[Path]:
+    """The files that hold weights, sorted by name."""
+    files = (file for file in Path(path).iterdir() if file.suffix in (".safetensors", ".bin"))
+    return sorted(file for file in files if file.name != "training_args.bin")
+
+
+def _dtype(config: Config, device: str) -> Any:
+    """What is trained is float32: updates are smaller than bfloat16 can add. Frozen weights need not be."""
+    import torch
+
+    if config.dtype != "auto":
+        return getattr(torch, config.dtype)
+    frozen = config.train not in ("full", "partial", "bitfit")
+    return torch.bfloat16 if frozen and mixed_precision(config, device) == "bf16" else torch.float32
+
+
+def _nf4(config: Config, device: str) -> Any:
+    """Dettmers et al. 2023 (arXiv:2305.14314): NF4 weights, quantised scales, computation in a float."""
+    import importlib.util
+
+    from transformers import BitsAndBytesConfig
+
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise UsageError(
+            "train: qlora needs bitsandbytes: pip install 'merge-workbench[finetune]'. Or use train: lora."
+        )
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=config.double_quantization,
+        bnb_4bit_compute_dtype=_dtype(config, device),
+    )
+
+
+def _device(device: str) -> Any:
+    import os
+
+    return int(os.environ.get("LOCAL_RANK", "0")) if device == "cuda" else device
+
+
+def _line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0][:200] or type(error).__name__

@@ -1,0 +1,339 @@
+"""finetune(config): from a config to a directory that recipes take. Read this file first.
+
+    samples = files and templates; base = config.json and tokenizer; data = examples    all checked, nothing written
+    model = loaded, with what is to be trained; trainer = transformers' loop            finetune/trainables.py, trainer.py
+    OUT.partial -> checkpoints -> result/ -> OUT                                        finetune/output.py
+
+Killed and started again, it goes on from the last complete checkpoint; on a processor, with the same number of threads,
+to the same bits.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import resource
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from finetune.config import keeps_best
+from finetune.data import Data, encode_samples, read_samples
+from finetune.data.encode import set_up_tokenizer
+from finetune.keys import Config
+from finetune.libraries import quiet_libraries
+from finetune.models import Base, load_model, mixed_precision, open_base, pick_device
+from finetune.objectives import OBJECTIVES
+from finetune.output import TrainingDirectory, check_out
+from finetune.record import CURVE, LOG, MANIFEST, card, draw_losses, manifest, weight_digests, write_json
+from finetune.trainables import TRAINABLES, count_parameters, make_trainable
+from merge.errors import UsageError
+
+Progress = Callable[[int, int, dict[str, float]], None]
+Say = Callable[[str], None]
+_OPTIMIZERS = {"adamw": "adamw_torch_fused", "adamw_8bit": "adamw_bnb_8bit", "paged_adamw_8bit": "paged_adamw_8bit"}
+
+
+@dataclass(frozen=True)
+class Report:
+    """What came out. Losses in nats a token; `tokens`: read by this process since it started or resumed."""
+
+    out: str
+    steps: int
+    resumed_from: int
+    losses: dict[str, float | None]
+    trained_parameters: int
+    parameters: int
+    tokens: int
+    seconds: float
+    peak_memory: int
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Everything that is known before the weights are read."""
+
+    config: Config
+    base: Base
+    data: Data
+    new_ids: tuple[int, ...]
+    notes: tuple[str, ...]
+
+
+def prepare(config: Config, folder: Path | None = None) -> Prepared:
+    """Reads and checks the data, the model's config and tokenizer; `folder` is that of the config file.
+
+    Raises:
+        MergeError: whatever is wrong, in one message.
+    """
+    samples = read_samples(config, folder)
+    with quiet_libraries():
+        base = open_base(config.model, folder, config.adapter)
+    before = len(base.tokenizer)
+    notes = set_up_tokenizer(base.tokenizer, config, folder)
+    data = encode_samples(samples, config, base.tokenizer, base.context)
+    return Prepared(config, base, data, tuple(range(before, len(base.tokenizer))), (*notes, *data.notes))
+
+
+def finetune(
+    prepared: Prepared,
+    *,
+    device: str | None = None,
+    threads: int | None = None,
+    force: bool = False,
+    say: Say = lambda text: None,
+    progress: Progress = lambda step, steps, logs: None,
+) -> Report:
+    """Trains and writes config.out.
+
+    Args:
+        device: cpu or cuda; by default a GPU if there is one.
+        threads: of torch.
+        force: replace an existing result, discard other unfinished work.
+        say: called with a line to tell the user.
+        progress: called after each step, and with what is logged.
+
+    Raises:
+        MergeError: as prepare(); and what only the weights, the disk or the training itself show.
+    """
+    with quiet_libraries():
+        return _finetune(prepared, device, threads, force, say, progress)
+
+
+def _finetune(
+    prepared: Prepared, device: str | None, threads: int | None, force: bool, say: Say, progress: Progress
+) -> Report:
+    import torch
+    from transformers import set_seed
+
+    config, base, data = prepared.config, prepared.base, prepared.data
+    out = Path(config.out)
+    first = os.environ.get("RANK", "0") == "0"
+    if first:
+        check_out(out, force)
+    device = pick_device(config, device)
+    _check_packages(config)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    digests = weight_digests(base)
+    identity = {"config": dataclasses.asdict(config), "data files": data.files, "base weights": digests}
+    objective = OBJECTIVES[data.objective]
+    set_seed(config.seed)
+    model = load_model(base, config, objective.model_class, device)
+    model = make_trainable(model, config, objective.task_type, list(prepared.new_ids))
+    trained, total = count_parameters(model)
+    say(f"{config.train}: trains {trained:,} of {total:,} parameters ({trained / total:.2%})")
+    _check_model(model, prepared, device, out)
+    with TrainingDirectory(out, identity, force, first) as directory:
+        trainer, resumed, seconds = _train(model, prepared, device, directory, say, progress)
+        losses = _losses(trainer.state.log_history, keeps_best(config))
+        figures = {
+            "trained_parameters": trained,
+            "parameters": total,
+            "steps": trainer.state.global_step,
+            "best_step": trainer.state.best_global_step if keeps_best(config) else None,
+            "losses": losses,
+        }
+        notes = list(prepared.notes)
+        _save(trainer, prepared, directory)
+        if first:
+            note = _write_records(trainer, prepared, directory, digests, figures)
+            notes += [note] if note else []
+            directory.complete()
+    return Report(
+        str(out),
+        trainer.state.global_step,
+        resumed,
+        losses,
+        trained,
+        total,
+        trainer.tokens,
+        seconds,
+        _peak_memory(),
+        tuple(notes),
+    )
+
+
+def _check_model(model: Any, prepared: Prepared, device: str, out: Path) -> None:
+    from finetune.checks import check_packing, check_space
+
+    check_space(model, out, TRAINABLES[prepared.config.train].adapter)
+    if prepared.config.packing:
+        model.to(_torch_device(device))
+        pad = prepared.base.tokenizer.pad_token_id
+        check_packing(model, prepared.data, OBJECTIVES[prepared.data.objective], pad)
+
+
+def _torch_device(device: str) -> str:
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if device == "cuda" else device
+
+
+def _check_packages(config: Config) -> None:
+    import importlib.util
+
+    for wanted, package in (
+        (config.tensorboard, "tensorboard"),
+        (config.optimizer.endswith("8bit"), "bitsandbytes"),
+        (config.attention == "flash_attention_2", "flash_attn"),
+    ):
+        if wanted and importlib.util.find_spec(package) is None:
+            raise UsageError(f"{package} is not installed, and the config asks for it: pip install {package}.")
+
+
+def _train(
+    model: Any, prepared: Prepared, device: str, directory: TrainingDirectory, say: Say, progress: Progress
+) -> tuple[Any, int, float]:
+    """(trainer, the step it resumed from, seconds)."""
+    from transformers import EarlyStoppingCallback
+
+    from finetune.trainer import Tuner, last_checkpoint
+
+    config, data = prepared.config, prepared.data
+    os.environ["TENSORBOARD_LOGGING_DIR"] = str(directory.partial / "tensorboard")
+    args = arguments(prepared, device, directory.partial)
+    args.distributed_state.wait_for_everyone()  # until the first process has cleared OUT.partial
+    checkpoint = last_checkpoint(directory.partial, remove=directory.first)
+    args.eval_on_start = data.validation is not None and checkpoint is None
+    args.restore_callback_states_from_checkpoint = checkpoint is not None
+    trainer = Tuner(
+        model,
+        args,
+        OBJECTIVES[data.objective],
+        data.train,
+        data.validation,
+        prepared.base.tokenizer.pad_token_id,
+        progress,
+    )
+    if config.early_stopping is not None:
+        trainer.add_callback(EarlyStoppingCallback(config.early_stopping))
+    resumed = 0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2])
+    if resumed:
+        say(f"going on from step {resumed:,}")
+    started = time.monotonic()
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    return trainer, resumed, time.monotonic() - started
+
+
+def arguments(prepared: Prepared, device: str, folder: Path) -> Any:
+    """transformers.TrainingArguments of a config."""
+    from transformers import TrainingArguments
+
+    config, data = prepared.config, prepared.data
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    each = math.ceil(math.ceil(len(data.train) / (config.batch_size * world)) / config.gradient_accumulation)
+    steps = config.max_steps or math.ceil(each * config.epochs)
+    watch = min(config.eval_every or each, steps)
+    precision = mixed_precision(config, device)
+    validated = data.validation is not None
+    rate = config.learning_rate or TRAINABLES[config.train].learning_rate
+    return TrainingArguments(
+        output_dir=str(folder),
+        per_device_train_batch_size=config.batch_size,
+        per_device_eval_batch_size=config.batch_size,
+        gradient_accumulation_steps=config.gradient_accumulation,
+        max_steps=steps,
+        learning_rate=rate,
+        lr_scheduler_type=config.scheduler,
+        warmup_steps=config.warmup,
+        optim=_OPTIMIZERS.get(config.optimizer, config.optimizer),
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.max_grad_norm,
+        bf16=precision == "bf16",
+        fp16=precision == "fp16",
+        activation_checkpointing=config.gradient_checkpointing,
+        activation_checkpointing_kwargs={"use_reentrant": False} if config.gradient_checkpointing else None,
+        logging_steps=config.log_every,
+        logging_first_step=True,
+        logging_nan_inf_filter=False,
+        eval_strategy="steps" if validated else "no",
+        eval_steps=watch if validated else None,
+        save_strategy="steps",
+        save_steps=config.save_every or watch,
+        load_best_model_at_end=keeps_best(config),
+        metric_for_best_model="loss" if validated else None,
+        greater_is_better=False if validated else None,
+        report_to=["tensorboard"] if config.tensorboard else "none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_pin_memory=device == "cuda",
+        ddp_find_unused_parameters=False,
+        seed=config.seed,
+        data_seed=config.seed,
+        use_cpu=device == "cpu",
+    )
+
+
+def _save(trainer: Any, prepared: Prepared, directory: TrainingDirectory) -> None:
+    """The trained model or adapter, and its tokenizer, into result/; sharded parameters are gathered by all processes."""
+    from finetune.bottleneck import save_bottlenecks
+
+    config, base = prepared.config, prepared.base
+    sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
+    state = trainer.accelerator.get_state_dict(trainer.model_wrapped) if sharded else None
+    if not directory.first:
+        return
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    name = config.model if base.revision else base.path
+    directory.result.mkdir()
+    if config.train == "bottleneck":
+        save_bottlenecks(model, directory.result, name, state)
+    elif TRAINABLES[config.train].adapter:
+        for settings in model.peft_config.values():
+            settings.base_model_name_or_path = name
+        resized = bool(prepared.new_ids) and model.get_input_embeddings().weight.shape[0] != base.config.vocab_size
+        model.save_pretrained(directory.result, state_dict=state, save_embedding_layers=resized)
+    else:
+        _save_model(model, state, base, directory.result)
+    base.tokenizer.save_pretrained(directory.result)
+
+
+def _save_model(model: Any, state: dict[str, Any] | None, base: Base, folder: Path) -> None:
+    """In the dtype of the base: what was frozen has the base's bits again, and recipes find one dtype."""
+    import torch
+
+    dtype = getattr(base.config, "dtype", None) or torch.float32
+    if state is None:
+        model.to(dtype)
+    else:
+        state = {name: value.to(dtype) if value.is_floating_point() else value for name, value in state.items()}
+        model.config.dtype = dtype
+    model.save_pretrained(folder, state_dict=state)
+
+
+def _write_records(
+    trainer: Any, prepared: Prepared, directory: TrainingDirectory, digests: dict[str, str], figures: dict[str, Any]
+) -> str | None:
+    """Log, curve, manifest and card; a note for the user if something is left out."""
+    config, result, log = prepared.config, directory.result, trainer.state.log_history
+    write_json(result / LOG, log)
+    note = draw_losses(log, result / CURVE)
+    write_json(result / MANIFEST, manifest(config, prepared.base, prepared.data, digests, figures))
+    text = card(config, prepared.base, prepared.data, figures, TRAINABLES[config.train].adapter)
+    (result / "README.md").write_text(text, encoding="utf-8")
+    if config.tensorboard and (directory.partial / "tensorboard").is_dir():
+        shutil.copytree(directory.partial / "tensorboard", result / "tensorboard")
+    return note
+
+
+def _losses(log: list[dict[str, Any]], best: bool) -> dict[str, float | None]:
+    """The figures of the card, from the log."""
+    training = [entry["loss"] for entry in log if "loss" in entry]
+    held_out = [entry["eval_loss"] for entry in log if "eval_loss" in entry]
+    return {
+        "train_first": training[0] if training else None,
+        "train_last": training[-1] if training else None,
+        "validation_before": held_out[0] if held_out else None,
+        # The first is of the untrained model, which is never kept.
+        "validation": (min(held_out[1:]) if best else held_out[-1]) if len(held_out) > 1 else None,
+    }
+
+
+def _peak_memory() -> int:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,265 @@
+"""What is trained: one table. A way of training is a function that prepares the loaded model, and a few facts.
+
+To add one: its name in finetune/keys.py, a function here, a line in TRAINABLES.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from finetune.adapters import put_adapter
+from finetune.keys import Config
+from merge.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Trainable:
+    """One way of training.
+
+    prepare: (model, config, task type of PEFT, new token ids) -> the model to train, with requires_grad set.
+    adapter: the result is an adapter beside the base, not a model.
+    checkpointing: goes with gradient checkpointing.
+    """
+
+    prepare: Callable[[Any, Config, str, list[int]], Any]
+    learning_rate: float
+    adapter: bool = True
+    checkpointing: bool = True
+    paper: str = ""
+
+
+def make_trainable(model: Any, config: Config, task_type: str, new_ids: list[int]) -> Any:
+    """The model with only what the config names left to train.
+
+    Raises:
+        UsageError: nothing is left, a pattern or module fits nothing, or PEFT does not know the architecture.
+    """
+    kind = TRAINABLES[config.train]
+    if config.gradient_checkpointing and not kind.checkpointing:
+        raise UsageError(f"train: {config.train} does not go with gradient_checkpointing; set one of them otherwise.")
+    if new_ids and kind.adapter and config.train not in ("lora", "qlora"):
+        raise UsageError(f"new_tokens: train: {config.train} does not train embeddings; use lora, qlora or full.")
+    try:
+        model = put_adapter(model, config) if config.adapter else kind.prepare(model, config, task_type, new_ids)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UsageError(f"train: {config.train} does not fit this model: {str(error).strip()[:300]}") from error
+    if config.gradient_checkpointing:
+        _let_gradients_in(model)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise UsageError(
+            f"train: {config.train} leaves nothing to train in this model. {_NOTHING.get(config.train, '')}"
+        )
+    return model
+
+
+_NOTHING = {
+    "bitfit": "It has no biases (Llama and most of its kin have none); use lora.",
+    "partial": "Look at freeze_first, train_last, freeze and train_only.",
+}
+
+
+def count_parameters(model: Any) -> tuple[int, int]:
+    """(trained, all). PEFT counts what is behind 4-bit storage."""
+    if hasattr(model, "get_nb_trainable_parameters"):
+        trained, total = model.get_nb_trainable_parameters()
+        return int(trained), int(total)
+    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
+    return sum(n for n, trains in sizes if trains), sum(n for n, _ in sizes)
+
+
+def layer_stack(model: Any) -> tuple[str, int]:
+    """(name, length) of the list of layers: the module list with the most parameters."""
+    from torch import nn
+
+    lists = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
+    if not lists:
+        raise UsageError("the model has no list of layers to count; use freeze or train_only with regular expressions.")
+    name, layers = max(lists, key=lambda item: sum(parameter.numel() for parameter in item[1].parameters()))
+    return name, len(layers)
+
+
+def _let_gradients_in(model: Any) -> None:
+    """A checkpointed block needs an input with a gradient, and frozen embeddings give none."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if not any(parameter.requires_grad for parameter in base.get_input_embeddings().parameters()):
+        base.enable_input_require_grads()
+
+
+def _full(model: Any, config: Config, task_type: str, new_ids: list[int]) -> Any:
+    return model.requires_grad_(True)
+
+
+def _partial(model: Any, config: Config, task_type: str, new_ids: list[int]) -> Any:
+    """train_only and train_last choose, freeze_first and freeze take away."""
+    parameters = dict(model.named_parameters())
+    chosen = dict.fromkeys(parameters, not (config.train_only or config.train_last))
+    for pattern in config.train_only:
+        chosen |= dict.fromkeys(_matching(pattern, "train_only", parameters), True)
+    if config.train_last or config.freeze_first:
+        chosen |= _by_layer(model, parameters, config)
+    for pattern in config.freeze:
+        chosen |= dict.fromkeys(_matching(pattern, "freeze", parameters), False)
+    for name, parameter in parameters.items():
+        parameter.requires_grad_(chosen[name])
+    return model
+
+
+def _by_layer(model: Any, parameters: dict[str, Any], config: Config) -> dict[str, bool]:
+    stack, n_layers = layer_stack(model)
+    for name in ("freeze_first", "train_last"):
+        if (getattr(config, name) or 0) > n_layers:
+            raise UsageError(f"{name}: {getattr(config, name)}, and the model has {n_layers} layers.")
+    inside = re.compile(re.escape(stack) + r"\.(\d+)\.")
+    order = list(parameters)
+    first = next(i for i, name in enumerate(order) if inside.match(name))
+    chosen = {}
+    for i, name in enumerate(order):
+        match = inside.match(name)
+        layer = int(match[1]) if match else (-1 if i < first else n_layers)  # before the stack, or after it
+        if config.train_last and layer >= n_layers - config.train_last:
+            chosen[name] = True
+        if config.freeze_first and layer < config.freeze_first:
+            chosen[name] = False
+    return chosen
+
+
+def _matching(pattern: str, key: str, names: Any) -> list[str]:
+    try:
+        expression = re.compile(pattern)
+    except re.error as error:
+        raise UsageError(f'{key}: "{pattern}" is not a regular expression ({error}).') from None
+    found = [name for name in names if expression.search(name)]
+    if not found:
+        raise UsageError(f'{key}: no parameter matches "{pattern}"; one is called "{next(iter(names))}".')
+    return found
+
+
+def _bitfit(model: Any, config: Config, task_type: str, new_ids: list[int]) -> Any:
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.endswith("bias"))
+    return model
+
+
+def _lora(model: Any, config: Config, task_type: str, new_ids: list[int]) -> Any:
+    from peft import LoraConfig, get_peft_model
+
+    settings = LoraConfig(
+        task_type=task_type,
+        r=config.rank,
+        lora_alpha=config.alpha if config.alpha is not None else 2 * config.rank,
+        lora_dropout=config.dropout,
+        use_rslora=config.rslora,
+        use_dora=config.dora,
+        rank_pattern={name: int(rank) for name, rank in (config.rank_pattern or {}).items()},
+        alpha_pattern=dict(config.alpha_pattern or {}),
+        target_modules=list(config.target_modules) or "all-linear",
+        modules_to_save=list(config.modules_to_save) or None,
+        trainable_token_indices=_token_rows(model, config, new_ids),
+    )
+    _check_patterns(model, config)
+    return get_peft_model(model, settings)
+
+
+def _token_rows(model: Any, config: Config, new_ids: list[int]) -> Any:
+    """The rows of new tokens in the embeddings, and in a head of its own; or None if these are trained whole."""
+    if not new_ids:
+        return None
+    modules = {name: module for name, module in model.named_modules()}
+    wanted = [model.get_input_embeddings()]
+    head = model.get_output_embeddings()
+    if head is not None and head.weight is not wanted[0].weight:
+        wanted.append(head)
+    names = [next(name for name, module in modules.items() if module is one) for one in wanted]
+    left = [name for name in names if name.rpartition(".")[2] not in config.modules_to_save]
+    return {name.rpartition(".")[2]: new_ids for name in left} or None
+
+
+def _check_patterns(model: Any, config: Config) -> None:
+    """A pattern that fits no module would leave its rank unused without a word."""
+    names = [name for name, _ in model.named_modules()]
+    for key in ("rank_pattern", "alpha_pattern"):
+        for pattern in getattr(config, key) or {}:
+            if not any(re.match(rf"(.*\.)?({pattern})$", name) for name in names):
+                raise UsageError(f'{key}: no module matches "{pattern}"; write for example "q_proj" or ".*mlp.*".')
+
+
+def _qlora(model: Any, config: Config, task_type: str, new_ids: list[int]) -> Any:
+    from peft import prepare_model_for_kbit_training
+
+    # Checkpointing is switched on by the trainer, as for every other way.
+    return _lora(prepare_model_for_kbit_training(model, use_gradient_checkpointing=False), config, task_type, new_ids)
+
+
+def _ia3(model: Any, config: Config, task_type: str, new_ids: list[int]) -> Any:
+    from peft import IA3Config, get_peft_model
+
+    targets, inner = list(config.target_modules) or None, list(config.feedforward_modules) or None
+    if targets and inner is None:
+        inner = []
+    settings = IA3Config(
+        task_type=task_type,
+        target_modules=targets,
+        feedforward_modules=inner,
+        modules_to_save=list(config.modules_to_save) or None,
+    )
+    return get_peft_model(model, settings)
+
+
+def _prompt(model: Any, config: Config, task_type: str, new_ids: list[int]) -> Any:
+    from peft import PromptTuningConfig, PromptTuningInit, get_peft_model
+
+    start: dict[str, Any] = {"prompt_tuning_init": PromptTuningInit.SAMPLE_VOCAB}
+    if config.prompt_init is not None:
+        start = {
+            "prompt_tuning_init": PromptTuningInit.TEXT,
+            "prompt_tuning_init_text": config.prompt_init,
+            "tokenizer_name_or_path": model.config.name_or_path,
+        }
+    return get_peft_model(
+        model, PromptTuningConfig(task_type=task_type, num_virtual_tokens=config.virtual_tokens, **start)
+    )
+
+
+def _prefix(model: Any, config: Config, task_type: str, new_ids: list[int]) -> Any:
+    from peft import PrefixTuningConfig, get_peft_model
+
+    settings = PrefixTuningConfig(
+        task_type=task_type,
+        num_virtual_tokens=config.virtual_tokens,
+        prefix_projection=config.encoder_hidden is not None,
+        encoder_hidden_size=config.encoder_hidden,
+    )
+    return get_peft_model(model, settings)
+
+
+def _ptuning(model: Any, config: Config, task_type: str, new_ids: list[int]) -> Any:
+    from peft import PromptEncoderConfig, get_peft_model
+
+    settings = PromptEncoderConfig(
+        task_type=task_type, num_virtual_tokens=config.virtual_tokens, encoder_hidden_size=config.encoder_hidden or 128
+    )
+    return get_peft_model(model, settings)
+
+
+def _bottleneck(model: Any, config: Config, task_type: str, new_ids: list[int]) -> Any:
+    from finetune.bottleneck import add_bottlenecks
+
+    add_bottlenecks(model, config.bottleneck, config.target_modules)
+    return model
+
+
+TRAINABLES: dict[str, Trainable] = {
+    "full": Trainable(_full, 2e-5, adapter=False),
+    "partial": Trainable(_partial, 2e-5, adapter=False),
+    "bitfit": Trainable(_bitfit, 1e-3, adapter=False, paper="arXiv:2106.10199"),
+    "lora": Trainable(_lora, 2e-4, paper="arXiv:2106.09685"),
+    "qlora": Trainable(_qlora, 2e-4, paper="arXiv:2305.14314"),
+    "ia3": Trainable(_ia3, 1e-3, paper="arXiv:2205.05638"),
+    "prompt": Trainable(_prompt, 1e-2, paper="arXiv:2104.08691"),
+    "prefix": Trainable(_prefix, 1e-2, checkpointing=False, paper="arXiv:2101.00190"),
+    "ptuning": Trainable(_ptuning, 1e-2, paper="arXiv:2103.10385"),
+    "bottleneck": Trainable(_bottleneck, 1e-3, paper="arXiv:1902.00751"),
+}

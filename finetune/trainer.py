@@ -1,0 +1,207 @@
+"""transformers' Trainer with our losses, our evaluation, and checkpoints that hold only what is trained.
+
+What differs from Trainer, and why:
+* The loss of a step is the sum over its tokens' weights, divided by the sum of the weights, over all batches and
+  processes of the step: gradient accumulation changes nothing. Evaluation is the exact mean over the validation set.
+* A loss that is not finite stops the run before the optimiser has used it, and the message names the examples.
+* A checkpoint is the trained parameters, by name, bit for bit: PEFT's own files lack the encoders of prompts. It counts
+  once its marker is there, so a kill while it is written costs one checkpoint, not the run.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import PrinterCallback, Trainer, TrainerCallback
+
+from finetune.data import Rows
+from finetune.objectives import Objective
+from merge.errors import NumbersError, OutputError
+
+PARAMETERS = "trainable.safetensors"
+MARKER = "complete"
+
+
+class Tuner(Trainer):  # type: ignore[misc]  # transformers is untyped here
+    """Trains `objective` on rows. `progress`: called with (step, steps, what was logged)."""
+
+    loss_is_scaled_for_ga = True  # divided by the weights of the whole step
+
+    def __init__(
+        self,
+        model: Any,
+        args: Any,
+        objective: Objective,
+        train: Rows,
+        validation: Rows | None,
+        pad: int,
+        progress: Callable[[int, int, dict[str, float]], None],
+    ) -> None:
+        collate = functools.partial(objective.collate, pad=pad)
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=train,
+            eval_dataset=validation,
+            data_collator=collate,
+            callbacks=[_Keeper(), _Progress(progress)],
+        )
+        self.objective = objective
+        self.tokens = 0  # read by this process
+        self.remove_callback(PrinterCallback)
+
+    def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: Any) -> tuple[list[Any], Any]:
+        """The batches of one optimiser step, and the sum of their weights over all processes."""
+        batches = list(itertools.islice(epoch_iterator, num_batches))
+        self.tokens += sum(len(self.train_dataset.examples[i]) for batch in batches for i in batch["examples"])
+        weight = sum((self.objective.weights(batch).sum() for batch in batches), torch.zeros(()))
+        if self.args.world_size > 1:
+            weight = self.accelerator.gather(weight.to(device)).sum()
+        return batches, weight
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        losses = self.objective.loss(model, inputs)
+        if not bool(torch.isfinite(losses).all()):
+            self._stop(losses.detach(), inputs["examples"])
+        # Gradients are averaged over processes: each gives its part of the sum, times their number.
+        return losses.sum() * self.args.world_size / num_items_in_batch.to(losses.device)
+
+    def _stop(self, losses: Any, examples: list[int]) -> None:
+        step = self.state.global_step + 1
+        for name, parameter in self.model.named_parameters():
+            if not bool(torch.isfinite(parameter).all()):
+                raise NumbersError(
+                    f"step {step}: the loss is not finite, because {name} no longer is: an update before was too large. "
+                    "Set a lower learning_rate, max_grad_norm: 1, or precision: fp32, and start with --force."
+                )
+        bad = [row for row, loss in enumerate(losses) if not bool(torch.isfinite(loss))]
+        rows = len(losses)
+        named = examples if len(examples) != rows else [examples[row] for row in bad]  # packed: any of them
+        places = ", ".join(self.train_dataset.examples[i].place for i in named[:8])
+        raise NumbersError(
+            f"step {step}: the loss is {losses[bad[0]].item()} for data {places}{' ...' if len(named) > 8 else ''}. "
+            "Nothing was updated by it. Remove the example, or set a lower learning_rate or precision: fp32."
+        )
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Mean loss over the weights of the whole validation set, and of each task in it."""
+        self.model.eval()
+        model = self.model_wrapped if self.is_in_train else self.model
+        parts = []
+        for batch in self.get_eval_dataloader(eval_dataset):
+            batch = self._prepare_inputs(batch)
+            with torch.no_grad():
+                losses = self.objective.loss(model, batch)
+            examples = torch.tensor(batch["examples"], device=losses.device)
+            parts.append(
+                self.accelerator.gather_for_metrics(
+                    torch.stack([losses.double(), self.objective.weights(batch).double(), examples.double()], 1)
+                ).cpu()
+            )
+        rows = self.eval_dataset if eval_dataset is None else eval_dataset
+        metrics = _means(torch.cat(parts), rows, metric_key_prefix)
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        return 0  # nobody reads it, and counting parameters at every step takes time
+
+    # Checkpoints. Parameters that are sharded over processes go the library's way.
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        folder = Path(output_dir or self.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        model = self.accelerator.unwrap_model(self.model)
+        parameters = {name: value for name, value in model.named_parameters() if value.requires_grad}
+        if state_dict is not None:
+            parameters = {name: value for name, value in state_dict.items() if name in parameters}
+        save_file({name: value.detach().cpu().contiguous() for name, value in parameters.items()}, folder / PARAMETERS)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
+        saved = load_file(Path(resume_from_checkpoint) / PARAMETERS)
+        own = {name: value for name, value in self.model.named_parameters() if value.requires_grad}
+        if saved.keys() != own.keys():
+            raise OutputError(f"{resume_from_checkpoint}: holds other parameters; start anew with --force.")
+        with torch.no_grad():
+            for name, value in own.items():
+                value.copy_(saved[name])
+
+    def _load_best_model(self) -> None:
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            super()._load_best_model()
+            return
+        self._load_from_checkpoint(self.state.best_model_checkpoint)
+
+
+def last_checkpoint(folder: Path, remove: bool) -> Path | None:
+    """The newest complete checkpoint; those that a kill cut short are removed if asked for."""
+    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+    for path in found:
+        if remove and not (path / MARKER).exists():
+            shutil.rmtree(path)
+    whole = [path for path in found if (path / MARKER).exists()]
+    return whole[-1] if whole else None
+
+
+def _means(table: Any, rows: Rows, prefix: str) -> dict[str, float]:
+    """table (example, [loss, weight, number]) float64 -> means in nats a token."""
+    losses, weights, numbers = table.T
+    metrics = {f"{prefix}_loss": float(losses.sum() / weights.sum())}
+    tasks = [rows.examples[int(number)].task for number in numbers]
+    for task in sorted({task for task in tasks if task is not None}):
+        mask = torch.tensor([one == task for one in tasks])
+        metrics[f"{prefix}_loss_{task}"] = float(losses[mask].sum() / weights[mask].sum())
+    return metrics
+
+
+class _Keeper(TrainerCallback):  # type: ignore[misc]
+    """Marks a checkpoint complete, and then removes those that are neither the newest nor the best."""
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if not state.is_world_process_zero:
+            return
+        newest = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        for file in newest.iterdir():
+            if file.is_file():
+                _sync(file)
+        (newest / MARKER).touch()
+        _sync(newest / MARKER)
+        keep = {newest.name, Path(state.best_model_checkpoint or newest).name}
+        for path in Path(args.output_dir).glob("checkpoint-*"):
+            if path.name not in keep:
+                shutil.rmtree(path)
+
+
+def _sync(file: Path) -> None:
+    with file.open("rb+") as stream:
+        os.fsync(stream.fileno())
+
+
+class _Progress(TrainerCallback):  # type: ignore[misc]
+    def __init__(self, progress: Callable[[int, int, dict[str, float]], None]) -> None:
+        self._progress = progress
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        control.should_log |= state.global_step >= state.max_steps
+        if state.is_world_process_zero:
+            self._progress(state.global_step, state.max_steps, {})
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            self._progress(state.global_step, state.max_steps, dict(logs or {}))

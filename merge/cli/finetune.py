@@ -1,0 +1,231 @@
+"""merge finetune"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from finetune.keys import KEYS, Config, Key
+from merge.cli.show import memory, printable
+
+if TYPE_CHECKING:
+    from finetune.train import Prepared, Report
+
+_REPEATED = ("words", "data", "fraction|data")
+
+
+class _Grouped(click.Command):
+    """Shows the flags of the config by group."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        groups: dict[str, list[tuple[str, str]]] = {"Options": []}
+        for option in self.get_params(ctx):
+            record = option.get_help_record(ctx)
+            if record is not None:
+                groups.setdefault(KEYS[option.name].group if option.name in KEYS else "Options", []).append(record)
+        for group in (*(name for name in groups if name != "Options"), "Options"):
+            with formatter.section(group):
+                formatter.write_dl(groups[group])
+
+
+def _option(name: str, key: Key) -> Callable[[Any], Any]:
+    flag = name.replace("_", "-")
+    names = [f"--{flag}", *(["-o"] if name == "out" else [])]
+    default = next(field.default for field in dataclasses.fields(Config) if field.name == name)
+    shown = f"  [default: {default}]" if default not in (None, (), "", False, True) else ""
+    only = f"  ({', '.join(key.only)})" if key.only else ""
+    help_text = key.help + only + shown
+    if key.kind == "bool":
+        return click.option(f"--{flag}/--no-{flag}", name, default=None, help=help_text)
+    metavar = "|".join(key.choices) if 0 < len(key.choices) < 5 else _METAVARS.get(key.kind, "TEXT")
+    return click.option(*names, name, multiple=key.kind in _REPEATED, metavar=metavar, help=help_text)
+
+
+_METAVARS = {"int": "N", "float": "X", "data": "FILE", "fraction|data": "X|FILE", "words": "A,B", "table": "{A: N}"}
+
+
+def _with_keys(command: Callable[..., None]) -> Callable[..., None]:
+    for name in reversed([name for name in KEYS if name != "adapter"]):
+        command = _option(name, KEYS[name])(command)
+    return command
+
+
+@click.command(
+    "finetune",
+    cls=_Grouped,
+    epilog="""\b
+Examples:
+  merge finetune recipes/finetune.yaml
+  merge finetune config.yaml --rank 32 --epochs 3 -o tuned/rank-32
+  merge finetune --model org/base --data train.jsonl --validation 0.05 -o tuned/mine
+  merge finetune config.yaml --show 3            what is trained on, with the loss mask; nothing is trained
+  merge finetune continue tuned/mine --data more.jsonl -o tuned/more
+  accelerate launch -m merge finetune config.yaml
+Killed or stopped, the same command goes on where it was.""",
+)
+@click.argument("words", nargs=-1, metavar="[CONFIG.yaml | continue ADAPTER [CONFIG.yaml]]")
+@_with_keys
+@click.option("--show", type=click.IntRange(1), metavar="N", help="Print N examples with their loss mask, and stop.")
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Default: a GPU if there is one.")
+@click.option("--threads", type=click.IntRange(1, 1024), help="Threads of torch.")
+@click.option("--force", is_flag=True, help="Replace an existing result; discard other unfinished work.")
+@click.option("--quiet", is_flag=True, help="No progress and no notes.")
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
+def command(
+    words: tuple[str, ...],
+    show: int | None,
+    device: str | None,
+    threads: int | None,
+    force: bool,
+    quiet: bool,
+    as_json: bool,
+    **flags: Any,
+) -> None:
+    """Train a model, or an adapter for one, on your data.
+
+    Every key of CONFIG.yaml is also a flag, which stands over the file.
+    """
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # it would warn when data loaders fork
+    first = os.environ.get("RANK", "0") == "0"  # of the processes that accelerate launched
+    quiet = quiet or not first
+
+    def say(text: str) -> None:
+        if not quiet:
+            click.echo(printable(text), err=True)
+
+    file, config = _read(words, flags, show is not None)
+    _check_installed()
+    from finetune.train import finetune, prepare
+
+    prepared = prepare(config, Path(file).parent if file is not None else None)
+    for note in prepared.notes:
+        say(f"note: {note}")
+    if show is not None:
+        _show(prepared, show)
+        return
+    for part, lengths in prepared.data.lengths.items():
+        say(f"{part}: {lengths}")
+    with _progress(Path(config.out).name, quiet) as progress:
+        report = finetune(prepared, device=device, threads=threads, force=force, say=say, progress=progress)
+    for note in report.notes[len(prepared.notes) :]:
+        say(f"note: {note}")
+    if first:
+        _print(report, as_json)
+
+
+def _read(words: tuple[str, ...], flags: dict[str, Any], only_shown: bool) -> tuple[str | None, Config]:
+    """The words after `finetune`, and the flags -> (config file, config)."""
+    from finetune.config import load_config
+    from merge.errors import UsageError
+
+    defaults: dict[str, Any] = {"out": "shown"} if only_shown else {}
+    if words[:1] == ("continue",):
+        from finetune.adapters import adapter_defaults
+
+        if len(words) < 2:
+            raise UsageError("merge finetune continue: name the adapter's directory.")
+        defaults |= adapter_defaults(Path(words[1]))
+        words = words[2:]
+    if len(words) > 1:
+        raise UsageError(f'merge finetune: one config file, not "{" ".join(words)}"; flags take what goes over it.')
+    given = {
+        name: [str(value).lower() if isinstance(value, bool) else value]
+        if not isinstance(value, tuple)
+        else list(value)
+        for name, value in flags.items()
+        if value is not None and value != ()
+    }
+    file = words[0] if words else None
+    return file, load_config(file, given, defaults)
+
+
+def _check_installed() -> None:
+    import importlib.util
+
+    from merge.errors import UsageError
+
+    for package in ("accelerate", "peft"):
+        if importlib.util.find_spec(package) is None:
+            raise UsageError(f"merge finetune needs {package}: pip install 'merge-workbench[finetune]'.")
+
+
+def _show(prepared: Prepared, count: int) -> None:
+    from rich.console import Console
+
+    from finetune.data.show import show_examples
+
+    for part, lengths in prepared.data.lengths.items():
+        click.echo(f"{part}: {lengths}")
+    console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
+    show_examples(list(prepared.data.train.examples[:count]), prepared.base.tokenizer, console)
+
+
+def _print(report: Report, as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(dataclasses.asdict(report)))
+        return
+    losses = report.losses
+    before, after = losses["validation_before"], losses["validation"]
+    held_out = (
+        f"; validation loss {before:.4f} before, {after:.4f} after" if before is not None and after is not None else ""
+    )
+    click.echo(f"{printable(report.out)}: {report.steps:,} steps{held_out}")
+    rate = report.tokens / max(report.seconds, 1e-9)
+    click.echo(f"{report.seconds:.1f} s, {rate:,.0f} tokens/s, peak memory {memory(report.peak_memory)}")
+
+
+@contextlib.contextmanager
+def _progress(label: str, quiet: bool) -> Iterator[Callable[[int, int, dict[str, float]], None]]:
+    """A bar with the loss on a terminal; elsewhere a line for each logged loss."""
+    if quiet:
+        yield lambda step, steps, logs: None
+        return
+    if not sys.stderr.isatty():
+        yield _log_line
+        return
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[losses]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    known: dict[str, float] = {}
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(escape(label), total=None, losses="")
+
+        def update(step: int, steps: int, logs: dict[str, float]) -> None:
+            known.update({key: value for key, value in logs.items() if key in ("loss", "eval_loss")})
+            text = "  ".join(f"{_SHOWN[key]} {value:.4f}" for key, value in known.items())
+            bar.update(task, completed=step, total=steps, losses=text)
+
+        yield update
+
+
+_SHOWN = {"loss": "loss", "eval_loss": "validation"}
+
+
+def _log_line(step: int, steps: int, logs: dict[str, float]) -> None:
+    parts = [f"{_SHOWN[key]} {logs[key]:.4f}" for key in _SHOWN if key in logs]
+    if parts:
+        click.echo(f"step {step}/{steps}: {', '.join(parts)}", err=True)

@@ -1,0 +1,381 @@
+"""From files to batches: formats, templates, the loss mask to the letter, packing, mixing, and wrong data."""
+
+from __future__ import annotations
+
+import csv
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tiny_llama import make_tiny_llama, words, write_lines
+
+from finetune.data import Data, encode_samples, read_samples
+from finetune.data.encode import set_up_tokenizer
+from finetune.data.files import read_rows
+from finetune.data.mix import hold_out, mix
+from finetune.data.pack import IGNORED, Row, collate, make_rows
+from finetune.data.samples import Conversation, Labelled, Pair, Preference, Sample, Text, make_samples
+from finetune.keys import Config, Source
+from merge.errors import MergeError, RecipeError, UsageError
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_llama(tmp_path_factory.mktemp("tiny") / "model")
+
+
+def tokenizer_of(model: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(model)
+
+
+def load(model: Path, file: Path, context: int | None = 64, **keys: Any) -> Data:
+    config = Config(model=str(model), data=(Source(str(file)),), out="o", **keys)
+    tokenizer = tokenizer_of(model)
+    set_up_tokenizer(tokenizer, config, None)
+    return encode_samples(read_samples(config, None), config, tokenizer, context)
+
+
+def shown(data: Data, model: Path, number: int = 0) -> list[tuple[str, float]]:
+    """(text, weight) of runs of tokens."""
+    example, tokenizer = data.train.examples[number], tokenizer_of(model)
+    runs: list[tuple[str, float]] = []
+    for token, weight in zip(example.ids, example.weights, strict=True):
+        text, weight = tokenizer.decode([int(token)]), round(float(weight), 3)
+        if runs and runs[-1][1] == weight:
+            runs[-1] = (runs[-1][0] + text, weight)
+        else:
+            runs.append((text, weight))
+    return runs
+
+
+# ---- the loss mask
+
+
+def test_prompt_counts_a_tenth_and_response_with_its_end_mark_one(model: Path, tmp_path: Path) -> None:
+    file = write_lines(tmp_path / "d.jsonl", [{"prompt": "ab=", "completion": "CD"}])
+    assert shown(load(model, file), model) == [("a", 0), ("b=", 0.1), ("CD<eos>", 1)]
+    assert shown(load(model, file, prompt_loss_weight=0.0), model) == [("ab=", 0), ("CD<eos>", 1)]
+    assert shown(load(model, file, prompt_loss_weight=1.0), model) == [("a", 0), ("b=CD<eos>", 1)]
+
+
+CONVERSATION = [
+    {"role": "user", "content": "ab"},
+    {"role": "assistant", "content": "CD"},
+    {"role": "user", "content": "e"},
+    {"role": "assistant", "content": "F"},
+]
+
+
+def test_every_answer_of_a_conversation_counts_with_its_end_mark(model: Path, tmp_path: Path) -> None:
+    file = write_lines(tmp_path / "d.jsonl", [{"messages": CONVERSATION}])
+    assert shown(load(model, file, prompt_loss_weight=0.0), model) == [
+        ("<user>ab<end><assistant>", 0),
+        ("CD<end>", 1),
+        ("<user>e<end><assistant>", 0),
+        ("F<end>", 1),
+    ]
+
+
+def test_last_turn_only(model: Path, tmp_path: Path) -> None:
+    file = write_lines(tmp_path / "d.jsonl", [{"messages": CONVERSATION}])
+    assert shown(load(model, file, prompt_loss_weight=0.5, last_turn_only=True), model) == [
+        ("<user>", 0),
+        ("ab<end><assistant>CD<end><user>e<end><assistant>", 0.5),
+        ("F<end>", 1),
+    ]
+
+
+def test_sharegpt_is_the_same_conversation(model: Path, tmp_path: Path) -> None:
+    turns = [{"from": "human" if t["role"] == "user" else "gpt", "value": t["content"]} for t in CONVERSATION]
+    one = load(model, write_lines(tmp_path / "a.jsonl", [{"messages": CONVERSATION}]))
+    two = load(model, write_lines(tmp_path / "b.jsonl", [{"conversations": turns}]))
+    assert (one.train.examples[0].ids == two.train.examples[0].ids).all()
+    assert (one.train.examples[0].weights == two.train.examples[0].weights).all()
+
+
+def test_pairs_go_into_the_chat_template_if_asked(model: Path, tmp_path: Path) -> None:
+    file = write_lines(tmp_path / "d.jsonl", [{"prompt": "ab", "completion": "CD"}])
+    assert shown(load(model, file, chat=True, prompt_loss_weight=0.0), model) == [
+        ("<user>ab<end><assistant>", 0),
+        ("CD<end>", 1),
+    ]
+
+
+def test_text_counts_whole_and_long_text_is_split(model: Path, tmp_path: Path) -> None:
+    file = tmp_path / "d.txt"
+    file.write_text("abcdefghij", encoding="utf-8")
+    data = load(model, file, max_length=4)
+    assert data.objective == "text"
+    assert [shown(data, model, i) for i in range(3)] == [
+        [("a", 0), ("bcd", 1)],
+        [("e", 0), ("fgh", 1)],
+        [("i", 0), ("j<eos>", 1)],
+    ]
+
+
+def test_a_token_across_the_border_counts_as_response(tmp_path: Path, model: Path) -> None:
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    from finetune.data.encode import Encoder
+
+    bpe = models.BPE(vocab={"a": 0, " ": 1, "b": 2, " b": 3, "<e>": 4}, merges=[(" ", "b")])
+    fast = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(bpe), eos_token="<e>")
+    encoder = Encoder(fast, Config(), 10)
+    ids, weights = encoder.pair("a ", "ba")
+    assert ids.tolist() == [0, 3, 0, 4]
+    assert weights.tolist() == [0, 1, 1, 1]
+    assert encoder.straddling == 1
+    assert encoder.pair("a", " ba")[1].tolist() == [0, 1, 1, 1]
+    assert encoder.straddling == 1
+
+
+# ---- files and formats
+
+
+def test_every_kind_of_file_gives_the_same_rows(tmp_path: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    rows = [{"prompt": "a, b", "completion": "x\ny"}, {"prompt": "ü", "completion": '"'}]
+    write_lines(tmp_path / "d.jsonl", rows)
+    (tmp_path / "d.json").write_text(json.dumps(rows), encoding="utf-8")
+    (tmp_path / "wrapped.json").write_text(json.dumps({"version": 1, "data": rows}), encoding="utf-8")
+    with (tmp_path / "d.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, ["prompt", "completion"])
+        writer.writeheader()
+        writer.writerows(rows)
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "d.parquet")
+    for name in ("d.jsonl", "d.json", "wrapped.json", "d.csv", "d.parquet"):
+        assert [row.columns for row in read_rows(tmp_path / name)] == rows, name
+    assert [row.place for row in read_rows(tmp_path / "d.jsonl")] == [f"{tmp_path}/d.jsonl:1", f"{tmp_path}/d.jsonl:2"]
+
+
+@pytest.mark.parametrize(
+    ("row", "content"),
+    [
+        ({"prompt": "p", "completion": "c"}, Pair("p", "c")),
+        ({"prompt": "p", "response": "c", "id": 3}, Pair("p", "c")),
+        ({"instruction": "i", "input": "", "output": "o"}, Pair("### Instruction:\ni\n\n### Response:\n", "o")),
+        (
+            {"instruction": "i", "input": "n", "output": "o"},
+            Pair("### Instruction:\ni\n\n### Input:\nn\n\n### Response:\n", "o"),
+        ),
+        ({"text": "t"}, Text("t")),
+        ({"text": "t", "label": 2}, Labelled("t", "2")),
+        ({"prompt": "p", "chosen": "c", "rejected": "r"}, Preference("p", "c", "r")),
+        (
+            {"chosen": CONVERSATION, "rejected": [*CONVERSATION[:3], {"role": "assistant", "content": "no"}]},
+            Preference((("user", "ab"), ("assistant", "CD"), ("user", "e")), "F", "no"),
+        ),
+        ({"messages": CONVERSATION[:2]}, Conversation((("user", "ab"), ("assistant", "CD")))),
+    ],
+)
+def test_formats_are_detected(tmp_path: Path, row: dict[str, Any], content: Any) -> None:
+    rows = read_rows(write_lines(tmp_path / "d.jsonl", [row]))
+    assert make_samples(rows, Source("d"), Config())[0].content == content
+
+
+def test_templates_take_any_columns(tmp_path: Path) -> None:
+    rows = read_rows(write_lines(tmp_path / "d.jsonl", [{"question": "1+1", "answer": 2}]))
+    source = Source("d", prompt="Q: {question} {{x}}\nA: ", completion="{answer}")
+    assert make_samples(rows, source, Config())[0].content == Pair("Q: 1+1 {x}\nA: ", "2")
+    assert make_samples(rows, Source("d"), Config(text="{question}={answer}"))[0].content == Text("1+1=2")
+
+
+# ---- mixing and holding out
+
+
+def samples(count: int, prefix: str) -> list[Sample]:
+    return [Sample(f"{prefix}:{i}", None, Text(f"{prefix}{i}")) for i in range(count)]
+
+
+def test_weights_are_proportions_of_as_many_examples() -> None:
+    mixed = mix([samples(90, "a"), samples(10, "b")], [1, 3], seed=1)
+    assert [sum(s.place.startswith(name) for s in mixed) for name in "ab"] == [25, 75]
+    assert {s.place for s in mixed if s.place[0] == "b"} == {f"b:{i}" for i in range(10)}  # whole rounds: all of them
+    assert mixed == mix([samples(90, "a"), samples(10, "b")], [1, 3], seed=1)
+    assert mixed != mix([samples(90, "a"), samples(10, "b")], [1, 3], seed=2)
+
+
+def test_without_weights_every_example_is_used_once() -> None:
+    assert mix([samples(3, "a"), samples(2, "b")], [None, None], seed=0) == [*samples(3, "a"), *samples(2, "b")]
+
+
+def test_equal_examples_are_held_out_together() -> None:
+    doubled = samples(50, "a") + samples(50, "a")
+    train, held = hold_out(doubled, 0.2, seed=0)
+    assert len(held) == 20
+    assert not {s.content for s in train} & {s.content for s in held}
+
+
+# ---- packing
+
+
+def test_packing_fills_rows_and_loses_nothing(model: Path, tmp_path: Path) -> None:
+    data = load(model, write_lines(tmp_path / "d.jsonl", words(100)), packing=True, max_length=32)
+    sizes = [sum(len(data.train.examples[i]) for i in row) for row in data.train.rows]
+    assert sorted(i for row in data.train.rows for i in row) == list(range(100))
+    assert max(sizes) <= 32
+    assert sum(sizes) > 0.95 * 32 * (len(sizes) - 1)  # best fit leaves little room
+
+
+def test_a_packed_batch_by_hand(model: Path, tmp_path: Path) -> None:
+    rows = [{"prompt": "a=", "completion": "B"}, {"prompt": "c", "completion": "D"}]
+    data = load(model, write_lines(tmp_path / "d.jsonl", rows), packing=True, max_length=9, prompt_loss_weight=0.5)
+    a, equals, b, c, d = tokenizer_of(model)("a=BcD")["input_ids"]
+    batch = {name: value.tolist() for name, value in collate([data.train[0]], pad=0).items() if name != "examples"}
+    assert batch["input_ids"] == [[a, equals, b, 1, c, d, 1]]
+    assert batch["position_ids"] == [[0, 1, 2, 3, 0, 1, 2]]
+    assert batch["targets"] == [
+        [equals, b, 1, IGNORED, d, 1, IGNORED]
+    ]  # nobody predicts the next example's first token
+    assert batch["weights"] == [[0.5, 1, 1, 0, 1, 1, 0]]
+    assert "attention_mask" not in batch
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_packed_loss_equals_unpacked_loss(model: Path, tmp_path: Path, attention: str) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from finetune.objectives import OBJECTIVES
+
+    net = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float64, attn_implementation=attention).eval()
+    file = write_lines(tmp_path / "d.jsonl", words(40))
+    objective = OBJECTIVES["supervised"]
+    sums = []
+    with torch.no_grad():
+        for packing in (True, False):
+            train = load(model, file, packing=packing, max_length=40).train
+            batch = objective.collate([train[i] for i in range(len(train))], 0)
+            assert len(train) == (40 if not packing else len(train.rows))
+            sums.append(float(objective.loss(net, batch).double().sum() / objective.weights(batch).double().sum()))
+    assert sums[0] == pytest.approx(sums[1], rel=1e-6)
+
+
+def test_padding_changes_no_loss(model: Path, tmp_path: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from finetune.objectives import OBJECTIVES
+
+    net = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float64).eval()
+    train, objective = load(model, write_lines(tmp_path / "d.jsonl", words(8))).train, OBJECTIVES["supervised"]
+    with torch.no_grad():
+        together = objective.loss(net, objective.collate([train[i] for i in range(8)], 0))
+        alone = torch.cat([objective.loss(net, objective.collate([train[i]], 0)) for i in range(8)])
+    assert torch.allclose(together, alone, rtol=1e-6)
+
+
+# ---- wrong data
+
+
+def test_wrong_files_are_explained_all_at_once(tmp_path: Path) -> None:
+    (tmp_path / "empty.jsonl").write_text("\n", encoding="utf-8")
+    (tmp_path / "broken.jsonl").write_text('{"text": "a"}\n{"text": \n', encoding="utf-8")
+    sources = tuple(Source(str(tmp_path / name)) for name in ("empty.jsonl", "broken.jsonl", "gone.jsonl"))
+    with pytest.raises(RecipeError) as caught:
+        read_samples(Config(model="m", data=sources), None)
+    found = [str(problem) for problem in caught.value.problems]
+    assert found[0] == f"data {tmp_path}/empty.jsonl: holds no examples; it is empty."
+    assert found[1].startswith(f"data {tmp_path}/broken.jsonl:2: not valid JSON (")
+    assert found[2] == f"data {tmp_path}/gone.jsonl: there is no such file."
+
+
+@pytest.mark.parametrize(
+    ("rows", "keys", "message"),
+    [
+        ([{"foo": "a", "bar": "b"}], {}, "cannot tell the format from the columns foo, bar. Give templates"),
+        (
+            [{"prompt": "a", "completion": "b"}, {"prompt": "a"}],
+            {},
+            'd.jsonl:2: no column "completion"; found: prompt.',
+        ),
+        ([{"prompt": "a", "completion": None}], {}, 'd.jsonl:1: "completion" must be a text, found nothing.'),
+        (
+            [{"question": "a", "answer": "b"}],
+            {"prompt": "{qestion}", "completion": "{answer}"},
+            'prompt template: unknown field "{qestion}" in {place}:1; did you mean "question"?',
+        ),
+        ([{"question": "a"}], {"prompt": "{question", "completion": "x"}, "expected '}' before end of string"),
+        ([{"text": "a"}], {"format": "alpaca"}, "format alpaca needs the columns instruction, output; found: text."),
+        ([{"messages": [{"role": "user", "content": "a"}]}], {}, "has no turn of the assistant, so nothing is learnt."),
+        ([{"messages": [{"role": "boss", "content": "a"}]}], {}, 'turn 1 of "messages" must have role and content'),
+        ([{"prompt": "p", "chosen": "c", "rejected": "r"}], {}, "holds preference pairs; name an objective"),
+        ([{"text": "a"}], {"objective": "supervised"}, "holds texts; the objective supervised takes conversations or"),
+        (
+            [{"prompt": "a" * 70, "completion": "B"}, {"prompt": "a", "completion": "B"}],
+            {},
+            "d.jsonl:1: 72 tokens, and a sequence may have 64; so 1 of 2 examples are too long. Raise max_length",
+        ),
+        (
+            [{"prompt": "a" * 70, "completion": "B"}],
+            {"too_long": "truncate"},
+            "d.jsonl:1: no token of a response in 1 of 1 examples, so all of it is masked",
+        ),
+        ([{"prompt": "a" * 70, "completion": "B"}], {"too_long": "drop"}, "all 1 examples were dropped"),
+        (
+            [{"prompt": "a", "completion": "B"}],
+            {"max_length": 65},
+            "max_length: 65 is more than the model's context of 64",
+        ),
+        ([{"prompt": "a", "completion": "B"}], {"eos_token": "</s>"}, 'eos_token: "</s>" is not in the vocabulary'),
+    ],
+)
+def test_wrong_data_is_explained(
+    model: Path, tmp_path: Path, rows: list[dict[str, Any]], keys: dict[str, Any], message: str
+) -> None:
+    file = write_lines(tmp_path / "d.jsonl", rows)
+    with pytest.raises(MergeError) as caught:
+        load(model, file, **keys)
+    assert message.replace("{place}", str(file)) in str(caught.value)
+
+
+def test_a_conversation_needs_a_chat_template(tmp_path: Path) -> None:
+    model = make_tiny_llama(tmp_path / "plain", chat=False)
+    file = write_lines(tmp_path / "d.jsonl", [{"messages": CONVERSATION}])
+    with pytest.raises(UsageError, match="no chat template, and the data are conversations. Give one"):
+        load(model, file)
+
+
+def test_a_tokenizer_without_end_and_padding_is_refused_and_can_be_told(tmp_path: Path, model: Path) -> None:
+    config = Config(model="m")
+    bare = tokenizer_of(model)
+    bare.pad_token = bare.eos_token = None
+    with pytest.raises(UsageError, match="neither an end mark nor a padding token"):
+        set_up_tokenizer(bare, config, None)
+    notes = set_up_tokenizer(bare, Config(model="m", eos_token="<end>"), None)
+    assert (bare.eos_token, bare.pad_token) == ("<end>", "<end>")
+    assert notes == ['the tokenizer has no padding token; rows are filled with "<end>", which is masked']
+
+
+def test_a_template_that_rewrites_earlier_turns_is_refused_unless_only_the_last_counts(
+    model: Path, tmp_path: Path
+) -> None:
+    template = tmp_path / "t.jinja"  # what earlier turns said is left out once another follows
+    template.write_text(
+        "{% for m in messages %}<{{ m['role'] }}>{% if loop.last or m['role'] == 'user' %}{{ m['content'] }}{% endif %}"
+        "<end>{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}",
+        encoding="utf-8",
+    )
+    file = write_lines(tmp_path / "d.jsonl", [{"messages": CONVERSATION}])
+    with pytest.raises(UsageError, match="writes turn 2 otherwise when turns follow.* Set last_turn_only: true"):
+        load(model, file, chat_template=str(template))
+    data = load(model, file, chat_template=str(template), last_turn_only=True, prompt_loss_weight=0.0)
+    assert shown(data, model)[-1] == ("F<end>", 1)
+
+
+def test_rows_are_the_same_whatever_the_hash_seed() -> None:
+    from finetune.data.encode import Example
+
+    rng = random.Random(0)
+    examples = [Example(np.zeros(rng.randint(1, 9), np.int32), np.zeros(1, np.float32), str(i)) for i in range(30)]
+    rows = make_rows(examples, 10, packed=True)
+    assert rows == make_rows(examples, 10, packed=True)
+    assert isinstance(rows[0], Row)
