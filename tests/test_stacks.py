@@ -177,7 +177,7 @@ def test_goliath_has_137_layers(tmp_path: Path, run_cli: Callable[..., Output]) 
         write_llama(tmp_path / name, LLAMA_70B)
     code, out, _ = run_cli(["plan", RECIPES / "goliath.yaml"], cwd=tmp_path)
     assert code == 0
-    assert "stack    137 layers at model.layers.*, drawn against source layers 0 to 79:" in out
+    assert "stack    137 layers at model.layers.*, by source layers 0 to 79:" in out
     assert f"    16-31  {' ' * 8}{'B' * 16}{' ' * 56}  passthrough B 8-23\n" in out
     assert f"  122-136  {' ' * 65}{'A' * 15}  passthrough A 65-79\n" in out
     assert "117,748,948,992 parameters" in out
