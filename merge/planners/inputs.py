@@ -91,7 +91,7 @@ class Inputs:
         return (0, 0) if is_input_side(name) else (2, 0)
 
     def _align(self, donor: Checkpoint, other: Checkpoint) -> dict[str, TensorRef]:
-        """The other model's tensors under the donor's names, where prefixes make the difference (one for each tower)."""
+        """The other model's tensors under the donor's names, where prefixes make the difference; one a tower."""
         tensors = other.tensors
         while (found := map_prefix(list(tensors), list(donor.tensors))) is not None:
             removed, added = found
