@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -300,3 +301,9 @@ def test_recipes_of_stacks_plan(tmp_path: Path) -> None:
     plan = build_plan(load_recipe(RECIPES / "upscale.yaml"))
     assert {step.name.split(".")[2] for step in plan.steps if ".layers." in step.name} == {str(i) for i in range(8)}
     assert Plan.from_json(plan.to_json()) == plan
+
+
+def test_the_recipes_of_the_guide_are_recipes() -> None:
+    guide = (RECIPES.parent / "docs" / "stacks.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```yaml\n(.*?)^```$", guide, re.MULTILINE | re.DOTALL)
+    assert [bool(recipe.slices) for recipe in map(parse_recipe, blocks)] == [True, False, False]
