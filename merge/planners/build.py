@@ -19,8 +19,9 @@ from merge.plan import Plan, SideFile, SourceFile, Step, TensorRef, Units
 from merge.planners.align import align_targets
 from merge.planners.inputs import Inputs
 from merge.planners.statistics import Statistics
-from merge.planners.targets import Layout, Slot, Target, lay_out_targets
+from merge.planners.targets import Layout, Slot, Target
 from merge.planners.tokenizers import check_tokenizers, tokenizer_donor
+from merge.planners.towers import lay_out_targets
 from merge.planners.upscale import upscaled
 from merge.recipe.model import Recipe, resolve
 
