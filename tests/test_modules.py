@@ -272,7 +272,7 @@ def test_the_donor_of_the_config_has_the_towers(tmp_path: Path) -> None:
     lm = write_headers(tmp_path / "lm", shapes, {"model_type": "qwen2", "num_hidden_layers": 2})
     models = f"models: [{{model: {lm}}}, {{model: {vlm}}}]\nparameters: {{weight: 1}}"
     assert problem(f"merge_method: linear\n{models}") == (
-        f"r.yaml:2: {vlm} has a vision_tower and a multi_modal_projector, and {lm}, whose config.json is taken, has none. "
+        f"r.yaml:2: {vlm} has a vision_tower and a multi_modal_projector, and {lm}, which gives config.json, has none. "
         "Name the model that has it as base_model, or list it first."
     )
     plan = build_plan(parse_recipe(f"merge_method: linear\nbase_model: {vlm}\n{models}"))

@@ -104,9 +104,7 @@ def _towers_beside_the_donor(recipe: Recipe, inputs: Inputs) -> Iterator[Problem
         more = [module for module in Modules(model.tensors).found if module in SIDE_MODULES and module not in known]
         if more:
             donor = inputs.donor.ref.text
-            message = (
-                f"{model.ref.text} has a {' and a '.join(more)}, and {donor}, whose config.json is taken, has none."
-            )
+            message = f"{model.ref.text} has a {' and a '.join(more)}, and {donor}, which gives config.json, has none."
             where = recipe.where("base_model" if recipe.base_model else "models")
             yield Problem(message, where, "Name the model that has it as base_model, or list it first.")
 
