@@ -213,6 +213,13 @@ def test_the_vision_tower_has_a_section_of_its_own() -> None:
     assert made["text_config"] == config["text_config"]
 
 
+def test_what_is_repeated_outside_the_section_follows() -> None:
+    text = {"num_hidden_layers": N, "layer_types": ["full_attention"] * N, "hidden_size": 4}
+    made, _ = restacked({**text, "hidden_size": 8, "text_config": text, "vocab_size": 3}, (0, 1))
+    expected = {"num_hidden_layers": 2, "layer_types": ["full_attention"] * 2}
+    assert made == {**expected, "hidden_size": 8, "text_config": {**text, **expected}, "vocab_size": 3}
+
+
 def test_the_rest_of_the_config_stays() -> None:
     config = {"model_type": "qwen2", "num_hidden_layers": N, "rope_scaling": {"factor": 8}, "vocab_size": 5}
     stack = Restacked("default", N, [("DIR", config, layer) for layer in (0, 1)])

@@ -55,6 +55,9 @@ def restack(config: dict[str, Any], stack: Restacked) -> list[str]:
                 _entry(path, key, list(other.get(key, value)), number) for path, other, number in origins
             )
     notes = [note for rule in RULES if (note := _apply(rule, section, old, origins)) is not None]
+    if section is not config and stack.module in ("default", "text_decoder"):
+        # Qwen2.5-VL and others repeat the text model's values outside its section.
+        config.update({key: section[key] for key in old if key in section and config.get(key, old) == old[key]})
     if section.get("scale_attn_by_inverse_layer_idx"):
         notes.append("config.json: scale_attn_by_inverse_layer_idx: layers that moved scale their attention otherwise")
     return notes
