@@ -199,7 +199,7 @@ def test_each_source_says_it_of_its_own_layers() -> None:
     made, _ = restacked(first, (0, 1, 2, 6), first, second, plain, first)
     full, sliding = "full_attention", "sliding_attention"
     assert made["layer_types"] == [full, sliding, full, sliding]
-    with pytest.raises(CheckpointError, match="layer_types: expected a value for each layer, up to layer 7"):
+    with pytest.raises(CheckpointError, match="layer_types: expected a list with one value for each layer, up"):
         restacked(first, (0, 7), first, window | {"layer_types": [full] * 3})
 
 

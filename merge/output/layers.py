@@ -139,12 +139,7 @@ def _apply(rule: Rule, section: Section, old: Section, origins: Sequence[tuple[s
         return None
     wanted = []
     for (path, _, number), values in zip(origins, found, strict=True):
-        if values is not None and number >= len(values):
-            raise CheckpointError(
-                f"{path}/config.json: {rule.name}: expected a value for each layer, up to layer {number}, "
-                f"found {len(values)}. Mend the file."
-            )
-        wanted.append(rule.usual if values is None else values[number])
+        wanted.append(rule.usual if values is None else _entry(path, rule.name, values, number))
     if rule.values(section, len(wanted)) == wanted:
         return None
     said = ", ".join(f"{key} {old[key]!r:.30}" for key in rule.numbers if old.get(key) is not None)
