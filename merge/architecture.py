@@ -16,6 +16,7 @@ LAYER_COUNT_KEYS = (
     "n_layer",
     "n_layers",
     "num_layers",
+    "num_transformer_layers",
     "num_decoder_layers",
     "encoder_layers",
     "decoder_layers",

@@ -256,11 +256,27 @@ def test_unknown_modules_are_told_with_those_that_are_there(tmp_path: Path) -> N
     assert 'r.yaml:3: unknown method "liner"; did you mean "linear"?' in said
     said = problem(f"merge_method: passthrough\nmodules:\n  text_decoder: {{{part}, parameters: {{weight: 1}}}}")
     assert 'r.yaml:3: "weight" is a parameter of' in said
+    said = problem(f"merge_method: slerp\nmodules:\n  visual.blocks: {{{part}}}")
+    assert 'module visual.blocks, "models": slerp merges exactly 2 models, and 1 is listed' in said
     span = f"slices: [{{sources: [{{model: {path}, layer_range: [0, 3]}}]}}]"
     said = problem(f"merge_method: passthrough\nmodules:\n  text_decoder: {{{span}}}")
     assert "layer_range [0, 3] ends behind the last layer" in said
     plan = build_plan(parse_recipe(f"merge_method: passthrough\nmodules:\n  vision_tower: {{{span}}}"))
     assert len(plan.steps) == 7
+
+
+def test_the_donor_of_the_config_has_the_towers(tmp_path: Path) -> None:
+    vlm = headers(tmp_path / "vlm")
+    shapes: dict[str, tuple[int, ...]] = {f"model.layers.{i}.mlp.up_proj.weight": (4, 2) for i in range(2)}
+    shapes |= {"model.embed_tokens.weight": (8, 2)}
+    lm = write_headers(tmp_path / "lm", shapes, {"model_type": "qwen2", "num_hidden_layers": 2})
+    models = f"models: [{{model: {lm}}}, {{model: {vlm}}}]\nparameters: {{weight: 1}}"
+    assert problem(f"merge_method: linear\n{models}") == (
+        f"r.yaml:2: {vlm} has a vision_tower and a multi_modal_projector, and {lm}, which gives config.json, has none. "
+        "Name the model that has it as base_model, or list it first."
+    )
+    plan = build_plan(parse_recipe(f"merge_method: linear\nbase_model: {vlm}\n{models}"))
+    assert {step.name.split(".")[0]: step.method for step in plan.steps} == {"model": "linear", "visual": "copy"}
 
 
 def test_a_module_may_be_named_by_the_beginning_of_its_tensors_names(tmp_path: Path) -> None:

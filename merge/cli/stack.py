@@ -96,7 +96,7 @@ def _picture(plan: Plan, prefix: str, runs: list[Run], width: int) -> Iterator[A
     styles = {letter: _COLOURS[i % len(_COLOURS)] for i, letter in enumerate(letters.values())}
     n_sources = max(layer + run.n for run in runs for _, layer in run.sources)
     n_columns = max(8, width - 32) if n_sources > width - 32 else n_sources
-    yield Text(f"stack    {runs[-1].last + 1} layers at {prefix}*, drawn against source layers 0 to {n_sources - 1}:")
+    yield Text(f"stack    {runs[-1].last + 1} layers at {prefix}*, by source layers 0 to {n_sources - 1}:")
     for run in _few(runs):
         if run is None:
             yield Text("     ...")

@@ -229,12 +229,12 @@ RULES = (
     Rule("layer_types", _TYPE_KEYS, ("layer_types",), _FULL, _types, _write_types),
     Rule("no_rope_layers", ("no_rope_layer_interval",), ("no_rope_layers",), 1, _ropes, _write_ropes),
     Rule(
-        *("dense MLPs", ("decoder_sparse_step", "mlp_only_layers"), (), False),
+        *("dense layers", ("decoder_sparse_step", "mlp_only_layers"), (), False),
         values=_dense_by_step,
         write=_write_dense_by_step,
     ),
     Rule(
-        *("mlp_layer_types", ("first_k_dense_replace", "moe_layer_freq"), ("mlp_layer_types",), "sparse"),
+        *("dense layers", ("first_k_dense_replace", "moe_layer_freq"), ("mlp_layer_types",), "sparse"),
         values=_dense_first,
         write=_write_dense_first,
     ),

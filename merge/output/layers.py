@@ -55,6 +55,9 @@ def restack(config: dict[str, Any], stack: Restacked) -> list[str]:
                 _entry(path, key, list(other.get(key, value)), number) for path, other, number in origins
             )
     notes = [note for rule in RULES if (note := _apply(rule, section, old, origins)) is not None]
+    if section is not config and stack.module in ("default", "text_decoder"):
+        # Qwen2.5-VL and others repeat the text model's values outside its section.
+        config.update({key: section[key] for key in old if key in section and config.get(key, old) == old[key]})
     if section.get("scale_attn_by_inverse_layer_idx"):
         notes.append("config.json: scale_attn_by_inverse_layer_idx: layers that moved scale their attention otherwise")
     return notes
@@ -136,12 +139,7 @@ def _apply(rule: Rule, section: Section, old: Section, origins: Sequence[tuple[s
         return None
     wanted = []
     for (path, _, number), values in zip(origins, found, strict=True):
-        if values is not None and number >= len(values):
-            raise CheckpointError(
-                f"{path}/config.json: {rule.name}: expected a value for each layer, up to layer {number}, "
-                f"found {len(values)}. Mend the file."
-            )
-        wanted.append(rule.usual if values is None else values[number])
+        wanted.append(rule.usual if values is None else _entry(path, rule.name, values, number))
     if rule.values(section, len(wanted)) == wanted:
         return None
     said = ", ".join(f"{key} {old[key]!r:.30}" for key in rule.numbers if old.get(key) is not None)

@@ -21,8 +21,9 @@ from merge.planners.adapter_output import build_adapter_plan, refuse_models
 from merge.planners.align import align_targets
 from merge.planners.inputs import Inputs
 from merge.planners.statistics import Statistics
-from merge.planners.targets import Layout, Slot, Target, lay_out_targets
+from merge.planners.targets import Layout, Slot, Target
 from merge.planners.tokenizers import check_tokenizers, copied_files
+from merge.planners.towers import lay_out_targets
 from merge.planners.upscale import upscaled
 from merge.planners.vocabularies import Vocabulary, plan_vocabulary
 from merge.recipe.adapters import adapters_of

@@ -11,7 +11,7 @@ from merge.checkpoint import Checkpoint
 from merge.errors import CheckpointError, Problem, RecipeError
 from merge.plan import SourceModel, TensorRef
 from merge.planners.adapters import open_model
-from merge.recipe.model import ModelRef, Recipe
+from merge.recipe.model import ModelRef, Module, Recipe
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class Inputs:
         return (0, 0) if is_input_side(name) else (2, 0)
 
     def _align(self, donor: Checkpoint, other: Checkpoint) -> dict[str, TensorRef]:
-        """The other model's tensors under the donor's names, where a prefix makes the difference; one a tower."""
+        """The other model's tensors under the donor's names, where prefixes make the difference; one a tower."""
         tensors = other.tensors
         while (found := map_prefix(list(tensors), list(donor.tensors))) is not None:
             removed, added = found
@@ -156,10 +156,13 @@ def _key(ref: ModelRef) -> _Key:
 
 def _mentioned(recipe: Recipe) -> list[ModelRef]:
     """Every model, once: the base first, then in the order of the recipe."""
-    listed = [source.model for source in recipe.all_models]
-    for part in recipe.all_slices:
-        listed += [part.base_model] if part.base_model is not None else []
-        listed += [source.model for source in part.sources]
+    listed: list[ModelRef] = []
+    parts: list[Recipe | Module] = [recipe, *recipe.modules.values()]
+    for part in parts:
+        listed += [source.model for source in part.models]
+        for piece in part.slices:
+            listed += [piece.base_model] if piece.base_model is not None else []
+            listed += [source.model for source in piece.sources]
     if recipe.base_model is not None:
         listed.insert(0, recipe.base_model)
     unique: dict[_Key, ModelRef] = {}

@@ -34,7 +34,7 @@ _PROJECTORS = (
 )
 _VISION_PARTS = ("vision", "visual", "image_encoder", "vit")
 _AUDIO_PARTS = ("audio", "speech")
-_SIDE_MODULES = (VISION, PROJECTOR, AUDIO)  # what a plain language model does not have
+SIDE_MODULES = (VISION, PROJECTOR, AUDIO)  # what a plain language model does not have
 
 
 class Modules:
@@ -135,7 +135,7 @@ def side_modules(inputs: Inputs) -> Mapping[str, frozenset[int]]:
     modules = inputs_modules(inputs)
     lacking = {}
     for module in modules.found:
-        if module in _SIDE_MODULES:
+        if module in SIDE_MODULES:
             without = frozenset(
                 i for i, model in enumerate(inputs.all) if all(modules.of(name) != module for name in model.tensors)
             )

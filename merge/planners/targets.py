@@ -1,21 +1,17 @@
-"""Which source tensors go into which output tensor: whole models, slices of layers on each other, towers apart."""
+"""Which source tensors go into which output tensor: whole models, and slices of layers stacked on each other."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from merge.architecture import Stack, is_input_side
 from merge.errors import Problem
-from merge.methods import get_method
 from merge.output.layers import Restacked
 from merge.planners.inputs import Input, Inputs
-from merge.planners.modules import DECODER, DEFAULT, ENCODER, Chosen, inputs_modules, side_modules
 from merge.planners.usage import usage_notes
-from merge.recipe.model import ModelRef, Module, Recipe, Settings, Slice, Source
+from merge.recipe.model import ModelRef, Recipe, Settings, Slice, Source
 
 
 @dataclass(frozen=True)
@@ -59,7 +55,7 @@ class Layout:
 
 
 @dataclass(frozen=True)
-class _Tower:
+class Tower:
     """What one list of models or slices makes: the whole output, or a module of it.
 
     Attributes:
@@ -80,100 +76,7 @@ class _Tower:
     stack: Callable[[Input], Stack | None]
 
 
-def lay_out_targets(recipe: Recipe, inputs: Inputs, problems: list[Problem]) -> Layout:
-    if recipe.modules:
-        return _modules(recipe, inputs, problems)
-    tower = _Tower(
-        *("", DEFAULT, recipe.models, recipe.slices, recipe.merge_method, (recipe.parameters,)),
-        owns=lambda name: True,
-        stack=lambda model: model.main,
-    )
-    if not recipe.slices:
-        return Layout(_with_lacking(inputs, _models(recipe, inputs, tower)))
-    found = inputs_modules(inputs).found
-    if ENCODER in found and DECODER in found:
-        message = f'{inputs.donor.ref.text} has several stacks of layers; say which ones by "modules": encoder, decoder'
-        problems.append(Problem(message, recipe.where("slices")))
-        return Layout(())
-    layout = _slices(recipe, inputs, tower, problems)
-    return Layout(_with_lacking(inputs, layout.targets), layout.stacks)
-
-
-def _modules(recipe: Recipe, inputs: Inputs, problems: list[Problem]) -> Layout:
-    """The towers that the recipe lists; what belongs to none of them is copied from the donor."""
-    chosen = Chosen(recipe, inputs, problems)
-    targets: dict[str, Target] = {}
-    stacks: tuple[Restacked, ...] = ()
-    for key, module in recipe.modules.items():
-        tower = _tower(recipe, key, module, chosen)
-        made = Layout(_models(recipe, inputs, tower)) if module.models else _slices(recipe, inputs, tower, problems)
-        if not made.targets and not problems:
-            message = f'module "{key}" has no tensors in the models that it lists'
-            problems.append(Problem(message, recipe.where(f"modules.{key}")))
-        targets.update((target.name, target) for target in made.targets)
-        stacks += made.stacks
-    if problems:
-        return Layout(())
-    copied: Counter[str] = Counter()
-    sorter = inputs_modules(inputs)
-    for name in inputs.donor.tensors:
-        if chosen.key_of(name) is None:
-            targets[name] = _copy(inputs, name)
-            copied[sorter.of(name)] += 1
-    if copied:
-        listed = ", ".join(f"{module} ({count} tensors)" for module, count in copied.items())
-        inputs.notes.append(f"not among the modules, copied from {inputs.donor.ref.text}: {listed}")
-    order = {name: place for place, name in enumerate(inputs.names())}
-    return Layout(tuple(sorted(targets.values(), key=lambda target: order.get(target.name, len(order)))), stacks)
-
-
-def _tower(recipe: Recipe, key: str, module: Module, chosen: Chosen) -> _Tower:
-    return _Tower(
-        path=f"modules.{key}.",
-        kind=chosen.kind(key),
-        models=module.models,
-        slices=module.slices,
-        method=module.merge_method or recipe.merge_method,
-        settings=(module.parameters, recipe.parameters),
-        owns=lambda name: chosen.key_of(name) == key,
-        stack=lambda model: chosen.stack(key, model),
-    )
-
-
-def _copy(inputs: Inputs, name: str) -> Target:
-    """A tensor of the donor as it is."""
-    layer, t = _place(name, inputs.donor.stacks)
-    return Target(name, (Slot(0, name, ()),), None, (), t, layer, "passthrough")
-
-
-def _with_lacking(inputs: Inputs, targets: tuple[Target, ...]) -> tuple[Target, ...]:
-    """A tower that the donor has and plain language models have not is merged from the models that have it, if any."""
-    lacking = side_modules(inputs)
-    if not lacking:
-        return targets
-    sorter = inputs_modules(inputs)
-    for name, without in lacking.items():
-        names = ", ".join(inputs.all[i].ref.text for i in sorted(without))
-        how = "copied" if len(inputs.all) - len(without) < 2 else "merged from those that have it"
-        inputs.notes.append(f"{names}: no {name}; it is {how}")
-    return tuple(
-        _without(inputs, target, lacking[module]) if (module := sorter.of(target.name)) in lacking else target
-        for target in targets
-    )
-
-
-def _without(inputs: Inputs, target: Target, without: frozenset[int]) -> Target:
-    slots = tuple(slot for slot in target.slots if slot.model not in without)
-    method = get_method(target.method)
-    assert method is not None, target.method
-    base = target.base
-    inputs_left = [slot for slot in slots if not (method.base_apart and base is not None and slot.model == base.model)]
-    models = {slot.model for slot in (*slots, *([base] if base is not None else []))} - without
-    too_few = len(models) < 2 or len(inputs_left) < method.n_models[0]
-    return _copy(inputs, target.name) if too_few else dataclasses.replace(target, slots=slots)
-
-
-def _models(recipe: Recipe, inputs: Inputs, tower: _Tower) -> tuple[Target, ...]:
+def model_targets(recipe: Recipe, inputs: Inputs, tower: Tower) -> tuple[Target, ...]:
     """Every tensor of the union, from every model under the same name."""
     base = None if recipe.base_model is None else inputs.place(recipe.base_model)
     places = {inputs.place(source.model) for source in tower.models} | ({base} if base is not None else set())
@@ -181,7 +84,7 @@ def _models(recipe: Recipe, inputs: Inputs, tower: _Tower) -> tuple[Target, ...]
     for name in inputs.names():
         if not tower.owns(name) or not any(name in inputs.all[place].tensors for place in places if place is not None):
             continue
-        layer, t = _place(name, inputs.donor.stacks)
+        layer, t = place_of(name, inputs.donor.stacks)
         slots = tuple(
             Slot(inputs.place(source.model), name, (source.parameters, *tower.settings), source.statistics)
             for source in tower.models
@@ -191,7 +94,8 @@ def _models(recipe: Recipe, inputs: Inputs, tower: _Tower) -> tuple[Target, ...]
     return tuple(targets)
 
 
-def _place(name: str, stacks: Sequence[Stack]) -> tuple[int | None, float]:
+def place_of(name: str, stacks: Sequence[Stack]) -> tuple[int | None, float]:
+    """(layer, its place t) of a tensor; (None, 0) outside the layers."""
     for stack in stacks:
         found = stack.layer(name)
         if found is not None:
@@ -204,7 +108,7 @@ def gradient_place(layer: int, n_layers: int) -> float:
     return layer / (n_layers - 1) if n_layers > 1 else 1.0
 
 
-def _slices(recipe: Recipe, inputs: Inputs, tower: _Tower, problems: list[Problem]) -> Layout:
+def slice_targets(recipe: Recipe, inputs: Inputs, tower: Tower, problems: list[Problem]) -> Layout:
     found = list(_slice_problems(recipe, inputs, tower))
     problems += found
     stack = tower.stack(inputs.donor)
@@ -223,7 +127,7 @@ def _slices(recipe: Recipe, inputs: Inputs, tower: _Tower, problems: list[Proble
     return Layout((*before, *targets, *after), (Restacked(tower.kind, stack.n_layers, origins),))
 
 
-def _slice_problems(recipe: Recipe, inputs: Inputs, tower: _Tower) -> Iterator[Problem]:
+def _slice_problems(recipe: Recipe, inputs: Inputs, tower: Tower) -> Iterator[Problem]:
     bases = [(recipe.base_model, "base_model")]
     bases += [(part.base_model, f"{tower.path}slices.{i}.base_model") for i, part in enumerate(tower.slices)]
     for base, key in bases:
@@ -264,7 +168,7 @@ def _layers(part: Slice) -> Iterator[tuple[float, tuple[int, ...]]]:
 def _layer_targets(
     recipe: Recipe,
     inputs: Inputs,
-    tower: _Tower,
+    tower: Tower,
     part: Slice,
     numbers: tuple[int, ...],
     t: float,
@@ -291,7 +195,7 @@ def _layer_targets(
         yield Target(stack.name(out_layer, suffix), slots, base_slot, shared, t, out_layer, method)
 
 
-def _stack(tower: _Tower, inputs: Inputs, place: int) -> Stack:
+def _stack(tower: Tower, inputs: Inputs, place: int) -> Stack:
     stack = tower.stack(inputs.all[place])
     assert stack is not None  # else a problem was found before
     return stack
@@ -311,7 +215,7 @@ def _slice_base(recipe: Recipe, part: Slice) -> ModelRef | None:
     return part.base_model or recipe.base_model
 
 
-def _outside(recipe: Recipe, inputs: Inputs, tower: _Tower) -> tuple[list[Target], list[Target]]:
+def _outside(recipe: Recipe, inputs: Inputs, tower: Tower) -> tuple[list[Target], list[Target]]:
     """Tensors outside the stack: embeddings with the first slice's sources, norm and head with the last one's."""
     before: list[Target] = []
     after: list[Target] = []

@@ -84,7 +84,7 @@ def _groups_in(
     method: tuple[str, str],
 ) -> Iterator[Group]:
     """Those of the recipe itself or of a module; one whose method is unknown is left out."""
-    within = f"module {prefix.split('.')[1]}, " if prefix else ""
+    within = f"module {prefix.removeprefix('modules.')[:-1]}, " if prefix else ""
     if part.models and (known := reader.methods.get(method[0])) is not None:
         what = f'{within}"models"'
         yield Group(f"{prefix}models", what, part.models, recipe.base_model, "base_model", outer, known, method[1])

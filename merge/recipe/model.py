@@ -128,16 +128,6 @@ class Recipe:
     file: str | None = None
     lines: Mapping[str, int] = field(default_factory=dict)  # "parameters.t" -> line, for messages of later stages
 
-    @property
-    def all_slices(self) -> tuple[Slice, ...]:
-        """The recipe's own and those of its modules."""
-        return (*self.slices, *(part for module in self.modules.values() for part in module.slices))
-
-    @property
-    def all_models(self) -> tuple[Source, ...]:
-        """The recipe's own `models` and those of its modules."""
-        return (*self.models, *(source for module in self.modules.values() for source in module.models))
-
     def where(self, key: str) -> str | None:
         """`file.yaml:7`, the place to name in a message about `key`."""
         line = self.lines.get(key)
