@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from bad_inputs.room import call
 
 import merge.output.writer
 from merge import build_plan, parse_recipe, run_plan, verify_output
@@ -387,6 +388,13 @@ BAD = [
     ),
     ("name: middle", "name: first", 8, 'two documents have the name "first"; the first is on line 1'),
     ("org/d", "middel/x/y", 12, 'there is no directory "middel/x/y"'),
+    (
+        "{model: org/d}",
+        "{model: first+org/x}",
+        12,
+        '"first" is another document, on whose result no adapter can be put',
+    ),
+    ("{model: org/d}", "{model: {model: first, lora: org/x}}", 12, '"first" is another document, on whose result no'),
     ("name: middle", "name: a/b", 8, '"name" must be usable as the name of a directory'),
     ("  - {model: middle}", "  - {modle: middle}", 17, 'unknown key "modle"'),
     ("parameters: {weight: 1}\n---\nname", "parameters: {weight: 1}\n---\n---\nname", 7, "document 2 is empty"),
@@ -439,27 +447,29 @@ def test_one_document_is_a_pipeline_of_one_stage(family: Path) -> None:
     assert (stage.recipe, stage.uses) == (parse_recipe(text), ())
 
 
-def test_commands_take_pipelines(family: Path, run_cli: Callable[..., object]) -> None:
+def test_commands_take_pipelines(family: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(family)
+    monkeypatch.setenv("COLUMNS", "200")
     recipe = family / "p.yaml"
     recipe.write_text(two("slerp", family))
-    code, out, err = run_cli(["plan", recipe, "-o", "out"])  # type: ignore[misc]
+    code, out, err = call(["plan", "p.yaml", "-o", "out"])
     assert (code, err) == (0, "")
     assert "stage 1 of 2, first: slerp" in out
     assert "streamed" in out
     assert "stage 2 of 2, p: ties" in out
-    code, out, err = run_cli(["plan", recipe, "-o", "out", "--json", "--keep-stages"])  # type: ignore[misc]
+    code, out, err = call(["plan", "p.yaml", "-o", "out", "--json", "--keep-stages"])
     stages = json.loads(out)["stages"]
     assert [(stage["name"], stage["how"], stage["uses"]) for stage in stages] == [
         ("first", "written", []),
         ("p", "result", ["first"]),
     ]
     assert Plan.from_json(json.dumps(stages[1]["plan"])).stages[0].name == "first"
-    code, out, err = run_cli(["run", recipe, "-o", "out", "--keep-stages"])  # type: ignore[misc]
+    code, out, err = call(["run", "p.yaml", "-o", "out", "--keep-stages"])
     assert (code, "first: written to out.stages" in out) == (0, True), err
-    code, out, err = run_cli(["run", recipe, "-o", "out", "--keep-stages", "--force", "--json"])  # type: ignore[misc]
+    code, out, err = call(["run", "p.yaml", "-o", "out", "--keep-stages", "--force", "--json"])
     assert [stage["unchanged"] for stage in json.loads(out)["stages"]] == [True, False]
-    assert run_cli(["verify", "out"])[0] == 0  # type: ignore[index]
+    assert call(["verify", "out"])[0] == 0
     recipe.write_text(two("slerp", family).replace("model: first", "model: frist"))
-    code, out, err = run_cli(["plan", recipe])  # type: ignore[misc]
+    code, out, err = call(["plan", "p.yaml"])
     assert (code, out) == (2, "")
     assert 'did you mean "first"?' in err

@@ -23,9 +23,9 @@ VERBS = {
     "plan": ("merge.cli.plan", "Show what a recipe would do; nothing is written."),
     "verify": ("merge.cli.verify", "Check a merged checkpoint against its manifest."),
     "methods": ("merge.cli.methods", "List the merge methods, or explain one."),
+    "statistics": ("merge.cli.statistics", "Collect what regmean and fisher need to know of a model."),
     "convert": ("merge.cli.convert", "Rewrite a model: another dtype, other shards, pickles to safetensors."),
     "diff": ("merge.cli.diff", "Compare two models tensor by tensor, or two fine-tunes of one base."),
-    "statistics": ("merge.cli.statistics", "Collect what regmean and fisher need to know of a model."),
 }
 
 
