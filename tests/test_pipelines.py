@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from merge.engine.memory import budget
 from merge.engine.pipeline import StageReport, run_pipeline
 from merge.errors import MergeError, NumbersError, RecipeError, UsageError
 from merge.plan import Plan
-from merge.planners.pipeline import PipelinePlanner
+from merge.planners.pipeline import PipelinePlanner, not_by_blocks
 from merge.recipe.pipeline import load_pipeline, parse_pipeline
 
 HEAD = """
@@ -255,11 +256,14 @@ def test_killed_it_goes_on(family: Path) -> None:
     recipe.write_text(DIAMOND.format(root=family))
     run_pipeline(load_pipeline(recipe), family / "whole")
     command = [sys.executable, "-m", "merge", "run", str(recipe), "-o", str(family / "cut"), "--keep-stages"]
-    for seconds in (0.8, 1.1):
+    killed = 0
+    for sign in ("root.partial", "right.partial"):
         process = subprocess.Popen([*command, "--quiet"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        time.sleep(seconds)
+        while process.poll() is None and not (family / "cut.stages" / sign).exists():
+            time.sleep(0.001)
         process.kill()
-        process.wait()
+        killed += process.wait() != 0
+    assert killed
     if not (family / "cut").exists():
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
@@ -292,6 +296,12 @@ def test_nothing_is_begun_if_the_end_cannot_be_written(family: Path) -> None:
             parse_pipeline(two("linear", family)), family / "new", keep_stages=True, stages_dir=family / "stages"
         )
     assert list((family / "stages").iterdir()) == [family / "stages" / "first"]
+    with pytest.raises(UsageError, match=r"lies in .*new, which the result will be"):
+        run_pipeline(parse_pipeline(two("linear", family)), family / "new", stages_dir=family / "new" / "stages")
+    with pytest.raises(UsageError, match="two stages would be written there"):
+        run_pipeline(
+            parse_pipeline(two("linear", family)), family / "s" / "first", keep_stages=True, stages_dir=family / "s"
+        )
 
 
 def test_numbers_of_a_streamed_stage_are_judged_by_its_own_leniency(
@@ -335,6 +345,27 @@ def test_integers_need_the_disk_and_alignment_too(family: Path, make_model: Call
     reports = run_pipeline(parse_pipeline(two("linear", family)), family / "out")
     assert how(reports) == ["written", "result"]
     assert not (family / "out.stages").exists()
+
+
+def test_what_a_kernel_alone_cannot_do_is_written(family: Path) -> None:
+    """Whatever else a plan may come to say is not lost by streaming."""
+    plan = build_plan(parse_recipe(first_text("linear", family)))
+    assert not_by_blocks(plan) == ""
+    assert not_by_blocks(replace(plan, notes_rounding=True)) == "it takes more than a kernel for each tensor"
+    trims = first_text("ties", family).replace("[0.3, 0.8]", "0.3") + "parameters: {trim: model}\n"
+    found = not_by_blocks(build_plan(parse_recipe(trims)))
+    assert found == "ties with trim: model looks at the whole model first"
+    matrices = first_text("task_arithmetic", family).replace("task_arithmetic", "tsv").replace("-0.4", "0.4")
+    assert not_by_blocks(build_plan(parse_recipe(matrices))) == "tsv needs whole tensors"
+
+
+def test_a_stage_of_whole_tensors_is_written(family: Path) -> None:
+    first = first_text("task_arithmetic", family).replace("task_arithmetic", "tsv").replace("-0.4", "0.4")
+    pipeline = parse_pipeline(f"name: first{first}---{LAST.format(root=family, first='first')}")
+    assert how(run_pipeline(pipeline, family / "out")) == ["written", "result"]
+    run_plan(build_plan(parse_recipe(first)), family / "step-1")
+    run_plan(build_plan(parse_recipe(LAST.format(root=family, first=family / "step-1"))), family / "step-2")
+    assert weights(family / "out") == weights(family / "step-2")
 
 
 def test_the_plan_survives_json_and_counts_memory(family: Path) -> None:

@@ -159,7 +159,7 @@ class PipelinePlanner:
             return f"{plan.method} goes over each tensor several times, and {times} others are made from it"
         if times > _MOST_TIMES:
             return f"{times} others are made from it"
-        return _not_by_blocks(plan)
+        return not_by_blocks(plan)
 
 
 def _in_stage(problem: Problem, stage: Stage) -> Problem:
@@ -184,7 +184,7 @@ def _times(pipeline: Pipeline, stage: Stage) -> int:
     return sum(_times(pipeline, user) for user in users) if users else 1
 
 
-def _not_by_blocks(plan: Plan) -> str:
+def not_by_blocks(plan: Plan) -> str:
     """What of a plan needs its tensors whole, or more than the kernels; "" if nothing does."""
     if plan.units:
         return "its models are aligned first"
@@ -212,40 +212,11 @@ def _not_by_blocks(plan: Plan) -> str:
 
 # What streaming knows how to carry over; a plan that says anything else is carried out by the engine.
 _PLAN_FIELDS = frozenset(
-    [
-        "name",
-        "method",
-        "seed",
-        "models",
-        "base_model",
-        "steps",
-        "shards",
-        "side_files",
-        "allow",
-        "notes",
-        "recipe_text",
-        "statistics_files",
-        "method_origin",
-        "units",
-        "stages",
-    ]
-)
+    ("name", "method", "seed", "models", "base_model", "steps", "shards", "side_files", "allow", "notes")
+).union(("recipe_text", "statistics_files", "method_origin", "units", "stages"))
 _STEP_FIELDS = frozenset(
-    [
-        "name",
-        "shape",
-        "dtype",
-        "file",
-        "offset",
-        "method",
-        "inputs",
-        "models",
-        "base",
-        "base_model",
-        "parameters",
-        "statistics",
-    ]
-)
+    ("name", "shape", "dtype", "file", "offset", "method", "inputs", "models", "base", "base_model")
+).union(("parameters", "statistics"))
 
 
 def _is_plain(part: Plan | Step, known: frozenset[str]) -> bool:
