@@ -10,16 +10,38 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from merge.diff import diff_models
+    from merge.engine.pipeline import run_pipeline
     from merge.engine.run import run_plan
     from merge.methods import method
     from merge.output.verify import verify_output
     from merge.planners.build import build_plan
+    from merge.planners.convert import convert_plan
     from merge.recipe import load_recipe, parse_recipe
+    from merge.recipe.pipeline import load_pipeline, parse_pipeline
     from merge.user_methods import load_method_file
 
-__all__ = ["build_plan", "load_method_file", "load_recipe", "method", "parse_recipe", "run_plan", "verify_output"]
+__all__ = [
+    "build_plan",
+    "convert_plan",
+    "diff_models",
+    "load_method_file",
+    "load_pipeline",
+    "load_recipe",
+    "method",
+    "parse_pipeline",
+    "parse_recipe",
+    "run_pipeline",
+    "run_plan",
+    "verify_output",
+]
 _HOMES = {
     "build_plan": "merge.planners.build",
+    "convert_plan": "merge.planners.convert",
+    "diff_models": "merge.diff",
+    "load_pipeline": "merge.recipe.pipeline",
+    "parse_pipeline": "merge.recipe.pipeline",
+    "run_pipeline": "merge.engine.pipeline",
     "load_method_file": "merge.user_methods",
     "load_recipe": "merge.recipe",
     "method": "merge.methods",

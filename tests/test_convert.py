@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from bad_inputs.room import call
 from conftest import encode
 from safetensors.numpy import load_file
 from safetensors.torch import load_file as load_torch
@@ -95,18 +96,19 @@ def test_there_and_back_is_the_same(tmp_path: Path, make_model: Callable[..., Pa
 
 
 def test_too_large_numbers_are_an_error_that_can_be_allowed(
-    tmp_path: Path, make_model: Callable[..., Path], run_cli: Callable[..., tuple[int, str, str]]
+    tmp_path: Path, make_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     huge = np.array([7e4, 1.0, -1e6, 65519.9], np.float32)
     make_model(tmp_path / "m", extra={"model.layers.0.mlp.bias": huge})
     with pytest.raises(NumbersError, match="2 values"):
         run_plan(convert_plan(str(tmp_path / "m"), "fp16"), tmp_path / "out")
-    code, out, err = run_cli(["convert", "m", "-o", "cli", "--dtype", "fp16"])
+    code, out, err = call(["convert", "m", "-o", "cli", "--dtype", "fp16"])
     assert (code, out) == (1, "")
     assert "model.layers.0.mlp.bias: 2 values (largest 1e+06) do not fit F16" in err
     assert "give --allow overflow" in err
     assert not (tmp_path / "cli").exists()
-    code, out, err = run_cli(["convert", "m", "-o", "allowed", "--dtype", "fp16", "--allow", "overflow", "--json"])
+    code, out, err = call(["convert", "m", "-o", "allowed", "--dtype", "fp16", "--allow", "overflow", "--json"])
     assert code == 0, err
     (mlp,) = [entry for entry in json.loads(out)["rounding"] if entry["kind"] == "mlp"]
     assert mlp["overflow"] == 2
@@ -135,21 +137,22 @@ def test_resumed_it_is_the_same_with_the_same_report(
         assert path.read_bytes() == (tmp_path / "cut" / path.name).read_bytes()
 
 
-def test_command(tmp_path: Path, make_model: Callable[..., Path], run_cli: Callable[..., tuple[int, str, str]]) -> None:
+def test_command(tmp_path: Path, make_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     make_model(tmp_path / "m")
-    code, out, err = run_cli(["convert", "m", "-o", "out", "--dtype", "bf16"])
+    code, out, err = call(["convert", "m", "-o", "out", "--dtype", "bf16"])
     assert (code, err) == (0, "")
     assert "largest relative change" in out
     assert [line.split()[0] for line in out.splitlines() if line.startswith(("embedding", "all"))] == [
         "embedding",
         "all",
     ]
-    assert run_cli(["verify", "out"])[0] == 0
-    code, out, err = run_cli(["convert", "m", "-o", "out", "--dtype", "bf16"])
+    assert call(["verify", "out"])[0] == 0
+    code, out, err = call(["convert", "m", "-o", "out", "--dtype", "bf16"])
     assert (code, "out exists; nothing was changed" in err) == (2, True)
-    code, out, err = run_cli(["convert", "m", "-o", "new", "--dtype", "bfloat"])
+    code, out, err = call(["convert", "m", "-o", "new", "--dtype", "bfloat"])
     assert (code, 'unknown dtype "bfloat"; did you mean "bfloat16"?' in err) == (2, True)
-    code, out, err = run_cli(["convert", "./nothing", "-o", "new"])
+    code, out, err = call(["convert", "./nothing", "-o", "new"])
     assert (code, 'there is no directory "./nothing"' in err) == (2, True)
     assert not (tmp_path / "new").exists()
 

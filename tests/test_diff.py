@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from bad_inputs.room import call
 from conftest import write_json
 from safetensors.torch import load_file
 
@@ -155,19 +156,21 @@ def test_a_base_that_lacks_tensors_is_noted(tmp_path: Path, make_model: Callable
         compare(tmp_path / "a", tmp_path)
 
 
-def test_command(family: Path, run_cli: Callable[..., tuple[int, str, str]]) -> None:
-    code, out, err = run_cli(["diff", "a", "b", "--base", "base", "--top", "3"])
+def test_command(family: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(family)
+    monkeypatch.setenv("COLUMNS", "200")
+    code, out, err = call(["diff", "a", "b", "--base", "base", "--top", "3"])
     assert (code, err) == (0, "")
     assert "changed  21 of 21 tensors" in out
     assert "cos(A, B)" in out
     assert out.count("█" * 35) >= 1
     assert out.partition("most changed")[2].count("weight") == 3
-    assert run_cli(["diff", "a", "b", "--exit-code"])[0] == 1
-    code, out, err = run_cli(["diff", "a", "a", "--exit-code"])
+    assert call(["diff", "a", "b", "--exit-code"])[0] == 1
+    code, out, err = call(["diff", "a", "a", "--exit-code"])
     assert (code, out) == (0, "no difference: 21 tensors, config and tokenizer files are the same\n")
-    code, out, err = run_cli(["diff", "a", "b", "--json"])
+    code, out, err = call(["diff", "a", "b", "--json"])
     found = json.loads(out)
     assert (code, found["different"], len(found["tensors"]), len(found["layers"])) == (0, True, 21, 2)
     assert "task_cosine" not in found["kinds"]["all"]
-    code, out, err = run_cli(["diff", "a", "./nothing"])
+    code, out, err = call(["diff", "a", "./nothing"])
     assert (code, 'there is no directory "./nothing"' in err) == (2, True)

@@ -8,10 +8,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from bad_inputs.room import call
 
 import merge.output.writer
 from merge import build_plan, parse_recipe, run_plan, verify_output
@@ -20,7 +22,7 @@ from merge.engine.memory import budget
 from merge.engine.pipeline import StageReport, run_pipeline
 from merge.errors import MergeError, NumbersError, RecipeError, UsageError
 from merge.plan import Plan
-from merge.planners.pipeline import PipelinePlanner
+from merge.planners.pipeline import PipelinePlanner, not_by_blocks
 from merge.recipe.pipeline import load_pipeline, parse_pipeline
 
 HEAD = """
@@ -254,11 +256,14 @@ def test_killed_it_goes_on(family: Path) -> None:
     recipe.write_text(DIAMOND.format(root=family))
     run_pipeline(load_pipeline(recipe), family / "whole")
     command = [sys.executable, "-m", "merge", "run", str(recipe), "-o", str(family / "cut"), "--keep-stages"]
-    for seconds in (0.8, 1.1):
+    killed = 0
+    for sign in ("root.partial", "right.partial"):
         process = subprocess.Popen([*command, "--quiet"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        time.sleep(seconds)
+        while process.poll() is None and not (family / "cut.stages" / sign).exists():
+            time.sleep(0.001)
         process.kill()
-        process.wait()
+        killed += process.wait() != 0
+    assert killed
     if not (family / "cut").exists():
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
@@ -291,6 +296,12 @@ def test_nothing_is_begun_if_the_end_cannot_be_written(family: Path) -> None:
             parse_pipeline(two("linear", family)), family / "new", keep_stages=True, stages_dir=family / "stages"
         )
     assert list((family / "stages").iterdir()) == [family / "stages" / "first"]
+    with pytest.raises(UsageError, match=r"lies in .*new, which the result will be"):
+        run_pipeline(parse_pipeline(two("linear", family)), family / "new", stages_dir=family / "new" / "stages")
+    with pytest.raises(UsageError, match="two stages would be written there"):
+        run_pipeline(
+            parse_pipeline(two("linear", family)), family / "s" / "first", keep_stages=True, stages_dir=family / "s"
+        )
 
 
 def test_numbers_of_a_streamed_stage_are_judged_by_its_own_leniency(
@@ -334,6 +345,27 @@ def test_integers_need_the_disk_and_alignment_too(family: Path, make_model: Call
     reports = run_pipeline(parse_pipeline(two("linear", family)), family / "out")
     assert how(reports) == ["written", "result"]
     assert not (family / "out.stages").exists()
+
+
+def test_what_a_kernel_alone_cannot_do_is_written(family: Path) -> None:
+    """Whatever else a plan may come to say is not lost by streaming."""
+    plan = build_plan(parse_recipe(first_text("linear", family)))
+    assert not_by_blocks(plan) == ""
+    assert not_by_blocks(replace(plan, notes_rounding=True)) == "it takes more than a kernel for each tensor"
+    trims = first_text("ties", family).replace("[0.3, 0.8]", "0.3") + "parameters: {trim: model}\n"
+    found = not_by_blocks(build_plan(parse_recipe(trims)))
+    assert found == "ties with trim: model looks at the whole model first"
+    matrices = first_text("task_arithmetic", family).replace("task_arithmetic", "tsv").replace("-0.4", "0.4")
+    assert not_by_blocks(build_plan(parse_recipe(matrices))) == "tsv needs whole tensors"
+
+
+def test_a_stage_of_whole_tensors_is_written(family: Path) -> None:
+    first = first_text("task_arithmetic", family).replace("task_arithmetic", "tsv").replace("-0.4", "0.4")
+    pipeline = parse_pipeline(f"name: first{first}---{LAST.format(root=family, first='first')}")
+    assert how(run_pipeline(pipeline, family / "out")) == ["written", "result"]
+    run_plan(build_plan(parse_recipe(first)), family / "step-1")
+    run_plan(build_plan(parse_recipe(LAST.format(root=family, first=family / "step-1"))), family / "step-2")
+    assert weights(family / "out") == weights(family / "step-2")
 
 
 def test_the_plan_survives_json_and_counts_memory(family: Path) -> None:
@@ -387,6 +419,13 @@ BAD = [
     ),
     ("name: middle", "name: first", 8, 'two documents have the name "first"; the first is on line 1'),
     ("org/d", "middel/x/y", 12, 'there is no directory "middel/x/y"'),
+    (
+        "{model: org/d}",
+        "{model: first+org/x}",
+        12,
+        '"first" is another document, on whose result no adapter can be put',
+    ),
+    ("{model: org/d}", "{model: {model: first, lora: org/x}}", 12, '"first" is another document, on whose result no'),
     ("name: middle", "name: a/b", 8, '"name" must be usable as the name of a directory'),
     ("  - {model: middle}", "  - {modle: middle}", 17, 'unknown key "modle"'),
     ("parameters: {weight: 1}\n---\nname", "parameters: {weight: 1}\n---\n---\nname", 7, "document 2 is empty"),
@@ -439,27 +478,29 @@ def test_one_document_is_a_pipeline_of_one_stage(family: Path) -> None:
     assert (stage.recipe, stage.uses) == (parse_recipe(text), ())
 
 
-def test_commands_take_pipelines(family: Path, run_cli: Callable[..., object]) -> None:
+def test_commands_take_pipelines(family: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(family)
+    monkeypatch.setenv("COLUMNS", "200")
     recipe = family / "p.yaml"
     recipe.write_text(two("slerp", family))
-    code, out, err = run_cli(["plan", recipe, "-o", "out"])  # type: ignore[misc]
+    code, out, err = call(["plan", "p.yaml", "-o", "out"])
     assert (code, err) == (0, "")
     assert "stage 1 of 2, first: slerp" in out
     assert "streamed" in out
     assert "stage 2 of 2, p: ties" in out
-    code, out, err = run_cli(["plan", recipe, "-o", "out", "--json", "--keep-stages"])  # type: ignore[misc]
+    code, out, err = call(["plan", "p.yaml", "-o", "out", "--json", "--keep-stages"])
     stages = json.loads(out)["stages"]
     assert [(stage["name"], stage["how"], stage["uses"]) for stage in stages] == [
         ("first", "written", []),
         ("p", "result", ["first"]),
     ]
     assert Plan.from_json(json.dumps(stages[1]["plan"])).stages[0].name == "first"
-    code, out, err = run_cli(["run", recipe, "-o", "out", "--keep-stages"])  # type: ignore[misc]
+    code, out, err = call(["run", "p.yaml", "-o", "out", "--keep-stages"])
     assert (code, "first: written to out.stages" in out) == (0, True), err
-    code, out, err = run_cli(["run", recipe, "-o", "out", "--keep-stages", "--force", "--json"])  # type: ignore[misc]
+    code, out, err = call(["run", "p.yaml", "-o", "out", "--keep-stages", "--force", "--json"])
     assert [stage["unchanged"] for stage in json.loads(out)["stages"]] == [True, False]
-    assert run_cli(["verify", "out"])[0] == 0  # type: ignore[index]
+    assert call(["verify", "out"])[0] == 0
     recipe.write_text(two("slerp", family).replace("model: first", "model: frist"))
-    code, out, err = run_cli(["plan", recipe])  # type: ignore[misc]
+    code, out, err = call(["plan", "p.yaml"])
     assert (code, out) == (2, "")
     assert 'did you mean "first"?' in err

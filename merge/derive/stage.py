@@ -68,6 +68,15 @@ def _method(ref: TensorRef) -> Method:
     return method
 
 
+def looks_at_all(ref: TensorRef) -> bool:
+    """Whether reading any of it begins with passes over the whole tensor."""
+    if ref.derived is None:
+        return False
+    is_stage = ref.derived.operation == "stage"
+    own = is_stage and _method(ref).locality == "tensor"
+    return own or any(looks_at_all(each) for each in ref.derived.inputs)
+
+
 def renamed(ref: TensorRef, name: str) -> TensorRef:
     """The same tensor under the name that it has in the stage's output."""
     return dataclasses.replace(ref, name=name)

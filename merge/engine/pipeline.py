@@ -126,6 +126,8 @@ def _check(
                     f"{stage.directory} exists and was not made by a pipeline; nothing was changed. "
                     "Move it away, or choose another --stages-dir."
                 )
+    if folder.resolve().is_relative_to(out.resolve()):
+        raise UsageError(f"--stages-dir {folder} lies in {out}, which the result will be. Choose another.")
     places = [stage.directory.absolute() for stage in planned if stage.directory is not None]
     for place in places:
         if places.count(place) > 1:

@@ -6,6 +6,7 @@ import statistics
 
 import numpy as np
 
+from merge.derive.stage import looks_at_all
 from merge.engine.executors import Context
 from merge.engine.tensor import StepTensor
 from merge.errors import NumbersError
@@ -13,6 +14,7 @@ from merge.kernels.elementwise import difference_sums
 from merge.plan import Step
 
 _UNRELATED = 0.9  # median of ‖d‖/‖b‖ from which a base is plainly not the base; fine-tunes lie below 0.2
+_MOST_DEAR = 9
 _MIN_ELEMENTS = 1024  # norms of biases and layer norms say little
 
 
@@ -27,7 +29,7 @@ def check_models(context: Context) -> None:
     if not steps:
         return
     ratios: dict[int, list[float]] = {}
-    for step in steps:
+    for step in _worth_a_look(steps):
         for model, base, delta in _sample(context, step):
             if step.size >= _MIN_ELEMENTS and base > 0:
                 ratios.setdefault(model, []).append((delta / base) ** 0.5)
@@ -35,6 +37,15 @@ def check_models(context: Context) -> None:
                 ratios.setdefault(model, [])
     for model in sorted({model for step in steps for model in step.models}):
         _check_ratios(context, steps, model, ratios.get(model, []))
+
+
+def _worth_a_look(steps: list[Step]) -> list[Step]:
+    """All steps but those of which a chunk costs as much as the whole tensor: of these a few small ones will do."""
+    dear = [step for step in steps if any(looks_at_all(ref) for ref in step.sources)]
+    seen = {id(step) for step in dear}
+    large = [step for step in dear if step.size >= _MIN_ELEMENTS]
+    few = sorted(large, key=lambda step: step.size)[:_MOST_DEAR]
+    return [step for step in steps if id(step) not in seen] + few
 
 
 def _check_ratios(context: Context, steps: list[Step], model: int, ratios: list[float]) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Literal
 
@@ -22,13 +22,15 @@ from merge.methods import get_method
 from merge.output.shards import INDEX
 from merge.plan import Plan, SourceFile, Step, TensorRef
 from merge.planners.build import RECIPE_FILE, SHARD_BYTES, build_plan
+from merge.recipe.document import place
 from merge.recipe.model import ModelRef, Recipe
 from merge.recipe.pipeline import Pipeline, Stage
 from merge.recipe.references import STAGE
 
 How = Literal["streamed", "written", "result"]
+_CONFIG = "config.json"
 _MOST_TIMES = 4  # that one stage is computed, where several others are made from it
-_OWN_FILES = frozenset({"README.md", "config.json", RECIPE_FILE, INDEX})
+_OWN_FILES = frozenset({"README.md", _CONFIG, RECIPE_FILE, INDEX})
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,9 @@ class PipelinePlanner:
         if is_last:
             plan = replace(plan, notes=(*self.pipeline.notes, *plan.notes))
         name = stage.name or plan.name
+        if self.pipeline.is_used(stage) and all(side.name != _CONFIG for side in plan.side_files):
+            message = f'the result of "{name}" is no model (it has no config.json), so no document can merge it'
+            raise RecipeError(Problem(message, place(stage.recipe.file, stage.line)))
         how: How = "written" if self.pipeline.is_used(stage) else "result"
         reason = "" if how == "result" else self._obstacle(stage, plan)
         if how == "written" and not reason:
@@ -154,7 +159,7 @@ class PipelinePlanner:
             return f"{plan.method} goes over each tensor several times, and {times} others are made from it"
         if times > _MOST_TIMES:
             return f"{times} others are made from it"
-        return _not_by_blocks(plan)
+        return not_by_blocks(plan)
 
 
 def _in_stage(problem: Problem, stage: Stage) -> Problem:
@@ -179,10 +184,12 @@ def _times(pipeline: Pipeline, stage: Stage) -> int:
     return sum(_times(pipeline, user) for user in users) if users else 1
 
 
-def _not_by_blocks(plan: Plan) -> str:
+def not_by_blocks(plan: Plan) -> str:
     """What of a plan needs its tensors whole, or more than the kernels; "" if nothing does."""
     if plan.units:
         return "its models are aligned first"
+    if not _is_plain(plan, _PLAN_FIELDS) or not all(_is_plain(step, _STEP_FIELDS) for step in plan.steps):
+        return "it takes more than a kernel for each tensor"
     if plan.method_origin:
         return f"{plan.method} is not of this package"
     copied = {os.path.dirname(side.source) for side in plan.side_files if side.source and "/" not in side.name}
@@ -201,6 +208,24 @@ def _not_by_blocks(plan: Plan) -> str:
         if method.model_pass is not None and step.parameters.get("trim") == "model":
             return f"{step.method} with trim: model looks at the whole model first"
     return ""
+
+
+# What streaming knows how to carry over; a plan that says anything else is carried out by the engine.
+_PLAN_FIELDS = frozenset(
+    ("name", "method", "seed", "models", "base_model", "steps", "shards", "side_files", "allow", "notes")
+).union(("recipe_text", "statistics_files", "method_origin", "units", "stages"))
+_STEP_FIELDS = frozenset(
+    ("name", "shape", "dtype", "file", "offset", "method", "inputs", "models", "base", "base_model")
+).union(("parameters", "statistics"))
+
+
+def _is_plain(part: Plan | Step, known: frozenset[str]) -> bool:
+    """Whether every other field has its default."""
+    for entry in fields(part):
+        default = entry.default if entry.default_factory is MISSING else entry.default_factory()
+        if entry.name not in known and getattr(part, entry.name) != default:
+            return False
+    return True
 
 
 def _streamed(stage: StagePlan) -> Checkpoint:
@@ -231,7 +256,7 @@ def _to_be_written(stage: StagePlan) -> Checkpoint:
 
 def _checkpoint(stage: StagePlan, tensors: Mapping[str, TensorRef], files: tuple[SourceFile, ...]) -> Checkpoint:
     plan = stage.plan
-    config = next(side.text for side in plan.side_files if side.name == "config.json")
+    config = next(side.text for side in plan.side_files if side.name == _CONFIG)
     copied = next((side for side in plan.side_files if side.source is not None), None)
     return Checkpoint(
         ref=ModelRef(stage.name, STAGE + stage.name),

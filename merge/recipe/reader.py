@@ -17,7 +17,7 @@ from merge.methods.registry import Method
 from merge.recipe import names
 from merge.recipe.document import line_of, place
 from merge.recipe.model import ModelRef
-from merge.recipe.references import StageNames, parse_model_path, parse_reference
+from merge.recipe.references import NO_ADAPTER, STAGE, StageNames, parse_model_path, parse_reference
 
 NULL, _STR, _INT = "tag:yaml.org,2002:null", "tag:yaml.org,2002:str", "tag:yaml.org,2002:int"
 _MERGE = "tag:yaml.org,2002:merge"
@@ -156,6 +156,8 @@ class Reader:
             if model is None or UNREADABLE in (model, adapter):
                 return UNREADABLE
             text = model.text if adapter is None else f"{model.text}+{adapter.text}"
+            if adapter is not None and model.path.startswith(STAGE):
+                raise ValueError(NO_ADAPTER.format(model.text, text))
             override = self.text(values.get("override_architecture"), join(path, "override_architecture"))
             return ModelRef(text, model.path, model.revision, adapter, override)
         except ValueError as error:

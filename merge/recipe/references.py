@@ -17,6 +17,9 @@ from merge.recipe.model import ModelRef
 from merge.recipe.names import nearest
 
 STAGE = "stage:"  # begins the path of a reference to another document's result; no hub id has a colon
+NO_ADAPTER = (
+    '"{0}" is another document, on whose result no adapter can be put ("{1}"); put it on the models merged there'
+)
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", re.ASCII)
 
 
@@ -100,21 +103,23 @@ class StageNames:
     shadowed: dict[str, None] = field(default_factory=dict)
 
     def find(self, text: str, folder: Path | None) -> ModelRef | None:
-        """The reference to an earlier document, if `text` is one's name, with +adapter or without.
+        """The reference to an earlier document, if `text` is one's name.
 
         Raises:
             ValueError: the name of a document that cannot be used here, or one that is misspelt.
         """
         if not self.earlier and not self.later and self.own is None:
             return None
-        model, plus, adapter = text.rpartition("+")
+        model, plus, _ = text.rpartition("+")
         known = (*self.earlier, *self.later, self.own)
         name = model if plus and text not in known and model in known else text
         if name in self.earlier:
+            if name != text:
+                raise ValueError(NO_ADAPTER.format(name, text))
             self.used[name] = None
             if _directory(name, folder):
                 self.shadowed[name] = None
-            return ModelRef(text, STAGE + name, None, None if name == text else parse_model_path(adapter, folder))
+            return ModelRef(text, STAGE + name)
         if name == self.own:
             raise ValueError(f'"{name}" is the name of this document itself; a directory of that name is "./{name}"')
         if name in self.later:

@@ -97,7 +97,7 @@ def list_as_recipe(room: Room) -> Arguments:
     return _bytes(room, b"- a\n- b\n")
 
 
-@case("two documents in one recipe", 2, "r.yaml:7: a second document starts here")
+@case("two documents of which the first has no name", 2, 'r.yaml:1: this document needs a "name"')
 def two_documents(room: Room) -> Arguments:
     return room.pair_and_recipe(LINEAR + "---\n" + LINEAR)
 
