@@ -35,7 +35,7 @@ def sorted_rows(base: Any, tuned: Any, length: int) -> tuple[Keys, Any]:
     wide = np.ones(n_rows, np.bool_)
     if length <= _LONGEST:
         _pack(base, tuned, place_bits, keys, wide)
-        if 2 * int(np.count_nonzero(wide)) <= n_rows:
+        if 2 * int(wide.sum()) <= n_rows:
             keys.sort(axis=1)
         else:
             wide[:] = True
@@ -60,7 +60,7 @@ def _pack(base: Any, tuned: Any, place_bits: int, keys: Any, wide: Any) -> None:
         # The largest magnitude is below 2^(exponent + 1), and 2^shift takes that to what 32 - place_bits bits hold. A
         # sign bit stays free, for conversion to signed integers is what processors have.
         exponent = np.int64(most >> np.uint32(23)) - 127
-        shift = min(32 - place_bits, 31) - 1 - exponent if most > 0 else 0
+        shift: Any = min(32 - place_bits, 31) - 1 - exponent if most > 0 else 0
         wide[row] = most >= np.uint32(0x7F800000) or abs(shift) > 126
         if wide[row]:
             continue

@@ -125,15 +125,16 @@ def _shared_unique(raw: Any, epsilon: float, models: Any) -> Any:
     """raw (1 + model, n) -> (model, 2): active entries of each model that others share, and that are its own"""
     n_active = np.empty(raw.shape[1], np.uint16)
     for i in range(raw.shape[1]):
-        active = np.uint16(0)
+        n_here: Any = 0
         for m in range(len(models)):
-            active += np.uint16(abs(np.float64(as_f32(raw[m + 1, i]) - as_f32(raw[0, i]))) > epsilon)
-        n_active[i] = active
+            n_here += abs(np.float64(as_f32(raw[m + 1, i]) - as_f32(raw[0, i]))) > epsilon
+        n_active[i] = n_here
     counts = np.zeros((len(models), 2), np.int64)
     base = raw[0]
     for m in range(len(models)):
         tuned = raw[m + 1]
-        active, alone = 0, 0
+        active: Any = 0
+        alone: Any = 0
         for i in range(len(base)):
             here = abs(np.float64(as_f32(tuned[i]) - as_f32(base[i]))) > epsilon
             active += here
