@@ -93,11 +93,11 @@ def _small_divergence(wide: Any, base: Any, top: Any, room: Any) -> Any:
             sums[lane] += e[lane]
             gains[lane] += e[lane] * _expm1(np.float64(as_f32(x[lane])) - value)
     total = sums.sum()
-    shift = math.log1p(gains.sum() / total)
+    shift, share = math.log1p(gains.sum() / total), 1 / total
     for start in range(0, len(base), LANES):
         b, x, e = base[start : start + LANES], wide[start : start + LANES], room[start : start + LANES]
         for lane in range(len(b)):
-            before = e[lane] / total
+            before = e[lane] * share
             q = before + EPSILON
             change = np.float64(as_f32(x[lane])) - np.float64(as_f32(b[lane]))
             r = before * _expm1(change - shift) / q
