@@ -115,15 +115,16 @@ def test_iso_cts_directions_are_equal_and_of_the_strength_of_its_parts() -> None
     close(merge("iso_cts", random_deltas(3, (30, 40)), common=1.0), merge("iso_c", random_deltas(3, (30, 40))))
 
 
+@pytest.mark.parametrize("ridge", [0.1, 1e-8])
 @pytest.mark.parametrize("rank", [None, 2])
 @pytest.mark.parametrize("shape", [*SHAPES, (30, 90)])
-def test_wudi_has_no_gradient(shape: tuple[int, int], rank: int | None) -> None:
-    """Of sum_i w_i |(M - d_i) d_i^T|^2 / |d_i|^2 and the ridge, relative to the sum of its terms' sizes"""
-    deltas, weight, ridge = random_deltas(3, shape, rank), (1.0, 0.5, 2.0), 1e-8
+def test_wudi_has_no_gradient(shape: tuple[int, int], rank: int | None, ridge: float) -> None:
+    """Of sum_i w_i n |(M - d_i) d_i^T|^2 / |d_i|^2 and the ridge, relative to the sum of its terms' sizes"""
+    deltas, weight = random_deltas(3, shape, rank), (1.0, 0.5, 2.0)
     merged = merge("wudi", deltas, weight=weight, ridge=ridge)
     gradient, size = torch.zeros_like(merged), 0.0
     for delta, w in zip(deltas.double(), weight, strict=True):
-        strength = delta.T @ delta / (delta**2).sum()
+        strength = delta.T @ delta * shape[1] / (delta**2).sum()
         gradient += w * ((merged - delta) @ strength + ridge * (merged - delta))
         size += w * float(torch.linalg.vector_norm(delta @ strength))
     assert torch.linalg.vector_norm(gradient) < 1e-10 * size
@@ -131,10 +132,18 @@ def test_wudi_has_no_gradient(shape: tuple[int, int], rank: int | None) -> None:
 
 def test_wudi_adds_what_is_apart_and_averages_what_is_shared() -> None:
     deltas = torch.tensor([[[1.0, 0.0, 0.0], [0.0, 0.0, 0.0]], [[0.0, 0.0, 0.0], [0.0, 2.0, 0.0]]])
-    close(merge("wudi", deltas), deltas.double().sum(0), 1e-6)
+    close(merge("wudi", deltas, ridge=1e-8), deltas.double().sum(0), 1e-6)
     deltas = torch.tensor([[[1.0, 0.0]], [[3.0, 0.0]]])  # one input direction: weights of 3 and 1 make 1.5
-    close(merge("wudi", deltas, weight=(3.0, 1.0)), torch.tensor([[1.5, 0.0]], dtype=torch.float64), 1e-6)
+    close(merge("wudi", deltas, weight=(3.0, 1.0), ridge=1e-8), torch.tensor([[1.5, 0.0]], dtype=torch.float64), 1e-6)
     assert merge("wudi", deltas, weight=(0.0, 0.0)).abs().max() == 0
+
+
+def test_wudi_draws_what_is_weak_to_the_mean() -> None:
+    """One task's G is 2 / 10 [3 1]^T [3 1] + 2, the other's, a zero task vector, the ridge of 2 alone."""
+    deltas = torch.tensor([[[3.0, 1.0]], [[0.0, 0.0]]])
+    gram = 2 / 10 * torch.tensor([[9.0, 3.0], [3.0, 1.0]], dtype=torch.float64)
+    wanted = deltas[0].double() @ (gram + 2 * torch.eye(2)) @ torch.linalg.inv(gram + 4 * torch.eye(2))
+    close(merge("wudi", deltas, ridge=2.0), wanted, 1e-12)
 
 
 @pytest.mark.parametrize("rank", [None, 2])

@@ -119,7 +119,7 @@ def test_variants_are_the_same_for_all_methods_that_elect(merged: Any, name: str
 
 @pytest.mark.parametrize("length", [1, 2, 3, 31, 32, 33, 500, 1023, 1024, 3000, 65536, 65537])
 def test_the_order_of_a_row_is_that_of_a_stable_sort(length: int) -> None:
-    """Whether 32 bits hold the magnitudes with their places (rows 0 to 2 of bfloat16) or not."""
+    """Whether 32 bits hold the magnitudes with their places (rows 0 to 2 of bfloat16), nearly so, or not at all."""
     random = np.random.default_rng(length)
     rows = 7
     base = random.standard_normal((rows, length)).astype(np.float32)

@@ -25,8 +25,10 @@ INTERPRETER = 170 << 20
 TORCH = 330 << 20
 TRANSFORMERS = 480 << 20  # with torch, and the classes of one architecture
 CACHE = 384 << 20  # of all threads, unless --max-ram says less
-_SELECTION = (1 << 23) + (1 << 19)  # histograms for one model's threshold on one thread, see kernels/selection.py
-_RANKS = 20  # bytes for one element whose ranks are sorted, see kernels/sparsify.py
+_SELECTION = (1 << 23) + (1 << 19)  # histograms for one model's thresholds on one thread, see kernels/selection.py
+_RANKS = 28  # bytes for one element of a vector whose magnitudes are put in order, see kernels/ranks.py
+_ORDERED = 1 << 20  # of rows of a matrix, which are taken a few at a time
+_COMPUTED = 12  # bytes for one element of values that a threshold is found of, see kernels/computed.py
 
 ALIGN_BLOCK = 1 << 20  # elements of one tensor that are compared at once, as float64
 ALIGN_UNITS = 2048  # units that are compared at once
@@ -143,12 +145,20 @@ def _block_bytes(step: Step, block_chunks: int) -> int:
     each = _raw_bytes(step) + 4 + widest + DTYPES[step.dtype].itemsize
     if method is not None and method.inputs == "deltas":
         each += 4 * len(step.inputs)  # factors of sparse task vectors
-        if method.locality == "row":
-            each += _RANKS
-            n = chunks.size if len(step.shape) < 2 else n
-    selects = method is not None and method.inputs == "deltas" and method.locality == "tensor"
-    derived = sum(held_bytes(source) for source in step.sources)
-    return n * each + derived + (len(step.inputs) * _SELECTION if selects else 0)
+    more = sum(held_bytes(source) for source in step.sources)
+    width = max(1, step.shape[-1]) if step.shape else 1
+    if method is not None and method.locality == "row":
+        if len(step.shape) < 2:
+            n, each = chunks.size, each + _RANKS
+        more += _ORDERED + _RANKS * width
+    if method is not None and method.searches:
+        each += _COMPUTED
+        rows = chunks.size // width
+        # A number for each row; a vector, which is one row, is held whole.
+        more += method.searches * _SELECTION + 8 * rows + (4 * _raw_bytes(step) * width if rows == 1 else 0)
+    elif method is not None and method.inputs == "deltas" and method.locality == "tensor":
+        more += len(step.inputs) * _SELECTION
+    return n * each + more
 
 
 def _raw_bytes(step: Step) -> int:

@@ -15,7 +15,7 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
-_I16, _I32, _F32 = ir.IntType(16), ir.IntType(32), ir.FloatType()
+_I16, _I32, _I64, _F32, _F64 = ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType(), ir.DoubleType()
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -128,3 +128,14 @@ def power_of_two(typing_context: Any, exponent: Any) -> Any:
         return builder.bitcast(builder.shl(biased, ir.Constant(_I32, 23)), _F32)
 
     return types.float32(types.int64), build
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def power_of_two_f64(typing_context: Any, exponent: Any) -> Any:
+    """int32 from -1022 to 1023 -> 2^exponent as float64"""
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        biased = builder.add(builder.sext(args[0], _I64), ir.Constant(_I64, 1023))
+        return builder.bitcast(builder.shl(biased, ir.Constant(_I64, 52)), _F64)
+
+    return types.float64(types.int32), build

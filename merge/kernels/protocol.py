@@ -35,12 +35,8 @@ class Block:
 Combine = Callable[[Block, Floats], None]
 
 
-class FusedTensor(Protocol):
-    """The sources of one step, looked at a block at a time, on whatever threads are free."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Of the output tensor; blocks are whole rows (last dimension) of tensors that are not vectors."""
+class Passes(Protocol):
+    """What is looked at a block at a time, on whatever threads are free."""
 
     @property
     def size(self) -> int:
@@ -57,6 +53,14 @@ class FusedTensor(Protocol):
         self, start: Callable[[], S], update: Callable[[S, Block], None], chunks: Sequence[int] | None = None
     ) -> list[S]:
         """One state for each worker that took part, in no fixed order: for exact sums (integers, minima, maxima)."""
+
+
+class FusedTensor(Passes, Protocol):
+    """The sources of one step."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the output tensor; blocks are whole rows (last dimension) of tensors that are not vectors."""
 
     def sum_chunks(self, function: Callable[[npt.NDArray[Any], npt.NDArray[np.float64]], None], n: int) -> list[float]:
         """function(raw, out) writes n partial sums of a chunk; returns their exact totals (float64), in fixed order."""

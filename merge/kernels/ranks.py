@@ -1,9 +1,10 @@
 """The order of magnitudes in each row of a task vector, as a stable sort has it; what DELLA's probabilities go by.
 
 numpy sorts whole numbers in vector registers, so each entry becomes one: its magnitude in the upper bits and its place
-in the row in the lower ones, which also makes the sort stable. 32 bits are sorted twice as fast as 64, and magnitudes
-fit what the place leaves of them if they are taken as multiples of one step of the row: most task vectors of bfloat16
-models are multiples of a large enough one. Rows where that loses bits, or with numbers that are not finite, take 64.
+in the row in the lower ones, which also makes the sort stable. 32 bits are sorted twice as fast as 64, so magnitudes
+are taken as multiples of one step of the row, rounded down, with a bit that says whether anything was lost. What is not
+a multiple then comes after what is, and only two such entries within one step may be in the wrong order: they are few,
+and are put right afterwards. Rows where they are many, or with numbers that are not finite, take 64 bits.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from merge.kernels.bits import as_f32, kernel, magnitude_bits, power_of_two
 from merge.kernels.scratch import Scratch
 
 _LONGEST = 1 << 16  # entries of a row that 32 bits are tried for
+_UNCLEAR = 16  # one in so many may be out of order before its row is sorted again
 Keys = npt.NDArray[Any]
 
 
@@ -35,10 +37,8 @@ def sorted_rows(base: Any, tuned: Any, length: int) -> tuple[Keys, Any]:
     wide = np.ones(n_rows, np.bool_)
     if length <= _LONGEST:
         _pack(base, tuned, place_bits, keys, wide)
-        if 2 * int(np.count_nonzero(wide)) <= n_rows:
-            keys.sort(axis=1)
-        else:
-            wide[:] = True
+        keys.sort(axis=1)
+        _repair(base, tuned, place_bits, keys, wide)
     rows = np.flatnonzero(wide)
     if len(rows):
         wider = _scratch.array("wider", len(rows) * length, np.uint64).reshape(len(rows), length)
@@ -50,28 +50,56 @@ def sorted_rows(base: Any, tuned: Any, length: int) -> tuple[Keys, Any]:
 
 @kernel
 def _pack(base: Any, tuned: Any, place_bits: int, keys: Any, wide: Any) -> None:
-    """Fills keys (rows, length) uint32; wide (rows,) bool: whether a row's magnitudes do not fit."""
+    """Fills keys (rows, length) uint32; wide (rows,) bool: whether a row's magnitudes cannot be taken as multiples."""
     length = keys.shape[1]
     for row in range(keys.shape[0]):
         b, x, out = base[row * length : (row + 1) * length], tuned[row * length : (row + 1) * length], keys[row]
         most = np.uint32(0)
         for i in range(length):
             most = max(most, magnitude_bits(as_f32(x[i]) - as_f32(b[i])))
-        # The largest magnitude is below 2^(exponent + 1), and 2^shift takes that to what 32 - place_bits bits hold. A
-        # sign bit stays free, for conversion to signed integers is what processors have.
+        # The largest magnitude is below 2^(exponent + 1), and 2^shift takes that to what 31 - place_bits bits hold.
         exponent = np.int64(most >> np.uint32(23)) - 127
-        shift = min(32 - place_bits, 31) - 1 - exponent if most > 0 else 0
+        shift: Any = 30 - place_bits - exponent if most > 0 else 0
         wide[row] = most >= np.uint32(0x7F800000) or abs(shift) > 126
         if wide[row]:
             continue
         scale, back = power_of_two(shift), power_of_two(-shift)
-        lost = 0
         for i in range(length):
             size = abs(as_f32(x[i]) - as_f32(b[i]))
             step = np.int32(size * scale)
-            lost += np.float32(step) * back != size
-            out[i] = (np.uint32(step) << np.uint32(place_bits)) | np.uint32(i)
-        wide[row] = lost > 0
+            lost = np.uint32(1) if np.float32(step) * back != size else np.uint32(0)
+            out[i] = (((np.uint32(step) << np.uint32(1)) | lost) << np.uint32(place_bits)) | np.uint32(i)
+
+
+@kernel
+def _repair(base: Any, tuned: Any, place_bits: int, keys: Any, wide: Any) -> None:
+    """Orders entries of one step that lost something; wide: also rows where they are many."""
+    length = keys.shape[1]
+    place = np.uint32((1 << place_bits) - 1)
+    for row in range(keys.shape[0]):
+        if wide[row]:
+            continue
+        start, ordered, before = row * length, keys[row, 1:], keys[row, :-1]
+        n_unclear = 0
+        for i in range(length - 1):
+            n_unclear += ((ordered[i] ^ before[i]) <= place) & ((ordered[i] & (place + np.uint32(1))) != 0)
+        wide[row] = n_unclear > length // _UNCLEAR
+        if wide[row] or n_unclear == 0:
+            continue
+        for rank in range(1, length):
+            key = keys[row, rank]
+            if (key ^ keys[row, rank - 1]) > place or (key & (place + np.uint32(1))) == 0:
+                continue
+            i = start + np.int64(key & place)
+            size = magnitude_bits(as_f32(tuned[i]) - as_f32(base[i]))
+            to = rank
+            while to > 0 and (key ^ keys[row, to - 1]) <= place:
+                other = start + np.int64(keys[row, to - 1] & place)
+                if magnitude_bits(as_f32(tuned[other]) - as_f32(base[other])) <= size:
+                    break
+                keys[row, to] = keys[row, to - 1]
+                to -= 1
+            keys[row, to] = key
 
 
 @kernel

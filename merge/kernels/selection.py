@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from merge.kernels.bits import as_f32, kernel, magnitude_bits, sub32
-from merge.kernels.protocol import Block, FusedTensor
+from merge.kernels.protocol import Block, Passes
 
 TOP = 1 << 31  # every magnitude is below
 NOTHING = 0xFFFFFFFF  # a threshold that no magnitude reaches
@@ -53,17 +53,28 @@ def count_outliers(gamma: float, density: float, size: int) -> int:
     return min(int(gamma * size), size - count_kept(density, size))
 
 
-def largest(tensor: FusedTensor, keeps: Sequence[int], models: Sequence[int] | None = None) -> list[Threshold]:
+def largest(tensor: Passes, keeps: Sequence[int], models: Sequence[int] | None = None) -> list[Threshold]:
     """For each input (rows 1.. of the blocks, row 0 being the base), the threshold that keeps `keeps[i]` entries.
 
     `models` says whose thresholds are wanted, where that is not one for each input in turn.
     """
     searches = [Search(i if models is None else models[i], keep, tensor.size) for i, keep in enumerate(keeps)]
+    _find(searches, tensor)
+    place_cuts([search for search in searches if search.quota is not None], tensor)
+    return [search.threshold for search in searches]
+
+
+def kth_bits(tensor: Passes, ks: Sequence[int]) -> list[int]:
+    """Of the first input the k-th largest magnitude's bits, for each k from 1 to the tensor's size"""
+    searches = [Search.of_kth(0, k, tensor.size) for k in ks]
+    _find(searches, tensor)
+    return [search.threshold.bits for search in searches]
+
+
+def _find(searches: list[Search], tensor: Passes) -> None:
     _propose([search for search in searches if not search.found], tensor)
     while pending := [search for search in searches if not search.found]:
         _narrow(pending, tensor)
-    place_cuts([search for search in searches if search.quota is not None], tensor)
-    return [search.threshold for search in searches]
 
 
 class Search:
@@ -83,6 +94,13 @@ class Search:
         """A search whose value is known, and of whose equal entries `quota` stay."""
         search = cls(model, quota, quota)
         search.bits, search.quota = bits, quota
+        return search
+
+    @classmethod
+    def of_kth(cls, model: int, k: int, size: int) -> Search:
+        """The value itself, even of the last: what keeps all entries would be satisfied with zero."""
+        search = cls(model, k, size)
+        search.bits = None
         return search
 
     @property
@@ -136,7 +154,7 @@ class Window:
         self.counts += other.counts
 
 
-def _propose(searches: list[Search], tensor: FusedTensor) -> None:
+def _propose(searches: list[Search], tensor: Passes) -> None:
     """Sets each window from a coarse histogram of a few chunks."""
     if not searches:
         return
@@ -162,7 +180,7 @@ def _propose(searches: list[Search], tensor: FusedTensor) -> None:
         search.high = (n_bins - min(int(first), n_bins - 1)) << _COARSE_SHIFT
 
 
-def _narrow(searches: list[Search], tensor: FusedTensor) -> None:
+def _narrow(searches: list[Search], tensor: Passes) -> None:
     """One pass over the tensor for all inputs whose value is not found yet."""
 
     def update(windows: list[Window], block: Block) -> None:
@@ -177,7 +195,7 @@ def _narrow(searches: list[Search], tensor: FusedTensor) -> None:
         search.place(total)
 
 
-def place_cuts(searches: list[Search], tensor: FusedTensor) -> None:
+def place_cuts(searches: list[Search], tensor: Passes) -> None:
     """Finds the flat indices at which entries equal to the threshold stop being kept."""
     if not searches:
         return

@@ -50,6 +50,11 @@ def edges(block: Block, cuts: Sequence[int]) -> Iterator[tuple[int, int]]:
     yield from itertools.pairwise([0, *inside, n])
 
 
+def columns(block: Block, start: int, stop: int) -> Any:
+    """Few blocks are cut; a copy keeps them of the layout that the kernels are compiled for."""
+    return np.ascontiguousarray(block.raw[:, start:stop])
+
+
 def within(thresholds: Sequence[Threshold], dropped: Sequence[Threshold] | None = None) -> list[Band]:
     """What each threshold keeps, unless it reaches its model's threshold in `dropped`"""
     return list(zip(thresholds, [KEEP_NONE] * len(thresholds) if dropped is None else dropped, strict=True))

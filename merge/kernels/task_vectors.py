@@ -17,6 +17,7 @@ from merge.kernels.sparsify import (
     Band,
     Sparsifier,
     band_pieces,
+    columns,
     dropped,
     dropped_by_rank,
     inliers,
@@ -79,7 +80,7 @@ def breadcrumbs(
 
     def combine(block: Block, out: Floats) -> None:
         for start, stop, limits in band_pieces(block, bands):
-            _trim_add(_columns(block, start, stop), factors, limits, scale, out[start:])
+            _trim_add(columns(block, start, stop), factors, limits, scale, out[start:])
 
     return combine
 
@@ -119,7 +120,7 @@ def dare_linear(
 
     def combine(block: Block, out: Floats) -> None:
         for start, stop, here in mask_pieces(block, masks):
-            _drop_add(_columns(block, start, stop), factors, here, block.start + start, out[start:])
+            _drop_add(columns(block, start, stop), factors, here, block.start + start, out[start:])
 
     return combine
 
@@ -146,7 +147,7 @@ def dare_ties(
 
     def combine(block: Block, out: Floats) -> None:
         for start, stop, here in mask_pieces(block, masks):
-            raw, first = _columns(block, start, stop), block.start + start
+            raw, first = columns(block, start, stop), block.start + start
             _drop_elect(raw, vote.divisors, vote.factors, here, vote.divide, vote.scale, first, out[start:])
 
     return combine
@@ -210,7 +211,7 @@ def _elect_within(bands: list[Band], vote: Election) -> Combine:
 
     def combine(block: Block, out: Floats) -> None:
         for start, stop, limits in band_pieces(block, bands):
-            raw = _columns(block, start, stop)
+            raw = columns(block, start, stop)
             _trim_elect(raw, vote.divisors, vote.factors, limits, vote.divide, vote.scale, out[start:])
 
     return combine
@@ -245,11 +246,6 @@ def _dare_factors(
     if rescale:
         return tuple(w / share if share > 0 else 0.0 for w, share in zip(weight, density, strict=True))
     return weight
-
-
-def _columns(block: Block, start: int, stop: int) -> Any:
-    """Few blocks are cut; a copy keeps them of the layout that the kernels are compiled for."""
-    return np.ascontiguousarray(block.raw[:, start:stop])
 
 
 @kernel

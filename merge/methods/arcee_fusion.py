@@ -3,10 +3,11 @@
 Source: Arcee AI, Arcee Fusion; the method came with mergekit.
 Formula: importance = |d| KL(p || q), p and q the softmax of x and of the base b over the last dimension, plus 1e-8;
     y = x where importance >= median + 1.5 (Q3 - Q1), else b; quantile(f) = sorted[floor(f (n - 1))] over the tensor.
+    Importances are compared as float32.
 Deviations: quantiles are exact (mergekit samples large tensors at random, without a seed). KL is summed in float64 as
 p log(p/q) - p + q, the same sum with terms that are never negative: mergekit's float32 sum of p log(p/q) is mostly
 rounding error where d is small, and its masks differ there.
-Cost: no kernel; the definition on whole tensors, with a sort.
+Cost: one pass for the divergences of rows, one and a sample to find the quantiles by histogram, one to choose.
 """
 
 from __future__ import annotations
@@ -26,9 +27,10 @@ models:
   - model: org/model-b
 dtype: bfloat16
 """
-_EPSILON = 1e-8
+EPSILON = 1e-8
+SHARES = (0.25, 0.5, 0.75)  # quartiles
 _BLOCK = 1 << 18  # elements whose divergence is computed at once
-_SERIES = 1e-3  # |r| below which (1 + r) log(1 + r) - r is summed as a series
+SERIES = 1e-3  # |r| below which (1 + r) log(1 + r) - r is summed as a series
 
 
 @method(
@@ -39,7 +41,9 @@ _SERIES = 1e-3  # |r| below which (1 + r) log(1 + r) - r is summed as a series
     paper="Arcee AI, Arcee Fusion",
     formula="y = x where |d| KL(softmax x || softmax b) >= median + 1.5 (Q3 - Q1), else b",
     example=EXAMPLE,
+    fused="merge.kernels.fusion:arcee_fusion",
     n_models=(2, 2),
+    searches=3,
 )
 def arcee_fusion(models: Tensor) -> Tensor:
     """models (2, *shape) float32, the base first -> (*shape) float32"""
@@ -50,22 +54,27 @@ def arcee_fusion(models: Tensor) -> Tensor:
         return base
     size = importance(other, base)
     ordered = size.reshape(-1).sort().values
-    first, median, third = (float(ordered[int(share * (len(ordered) - 1))]) for share in (0.25, 0.5, 0.75))
-    return torch.where(size >= median + 1.5 * (third - first), other, base)
+    quartiles = (float(ordered[int(share * (len(ordered) - 1))]) for share in SHARES)
+    return torch.where(size.to(torch.float64) >= threshold(*quartiles), other, base)
+
+
+def threshold(first: float, median: float, third: float) -> float:
+    """The least importance that counts"""
+    return median + 1.5 * (third - first)
 
 
 def importance(x: Tensor, b: Tensor) -> Tensor:
-    """|x - b| times the divergence of its row, (*shape) float64; some rows at a time, for they take much memory"""
+    """|x - b| times the divergence of its row, (*shape) float32; some rows at a time, for they take much memory"""
     import torch
 
-    size = torch.zeros(x.shape, dtype=torch.float64, device=x.device)
+    size = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
     width = x.shape[-1] if x.dim() else 1
     if width > 1:
         rows, rows_x, rows_b = (tensor.view(-1, width) for tensor in (size, x, b))
         n = max(1, _BLOCK // width)
         for start in range(0, len(rows), n):
             part, base = (tensor[start : start + n].to(torch.float64) for tensor in (rows_x, rows_b))
-            rows[start : start + n] = (part - base).abs() * divergence(part, base)
+            rows[start : start + n] = (part - base).abs() * divergence(part, base)  # rounded here
     return size
 
 
@@ -79,8 +88,8 @@ def divergence(wide: Tensor, base: Tensor) -> Tensor:
     shift = torch.log1p((before * torch.expm1(change.clamp(-1, 1))).sum(dim=-1, keepdim=True))
     shift = torch.where(small, shift, wide.logsumexp(dim=-1, keepdim=True) - base.logsumexp(dim=-1, keepdim=True))
     gained = torch.where(small, before * torch.expm1(change - shift), torch.softmax(wide, dim=-1) - before)
-    q = before + _EPSILON
+    q = before + EPSILON
     r = gained / q
     series = r * r * (0.5 - r * (1 / 6 - r * (1 / 12 - r / 20)))
     exact = (1 + r) * torch.log1p(r) - r
-    return (q * torch.where(r.abs() < _SERIES, series, exact)).sum(dim=-1, keepdim=True)
+    return (q * torch.where(r.abs() < SERIES, series, exact)).sum(dim=-1, keepdim=True)

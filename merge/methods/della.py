@@ -8,7 +8,7 @@ Deviations: the mask is a function of (seed, tensor name, model, element), the s
 the earlier has the lower rank. `rescale: true` is the paper's unbiased 1/p_i; mergekit restores the L1 norm instead,
 which is `rescale: l1` here. mergekit ranks along the second dimension, which differs beyond matrices.
 Variants of election and mean: `consensus`, `divide_by`, `merge_func`, see ties.
-Cost: one pass, with a radix sort of each row; with `rescale: l1` two.
+Cost: one pass, with a sort of each row in vector registers; with `rescale: l1` two.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ density + epsilon in equal steps. A vector is one row; in a row of one entry p i
 Deviations: the mask is a function of (seed, tensor name, model, element), the same on any machine; of equal magnitudes
 the earlier has the lower rank. `rescale: true` is the paper's unbiased 1/p_i; mergekit restores the L1 norm instead,
 which is `rescale: l1` here. mergekit ranks along the second dimension, which differs beyond matrices.
-Cost: one pass, with a radix sort of each row; with `rescale: l1` two.
+Cost: one pass, with a sort of each row in vector registers; with `rescale: l1` two.
 """
 
 from __future__ import annotations

@@ -112,6 +112,7 @@ class Method:
     random: bool = False
     check: Callable[[dict[str, Any]], str | None] | None = None  # what is wrong with a tensor's resolved parameters
     statistics: StatisticsKind | None = None  # what it needs of each input's statistics file, passed as `_statistics`
+    searches: int = 0  # thresholds found at once over computed values, of methods whose kernels do that
     cost: Cost | None = None  # of methods that decompose matrices; `merge plan` shows it
     origin: str = ""  # where a method that is not part of this package comes from, with its version or digest
 
@@ -172,6 +173,7 @@ def method(
     random: bool = False,
     check: Callable[[dict[str, Any]], str | None] | None = None,
     statistics: StatisticsKind | None = None,
+    searches: int = 0,
     cost: Cost | None = None,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Registers the decorated function as a merge method under its own name. It adds facts, not behaviour."""
@@ -205,6 +207,7 @@ def method(
             random=random,
             check=check,
             statistics=statistics,
+            searches=searches,
             cost=cost,
             origin=origin,
         )

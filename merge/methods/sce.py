@@ -42,6 +42,7 @@ dtype: bfloat16
     formula="y = b + mean, by mean(d_i^2), of the most varying d_i that agree with sign(sum_i d_i)",
     example=EXAMPLE,
     fused="merge.kernels.voting:sce",
+    searches=1,
 )
 def sce(
     deltas: Tensor,

@@ -1,14 +1,17 @@
 """WUDI: the matrix that interferes least with every task vector, by its rows as a stand-in for the task's inputs.
 
 Paper: Cheng et al. 2025, "Whoever started the interference should end it" (arXiv:2503.08099), section 4.
-Formula: y = b + lambda * M, M the least of sum_i w_i (|(M - d_i) d_i^T|^2 / |d_i|^2 + ridge |M - d_i|^2), which is
-    M = [sum_i w_i d_i G_i] [sum_i w_i G_i]^-1,  G_i = d_i^T d_i / |d_i|^2 + ridge,
-for vectors the mean of the d_i by weight. Directions that one task has stay as they are, those of several are averaged
-by strength: one task is that model, and so are copies of a model. Each matrix of a tensor with more dimensions (fused
-experts) is one of its own.
-Deviations: the paper runs 300 steps of Adam from the sum of task vectors; this is where they lead, but for the ridge,
-which draws what no task determines to the mean. It merges the linear layers only; here embeddings are matrices too.
-A task vector that is zero counts by the ridge alone.
+Formula: y = b + lambda * M, M the least of sum_i w_i (n |(M - d_i) d_i^T|^2 / |d_i|^2 + ridge |M - d_i|^2), which is
+    M = [sum_i w_i d_i G_i] [sum_i w_i G_i]^-1,  G_i = n d_i^T d_i / |d_i|^2 + ridge,  n the number of columns,
+for vectors the mean of the d_i by weight. The eigenvalues of d_i's part of G_i have mean 1, so `ridge` is relative to
+them. Directions that one task has stay as they are, those of several are averaged by strength: one task is that model,
+and so are copies of a model. Each matrix of a tensor with more dimensions (fused experts) is one of its own.
+Deviations: the paper runs 300 steps of Adam from the sum of task vectors and stops far from the minimum. The minimum
+itself divides by the strength of directions in which no task has more than noise, and is no model (exact match on the
+quickstart family: 0 to 26 %). Here the ridge does what stopping early does, by drawing such directions to the mean of
+the task vectors, in closed form: 0.1 to 1 score 91 %, the paper's steps 89 %. The paper merges the linear layers only;
+here embeddings are matrices too, which makes no difference on that family. A task vector that is zero counts by the
+ridge alone.
 Cost: matrix products for each model and a Cholesky factorisation of the columns' side, in float64.
 """
 
@@ -39,7 +42,7 @@ dtype: bfloat16
     locality="tensor",
     base="required",
     paper="Cheng et al. 2025, Whoever started the interference should end it, arXiv:2503.08099",
-    formula="y = b + lambda * [sum_i w_i d_i G_i] [sum_i w_i G_i]^-1, G_i = d_i^T d_i / |d_i|^2 + ridge",
+    formula="y = b + lambda * [sum_i w_i d_i G_i] [sum_i w_i G_i]^-1, G_i = n d_i^T d_i / |d_i|^2 + ridge",
     example=EXAMPLE,
     cost=Cost(seconds=6, seconds_each=4.5, elements=4.5, elements_each=1, squares=4, side="columns"),
 )
@@ -47,7 +50,7 @@ def wudi(
     deltas: Tensor,
     *,
     weight: Annotated[PerModel[float], Range(0.0), "how much the task counts"] = 1.0,
-    ridge: Annotated[float, Range(1e-12), "pull towards the mean where no task vector reaches"] = 1e-8,
+    ridge: Annotated[float, Range(1e-12), "pull towards the mean where task vectors are weak"] = 0.1,
     lambda_: Annotated[float, "factor of the merged task vector"] = 1.0,
 ) -> Tensor:
     """deltas (model, *shape) float32 -> merged task vector (*shape) float64"""
@@ -76,7 +79,7 @@ def _least(matrices: list[Tensor], weight: tuple[float, ...], ridge: float) -> T
         length = torch.linalg.vector_norm(matrix)
         if length > 0 and w > 0:
             unit = matrix / length
-            gram = unit.T @ unit
+            gram = (unit.T @ unit).mul_(columns)
             right.add_(gram, alpha=w)
             left.addmm_(matrix - mean, gram, alpha=w)
     return mean + torch.cholesky_solve(left.T, torch.linalg.cholesky(right)).T if any(weight) else mean
