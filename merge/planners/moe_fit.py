@@ -44,7 +44,7 @@ def choose_layout(recipe: Recipe, mixture: Mixture, inputs: Inputs) -> MoeLayout
     if len(mixture.shared) > layout.most_shared:
         takes = "no shared expert" if layout.most_shared == 0 else "at most one shared expert"
         hint = "architecture: qwen and deepseek have one." if layout.title == "Mixtral" else None
-        message = f"{layout.title} has {takes}, and {len(mixture.shared)} are listed."
+        message = f"{layout.title} has {takes}, and the recipe lists {len(mixture.shared)}."
         problems.append(Problem(message, recipe.where("shared_experts"), hint))
     if not layout.shared_gate and any(expert.positive for expert in mixture.shared):
         message = f"the shared expert of {layout.title} has no gate, so its prompts would have no effect."

@@ -249,9 +249,9 @@ def settled(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def window_of(config: Mapping[str, Any]) -> Window:
     """Where a dense model (its config settled) attends to a window only."""
-    n, size = config["num_hidden_layers"], config.get("sliding_window")
-    family, types = config["model_type"], config.get("layer_types")
+    n, family, types = config["num_hidden_layers"], config["model_type"], config.get("layer_types")
     has_switch = family in ("qwen2", "qwen3")
+    size = config.get("sliding_window", 4096 if has_switch else None)
     if family == "llama" or size is None or (has_switch and not config.get("use_sliding_window")):
         return Window(None, (False,) * n)
     if types:

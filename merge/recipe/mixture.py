@@ -264,5 +264,5 @@ def _with_attention(reader: Reader, node: yaml.Node | None, recipe: Recipe) -> R
     if n < fewest or (most is not None and n > most):
         takes = f"exactly {fewest}" if fewest == most else f"at least {fewest}" if n < fewest else f"at most {most}"
         besides = " besides the base" if method.base_apart else ""
-        reader.problem(node, f"{name} merges {takes} models{besides}, and {n} experts are listed")
+        reader.problem(node, f"{name} merges {takes} models{besides}, and the recipe lists {n} as experts")
     return dataclasses.replace(recipe, merge_method=name, parameters=parameters)
