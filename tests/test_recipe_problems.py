@@ -302,8 +302,8 @@ NOT_YET = [
         f'r.yaml:3: recipes by module ("text") come {LATER}',
     ),
     (
-        "base_model: a/b\nexperts: [{source_model: a/c}]\ngate_mode: hidden",
-        f"r.yaml:2: mixtures of experts come {LATER}",
+        "base_model: a/b\nexperts: [{source_model: a/c+a/lora}]\ngate_mode: zero\nexperts_per_token: 1",
+        f'r.yaml:2: adapters ("a/c+a/lora") come {LATER}',
     ),
     (
         stack("{model: a/b, layer_range: [0, 2]}", more="  merge_method: linear"),
