@@ -530,6 +530,30 @@ def test_configs_that_do_not_fit_are_refused(root: Path) -> None:
     assert "Qwen2-MoE has heads of hidden_size / num_attention_heads = 8" in refused(root, TWO + "architecture: qwen\n")
 
 
+def test_a_config_without_sizes_is_refused(root: Path) -> None:
+    for key, value in (("hidden_size", None), ("num_attention_heads", 0), ("num_key_value_heads", "two")):
+        before = (root / "a" / "config.json").read_text()
+        change(root / "a", **{key: value})
+        assert f"{root}/a/config.json: {key}: expected a whole number, found {value!r}." in refused(root)
+        (root / "a" / "config.json").write_text(before)
+    change(root / "a", hidden_size=8, num_attention_heads=1)
+    assert "has it as [32, 16], and its config a hidden_size of 8." in refused(root)
+
+
+def test_a_quantized_expert_is_refused(root: Path, make_model: Callable[..., Path]) -> None:
+    make_model(root / "b", extra={"model.layers.1.mlp.up_proj.weight": np.zeros((32, 16), np.int8)})
+    assert f"{root}/b: model.layers.1.mlp.up_proj.weight holds whole numbers" in refused(root)
+
+
+def test_float64_experts(root: Path, make_model: Callable[..., Path]) -> None:
+    make_model(root / "a", seed=1, dtype="F64")
+    text = TWO.replace("source_model: {root}/a", "noise_scale: 0.5, source_model: {root}/a")
+    out = made(root, text, "hidden")
+    assert {str(values.dtype) for values in out.values()} == {"float64"}
+    plain = load_file(root / "a" / "model.safetensors")["model.layers.0.mlp.gate_proj.weight"]
+    assert 0.3 < (out[EXPERT.format(0, 0, "w1")] - plain).std() < 0.7
+
+
 def test_a_tokenizer_of_another_model_is_refused(root: Path) -> None:
     tokenizer = json.loads((root / "a" / "tokenizer.json").read_text())
     tokenizer["model"]["vocab"]["w3"] = 99

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from merge.architecture import Stack
+from merge.dtypes import DTYPES
 from merge.errors import Problem, RecipeError
 from merge.plan import Plan, Step, TensorRef
 from merge.planners.inputs import Inputs
@@ -85,6 +86,7 @@ class Dense:
         self.rest = self._fitting(rest.steps)
         stack = self.base.main
         self.n_layers = stack.n_layers if stack is not None and stack.prefix == STACK else 0
+        self._check_config()
         self.config: dict[str, Any] = settled(self.base.config)
         self.models = [inputs.place(source.model) for source in recipe.models]
         self.neurons = 0
@@ -127,6 +129,17 @@ class Dense:
             self.notes.append(f"{buffers} rotary_emb.inv_freq tensors are not written: they follow from the config")
         return kept
 
+    def _check_config(self) -> None:
+        """Sizes that everything else is measured by; RecipeError at once without them."""
+        for key in ("hidden_size", "num_attention_heads", "num_hidden_layers", "num_key_value_heads", "head_dim"):
+            value = self.base.config.get(key)
+            optional = value is None and key in ("num_key_value_heads", "head_dim")
+            if not optional and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+                message = (
+                    f"{self.base.checkpoint.path}/config.json: {key}: expected a whole number, found {value!r:.40}."
+                )
+                raise RecipeError(Problem(message, self.recipe.where("base_model")))
+
     def _check_base(self) -> None:
         base, title = self.base.ref.text, self.layout.title
         if self.n_layers == 0:
@@ -139,6 +152,11 @@ class Dense:
         if lacking:
             more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
             self._problems.append(Problem(f"missing from {base}{more}; {title} needs it.", lacking[0]))
+        hidden = self.config["hidden_size"]
+        for step in self.rest:
+            if step.name == EMBEDDING and (len(step.shape) != 2 or step.shape[1] != hidden):
+                message = f"{base} has it as {list(step.shape)}, and its config a hidden_size of {hidden}."
+                self._problems.append(Problem(message, EMBEDDING))
         width = self.config["hidden_size"] // self.config["num_attention_heads"]
         if self.config["head_dim"] != width and not self.layout.head_dim:
             message = f"{title} has heads of hidden_size / num_attention_heads = {width}, and {base} has head_dim "
@@ -170,7 +188,7 @@ class Dense:
             if lacking:
                 more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
                 self._problems.append(Problem(f"{name} has no {lacking[0]}{more}.", where))
-            elif wrong:
+            elif wrong and (self.neurons or number == 0):
                 tensor, found, expected = wrong[0]
                 message = f"{name}: {tensor} is {list(found)}, and {list(expected)} is needed beside the other experts."
                 self._problems.append(Problem(message, where, "All experts must have the same sizes."))
@@ -178,6 +196,10 @@ class Dense:
             if not lacking and more_layers != self.n_layers:
                 message = f"{name} has {more_layers} layers, and the base {self.base.ref.text} has {self.n_layers}."
                 self._problems.append(Problem(message, where))
+            whole = [t for t, ref in self._sources(number) if ref is not None and not DTYPES[ref.dtype].is_float]
+            if whole:
+                message = f"{name}: {whole[0]} holds whole numbers; a quantized model cannot become an expert."
+                self._problems.append(Problem(message, where, "Name the model it was quantized from."))
             biases = [each for each in self.inputs.all[model].tensors if ".mlp." in each and each.endswith(".bias")]
             if biases:
                 message = f"{name}: experts of {self.layout.title} have no biases, and there is {biases[0]}."

@@ -254,7 +254,7 @@ def window_of(config: Mapping[str, Any]) -> Window:
     size = config.get("sliding_window", 4096 if has_switch else None)
     if family == "llama" or size is None or (has_switch and not config.get("use_sliding_window")):
         return Window(None, (False,) * n)
-    if types:
+    if isinstance(types, list) and len(types) == n:
         return Window(size, tuple(kind == "sliding_attention" for kind in types))
     first = config.get("max_window_layers", 28) if has_switch else 0
     return Window(size, tuple(i >= first for i in range(n)))
