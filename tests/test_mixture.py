@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from headers import MISTRAL_7B, write_llama
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 import merge.engine.gates
 from merge import build_plan, parse_recipe, run_plan, verify_output
@@ -538,6 +538,22 @@ def test_a_config_without_sizes_is_refused(root: Path) -> None:
         (root / "a" / "config.json").write_text(before)
     change(root / "a", hidden_size=8, num_attention_heads=1)
     assert "has it as [32, 16], and its config a hidden_size of 8." in refused(root)
+
+
+def test_what_the_base_lacks_is_named(root: Path) -> None:
+    change(root / "a", num_hidden_layers=3)
+    assert f"{root}/a has no layers named model.layers.0, model.layers.1 ... that its config confirms." in refused(root)
+    change(root / "a", num_hidden_layers=2)
+    tensors = load_file(root / "a" / "model.safetensors")
+    for name in ("model.layers.1.self_attn.o_proj.weight", "model.norm.weight"):
+        save_file({key: value for key, value in tensors.items() if key != name}, root / "a" / "model.safetensors")
+        assert f"{name}: missing from {root}/a; Mixtral needs it." in refused(root)
+    save_file(tensors, root / "a" / "model.safetensors")
+    planned(root, TWO + "architecture: qwen\n")  # Llama has no biases
+    for model in "ab":
+        change(root / model, model_type="qwen2")
+    name = "model.layers.0.self_attn.q_proj.bias"
+    assert f"{name}: missing from {root}/a and 5 more; Qwen2-MoE needs it." in refused(root)
 
 
 def test_a_quantized_expert_is_refused(root: Path, make_model: Callable[..., Path]) -> None:

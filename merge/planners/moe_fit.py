@@ -142,13 +142,15 @@ class Dense:
 
     def _check_base(self) -> None:
         base, title = self.base.ref.text, self.layout.title
-        if self.n_layers == 0:
+        if self.n_layers == 0 or self.n_layers != self.config["num_hidden_layers"]:
             message = f"{base} has no layers named {STACK}0, {STACK}1 ... that its config confirms."
             self._problems.append(Problem(message, self.recipe.where("base_model")))
             return
         names = {step.name: None for step in self.rest}
         wanted = [EMBEDDING, NORM, *(f"{STACK}{i}.{s}" for i in range(self.n_layers) for s in self.layout.suffixes)]
-        lacking = [n for n in wanted if n not in names and not n.endswith(self.layout.zero_biases or "\0")]
+        family = self.config["model_type"]
+        made = self.layout.zero_biases if family != self.layout.families[0] else ()  # of families that have none
+        lacking = [name for name in wanted if name not in names and not name.endswith(made)]
         if lacking:
             more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
             self._problems.append(Problem(f"missing from {base}{more}; {title} needs it.", lacking[0]))
@@ -177,33 +179,33 @@ class Dense:
         hidden = self.config["hidden_size"]
         first = next(iter(self._sources(0)))[1]
         self.neurons = first.shape[0] if first is not None and len(first.shape) == 2 else 0
-        for number, model in enumerate(self.models):
-            name, where = self.inputs.all[model].ref.text, self._where(number)
-            lacking = [tensor for tensor, ref in self._sources(number) if ref is None]
-            wrong = [
-                (tensor, ref.shape, self._shape(tensor, hidden))
-                for tensor, ref in self._sources(number)
-                if ref is not None and ref.shape != self._shape(tensor, hidden)
-            ]
-            if lacking:
-                more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
-                self._problems.append(Problem(f"{name} has no {lacking[0]}{more}.", where))
-            elif wrong and (self.neurons or number == 0):
-                tensor, found, expected = wrong[0]
-                message = f"{name}: {tensor} is {list(found)}, and {list(expected)} is needed beside the other experts."
-                self._problems.append(Problem(message, where, "All experts must have the same sizes."))
-            more_layers = (self.inputs.all[model].main or Stack("", 0)).n_layers
-            if not lacking and more_layers != self.n_layers:
-                message = f"{name} has {more_layers} layers, and the base {self.base.ref.text} has {self.n_layers}."
-                self._problems.append(Problem(message, where))
-            whole = [t for t, ref in self._sources(number) if ref is not None and not DTYPES[ref.dtype].is_float]
-            if whole:
-                message = f"{name}: {whole[0]} holds whole numbers; a quantized model cannot become an expert."
-                self._problems.append(Problem(message, where, "Name the model it was quantized from."))
-            biases = [each for each in self.inputs.all[model].tensors if ".mlp." in each and each.endswith(".bias")]
-            if biases:
-                message = f"{name}: experts of {self.layout.title} have no biases, and there is {biases[0]}."
-                self._problems.append(Problem(message, where))
+        for number in range(len(self.models)):
+            self._problems += self._expert_problems(number, hidden)
+
+    def _expert_problems(self, number: int, hidden: int) -> Iterator[Problem]:
+        model, where = self.inputs.all[self.models[number]], self._where(number)
+        name, sources = model.ref.text, list(self._sources(number))
+        lacking = [tensor for tensor, ref in sources if ref is None]
+        found = [(tensor, ref) for tensor, ref in sources if ref is not None]
+        wrong = [(tensor, ref.shape) for tensor, ref in found if ref.shape != self._shape(tensor, hidden)]
+        n_layers = (model.main or Stack("", 0)).n_layers
+        if lacking:
+            more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
+            yield Problem(f"{name} has no {lacking[0]}{more}.", where)
+        elif wrong and (self.neurons or number == 0):
+            tensor, shape = wrong[0]
+            needed = list(self._shape(tensor, hidden))
+            message = f"{name}: {tensor} is {list(shape)}, and {needed} is needed beside the other experts."
+            yield Problem(message, where, "All experts must have the same sizes.")
+        if not lacking and n_layers != self.n_layers:
+            yield Problem(
+                f"{name} has {n_layers} layers, and the base {self.base.ref.text} has {self.n_layers}.", where
+            )
+        for tensor in [tensor for tensor, ref in found if not DTYPES[ref.dtype].is_float][:1]:
+            message = f"{name}: {tensor} holds whole numbers; a quantized model cannot become an expert."
+            yield Problem(message, where, "Name the model it was quantized from.")
+        for tensor in [tensor for tensor in model.tensors if ".mlp." in tensor and tensor.endswith(".bias")][:1]:
+            yield Problem(f"{name}: experts of {self.layout.title} have no biases, and there is {tensor}.", where)
 
     def _where(self, number: int) -> str | None:
         line = self.recipe.models[number].line

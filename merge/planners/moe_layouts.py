@@ -79,7 +79,7 @@ class MoeLayout:
         block: module of a layer that holds router and experts.
         names: of an expert's projections, in the order of PROJECTIONS.
         suffixes: of all other tensors of a layer.
-        zero_biases: biases that the layout has; zeros where the family has none.
+        zero_biases: biases that the layout has; zeros for families other than the first.
         shared: module of the shared expert, below `block`.
         shared_gate: the shared expert has a gate of its own, the sigmoid of one row.
         most_shared: how many shared experts it can have; with `needs_shared` it always has one.
