@@ -447,6 +447,10 @@ BAD = {
         BASE + ONE + "attention: {{merge_method: fisher}}\n",
         ':4: fisher needs statistics of each model, which "attention" cannot name',
     ),
+    "attention_passthrough": (
+        BASE + ONE + "attention: {{merge_method: passthrough}}\n",
+        ":4: passthrough merges nothing",
+    ),
     "attention_count": (
         BASE + ONE + "attention: {{merge_method: model_stock}}\n",
         ":4: model_stock merges at least 2 models besides the base, and the recipe lists 1 as experts",
