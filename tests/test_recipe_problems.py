@@ -287,8 +287,8 @@ def test_a_malformed_layer_range_is_one_problem(text: str, message: str) -> None
 
 NOT_YET = [
     (
-        "base_model: a/b\nexperts: [{source_model: a/c}]\ngate_mode: hidden",
-        f"r.yaml:2: mixtures of experts come {LATER}",
+        "base_model: a/b\nexperts: [{source_model: a/c+a/lora}]\ngate_mode: zero\nexperts_per_token: 1",
+        f'r.yaml:2: adapters ("a/c+a/lora") come {LATER}',
     ),
 ]
 

@@ -10,6 +10,7 @@ Parameters: `neurons`, the key of the choice; `key`, that of the numbers; `axis`
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,8 @@ from merge.chunks import Chunks
 from merge.derive import F32, Fill, Read
 from merge.kernels.random import fill_normal, split_key
 from merge.plan import TensorRef
+
+Mask = Callable[[int, int], npt.NDArray[np.bool_]]  # (start, n) -> (n,): which of these elements are new
 
 
 def chosen(key: int, n: int, ratio: float) -> npt.NDArray[np.bool_]:
@@ -52,9 +55,8 @@ def prepare(ref: TensorRef, read: Read) -> Fill:
     return fill
 
 
-def _moments(ref: TensorRef, source: TensorRef, read: Read, replaced: object) -> tuple[float, float]:
+def _moments(ref: TensorRef, source: TensorRef, read: Read, replaced: Mask) -> tuple[float, float]:
     """Mean and standard deviation of the entries that are replaced: sums of chunks, added exactly."""
-    assert callable(replaced)
     chunks = Chunks.of(ref.shape)
     buffer = np.empty(chunks.length, np.float32)
     sums, squares, n = [], [], 0

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from merge.derive.prompt_rows import unit
 from merge.engine.executors import ONE_THREAD, Context
 from merge.errors import CheckpointError, MergeError
-from merge.plan import Gates, TensorRef
+from merge.plan import Gates
 from merge.planners.router import gate_key
 
 States = list[npt.NDArray[np.float32]]  # of each prompt (token, hidden)
@@ -85,16 +85,8 @@ class _Pass:
         hidden = embedding.shape[1]
         states = np.empty((len(prompt), hidden), np.float32)
         for row, token in enumerate(prompt):
-            self._read(embedding, token * hidden, states[row])
+            self._context.reader.read_values(embedding, token * hidden, states[row])
         return states
-
-    def _read(self, ref: TensorRef, start: int, out: npt.NDArray[np.float32]) -> None:
-        if ref.dtype == "F64" and ref.derived is None:
-            wide = np.empty(len(out), np.float64)
-            self._context.reader.read_into(ref, start, wide)
-            out[:] = wide
-        else:
-            self._context.reader.read_values(ref, start, out)
 
     def _load(self, layer: Any, number: int) -> None:
         import torch
@@ -102,7 +94,7 @@ class _Pass:
         tensors = {}
         for name, ref in self._gates.layers[number].items():
             values = np.empty(ref.size, np.float32)
-            self._read(ref, 0, values)
+            self._context.reader.read_values(ref, 0, values)
             tensors[name] = torch.from_numpy(values.reshape(ref.shape))
         try:
             layer.load_state_dict(tensors, strict=True, assign=True)

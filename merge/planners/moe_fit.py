@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from merge.architecture import Stack
+from merge.dtypes import DTYPES
 from merge.errors import Problem, RecipeError
 from merge.plan import Plan, Step, TensorRef
 from merge.planners.inputs import Inputs
@@ -44,7 +45,7 @@ def choose_layout(recipe: Recipe, mixture: Mixture, inputs: Inputs) -> MoeLayout
     if len(mixture.shared) > layout.most_shared:
         takes = "no shared expert" if layout.most_shared == 0 else "at most one shared expert"
         hint = "architecture: qwen and deepseek have one." if layout.title == "Mixtral" else None
-        message = f"{layout.title} has {takes}, and {len(mixture.shared)} are listed."
+        message = f"{layout.title} has {takes}, and the recipe lists {len(mixture.shared)}."
         problems.append(Problem(message, recipe.where("shared_experts"), hint))
     if not layout.shared_gate and any(expert.positive for expert in mixture.shared):
         message = f"the shared expert of {layout.title} has no gate, so its prompts would have no effect."
@@ -85,6 +86,7 @@ class Dense:
         self.rest = self._fitting(rest.steps)
         stack = self.base.main
         self.n_layers = stack.n_layers if stack is not None and stack.prefix == STACK else 0
+        self._check_config()
         self.config: dict[str, Any] = settled(self.base.config)
         self.models = [inputs.place(source.model) for source in recipe.models]
         self.neurons = 0
@@ -127,18 +129,36 @@ class Dense:
             self.notes.append(f"{buffers} rotary_emb.inv_freq tensors are not written: they follow from the config")
         return kept
 
+    def _check_config(self) -> None:
+        """Sizes that everything else is measured by; RecipeError at once without them."""
+        for key in ("hidden_size", "num_attention_heads", "num_hidden_layers", "num_key_value_heads", "head_dim"):
+            value = self.base.config.get(key)
+            optional = value is None and key in ("num_key_value_heads", "head_dim")
+            if not optional and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+                message = (
+                    f"{self.base.checkpoint.path}/config.json: {key}: expected a whole number, found {value!r:.40}."
+                )
+                raise RecipeError(Problem(message, self.recipe.where("base_model")))
+
     def _check_base(self) -> None:
         base, title = self.base.ref.text, self.layout.title
-        if self.n_layers == 0:
+        if self.n_layers == 0 or self.n_layers != self.config["num_hidden_layers"]:
             message = f"{base} has no layers named {STACK}0, {STACK}1 ... that its config confirms."
             self._problems.append(Problem(message, self.recipe.where("base_model")))
             return
         names = {step.name: None for step in self.rest}
         wanted = [EMBEDDING, NORM, *(f"{STACK}{i}.{s}" for i in range(self.n_layers) for s in self.layout.suffixes)]
-        lacking = [n for n in wanted if n not in names and not n.endswith(self.layout.zero_biases or "\0")]
+        family = self.config["model_type"]
+        made = self.layout.zero_biases if family != self.layout.families[0] else ()  # of families that have none
+        lacking = [name for name in wanted if name not in names and not name.endswith(made)]
         if lacking:
             more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
             self._problems.append(Problem(f"missing from {base}{more}; {title} needs it.", lacking[0]))
+        hidden = self.config["hidden_size"]
+        for step in self.rest:
+            if step.name == EMBEDDING and (len(step.shape) != 2 or step.shape[1] != hidden):
+                message = f"{base} has it as {list(step.shape)}, and its config a hidden_size of {hidden}."
+                self._problems.append(Problem(message, EMBEDDING))
         width = self.config["hidden_size"] // self.config["num_attention_heads"]
         if self.config["head_dim"] != width and not self.layout.head_dim:
             message = f"{title} has heads of hidden_size / num_attention_heads = {width}, and {base} has head_dim "
@@ -159,29 +179,33 @@ class Dense:
         hidden = self.config["hidden_size"]
         first = next(iter(self._sources(0)))[1]
         self.neurons = first.shape[0] if first is not None and len(first.shape) == 2 else 0
-        for number, model in enumerate(self.models):
-            name, where = self.inputs.all[model].ref.text, self._where(number)
-            lacking = [tensor for tensor, ref in self._sources(number) if ref is None]
-            wrong = [
-                (tensor, ref.shape, self._shape(tensor, hidden))
-                for tensor, ref in self._sources(number)
-                if ref is not None and ref.shape != self._shape(tensor, hidden)
-            ]
-            if lacking:
-                more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
-                self._problems.append(Problem(f"{name} has no {lacking[0]}{more}.", where))
-            elif wrong:
-                tensor, found, expected = wrong[0]
-                message = f"{name}: {tensor} is {list(found)}, and {list(expected)} is needed beside the other experts."
-                self._problems.append(Problem(message, where, "All experts must have the same sizes."))
-            more_layers = (self.inputs.all[model].main or Stack("", 0)).n_layers
-            if not lacking and more_layers != self.n_layers:
-                message = f"{name} has {more_layers} layers, and the base {self.base.ref.text} has {self.n_layers}."
-                self._problems.append(Problem(message, where))
-            biases = [each for each in self.inputs.all[model].tensors if ".mlp." in each and each.endswith(".bias")]
-            if biases:
-                message = f"{name}: experts of {self.layout.title} have no biases, and there is {biases[0]}."
-                self._problems.append(Problem(message, where))
+        for number in range(len(self.models)):
+            self._problems += self._expert_problems(number, hidden)
+
+    def _expert_problems(self, number: int, hidden: int) -> Iterator[Problem]:
+        model, where = self.inputs.all[self.models[number]], self._where(number)
+        name, sources = model.ref.text, list(self._sources(number))
+        lacking = [tensor for tensor, ref in sources if ref is None]
+        found = [(tensor, ref) for tensor, ref in sources if ref is not None]
+        wrong = [(tensor, ref.shape) for tensor, ref in found if ref.shape != self._shape(tensor, hidden)]
+        n_layers = (model.main or Stack("", 0)).n_layers
+        if lacking:
+            more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
+            yield Problem(f"{name} has no {lacking[0]}{more}.", where)
+        elif wrong and (self.neurons or number == 0):
+            tensor, shape = wrong[0]
+            needed = list(self._shape(tensor, hidden))
+            message = f"{name}: {tensor} is {list(shape)}, and {needed} is needed beside the other experts."
+            yield Problem(message, where, "All experts must have the same sizes.")
+        if not lacking and n_layers != self.n_layers:
+            yield Problem(
+                f"{name} has {n_layers} layers, and the base {self.base.ref.text} has {self.n_layers}.", where
+            )
+        for tensor in [tensor for tensor, ref in found if not DTYPES[ref.dtype].is_float][:1]:
+            message = f"{name}: {tensor} holds whole numbers; a quantized model cannot become an expert."
+            yield Problem(message, where, "Name the model it was quantized from.")
+        for tensor in [tensor for tensor in model.tensors if ".mlp." in tensor and tensor.endswith(".bias")][:1]:
+            yield Problem(f"{name}: experts of {self.layout.title} have no biases, and there is {tensor}.", where)
 
     def _where(self, number: int) -> str | None:
         line = self.recipe.models[number].line

@@ -79,7 +79,7 @@ class MoeLayout:
         block: module of a layer that holds router and experts.
         names: of an expert's projections, in the order of PROJECTIONS.
         suffixes: of all other tensors of a layer.
-        zero_biases: biases that the layout has; zeros where the family has none.
+        zero_biases: biases that the layout has; zeros for families other than the first.
         shared: module of the shared expert, below `block`.
         shared_gate: the shared expert has a gate of its own, the sigmoid of one row.
         most_shared: how many shared experts it can have; with `needs_shared` it always has one.
@@ -249,12 +249,12 @@ def settled(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def window_of(config: Mapping[str, Any]) -> Window:
     """Where a dense model (its config settled) attends to a window only."""
-    n, size = config["num_hidden_layers"], config.get("sliding_window")
-    family, types = config["model_type"], config.get("layer_types")
+    n, family, types = config["num_hidden_layers"], config["model_type"], config.get("layer_types")
     has_switch = family in ("qwen2", "qwen3")
+    size = config.get("sliding_window", 4096 if has_switch else None)
     if family == "llama" or size is None or (has_switch and not config.get("use_sliding_window")):
         return Window(None, (False,) * n)
-    if types:
+    if isinstance(types, list) and len(types) == n:
         return Window(size, tuple(kind == "sliding_attention" for kind in types))
     first = config.get("max_window_layers", 28) if has_switch else 0
     return Window(size, tuple(i >= first for i in range(n)))

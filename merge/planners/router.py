@@ -7,11 +7,14 @@ layer); and zero, with which all experts have the same score until the router is
 from __future__ import annotations
 
 import math
+import os
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import xxhash
 
+from merge.checkpoint.files import read_json
 from merge.derive import FOUND
 from merge.errors import CheckpointError, Problem
 from merge.plan import Derived, Gates, TensorRef
@@ -117,13 +120,12 @@ class _Prompts:
 
     def __init__(self, base: Input, vocabulary: int, problems: list[Problem]) -> None:
         self._base, self._vocabulary, self._problems = base, vocabulary, problems
-        self._tokenizer = _tokenizer(base.checkpoint.path)
+        self._encode = _tokenizer(base.checkpoint.path)
 
     def tokens(self, expert: Expert, prompts: tuple[str, ...], recipe: Recipe) -> Tokens:
         found = []
-        begin = self._tokenizer.bos_token or ""
         for prompt in prompts:
-            tokens = self._tokenizer(begin + prompt, add_special_tokens=False, verbose=False)["input_ids"]
+            tokens = self._encode(prompt)
             where = f"{recipe.file}:{expert.line}" if recipe.file else f"line {expert.line}"
             name = self._base.ref.text
             if not tokens:
@@ -136,11 +138,32 @@ class _Prompts:
         return tuple(found)
 
 
-def _tokenizer(path: str) -> Any:
-    from transformers import AutoTokenizer
-
+def _tokenizer(path: str) -> Callable[[str], list[int]]:
+    """tokenizer.json as it is, for which transformers is not needed; else what transformers makes of the rest."""
     try:
-        return AutoTokenizer.from_pretrained(path, local_files_only=True)
+        if os.path.isfile(file := os.path.join(path, "tokenizer.json")):
+            from tokenizers import Tokenizer
+
+            fast = Tokenizer.from_file(file)
+            fast.no_truncation()
+            fast.no_padding()
+            begin = _first_token(path)
+            return lambda text: list(fast.encode(begin + text, add_special_tokens=False).ids)
+        from transformers import AutoTokenizer
+
+        slow = AutoTokenizer.from_pretrained(path, local_files_only=True)
+        return lambda text: list(slow((slow.bos_token or "") + text, add_special_tokens=False)["input_ids"])
     except Exception as error:  # tokenizers raises bare ones
         cause = str(error).strip().partition("\n")[0][:200]
         raise CheckpointError(f"{path}: its tokenizer cannot be loaded, and prompts need it ({cause}).") from error
+
+
+def _first_token(path: str) -> str:
+    """bos_token of the tokenizer's config; "" if it has none"""
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        if os.path.isfile(file := os.path.join(path, name)):
+            token = read_json(file, unique=False).get("bos_token")
+            text = token.get("content") if isinstance(token, dict) else token
+            if isinstance(text, str):
+                return text
+    return ""

@@ -8,10 +8,12 @@ alone, or a merge of the experts. Mixture holds what is left.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import yaml
 
+from merge.methods.registry import Method
 from merge.recipe import names
 from merge.recipe.build import MAX_SEED, read_allow, read_dtype, read_name
 from merge.recipe.document import line_of
@@ -250,13 +252,26 @@ def _with_attention(reader: Reader, node: yaml.Node | None, recipe: Recipe) -> R
     weight = method.parameter("weight")
     if weight is not None and weight.required and "parameters.weight" not in reader.lines:
         parameters["weight"] = 1.0
+    _check_attention(reader, node, method, parameters, recipe)
+    return dataclasses.replace(recipe, merge_method=name, parameters=parameters)
+
+
+def _check_attention(
+    reader: Reader, node: yaml.Node, method: Method, parameters: Mapping[str, object], recipe: Recipe
+) -> None:
+    """Whether the method can merge this many experts with what it is given."""
+    if method.name == "passthrough":
+        reader.problem(node, 'passthrough merges nothing; "attention: base" takes all that is no expert from the base')
+        return
     for parameter in method.parameters:
         written = f"parameters.{parameter.name}" in reader.lines
         if parameter.required and parameter.name not in parameters and not written:
-            message = f'{name} needs the parameter "{parameter.name}": write it under "parameters" of "attention"'
+            message = (
+                f'{method.name} needs the parameter "{parameter.name}": write it under "parameters" of "attention"'
+            )
             reader.problem(node, message)
     if method.statistics is not None:
-        reader.problem(node, f'{name} needs statistics of each model, which "attention" cannot name')
+        reader.problem(node, f'{method.name} needs statistics of each model, which "attention" cannot name')
     assert recipe.mixture is not None
     experts = recipe.models[: len(recipe.mixture.experts)]
     fewest, most = method.n_models
@@ -264,5 +279,4 @@ def _with_attention(reader: Reader, node: yaml.Node | None, recipe: Recipe) -> R
     if n < fewest or (most is not None and n > most):
         takes = f"exactly {fewest}" if fewest == most else f"at least {fewest}" if n < fewest else f"at most {most}"
         besides = " besides the base" if method.base_apart else ""
-        reader.problem(node, f"{name} merges {takes} models{besides}, and {n} experts are listed")
-    return dataclasses.replace(recipe, merge_method=name, parameters=parameters)
+        reader.problem(node, f"{method.name} merges {takes} models{besides}, and the recipe lists {n} as experts")

@@ -102,9 +102,14 @@ def two_documents(room: Room) -> Arguments:
     return room.pair_and_recipe(LINEAR + "---\n" + LINEAR)
 
 
-@case("a mixture of experts", 2, "r.yaml:1: mixtures of experts come with a later version; nothing was merged")
+@case("a mixture without experts", 2, 'r.yaml:1: a mixture needs "experts", a list of {source_model, positive_prompts}')
 def mixture(room: Room) -> Arguments:
     return room.pair_and_recipe("experts: []\nbase_model: a\n")
+
+
+@case("experts without prompts for the router", 2, 'r.yaml:3: gate_mode "hidden" needs "positive_prompts"', "r.yaml:4:")
+def mixture_without_prompts(room: Room) -> Arguments:
+    return room.pair_and_recipe("base_model: a\nexperts:\n- source_model: a\n- source_model: b\n")
 
 
 # --- words -------------------------------------------------------------------------------------------------------
