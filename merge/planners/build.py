@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from merge.architecture import is_embedding, is_head
@@ -27,11 +27,17 @@ SHARD_BYTES = 5_000_000_000
 RECIPE_FILE = "merge_recipe.yaml"
 
 
-def build_plan(recipe: Recipe, *, shard_bytes: int = SHARD_BYTES) -> Plan:
+def build_plan(
+    recipe: Recipe,
+    *,
+    shard_bytes: int = SHARD_BYTES,
+    vocabulary_of: Callable[[Recipe, Inputs, list[Problem]], Vocabulary | None] = plan_vocabulary,
+) -> Plan:
     """Makes the plan of a recipe from config files and tensor headers.
 
     Args:
         shard_bytes: most bytes of tensors in an output file.
+        vocabulary_of: chooses the output's vocabulary and arranges the inputs' rows by it.
 
     Raises:
         RecipeError: with every problem there is.
@@ -41,7 +47,7 @@ def build_plan(recipe: Recipe, *, shard_bytes: int = SHARD_BYTES) -> Plan:
     assert method is not None, recipe.merge_method  # the recipe was checked against the registry
     inputs = Inputs(recipe)
     problems: list[Problem] = []
-    vocabulary = plan_vocabulary(recipe, inputs, problems)
+    vocabulary = vocabulary_of(recipe, inputs, problems)
     layout = lay_out_targets(recipe, inputs, problems)
     units: tuple[Units, ...] = ()
     if recipe.align:

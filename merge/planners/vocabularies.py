@@ -205,6 +205,22 @@ def _vocabulary_rows(model: Input) -> int:
     return ref.shape[0]
 
 
+def vocabulary_tensors(model: Input) -> list[str]:
+    """Tensors with an entry for each token: embeddings, heads, and what is as long and lies outside the layers."""
+    rows = _vocabulary_rows(model)
+    hidden = next(ref.shape[1] for name, ref in model.tensors.items() if is_embedding(name) and len(ref.shape) == 2)
+    found = []
+    for name, ref in model.tensors.items():
+        if is_embedding(name) or is_head(name):
+            found.append(name)
+        elif rows != hidden and _per_token(ref, rows) and any(word in name for word in _AUXILIARY):
+            if not any(stack.layer(name) for stack in model.stacks) and "position" not in name:
+                found.append(name)
+        elif "embed_tokens" in name and len(ref.shape) == 2:
+            found.append(name)
+    return found
+
+
 class _Arranger:
     """Gives every model's vocabulary tensors the rows of the output's vocabulary."""
 
@@ -254,7 +270,7 @@ class _Arranger:
         return own
 
     def arrange(self) -> None:
-        names = [self._names(model) for model in self.inputs.all]
+        names = [vocabulary_tensors(model) for model in self.inputs.all]
         replaced = [dict(model.tensors) for model in self.inputs.all]
         for name in dict.fromkeys(name for found in names for name in found):
             for i, model in enumerate(self.inputs.all):
@@ -264,21 +280,6 @@ class _Arranger:
             dataclasses.replace(model, tensors=tensors)
             for model, tensors in zip(self.inputs.all, replaced, strict=True)
         ]
-
-    def _names(self, model: Input) -> list[str]:
-        """Tensors with an entry for each token: embeddings, heads, and what is as long and lies outside the layers."""
-        rows = _vocabulary_rows(model)
-        hidden = next(ref.shape[1] for name, ref in model.tensors.items() if is_embedding(name) and len(ref.shape) == 2)
-        found = []
-        for name, ref in model.tensors.items():
-            if is_embedding(name) or is_head(name):
-                found.append(name)
-            elif rows != hidden and _per_token(ref, rows) and any(word in name for word in _AUXILIARY):
-                if not any(stack.layer(name) for stack in model.stacks) and "position" not in name:
-                    found.append(name)
-            elif "embed_tokens" in name and len(ref.shape) == 2:
-                found.append(name)
-        return found
 
     def _group(self, name: str) -> list[int]:
         """The models that a tensor is merged from, the base among them."""
