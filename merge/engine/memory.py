@@ -26,6 +26,8 @@ CACHE = 384 << 20  # of all threads, unless --max-ram says less
 _SELECTION = (1 << 23) + (1 << 19)  # histograms for one model's threshold on one thread, see kernels/selection.py
 _RANKS = 20  # bytes for one element whose ranks are sorted, see kernels/sparsify.py
 
+_TOKEN = 300  # bytes for a token of one tokenizer: its text, its number, its merge
+
 ALIGN_BLOCK = 1 << 20  # elements of one tensor that are compared at once, as float64
 ALIGN_UNITS = 2048  # units that are compared at once
 _SCIPY = 80 << 20  # with the buffers of matrix products
@@ -72,7 +74,19 @@ def predicted_peak(plan: Plan, threads: int, block_chunks: int, device: str = "c
             torch = max(torch, step.size * 4 * floats + decomposing + statistics_bytes(step))
         per_thread = max(per_thread, _block_bytes(step, block_chunks))
     working = (TORCH if torch else 0) + threads * (per_thread + torch)
-    return INTERPRETER + max(working, _align_bytes(plan))
+    return INTERPRETER + vocabulary_bytes(plan) + max(working, _align_bytes(plan))
+
+
+def vocabulary_bytes(plan: Plan) -> int:
+    """What tokenizers take that are read to arrange rows: tokens, merges and numbers of each model as objects."""
+    rows = [
+        (model, source.shape[0])
+        for step in plan.steps
+        for model, source in zip(step.models, step.inputs, strict=True)
+        if source.derived is not None and source.derived.operation == "rows" and source.shape
+    ]
+    largest = max((n for _, n in rows), default=0)
+    return _TOKEN * largest * (1 + len({model for model, _ in rows}))
 
 
 def matrix_cost(step: Step) -> tuple[float, int]:

@@ -29,7 +29,7 @@ from merge.vocabulary.files import check_loads, named_in, renumbered
 from merge.vocabulary.tokenizer import Tokenizer, has_tokenizer, read_tokenizer
 from merge.vocabulary.union import Union, unite
 
-Bools = npt.NDArray[np.bool_]
+Pairs = dict[int, list[tuple[int, int]] | None]  # output row -> (model, its row) of those it is the mean of
 _AUXILIARY = ("bias", "decoder", "head", "logits", "predictions", "embed_tokens")
 
 
@@ -331,8 +331,8 @@ class _Arranger:
     def _map(self, model: int, name: str, others: Sequence[int]) -> tuple[RowMap, list[int]]:
         """A model's map for one tensor, and the other models whose rows it takes."""
         own = self._present(model, name)
-        pairs: list[list[tuple[int, int]] | None] = [[(model, row)] if row >= 0 else [] for row in own.tolist()]
         settled = own >= 0
+        pairs: Pairs = {}
         for token, row in self.settings.tokens.items():
             number = self.vocabulary.ids[token]
             if (row.kind is not None and not settled[number]) or row.force:
@@ -343,15 +343,16 @@ class _Arranger:
         for candidates in (self._group(name), range(len(self.inputs.all))):
             if len(lacking):
                 lacking = self._fill(lacking, [i for i in candidates if i in others], name, pairs)
-        for number in lacking.tolist():
-            if not self.has_token[number]:
-                pairs[number] = None
         nowhere = [number for number in lacking.tolist() if self.has_token[number]]
+        pairs.update((number, [] if self.has_token[number] else None) for number in lacking.tolist())
         if nowhere:
             self._say_nowhere(nowhere, name)
-        used = sorted({i for each in pairs if each for i, _ in each} - {model})
+        used = sorted({i for each in pairs.values() if each for i, _ in each} - {model})
         places = {model: 0} | {i: place for place, i in enumerate(used, 1)}
-        return RowMap.of([None if each is None else [(places[i], row) for i, row in each] for each in pairs]), used
+        placed = {
+            number: None if each is None else [(places[i], row) for i, row in each] for number, each in pairs.items()
+        }
+        return RowMap.of(own, placed), used
 
     def _present(self, model: int, name: str) -> I32:
         """The model's row of this tensor for each output row; -1 for none."""
@@ -363,7 +364,7 @@ class _Arranger:
         lacking: npt.NDArray[np.int64],
         candidates: Sequence[int],
         name: str,
-        pairs: list[list[tuple[int, int]] | None],
+        pairs: Pairs,
     ) -> npt.NDArray[np.int64]:
         """Rows for tokens that a model lacks: the base's, else the mean over the candidates that have it."""
         if not candidates:

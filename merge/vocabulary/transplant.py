@@ -44,7 +44,7 @@ from merge.vocabulary.tokenizer import Tokenizer, read_tokenizer
 
 METHODS = ("omp", "mean", "zero", "copy-only")
 F32 = npt.NDArray[np.float32]
-Pairs = list[list[tuple[int, int]] | None]
+Pairs = dict[int, list[tuple[int, int]] | None]
 
 
 @dataclass(frozen=True)
@@ -257,7 +257,7 @@ def _combinations(
 def _rows(reader: SourceReader, ref: TensorRef, numbers: Sequence[int]) -> F32:
     """(len(numbers), width) float32 rows of a matrix."""
     width = ref.shape[1]
-    row_map = RowMap.of([[(0, number)] for number in numbers])
+    row_map = RowMap.of(np.asarray(numbers, np.int32), {})
     chosen = rows_ref(ref.name, (ref,), row_map, (len(numbers), width))
     out = np.empty(len(numbers) * width, np.float32)
     reader.read_values(chosen, 0, out)
@@ -336,11 +336,11 @@ def _arrange(transplant: Transplant, inputs: Inputs, rows: SourceFile | None) ->
     for name in vocabulary_tensors(model):
         ref = model.tensors[name]
         sources = [ref]
-        pairs: Pairs = [None] * transplant.n_rows
+        own = np.full(transplant.n_rows, -1, np.int32)
+        own[list(transplant.shared)] = list(transplant.shared.values())
+        pairs: Pairs = dict.fromkeys(np.flatnonzero(own < 0).tolist())
         for number in transplant.new:
             pairs[number] = [] if transplant.method == "zero" else pieces.get(number)
-        for number, row in transplant.shared.items():
-            pairs[number] = [(0, row)]
         if rows is not None and name in places:
             shape = (len(transplant.combined), ref.shape[1])
             sources.append(TensorRef(rows.path, name, "F32", shape, places[name]))
@@ -348,7 +348,7 @@ def _arrange(transplant: Transplant, inputs: Inputs, rows: SourceFile | None) ->
                 pairs[number] = [(1, place)]
         flat = len(ref.shape) == 2 and ref.shape[0] == 1
         whole = (1, transplant.n_rows) if flat else (transplant.n_rows, *ref.shape[1:])
-        replaced[name] = rows_ref(ref.name, tuple(sources), RowMap.of(pairs), whole)
+        replaced[name] = rows_ref(ref.name, tuple(sources), RowMap.of(own, pairs), whole)
     inputs.all = [dataclasses.replace(model, tensors=replaced)]
     ids = dict(transplant.theirs.vocabulary)
     return Vocabulary(transplant.theirs, None, None, ids, transplant.ours)
