@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from vocabularies import give, train
 
 from merge import build_plan, parse_recipe, run_plan
 from merge.errors import CheckpointError, RecipeError
 from merge.recipe import parse_reference
 from merge.vocabulary import chat
 from merge.vocabulary.report import describe
-from tests.vocabularies import give, train
 
 Make = Callable[..., Path]
 CHAT = [

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 from tokenizers import Tokenizer
+from vocabularies import TEXTS, give, ids_of, rows_of, train
 
 from merge import verify_output
 from merge.vocabulary import omp
 from merge.vocabulary.surface import same_tokens, surface, surfaces
 from merge.vocabulary.tokenizer import read_tokenizer
-from tests.vocabularies import TEXTS, give, ids_of, rows_of, train
 
 Make = Callable[..., Path]
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
