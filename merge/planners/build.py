@@ -19,8 +19,9 @@ from merge.planners.align import align_targets
 from merge.planners.inputs import Inputs
 from merge.planners.statistics import Statistics
 from merge.planners.targets import Layout, Slot, Target, lay_out_targets
+from merge.planners.token_rows import Vocabulary
 from merge.planners.tokenizers import check_tokenizers, copied_files
-from merge.planners.vocabularies import Vocabulary, plan_vocabulary
+from merge.planners.vocabularies import plan_vocabulary
 from merge.recipe.model import Recipe, resolve
 
 SHARD_BYTES = 5_000_000_000

@@ -35,7 +35,7 @@ from merge.output.shards import header_text
 from merge.plan import Plan, SourceFile, TensorRef
 from merge.planners.build import build_plan
 from merge.planners.inputs import Inputs
-from merge.planners.vocabularies import Vocabulary, vocabulary_tensors
+from merge.planners.token_rows import Vocabulary, vocabulary_tensors
 from merge.recipe import parse_recipe
 from merge.recipe.model import ModelRef
 from merge.vocabulary import omp
