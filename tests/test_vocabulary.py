@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 from tokenizers import Tokenizer
+from vocabularies import TEXTS, give, ids_of, rows_of, train, with_template
 
 from merge import build_plan, parse_recipe, run_plan, verify_output
 from merge.errors import CheckpointError, RecipeError
 from merge.plan import Plan
-from tests.vocabularies import TEXTS, give, ids_of, rows_of, train, with_template
 
 Make = Callable[..., Path]
 TENSORS = ("model.embed_tokens.weight", "lm_head.weight")

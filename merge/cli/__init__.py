@@ -23,6 +23,8 @@ VERBS = {
     "plan": ("merge.cli.plan", "Show what a recipe would do; nothing is written."),
     "verify": ("merge.cli.verify", "Check a merged checkpoint against its manifest."),
     "methods": ("merge.cli.methods", "List the merge methods, or explain one."),
+    "tokenizers": ("merge.cli.tokenizers", "Show what differs between tokenizers."),
+    "transplant": ("merge.cli.transplant", "Give a model another model's tokenizer."),
     "finetune": ("merge.cli.finetune", "Train a model or an adapter on your data."),
     "convert": ("merge.cli.convert", "Rewrite a model: another dtype, other shards, pickles to safetensors."),
     "diff": ("merge.cli.diff", "Compare two models tensor by tensor, or two fine-tunes of one base."),

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import zlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,12 +39,26 @@ class RowMap:
     rows: I32
 
     @staticmethod
-    def of(sources: list[list[tuple[int, int]] | None]) -> RowMap:
-        """From one list of (input, row) for each output row, None for the mean."""
-        counts = [MEAN if pairs is None else len(pairs) for pairs in sources]
-        flat = [pair for pairs in sources if pairs for pair in pairs]
-        table = np.asarray(flat, np.int32).reshape(-1, 2)
-        return RowMap(np.asarray(counts, np.int32), table[:, 0].copy(), table[:, 1].copy())
+    def of(own: I32, others: Mapping[int, Sequence[tuple[int, int]] | None]) -> RowMap:
+        """Rows of input 0, and what is none.
+
+        Args:
+            own: (rows,) the row of input 0; not looked at where `others` has an entry.
+            others: output row -> the (input, row) pairs it is the mean of; None for the mean of all rows.
+        """
+        counts = np.ones(len(own), np.int32)
+        for number, pairs in others.items():
+            counts[number] = MEAN if pairs is None else len(pairs)
+        positive = np.maximum(counts, 0)
+        offsets = np.cumsum(positive, dtype=np.int64) - positive
+        inputs, rows = np.zeros(int(positive.sum()), np.int32), np.zeros(int(positive.sum()), np.int32)
+        plain = np.ones(len(own), bool)
+        plain[list(others)] = False
+        rows[offsets[plain]] = own[plain]
+        for number, pairs in others.items():
+            for place, (source, row) in enumerate(pairs or (), int(offsets[number])):
+                inputs[place], rows[place] = source, row
+        return RowMap(counts, inputs, rows)
 
     @property
     def n_rows(self) -> int:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 
 from merge.dtypes import DTYPES
 from merge.plan import Shard, Step
@@ -74,3 +75,17 @@ def index_text(steps: Sequence[Step], shards: Sequence[Shard]) -> str | None:
     total = sum(step.nbytes for step in steps)
     metadata = {"total_size": total, "total_parameters": sum(step.size for step in steps)}
     return json.dumps({"metadata": metadata, "weight_map": weight_map}, indent=2) + "\n"
+
+
+def header_text(shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, str]) -> tuple[bytes, dict[str, int]]:
+    """The header of a file of float32 tensors, and the byte of the file where each tensor begins."""
+    entries: dict[str, object] = {"__metadata__": dict(metadata)}
+    places, offset = {}, 0
+    for name, shape in shapes.items():
+        size = 4 * math.prod(shape)
+        entries[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [offset, offset + size]}
+        places[name] = offset
+        offset += size
+    text = json.dumps(entries, separators=(",", ":"))
+    header = (text + " " * (-len(text) % _ALIGN)).encode("ascii")
+    return header, {name: 8 + len(header) + place for name, place in places.items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from merge.architecture import is_embedding, is_head
@@ -22,10 +22,11 @@ from merge.planners.align import align_targets
 from merge.planners.inputs import Inputs
 from merge.planners.statistics import Statistics
 from merge.planners.targets import Layout, Slot, Target
+from merge.planners.token_rows import Vocabulary
 from merge.planners.tokenizers import check_tokenizers, copied_files
 from merge.planners.towers import lay_out_targets
 from merge.planners.upscale import upscaled
-from merge.planners.vocabularies import Vocabulary, plan_vocabulary
+from merge.planners.vocabularies import plan_vocabulary
 from merge.recipe.adapters import adapters_of
 from merge.recipe.model import Recipe, resolve
 
@@ -34,13 +35,18 @@ RECIPE_FILE = "merge_recipe.yaml"
 
 
 def build_plan(
-    recipe: Recipe, *, shard_bytes: int = SHARD_BYTES, known: Mapping[str, Checkpoint] | None = None
+    recipe: Recipe,
+    *,
+    shard_bytes: int = SHARD_BYTES,
+    known: Mapping[str, Checkpoint] | None = None,
+    vocabulary_of: Callable[[Recipe, Inputs, list[Problem]], Vocabulary | None] = plan_vocabulary,
 ) -> Plan:
     """Makes the plan of a recipe from config files and tensor headers.
 
     Args:
         shard_bytes: most bytes of tensors in an output file.
         known: results of a pipeline's earlier stages, by the path of their references; see merge.planners.pipeline.
+        vocabulary_of: chooses the output's vocabulary and arranges the inputs' rows by it.
 
     Raises:
         RecipeError: with every problem there is.
@@ -58,7 +64,7 @@ def build_plan(
     inputs = Inputs(recipe, known)
     problems: list[Problem] = []
     recipe = upscaled(recipe, inputs, problems)
-    vocabulary = plan_vocabulary(recipe, inputs, problems)
+    vocabulary = vocabulary_of(recipe, inputs, problems)
     layout = Layout(()) if problems else lay_out_targets(recipe, inputs, problems)
     units: tuple[Units, ...] = ()
     if recipe.align:

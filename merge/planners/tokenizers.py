@@ -11,7 +11,7 @@ from merge.checkpoint.files import read_json
 from merge.errors import Problem
 from merge.plan import SideFile
 from merge.planners.inputs import Inputs
-from merge.planners.vocabularies import Vocabulary
+from merge.planners.token_rows import Vocabulary
 from merge.recipe.model import Recipe
 from merge.vocabulary import chat
 from merge.vocabulary.files import is_tokenizer_file, tokenizer_files

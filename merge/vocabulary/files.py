@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from merge.checkpoint.files import list_side_files
@@ -142,8 +142,3 @@ def named_in(tokens: Iterable[str], limit: int = 3) -> str:
     """ "'a', 'b' and 7 more" """
     listed = [repr(token) for token in tokens]
     return ", ".join(listed[:limit]) + (f" and {len(listed) - limit:,} more" if len(listed) > limit else "")
-
-
-def same(first: Tokenizer, others: Sequence[Tokenizer]) -> bool:
-    """Whether all have the same tokens under the same ids."""
-    return all(other.vocabulary == first.vocabulary for other in others)

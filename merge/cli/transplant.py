@@ -1,0 +1,114 @@
+"""merge transplant"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import click
+
+from merge.cli.show import Size, memory, printable, progress_bar, size
+
+
+@click.command(
+    "transplant",
+    epilog="""\b
+Examples:
+  merge transplant org/model org/donor -o model-with-donors-tokenizer
+  merge transplant ./model ./donor -o out --method mean
+Killed or stopped, the same command goes on where it was.""",
+)
+@click.argument("model")
+@click.argument("donor")
+@click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="Directory to make.")
+@click.option(
+    "--method",
+    type=click.Choice(["omp", "mean", "zero", "copy-only"]),
+    default="omp",
+    show_default=True,
+    help="How tokens that MODEL lacks get their rows.",
+)
+@click.option(
+    "--k", type=click.IntRange(1, 4096), default=64, show_default=True, help="Shared tokens for one row (omp)."
+)
+@click.option("--threads", type=click.IntRange(1, 1024), help="Worker threads.  [default: all processors]")
+@click.option("--max-ram", type=Size(), help="Memory to stay within, e.g. 4GiB.")
+@click.option("--device", default="cpu", show_default=True, help="cpu, or cuda to find combinations on a GPU.")
+@click.option("--shard-size", type=Size(), default="5GB", show_default=True, help="Largest output file.")
+@click.option("--force", is_flag=True, help="Replace an existing result; discard unfinished work of another run.")
+@click.option("--quiet", is_flag=True, help="No progress bar and no notes.")
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
+def command(
+    model: str,
+    donor: str,
+    out: Path,
+    method: str,
+    k: int,
+    threads: int | None,
+    max_ram: int | None,
+    device: str,
+    shard_size: int,
+    force: bool,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Give MODEL the tokenizer of DONOR.
+
+    Tokens that both have keep MODEL's rows. omp: each of the others is written as a combination of k shared tokens in
+    DONOR's embeddings, and gets that combination of MODEL's. mean: the mean of the pieces into which MODEL's tokenizer
+    cuts it. zero: zeros. copy-only: the mean of all copied rows.
+    """
+    from merge.cli.run import check_device
+    from merge.errors import UsageError
+    from merge.output.writer import partial_of
+    from merge.recipe.references import parse_reference
+    from merge.vocabulary import transplant as work
+
+    try:
+        refs = [parse_reference(text) for text in (model, donor)]
+    except ValueError as error:
+        raise UsageError(f"{error}.") from None
+    if out.exists() and not force:
+        raise UsageError(f"{out} exists; nothing was changed. Choose another --out, or --force to replace it.")
+    check_device(device)
+    threads = threads or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    job = work.prepare(refs[0], refs[1], method, k)
+    batches = work.threads_within(job, threads, max_ram)
+    rows_file = partial_of(out).with_name(out.name + ".rows.safetensors")
+    rows_file.parent.mkdir(parents=True, exist_ok=True)
+    label = printable(out.name)
+    if job.bytes_combined and not quiet:
+        held, written = memory(work.peak_bytes(job, batches)), size(job.bytes_combined)
+        click.echo(f"note: finding combinations takes up to {held} of memory and {written} of disk meanwhile", err=True)
+    bar_off = quiet or not sys.stderr.isatty()
+    with progress_bar(f"{label}: new rows", job.bytes_combined, bar_off or not job.bytes_combined) as progress:
+        rows = work.make_rows(job, rows_file, batches, device, progress)
+    plan = work.plan_transplant(job, rows, shard_size, out.name)
+    if not quiet:
+        for note in plan.notes:
+            click.echo(f"note: {printable(note)}", err=True)
+    from merge.engine.run import run_plan
+
+    with progress_bar(label, sum(step.nbytes for step in plan.steps), bar_off) as progress:
+        report = run_plan(plan, out, threads=threads, max_ram=max_ram, force=force, progress=progress)
+    rows_file.unlink(missing_ok=True)
+    if as_json:
+        facts = {
+            "out": str(out),
+            "method": method,
+            "k": k if method == "omp" else None,
+            "shared": len(job.shared),
+            "new": len(job.new),
+            "combined": len(job.combined),
+            "residuals": job.residuals,
+            "rows": job.n_rows,
+            "seconds": report.seconds,
+            "peak_memory": report.peak_memory,
+        }
+        click.echo(json.dumps(facts))
+        return
+    click.echo(f"{printable(str(out))}: {report.tensors} tensors, {size(report.bytes_written)}")
+    click.echo(work.summary(job))
+    click.echo(f"peak memory {memory(report.peak_memory)}")
