@@ -18,7 +18,7 @@ import numpy.typing as npt
 from merge.chunks import Chunks, digest_of, tensor_digest
 from merge.dtypes import DTYPES
 from merge.engine.emit import Emitter
-from merge.engine.factors import SUMS, is_exact, rank_of, weights
+from merge.engine.factors import SUMS, dense_step, is_exact, rank_of, weights
 from merge.methods import get_method
 from merge.plan import Step, TensorRef
 
@@ -155,15 +155,29 @@ def _low_rank(context: Context, step: Step, sources: list[_Source], rank: int) -
 
 
 def _dense(context: Context, step: Step, keywords: dict[str, Any]) -> Any:
-    """(out, in) float64: the method's definition on the changes themselves"""
+    """(out, in) float64: the method on the changes themselves, with a base of zeros"""
     import torch
 
     method = get_method(step.method)
     assert method is not None, step.method
-    changes = np.empty((len(step.inputs), *step.inputs[0].shape), np.float32)
-    for ref, into in zip(step.inputs, changes, strict=True):
-        context.reader.read_values(ref, 0, into.reshape(-1))
-    return method.reference(torch.from_numpy(changes), **keywords).to(torch.float64)
+    fused = method.load_fused()
+    whole = dense_step(step)
+    if fused is None:
+        changes = np.empty((len(step.inputs), *whole.shape), np.float32)
+        for ref, into in zip(step.inputs, changes, strict=True):
+            context.reader.read_values(ref, 0, into.reshape(-1))
+        return method.reference(torch.from_numpy(changes), **keywords).to(torch.float64)
+    tensor = context.tensor(whole, n_passes=2 if method.locality == "tensor" else 1)
+    combine = fused(tensor, **keywords)
+    merged = np.empty(whole.size, np.float32)
+
+    def block(state: None, span: tuple[int, int]) -> None:
+        loaded = tensor.load(*span)
+        combine(loaded, merged[loaded.start : loaded.start + loaded.raw.shape[1]])
+
+    context.crew.fold(lambda: None, block, tensor.blocks(context.block_chunks))
+    context.reader.release(whole.sources)
+    return torch.from_numpy(merged.reshape(whole.shape)).to(torch.float64)
 
 
 def _keywords(context: Context, step: Step) -> dict[str, Any]:
