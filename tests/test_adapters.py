@@ -46,7 +46,9 @@ def make_base(path: Path, kind: str = "llama", dtype: str = "float32", **changes
     return path
 
 
-def make_adapter(path: Path, base: Path, dtype: str = "float32", seed: int = 1, **settings: Any) -> dict[str, Any]:
+def make_adapter(
+    path: Path, base: Path, dtype: str = "float32", seed: int = 1, noise: float = 0.1, **settings: Any
+) -> dict[str, Any]:
     """An adapter of random numbers, as PEFT saves it; returns what merge_and_unload makes of the base."""
     import torch
     from peft import LoraConfig, PeftModel, get_peft_model
@@ -59,7 +61,7 @@ def make_adapter(path: Path, base: Path, dtype: str = "float32", seed: int = 1, 
     with torch.no_grad():
         for parameter in peft.parameters():
             if parameter.requires_grad:
-                parameter.add_(0.1 * torch.randn_like(parameter))
+                parameter.add_(noise * torch.randn_like(parameter))
     peft.save_pretrained(path)
     # from the files, as anybody gets it
     model = AutoModelForCausalLM.from_pretrained(base, dtype=getattr(torch, dtype))
