@@ -215,6 +215,7 @@ def test_an_adapter_less_itself_is_nothing(tmp_path: Path, two: tuple[Path, Path
         ("dare_linear", {"density": 0.6}),
         ("breadcrumbs", {"density": 0.8, "gamma": 0.05, "rank": 3}),
         ("magmax", {}),
+        ("iso_c", {}),  # it has no kernel
     ],
 )
 def test_methods_of_task_vectors_merge_the_changes_themselves(
@@ -323,10 +324,12 @@ def test_dense_definitions_of_the_adapters_own_methods_agree(tmp_path: Path, two
         assert_close(got[name], wanted, 1e-5)
 
 
+@pytest.mark.parametrize("method", ["ties", "svd", "knots"])
 def test_threads_and_a_kill_do_not_change_what_is_written(
-    tmp_path: Path, two: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, two: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
-    made = plan("ties", list(two), parameters={"weight": 1, "density": 0.5, "rank": 3}, dtype="bfloat16")
+    density = {} if method == "svd" else {"density": 0.5}
+    made = plan(method, list(two), parameters={"weight": 1, "rank": 3, **density}, dtype="bfloat16")
     assert {step.dtype for step in made.steps} == {"BF16"}
     assert Plan.from_json(made.to_json()) == made
     run_plan(made, tmp_path / "one", threads=1)
@@ -475,6 +478,9 @@ def test_models_and_adapters_are_not_mixed(
     wrong = make_model(tmp_path / "wrong", hidden=8)
     with pytest.raises(RecipeError, match=r"the adapters change a matrix of \[32, 16\], and .*wrong has \[16, 8\]"):
         plan("ties", list(two), base_model=str(wrong), parameters={"weight": 1})
+    with pytest.raises(RecipeError, match="the base is listed with a weight, but it is no adapter"):
+        plan("linear", [base, *two], base_model=str(base), parameters={"weight": 1})
+    assert plan("ties", [base, *two], base_model=str(base), parameters={"weight": 1}).steps[0].models == (1, 2)
     given = plan("linear", list(two), base_model=str(base), parameters={"weight": 1})
     assert (given.base_model, [len(step.inputs) for step in given.steps]) == (0, [2] * 8)
 

@@ -23,6 +23,8 @@ from merge.methods import get_method
 from merge.plan import Step, TensorRef
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from merge.engine.executors import Context
     from merge.kernels.low_rank import LowRank
 
@@ -154,9 +156,11 @@ def _low_rank(context: Context, step: Step, sources: list[_Source], rank: int) -
     return low_rank.nearest(merged, rank) if merged.isfinite().all() else None
 
 
-def _dense(context: Context, step: Step, keywords: dict[str, Any]) -> Any:
+def _dense(context: Context, step: Step, keywords: dict[str, Any]) -> Tensor:
     """(out, in) float64: the method on the changes themselves, with a base of zeros"""
     import torch
+
+    from merge.engine.executors import run_definition
 
     method = get_method(step.method)
     assert method is not None, step.method
@@ -166,7 +170,8 @@ def _dense(context: Context, step: Step, keywords: dict[str, Any]) -> Any:
         changes = np.empty((len(step.inputs), *whole.shape), np.float32)
         for ref, into in zip(step.inputs, changes, strict=True):
             context.reader.read_values(ref, 0, into.reshape(-1))
-        return method.reference(torch.from_numpy(changes), **keywords).to(torch.float64)
+        merged_whole: Tensor = run_definition(method, whole, torch.from_numpy(changes), keywords)
+        return merged_whole.to(torch.float64)
     tensor = context.tensor(whole, n_passes=2 if method.locality == "tensor" else 1)
     combine = fused(tensor, **keywords)
     merged = np.empty(whole.size, np.float32)

@@ -29,7 +29,7 @@ from merge.plan import Derived, Plan, SideFile, SourceModel, Step, TensorRef
 from merge.planners.adapters import open_model
 from merge.planners.targets import gradient_place
 from merge.recipe.adapters import adapters_of
-from merge.recipe.model import ModelRef, Recipe, Source, resolve
+from merge.recipe.model import ModelRef, Recipe, Settings, Source, resolve
 
 RECIPE_FILE = "merge_recipe.yaml"
 PREFIX = "base_model.model."
@@ -166,6 +166,9 @@ def _unfit(recipe: Recipe, method: Method) -> Iterable[Problem]:
         said = f"{method.name} does not merge LoRA adapters, and all models of this recipe are adapters."
         hint = f"These do: {known}. To merge whole models, list BASE+ADAPTER."
         yield Problem(said, recipe.where("merge_method"), hint)
+    if method.name == "linear" and any(source.model == recipe.base_model for source in recipe.models):
+        said = "the base is listed with a weight, but it is no adapter."
+        yield Problem(said, recipe.where("models"), 'Take it out, and set "normalize: false" to scale by the weights.')
     for key, value in (
         ("align", recipe.align),
         ("tokenizer", recipe.tokenizer),
@@ -230,18 +233,19 @@ class _Builder:
         saved = dict.fromkeys(name for adapter in adapters for name in adapter.saved)
         steps = [step for name in saved if (step := self._saved(name)) is not None]
         names = dict.fromkeys(name for adapter in adapters for name in adapter.modules)
-        pairs = [pair for name in sorted(names, key=self._rank_in_order) if (pair := self._module(name)) is not None]
+        pairs = [pair for name in sorted(names, key=self._order) if (pair := self._module(name)) is not None]
         for first in range(0, len(pairs), GROUP):
             steps += [step for half in zip(*pairs[first : first + GROUP], strict=True) for step in half]
         return steps
 
-    def _rank_in_order(self, module: str) -> int:
-        found = self._layer(module)
+    def _order(self, module: str) -> int:
+        """What is outside the layers first, then layer by layer."""
+        found = self._layer(f"{module}.weight")
         return -1 if found is None else found[0]
 
-    def _layer(self, module: str) -> tuple[int, Stack] | None:
+    def _layer(self, tensor: str) -> tuple[int, Stack] | None:
         for stack in self.stacks:
-            if (found := stack.layer(f"{module}.weight")) is not None:
+            if (found := stack.layer(tensor)) is not None:
                 return found[0], stack
         return None
 
@@ -256,7 +260,7 @@ class _Builder:
             return None
         if not self._fits_base(present[0], shapes[0]):
             return None
-        parameters = self._parameters(name)
+        parameters = self._parameters(f"{name}.weight", range(len(listed)))
         if parameters is None:
             return None
         if (message := self.method.check(parameters) if self.method.check else None) is not None:
@@ -306,7 +310,7 @@ class _Builder:
         total = sum(ranks)
         if self.method.name == "cat":
             return total
-        wanted = self._resolve((self.recipe.parameters,), OUTPUT_RANK.name, name)
+        wanted = self._resolve((self.recipe.parameters,), OUTPUT_RANK.name, f"{name}.weight")
         default = max(ranks) if self.method.name == "svd" else total
         rank = min(int(wanted or default), most)
         return min(rank, total) if self.method.name in (*SUMS, "knots") else rank
@@ -346,7 +350,7 @@ class _Builder:
         )
 
     def _whole_weights(self, name: str, places: Sequence[int]) -> tuple[float, ...] | None:
-        values = (self._parameters(name, places) or {}).get("weight")
+        values = (self._parameters(name, places) or {}).get("weight")  # without them a problem is noted already
         weight = tuple(values or (1.0,) * len(places))
         if min(weight) < 0 or sum(weight) < 1e-8:
             said = f"a whole tensor (modules_to_save) is averaged, which weights of {list(weight)} do not allow."
@@ -361,10 +365,10 @@ class _Builder:
         widest = [dtype for dtype, width in found.items() if width == max(found.values())]
         return said or (widest[0] if len(widest) == 1 and DTYPES[widest[0]].itemsize > 1 else "F32")
 
-    def _parameters(self, name: str, places: Sequence[int] | None = None) -> dict[str, Any] | None:
-        """Every parameter of the method as a number (a tuple of one for each adapter, if it is per model)."""
+    def _parameters(self, tensor: str, places: Sequence[int]) -> dict[str, Any] | None:
+        """Every parameter of the method as a number; a tuple of one for each source of `places`, if it is per model."""
         values: dict[str, Any] = {}
-        sources = [self.inputs.sources[i] for i in (range(len(self.inputs.sources)) if places is None else places)]
+        sources = [self.inputs.sources[place] for place in places]
         complete = True
         for parameter in self.method.parameters:
             if parameter.name == OUTPUT_RANK.name:
@@ -372,9 +376,9 @@ class _Builder:
             owners = [(source.model.text, (source.parameters, self.recipe.parameters)) for source in sources]
             found = []
             for owner, levels in owners if parameter.per_model else [("the recipe", (self.recipe.parameters,))]:
-                value = self._resolve(levels, parameter.name, name)
+                value = self._resolve(levels, parameter.name, tensor)
                 if value is None and parameter.required:
-                    self.unset.setdefault((parameter.name, owner), []).append(name)
+                    self.unset.setdefault((parameter.name, owner), []).append(tensor)
                     complete = False
                 value = parameter.default if value is None else value
                 convert = value is not None and parameter.kind in (bool, float)
@@ -383,10 +387,10 @@ class _Builder:
                 values[parameter.name] = tuple(found) if parameter.per_model else found[0]
         return values if complete else None
 
-    def _resolve(self, levels: Sequence[Any], key: str, name: str) -> Any:
-        layer = self._layer(name)
+    def _resolve(self, levels: Sequence[Settings], key: str, tensor: str) -> Any:
+        layer = self._layer(tensor)
         t = 0.0 if layer is None else gradient_place(layer[0], layer[1].n_layers)
-        return resolve(levels, key, name if name.endswith(".weight") else f"{name}.weight", t)
+        return resolve(levels, key, tensor, t)
 
     def all_problems(self) -> list[Problem]:
         for (key, owner), names in self.unset.items():
