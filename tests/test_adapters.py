@@ -13,7 +13,9 @@ from safetensors.numpy import load_file, save_file
 
 from merge import build_plan, parse_recipe, run_plan
 from merge.checkpoint.adapter import open_adapter
-from merge.errors import CheckpointError
+from merge.checkpoint.hub import wanted
+from merge.checkpoint.reader import SourceReader
+from merge.errors import CheckpointError, UsageError
 from merge.plan import Plan
 from merge.recipe.model import ModelRef
 
@@ -293,6 +295,7 @@ REFUSED: list[tuple[str, Change, str]] = [
     ("a moved base", _set(init_lora_weights="pissa_niter_4"), "also changed the base model's weights"),
     ("no rank", _set(r=0), "r: expected a whole number above 0, found 0"),
     ("alpha", _set(lora_alpha="x"), "lora_alpha: expected a number, found 'x'"),
+    ("an alpha beyond floats", _set(lora_alpha=10**400), "lora_alpha: expected a number"),
     ("patterns", _set(rank_pattern={"q_proj": "2"}), "rank_pattern: expected module names with a number each"),
     ("a bad pattern", _set(alpha_pattern={"q_(": 2}), '"q_(" is not a regular expression'),
     (
@@ -369,3 +372,75 @@ def test_patterns_and_alphas_set_each_modules_scaling(sound: Path, tmp_path: Pat
     assert found["model.layers.0.self_attn.v_proj"] == (4, 8 / 2)
     assert found["model.layers.1.self_attn.q_proj"] == (9, 6 / 3)
     assert found["model.layers.0.self_attn.q_proj"] == (4, 6 / 2)
+
+
+@pytest.mark.parametrize("kind", ["lora", "dora", "dora of an embedding", "trained tokens"])
+def test_any_range_of_a_folded_tensor_can_be_read(tmp_path: Path, kind: str) -> None:
+    base = make_base(tmp_path / "base")
+    make_adapter(tmp_path / "adapter", base, **SETTINGS[kind])
+    plan = plan_of(f"{base}+{tmp_path}/adapter")
+    refs = [source for step in plan.steps for source in step.sources if source.derived is not None]
+    assert refs
+    with SourceReader(file for model in plan.models for file in model.files) as reader:
+        for ref in refs:
+            whole = np.empty(ref.size, np.float32)
+            reader.read_values(ref, 0, whole)
+            for start, stop in ((0, 1), (5, 70), (31, 33), (ref.size - 3, ref.size)):
+                part = np.empty(stop - start, np.float32)
+                reader.read_values(ref, start, part)
+                assert np.array_equal(part, whole[start:stop]), (ref.name, start)
+
+
+COMMIT = "0123456789" * 4
+
+
+@pytest.mark.parametrize("weights", ["adapter_model.safetensors", "adapter_model.bin"])
+def test_an_adapter_of_the_hub_is_found_in_the_cache(
+    sound: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weights: str
+) -> None:
+    import torch
+    from huggingface_hub import constants
+    from safetensors.torch import load_file as load_torch
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    repository = tmp_path / "models--org--lora"
+    snapshot = repository / "snapshots" / COMMIT
+    snapshot.mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(COMMIT)
+    source = sound / "adapter"
+    (snapshot / "adapter_config.json").write_bytes((source / "adapter_config.json").read_bytes())
+    with pytest.raises(CheckpointError, match="org/lora: not a local directory, and not complete"):
+        plan_of(f"{sound}/base+org/lora")
+    if weights.endswith(".bin"):
+        torch.save(load_torch(source / "adapter_model.safetensors"), snapshot / weights)
+    else:
+        (snapshot / weights).write_bytes((source / weights).read_bytes())
+    notes = plan_of(f"{sound}/base+org/lora").notes
+    assert any(f"org/lora: adapter of commit {COMMIT}" in note for note in notes)
+
+
+def test_of_an_adapter_on_the_hub_config_and_weights_are_downloaded() -> None:
+    there = ["README.md", "adapter_config.json", "adapter_model.bin", "adapter_model.safetensors", "optimizer.pt"]
+    assert wanted(there, adapter=True) == ["adapter_config.json", "adapter_model.safetensors"]
+    there.remove("adapter_model.safetensors")
+    assert wanted(there, adapter=True) == ["adapter_config.json", "adapter_model.bin"]
+
+
+def test_an_output_does_not_replace_its_own_adapter(sound: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    for file in (sound / "adapter").iterdir():
+        (tmp_path / "out" / file.name).write_bytes(file.read_bytes())
+    with pytest.raises(UsageError, match="which this merge reads; nothing was changed"):
+        run_plan(plan_of(f"{sound}/base+{tmp_path}/out"), tmp_path / "out", force=True)
+
+
+def test_a_float64_model_is_refused(sound: Path, tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    base.mkdir()
+    (base / "config.json").write_bytes((sound / "base" / "config.json").read_bytes())
+    weights = load_file(sound / "base" / "model.safetensors")
+    save_file({name: values.astype(np.float64) for name, values in weights.items()}, base / "model.safetensors")
+    with pytest.raises(CheckpointError, match="is F64, and"):
+        plan_of(f"{base}+{sound}/adapter")
