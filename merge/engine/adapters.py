@@ -70,7 +70,7 @@ def run_factor(context: Context, index: int, step: Step) -> dict[str, Any]:
         result = halves.waiting.pop(module, None)
         if result is None:
             result = halves.waiting[module] = _compute(context, step)
-    values = result.factors[step.factor].reshape(-1)
+    values = result.factors.pop(step.factor).reshape(-1)  # only the other one stays in memory
     emitter = Emitter(step, context.out, context.buffers)
     chunks = Chunks.of(step.shape)
     for chunk in range(chunks.count):
