@@ -100,6 +100,18 @@ def ulps(left: np.ndarray, right: np.ndarray) -> int:
     return int(np.abs(ordered[0] - ordered[1]).max())
 
 
+def steps_apart(found: np.ndarray, expected: np.ndarray, before: np.ndarray) -> float:
+    """The largest distance of two folded tensors in steps of bfloat16.
+
+    The step is that of the larger of the weight and its change. Where they cancel, or the terms of the change do, PEFT's
+    sums in float32 have lost digits: a millionth of the largest change is not counted.
+    """
+    change = np.abs(found - before)
+    larger = np.maximum(np.maximum(np.abs(before), change), np.abs(found))
+    step = 2.0 ** (np.floor(np.log2(np.maximum(larger, 1e-30))) - 7)
+    return float(((np.abs(found - expected) - 1e-6 * change.max()) / step).max())
+
+
 def as_bfloat16(values: np.ndarray) -> np.ndarray:
     import torch
 
@@ -156,7 +168,7 @@ def test_in_bfloat16_it_is_within_one_step_of_pefts(tmp_path: Path, kind: str) -
             exact = before[name] + 1.5 * (b.astype(np.float64) @ a).T
             assert ulps(found[name], as_bfloat16(exact)) <= 1
         else:
-            assert ulps(found[name], expected[name]) <= 1, name
+            assert steps_apart(found[name], expected[name], before[name]) <= 1, name
 
 
 @pytest.mark.parametrize("dora", [False, True])
