@@ -103,8 +103,8 @@ def ulps(left: np.ndarray, right: np.ndarray) -> int:
 def steps_apart(found: np.ndarray, expected: np.ndarray, before: np.ndarray) -> float:
     """The largest distance of two folded tensors in steps of bfloat16.
 
-    The step is that of the larger of the weight and its change. Where they cancel, or the terms of the change do, PEFT's
-    sums in float32 have lost digits: a millionth of the largest change is not counted.
+    The step is that of the larger of the weight and its change. Where they cancel, or the terms of the change do, PEFT
+    has lost digits by its sums in float32: a millionth of the largest change is not counted.
     """
     change = np.abs(found - before)
     larger = np.maximum(np.maximum(np.abs(before), change), np.abs(found))
@@ -168,7 +168,8 @@ def test_in_bfloat16_it_is_within_one_step_of_pefts(tmp_path: Path, kind: str) -
             exact = before[name] + 1.5 * (b.astype(np.float64) @ a).T
             assert ulps(found[name], as_bfloat16(exact)) <= 1
         else:
-            assert steps_apart(found[name], expected[name], before[name]) <= 1, name
+            old = before.get(name, before["model.embed_tokens.weight"])  # of a head that was tied
+            assert steps_apart(found[name], expected[name], old) <= 1, name
 
 
 @pytest.mark.parametrize("dora", [False, True])
