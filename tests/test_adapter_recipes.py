@@ -207,6 +207,17 @@ def test_an_adapter_less_itself_is_nothing(tmp_path: Path, two: tuple[Path, Path
         assert np.linalg.norm(got[name]) <= 1e-6 * np.linalg.norm(matrix)
 
 
+@pytest.mark.parametrize("method", ["cat", "svd", "knots", "ties"])
+def test_adapters_that_were_not_trained_change_nothing(tmp_path: Path, two: tuple[Path, Path], method: str) -> None:
+    """PEFT starts with B = 0."""
+    for path in two:
+        tensors = load_file(path / "adapter_model.safetensors")
+        zeros = {name: 0 * values for name, values in tensors.items() if "lora_B" in name}
+        save_file(tensors | zeros, path / "adapter_model.safetensors")
+    got = run(tmp_path / "out", method, list(two), parameters={"weight": 1})
+    assert all(not matrix.any() for matrix in got.values())
+
+
 @pytest.mark.parametrize(
     ("method", "parameters"),
     [
