@@ -207,6 +207,17 @@ def test_an_adapter_less_itself_is_nothing(tmp_path: Path, two: tuple[Path, Path
         assert np.linalg.norm(got[name]) <= 1e-6 * np.linalg.norm(matrix)
 
 
+@pytest.mark.parametrize("method", ["cat", "svd", "knots", "ties"])
+def test_adapters_that_were_not_trained_change_nothing(tmp_path: Path, two: tuple[Path, Path], method: str) -> None:
+    """PEFT starts with B = 0."""
+    for path in two:
+        tensors = load_file(path / "adapter_model.safetensors")
+        zeros = {name: 0 * values for name, values in tensors.items() if "lora_B" in name}
+        save_file(tensors | zeros, path / "adapter_model.safetensors")
+    got = run(tmp_path / "out", method, list(two), parameters={"weight": 1})
+    assert all(not matrix.any() for matrix in got.values())
+
+
 @pytest.mark.parametrize(
     ("method", "parameters"),
     [
@@ -215,6 +226,7 @@ def test_an_adapter_less_itself_is_nothing(tmp_path: Path, two: tuple[Path, Path
         ("dare_linear", {"density": 0.6}),
         ("breadcrumbs", {"density": 0.8, "gamma": 0.05, "rank": 3}),
         ("magmax", {}),
+        ("iso_c", {}),  # it has no kernel
     ],
 )
 def test_methods_of_task_vectors_merge_the_changes_themselves(
@@ -243,6 +255,29 @@ def test_methods_of_task_vectors_merge_the_changes_themselves(
         total_rank = 4 if name == "model.layers.1.mlp.up_proj" else 7
         assert step.shape[0] == min(parameters.get("rank", total_rank), 16)
         assert_close(got[name], nearest(wanted, step.shape[0]), 1e-5)
+
+
+@pytest.mark.parametrize("shape", [(200, 150), (150, 200)])
+@pytest.mark.parametrize("noise", [0.0, 1e-3, 1.0])
+def test_large_matrices_are_truncated_as_well_as_by_a_whole_svd(shape: tuple[int, int], noise: float) -> None:
+    """Also where nothing sets the directions that stay apart from the others, and where there are too few of them."""
+    import torch
+
+    from merge.engine.executors import ONE_THREAD
+    from merge.kernels import low_rank
+
+    random = np.random.default_rng(3)
+    matrix = random.standard_normal((shape[0], 5)) @ random.standard_normal((5, shape[1]))
+    matrix += noise * random.standard_normal(shape)
+    with ONE_THREAD:
+        found, again = (low_rank.nearest(torch.from_numpy(matrix), 8) for _ in range(2))
+    squares = np.square(np.linalg.svd(matrix, compute_uv=False))
+    best, whole = squares[:8].sum(), squares.sum()
+    assert abs(found.kept - best) <= 1e-9 * whole
+    assert found.energy == pytest.approx(whole, rel=1e-9)
+    left = matrix - (found.b @ found.a).numpy()
+    assert float(np.square(left).sum()) <= whole - best + 2e-9 * whole
+    assert torch.equal(found.a, again.a)
 
 
 def ties_in_numpy(stacked: F64, weights: list[float], density: float) -> F64:
@@ -300,10 +335,12 @@ def test_dense_definitions_of_the_adapters_own_methods_agree(tmp_path: Path, two
         assert_close(got[name], wanted, 1e-5)
 
 
+@pytest.mark.parametrize("method", ["ties", "svd", "knots"])
 def test_threads_and_a_kill_do_not_change_what_is_written(
-    tmp_path: Path, two: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, two: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
-    made = plan("ties", list(two), parameters={"weight": 1, "density": 0.5, "rank": 3}, dtype="bfloat16")
+    density = {} if method == "svd" else {"density": 0.5}
+    made = plan(method, list(two), parameters={"weight": 1, "rank": 3, **density}, dtype="bfloat16")
     assert {step.dtype for step in made.steps} == {"BF16"}
     assert Plan.from_json(made.to_json()) == made
     run_plan(made, tmp_path / "one", threads=1)
@@ -452,6 +489,9 @@ def test_models_and_adapters_are_not_mixed(
     wrong = make_model(tmp_path / "wrong", hidden=8)
     with pytest.raises(RecipeError, match=r"the adapters change a matrix of \[32, 16\], and .*wrong has \[16, 8\]"):
         plan("ties", list(two), base_model=str(wrong), parameters={"weight": 1})
+    with pytest.raises(RecipeError, match="the base is listed with a weight, but it is no adapter"):
+        plan("linear", [base, *two], base_model=str(base), parameters={"weight": 1})
+    assert plan("ties", [base, *two], base_model=str(base), parameters={"weight": 1}).steps[0].models == (1, 2)
     given = plan("linear", list(two), base_model=str(base), parameters={"weight": 1})
     assert (given.base_model, [len(step.inputs) for step in given.steps]) == (0, [2] * 8)
 

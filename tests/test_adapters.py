@@ -13,7 +13,9 @@ from safetensors.numpy import load_file, save_file
 
 from merge import build_plan, parse_recipe, run_plan
 from merge.checkpoint.adapter import open_adapter
-from merge.errors import CheckpointError
+from merge.checkpoint.hub import wanted
+from merge.checkpoint.reader import SourceReader
+from merge.errors import CheckpointError, UsageError
 from merge.plan import Plan
 from merge.recipe.model import ModelRef
 
@@ -46,7 +48,9 @@ def make_base(path: Path, kind: str = "llama", dtype: str = "float32", **changes
     return path
 
 
-def make_adapter(path: Path, base: Path, dtype: str = "float32", seed: int = 1, **settings: Any) -> dict[str, Any]:
+def make_adapter(
+    path: Path, base: Path, dtype: str = "float32", seed: int = 1, noise: float = 0.1, **settings: Any
+) -> dict[str, Any]:
     """An adapter of random numbers, as PEFT saves it; returns what merge_and_unload makes of the base."""
     import torch
     from peft import LoraConfig, PeftModel, get_peft_model
@@ -59,7 +63,7 @@ def make_adapter(path: Path, base: Path, dtype: str = "float32", seed: int = 1, 
     with torch.no_grad():
         for parameter in peft.parameters():
             if parameter.requires_grad:
-                parameter.add_(0.1 * torch.randn_like(parameter))
+                parameter.add_(noise * torch.randn_like(parameter))
     peft.save_pretrained(path)
     # from the files, as anybody gets it
     model = AutoModelForCausalLM.from_pretrained(base, dtype=getattr(torch, dtype))
@@ -94,6 +98,18 @@ def ulps(left: np.ndarray, right: np.ndarray) -> int:
     steps = [np.asarray(each, np.float32).view(np.int32).astype(np.int64) >> 16 for each in (left, right)]
     ordered = [np.where(bits < 0, -(bits & 0x7FFF), bits) for bits in steps]
     return int(np.abs(ordered[0] - ordered[1]).max())
+
+
+def steps_apart(found: np.ndarray, expected: np.ndarray, before: np.ndarray) -> float:
+    """The largest distance of two folded tensors in steps of bfloat16.
+
+    The step is that of the larger of the weight and its change. Where they cancel, or the terms of the change do, PEFT
+    has lost digits by its sums in float32: a millionth of the largest change is not counted.
+    """
+    change = np.abs(found - before)
+    larger = np.maximum(np.maximum(np.abs(before), change), np.abs(found))
+    step = 2.0 ** (np.floor(np.log2(np.maximum(larger, 1e-30))) - 7)
+    return float(((np.abs(found - expected) - 1e-6 * change.max()) / step).max())
 
 
 def as_bfloat16(values: np.ndarray) -> np.ndarray:
@@ -152,7 +168,8 @@ def test_in_bfloat16_it_is_within_one_step_of_pefts(tmp_path: Path, kind: str) -
             exact = before[name] + 1.5 * (b.astype(np.float64) @ a).T
             assert ulps(found[name], as_bfloat16(exact)) <= 1
         else:
-            assert ulps(found[name], expected[name]) <= 1, name
+            old = before.get(name, before["model.embed_tokens.weight"])  # of a head that was tied
+            assert steps_apart(found[name], expected[name], old) <= 1, name
 
 
 @pytest.mark.parametrize("dora", [False, True])
@@ -291,6 +308,7 @@ REFUSED: list[tuple[str, Change, str]] = [
     ("a moved base", _set(init_lora_weights="pissa_niter_4"), "also changed the base model's weights"),
     ("no rank", _set(r=0), "r: expected a whole number above 0, found 0"),
     ("alpha", _set(lora_alpha="x"), "lora_alpha: expected a number, found 'x'"),
+    ("an alpha beyond floats", _set(lora_alpha=10**400), "lora_alpha: expected a number"),
     ("patterns", _set(rank_pattern={"q_proj": "2"}), "rank_pattern: expected module names with a number each"),
     ("a bad pattern", _set(alpha_pattern={"q_(": 2}), '"q_(" is not a regular expression'),
     (
@@ -367,3 +385,75 @@ def test_patterns_and_alphas_set_each_modules_scaling(sound: Path, tmp_path: Pat
     assert found["model.layers.0.self_attn.v_proj"] == (4, 8 / 2)
     assert found["model.layers.1.self_attn.q_proj"] == (9, 6 / 3)
     assert found["model.layers.0.self_attn.q_proj"] == (4, 6 / 2)
+
+
+@pytest.mark.parametrize("kind", ["lora", "dora", "dora of an embedding", "trained tokens"])
+def test_any_range_of_a_folded_tensor_can_be_read(tmp_path: Path, kind: str) -> None:
+    base = make_base(tmp_path / "base")
+    make_adapter(tmp_path / "adapter", base, **SETTINGS[kind])
+    plan = plan_of(f"{base}+{tmp_path}/adapter")
+    refs = [source for step in plan.steps for source in step.sources if source.derived is not None]
+    assert refs
+    with SourceReader(file for model in plan.models for file in model.files) as reader:
+        for ref in refs:
+            whole = np.empty(ref.size, np.float32)
+            reader.read_values(ref, 0, whole)
+            for start, stop in ((0, 1), (5, 70), (31, 33), (ref.size - 3, ref.size)):
+                part = np.empty(stop - start, np.float32)
+                reader.read_values(ref, start, part)
+                assert np.array_equal(part, whole[start:stop]), (ref.name, start)
+
+
+COMMIT = "0123456789" * 4
+
+
+@pytest.mark.parametrize("weights", ["adapter_model.safetensors", "adapter_model.bin"])
+def test_an_adapter_of_the_hub_is_found_in_the_cache(
+    sound: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weights: str
+) -> None:
+    import torch
+    from huggingface_hub import constants
+    from safetensors.torch import load_file as load_torch
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    repository = tmp_path / "models--org--lora"
+    snapshot = repository / "snapshots" / COMMIT
+    snapshot.mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(COMMIT)
+    source = sound / "adapter"
+    (snapshot / "adapter_config.json").write_bytes((source / "adapter_config.json").read_bytes())
+    with pytest.raises(CheckpointError, match="org/lora: not a local directory, and not complete"):
+        plan_of(f"{sound}/base+org/lora")
+    if weights.endswith(".bin"):
+        torch.save(load_torch(source / "adapter_model.safetensors"), snapshot / weights)
+    else:
+        (snapshot / weights).write_bytes((source / weights).read_bytes())
+    notes = plan_of(f"{sound}/base+org/lora").notes
+    assert any(f"org/lora: adapter of commit {COMMIT}" in note for note in notes)
+
+
+def test_of_an_adapter_on_the_hub_config_and_weights_are_downloaded() -> None:
+    there = ["README.md", "adapter_config.json", "adapter_model.bin", "adapter_model.safetensors", "optimizer.pt"]
+    assert wanted(there, adapter=True) == ["adapter_config.json", "adapter_model.safetensors"]
+    there.remove("adapter_model.safetensors")
+    assert wanted(there, adapter=True) == ["adapter_config.json", "adapter_model.bin"]
+
+
+def test_an_output_does_not_replace_its_own_adapter(sound: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    for file in (sound / "adapter").iterdir():
+        (tmp_path / "out" / file.name).write_bytes(file.read_bytes())
+    with pytest.raises(UsageError, match="which this merge reads; nothing was changed"):
+        run_plan(plan_of(f"{sound}/base+{tmp_path}/out"), tmp_path / "out", force=True)
+
+
+def test_a_float64_model_is_refused(sound: Path, tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    base.mkdir()
+    (base / "config.json").write_bytes((sound / "base" / "config.json").read_bytes())
+    weights = load_file(sound / "base" / "model.safetensors")
+    save_file({name: values.astype(np.float64) for name, values in weights.items()}, base / "model.safetensors")
+    with pytest.raises(CheckpointError, match="is F64, and"):
+        plan_of(f"{base}+{sound}/adapter")

@@ -86,4 +86,4 @@ def _check_pattern(path: str, config: Mapping[str, Any], key: str, is_right: Any
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e30

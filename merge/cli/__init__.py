@@ -30,6 +30,7 @@ VERBS = {
     "diff": ("merge.cli.diff", "Compare two models tensor by tensor, or two fine-tunes of one base."),
     "eval": ("merge.cli.eval", "Judge models and recipes on the same tasks."),
     "statistics": ("merge.cli.statistics", "Collect what regmean and fisher need to know of a model."),
+    "lora": ("merge.cli.lora", "LoRA adapters: fold into a model, extract from a fine-tune, show."),
 }
 
 

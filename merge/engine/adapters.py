@@ -18,11 +18,13 @@ import numpy.typing as npt
 from merge.chunks import Chunks, digest_of, tensor_digest
 from merge.dtypes import DTYPES
 from merge.engine.emit import Emitter
-from merge.engine.factors import SUMS, is_exact, rank_of, weights
+from merge.engine.factors import SUMS, dense_step, is_exact, rank_of, weights
 from merge.methods import get_method
 from merge.plan import Step, TensorRef
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from merge.engine.executors import Context
     from merge.kernels.low_rank import LowRank
 
@@ -68,7 +70,7 @@ def run_factor(context: Context, index: int, step: Step) -> dict[str, Any]:
         result = halves.waiting.pop(module, None)
         if result is None:
             result = halves.waiting[module] = _compute(context, step)
-    values = result.factors[step.factor].reshape(-1)
+    values = result.factors.pop(step.factor).reshape(-1)  # only the other one stays in memory
     emitter = Emitter(step, context.out, context.buffers)
     chunks = Chunks.of(step.shape)
     for chunk in range(chunks.count):
@@ -154,16 +156,33 @@ def _low_rank(context: Context, step: Step, sources: list[_Source], rank: int) -
     return low_rank.nearest(merged, rank) if merged.isfinite().all() else None
 
 
-def _dense(context: Context, step: Step, keywords: dict[str, Any]) -> Any:
-    """(out, in) float64: the method's definition on the changes themselves"""
+def _dense(context: Context, step: Step, keywords: dict[str, Any]) -> Tensor:
+    """(out, in) float64: the method on the changes themselves, with a base of zeros"""
     import torch
+
+    from merge.engine.executors import run_definition
 
     method = get_method(step.method)
     assert method is not None, step.method
-    changes = np.empty((len(step.inputs), *step.inputs[0].shape), np.float32)
-    for ref, into in zip(step.inputs, changes, strict=True):
-        context.reader.read_values(ref, 0, into.reshape(-1))
-    return method.reference(torch.from_numpy(changes), **keywords).to(torch.float64)
+    fused = method.load_fused()
+    whole = dense_step(step)
+    if fused is None:
+        changes = np.empty((len(step.inputs), *whole.shape), np.float32)
+        for ref, into in zip(step.inputs, changes, strict=True):
+            context.reader.read_values(ref, 0, into.reshape(-1))
+        merged_whole: Tensor = run_definition(method, whole, torch.from_numpy(changes), keywords)
+        return merged_whole.to(torch.float64)
+    tensor = context.tensor(whole, n_passes=2 if method.locality == "tensor" else 1)
+    combine = fused(tensor, **keywords)
+    merged = np.empty(whole.size, np.float32)
+
+    def block(state: None, span: tuple[int, int]) -> None:
+        loaded = tensor.load(*span)
+        combine(loaded, merged[loaded.start : loaded.start + loaded.raw.shape[1]])
+
+    context.crew.fold(lambda: None, block, tensor.blocks(context.block_chunks))
+    context.reader.release(whole.sources)
+    return torch.from_numpy(merged.reshape(whole.shape)).to(torch.float64)
 
 
 def _keywords(context: Context, step: Step) -> dict[str, Any]:

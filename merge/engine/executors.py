@@ -154,7 +154,7 @@ def run_torch(context: Context, index: int, step: Step) -> dict[str, Any]:
         if method.statistics is not None:
             keywords["_statistics"] = tuple(torch.from_numpy(array).to(context.device) for array in statistics)
         with ONE_THREAD:
-            merged = _reference(method, step, inputs, keywords)
+            merged = run_definition(method, step, inputs, keywords)
         if step.base is not None:
             merged = values[0] + merged
         result = merged.to(values.dtype).cpu().contiguous().view(-1).numpy()  # methods may sum in float64
@@ -202,7 +202,7 @@ class _OneThread:
 ONE_THREAD = _OneThread()
 
 
-def _reference(method: Method, step: Step, inputs: Any, keywords: dict[str, Any]) -> Any:
+def run_definition(method: Method, step: Step, inputs: Any, keywords: dict[str, Any]) -> Any:
     """The definition's result; what goes wrong in one that a user wrote is told with the tensor's name."""
     import torch
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from merge.chunks import Chunks
 from merge.derive import held_bytes
 from merge.dtypes import DTYPES
-from merge.engine.factors import factor_bytes, is_exact
+from merge.engine.factors import dense_step, factor_bytes, factor_cost, is_dense, is_exact
 from merge.engine.statistics import statistics_bytes
 from merge.errors import UsageError
 from merge.methods import get_method
@@ -100,8 +100,10 @@ def vocabulary_bytes(plan: Plan) -> int:
 
 def matrix_cost(step: Step) -> tuple[float, int]:
     """(seconds on one core, bytes) that decomposing a step's matrices takes; zeros for most methods"""
+    if step.factor:
+        return factor_cost(step)
     method = get_method(step.method)
-    if method is None or method.cost is None or step.factor or (method.statistics and not step.statistics):
+    if method is None or method.cost is None or (method.statistics and not step.statistics):
         return 0.0, 0
     return method.cost.of(step.shape, len(step.inputs))
 
@@ -183,7 +185,9 @@ def _raw_bytes(step: Step) -> int:
 
 def _kept_bytes(step: Step) -> int:
     method = get_method(step.method)
-    several = method is not None and method.locality == "tensor" and not step.factor
+    several = method is not None and method.locality == "tensor"
+    if step.factor:
+        return _kept_bytes(dense_step(step)) if is_dense(step) else 0
     return step.size * _raw_bytes(step) if several else 0
 
 

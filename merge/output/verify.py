@@ -65,7 +65,9 @@ def verify_output(
     files = {ref.file: os.stat(ref.file) for ref in good.values()}
     sources = [SourceFile(path, info.st_size, info.st_mtime_ns) for path, info in files.items()]
     with SourceReader(sources) as reader, concurrent.futures.ThreadPoolExecutor(threads or os.cpu_count()) as pool:
-        for name, digest in zip(good, pool.map(lambda ref: _digest(reader, ref), good.values()), strict=True):
+        for name, digest in zip(
+            good, pool.map(lambda ref: tensor_file_digest(reader, ref), good.values()), strict=True
+        ):
             expected = manifest["tensors"][name]["digest"]
             if digest != expected:
                 problems.append(
@@ -76,7 +78,8 @@ def verify_output(
     return Verdict(len(good), len(manifest["files"]), total, tuple(problems))
 
 
-def _digest(reader: SourceReader, ref: TensorRef) -> str:
+def tensor_file_digest(reader: SourceReader, ref: TensorRef) -> str:
+    """Digest of a stored tensor, read a chunk at a time."""
     import numpy as np
 
     data = np.empty(Chunks.of(ref.shape).length, DTYPES[ref.dtype].numpy_name)

@@ -7,33 +7,29 @@ of zero. Each module becomes two steps, its factors A and B (merge/engine/adapte
 
 from __future__ import annotations
 
-import os
 import sys
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from merge.architecture import Stack, find_stacks
-from merge.checkpoint import Checkpoint
-from merge.checkpoint.adapter import Adapter, LoraModule, is_adapter, open_adapter
+from merge.checkpoint.adapter import LoraModule
 from merge.checkpoint.files import list_side_files, some
 from merge.dtypes import DTYPES
 from merge.engine.factors import GROUP, SUMS, is_exact
-from merge.errors import CheckpointError, Problem, RecipeError
-from merge.methods import Method, all_methods
+from merge.errors import Problem, RecipeError
+from merge.methods import Method
 from merge.methods.registry import OUTPUT_RANK
 from merge.output.adapter_config import adapter_config, ranks_said
 from merge.output.card import model_card
 from merge.output.shards import lay_out
-from merge.plan import Derived, Plan, SideFile, SourceModel, Step, TensorRef
-from merge.planners.adapters import open_model
+from merge.plan import Derived, Plan, SideFile, Step, TensorRef
+from merge.planners.adapter_inputs import FOLD, AdapterInputs, open_inputs, unfit, unlike
 from merge.planners.targets import gradient_place
-from merge.recipe.adapters import adapters_of
-from merge.recipe.model import ModelRef, Recipe, Source, resolve
+from merge.recipe.model import Recipe, Settings, resolve
 
 RECIPE_FILE = "merge_recipe.yaml"
 PREFIX = "base_model.model."
-FOLD = "Fold it: list BASE+ADAPTER in a recipe of models, and make an adapter of the result with `merge lora extract`."
 
 
 def build_adapter_plan(recipe: Recipe, method: Method, name: str) -> Plan:
@@ -43,11 +39,10 @@ def build_adapter_plan(recipe: Recipe, method: Method, name: str) -> Plan:
         RecipeError: with every problem there is.
         CheckpointError: if an adapter, or the base that the recipe names, cannot be opened.
     """
-    sources = adapters_of(recipe.models, recipe.base_model)
-    inputs = _open(recipe, sources)
+    inputs = open_inputs(recipe)
     builder = _Builder(recipe, method, inputs)
     steps = builder.steps()
-    problems = [*_unfit(recipe, method), *_unlike(recipe, inputs), *builder.all_problems()]
+    problems = [*unfit(recipe, method), *unlike(recipe, inputs), *builder.all_problems()]
     if problems:
         raise RecipeError(problems)
     placed, shards = lay_out(steps, sys.maxsize, "adapter_model")  # one file: PEFT reads no shards of an adapter
@@ -77,148 +72,10 @@ def build_adapter_plan(recipe: Recipe, method: Method, name: str) -> Plan:
     )
 
 
-def refuse_models(recipe: Recipe, method: Method) -> None:
-    """Raises RecipeError where a recipe of models says what is only for adapters, or lists some adapters too."""
-    problems = []
-    lone = [source for source in recipe.models if os.path.isdir(source.model.path) and _is_lone(source.model)]
-    for source in lone:
-        hint = f'Write "BASE+{source.model.text}" to merge the model that it makes of its base.'
-        said = f"{source.model.text} is a LoRA adapter, and not all of the recipe's models are."
-        problems.append(Problem(said, _line(recipe, source), hint))
-    if method.inputs == "adapters" and not lone:
-        first = next((source.model.text for source in recipe.models), "a slice")
-        said = f"{method.name} merges LoRA adapters, and {first} is not one."
-        problems.append(Problem(said, recipe.where("merge_method"), "For models see linear and task_arithmetic."))
-    levels = (recipe.parameters, *(part.parameters for part in recipe.slices))
-    if method.parameter(OUTPUT_RANK.name) is None and any(OUTPUT_RANK.name in level for level in levels):
-        said = '"rank" is that of a resulting adapter, and this recipe merges whole models.'
-        problems.append(Problem(said, recipe.where("parameters.rank"), "Remove it."))
-    if problems:
-        raise RecipeError(problems)
-
-
-def _is_lone(ref: ModelRef) -> bool:
-    return ref.adapter is None and is_adapter(ref.path)
-
-
-def _line(recipe: Recipe, source: Source) -> str | None:
-    return f"{recipe.file}:{source.line}" if recipe.file and source.line else recipe.file
-
-
-@dataclass(frozen=True)
-class _Inputs:
-    """The adapters, each once, and for each source of the recipe which one it is."""
-
-    adapters: tuple[Adapter, ...]
-    sources: tuple[Source, ...]
-    places: tuple[int, ...]  # of each source, in `adapters`
-    base: Checkpoint | None
-
-    def listed(self) -> list[tuple[Source, Adapter]]:
-        return [(source, self.adapters[place]) for source, place in zip(self.sources, self.places, strict=True)]
-
-    def models(self) -> tuple[SourceModel, ...]:
-        both: list[Checkpoint | Adapter] = [*([self.base] if self.base else []), *self.adapters]
-        return tuple(SourceModel(one.ref.text, one.path, one.revision, one.files) for one in both)
-
-    def model(self, place: int) -> int:
-        """Index in Plan.models of a source."""
-        return self.places[place] + (self.base is not None)
-
-    def base_name(self) -> str | None:
-        """What the adapters call their base, else what the recipe does."""
-        named = dict.fromkeys(adapter.base_name for adapter in self.adapters if adapter.base_name)
-        if len(named) != 1 and self.base is not None:
-            return self.base.ref.path
-        return next(iter(named), None)
-
-    def notes(self) -> list[str]:
-        return [note for one in (self.base, *self.adapters) if one is not None for note in one.notes]
-
-
-def _open(recipe: Recipe, sources: Sequence[Source]) -> _Inputs:
-    """Opens all; every one that cannot be opened is reported, not only the first."""
-    opened: dict[tuple[str, str | None], Adapter] = {}
-    failures: list[CheckpointError] = []
-    for source in sources:
-        key = source.model.path, source.model.revision
-        if key not in opened:
-            try:
-                opened[key] = open_adapter(source.model)
-            except CheckpointError as error:
-                failures.append(error)
-    base = None
-    try:
-        base = None if recipe.base_model is None else open_model(recipe.base_model)
-    except CheckpointError as error:
-        failures.append(error)
-    if failures:
-        raise CheckpointError("\n".join(dict.fromkeys(str(error) for error in failures))) from failures[0]
-    order = list(opened)
-    places = tuple(order.index((source.model.path, source.model.revision)) for source in sources)
-    return _Inputs(tuple(opened.values()), tuple(sources), places, base)
-
-
-def _unfit(recipe: Recipe, method: Method) -> Iterable[Problem]:
-    """What a recipe of models may say and one of adapters may not."""
-    if not _takes_adapters(method):
-        known = ", ".join(name for name, other in all_methods().items() if _takes_adapters(other))
-        said = f"{method.name} does not merge LoRA adapters, and all models of this recipe are adapters."
-        hint = f"These do: {known}. To merge whole models, list BASE+ADAPTER."
-        yield Problem(said, recipe.where("merge_method"), hint)
-    for key, value in (
-        ("align", recipe.align),
-        ("tokenizer", recipe.tokenizer),
-        ("tokenizer_source", recipe.tokenizer_source),
-        ("chat_template", recipe.chat_template),
-    ):
-        if value is not None:
-            yield Problem(f'"{key}" is for whole models; an adapter has none.', recipe.where(key), "Remove it.")
-    if "trim" in recipe.parameters and resolve((recipe.parameters,), "trim", "", 0.0) == "model":
-        said = '"trim: model" needs one threshold for all of a model, which adapters merged module by module lack.'
-        yield Problem(said, recipe.where("parameters.trim"), "Use trim: tensor.")
-    if method.name == "cat" and OUTPUT_RANK.name in recipe.parameters:
-        said = "cat keeps all of the adapters, and its rank is the sum of theirs."
-        yield Problem(said, recipe.where("parameters.rank"), 'Remove "rank", or use svd.')
-
-
-def _takes_adapters(method: Method) -> bool:
-    sums_changes = method.inputs == "deltas" and method.base_apart and method.statistics is None
-    return method.inputs == "adapters" or method.name in SUMS or sums_changes
-
-
-def _unlike(recipe: Recipe, inputs: _Inputs) -> Iterable[Problem]:
-    """Adapters that are no plain LoRA, or not of one base."""
-    for source, adapter in dict(zip(inputs.places, inputs.listed(), strict=True)).values():
-        name, where = source.model.text, _line(recipe, source)
-        dora = [module.name for module in adapter.modules.values() if module.magnitude is not None]
-        if dora:
-            said = f"{name} is a DoRA adapter ({some(dora)}), whose change depends on the base's weights and cannot be"
-            yield Problem(f"{said} added to others.", where, FOLD)
-        if adapter.tokens:
-            said = f"{name} replaces rows of {some(list(adapter.tokens))} (trainable_token_indices), which is no change"
-            yield Problem(f"{said} that could be added to others.", where, FOLD)
-        for module in adapter.modules.values():
-            wrong = [ref for ref in (module.a, module.b) if not DTYPES[ref.dtype].is_float or ref.dtype == "F64"]
-            if wrong:
-                said = f"{name}: {wrong[0].name} is stored as {wrong[0].dtype}; factors must be float32 or narrower."
-                yield Problem(said, where, "Save the adapter in float32.")
-                break
-    bases = {_resolved(adapter.base_name): adapter for adapter in inputs.adapters if adapter.base_name}
-    if len(bases) > 1 and "different_bases" not in recipe.allow:
-        found = ", ".join(f"{adapter.ref.text}: {adapter.base_name}" for adapter in bases.values())
-        hint = 'Set "allow: [different_bases]" if they are copies of one model.'
-        yield Problem(f"the adapters were trained on different bases ({found}).", recipe.where("models"), hint)
-
-
-def _resolved(name: str | None) -> str:
-    return os.path.realpath(name) if name and os.path.isdir(name) else (name or "").rstrip("/")
-
-
 class _Builder:
     """Turns modules into pairs of steps, saved tensors into averages, and collects what stands in the way."""
 
-    def __init__(self, recipe: Recipe, method: Method, inputs: _Inputs) -> None:
+    def __init__(self, recipe: Recipe, method: Method, inputs: AdapterInputs) -> None:
         self.recipe, self.method, self.inputs = recipe, method, inputs
         self.problems: list[Problem] = []
         self.stacks = find_stacks((f"{n}.weight" for adapter in inputs.adapters for n in adapter.modules), {})
@@ -230,18 +87,19 @@ class _Builder:
         saved = dict.fromkeys(name for adapter in adapters for name in adapter.saved)
         steps = [step for name in saved if (step := self._saved(name)) is not None]
         names = dict.fromkeys(name for adapter in adapters for name in adapter.modules)
-        pairs = [pair for name in sorted(names, key=self._rank_in_order) if (pair := self._module(name)) is not None]
+        pairs = [pair for name in sorted(names, key=self._order) if (pair := self._module(name)) is not None]
         for first in range(0, len(pairs), GROUP):
             steps += [step for half in zip(*pairs[first : first + GROUP], strict=True) for step in half]
         return steps
 
-    def _rank_in_order(self, module: str) -> int:
-        found = self._layer(module)
+    def _order(self, module: str) -> int:
+        """What is outside the layers first, then layer by layer."""
+        found = self._layer(f"{module}.weight")
         return -1 if found is None else found[0]
 
-    def _layer(self, module: str) -> tuple[int, Stack] | None:
+    def _layer(self, tensor: str) -> tuple[int, Stack] | None:
         for stack in self.stacks:
-            if (found := stack.layer(f"{module}.weight")) is not None:
+            if (found := stack.layer(tensor)) is not None:
                 return found[0], stack
         return None
 
@@ -256,7 +114,7 @@ class _Builder:
             return None
         if not self._fits_base(present[0], shapes[0]):
             return None
-        parameters = self._parameters(name)
+        parameters = self._parameters(f"{name}.weight", range(len(listed)))
         if parameters is None:
             return None
         if (message := self.method.check(parameters) if self.method.check else None) is not None:
@@ -306,7 +164,7 @@ class _Builder:
         total = sum(ranks)
         if self.method.name == "cat":
             return total
-        wanted = self._resolve((self.recipe.parameters,), OUTPUT_RANK.name, name)
+        wanted = self._resolve((self.recipe.parameters,), OUTPUT_RANK.name, f"{name}.weight")
         default = max(ranks) if self.method.name == "svd" else total
         rank = min(int(wanted or default), most)
         return min(rank, total) if self.method.name in (*SUMS, "knots") else rank
@@ -346,7 +204,7 @@ class _Builder:
         )
 
     def _whole_weights(self, name: str, places: Sequence[int]) -> tuple[float, ...] | None:
-        values = (self._parameters(name, places) or {}).get("weight")
+        values = (self._parameters(name, places) or {}).get("weight")  # without them a problem is noted already
         weight = tuple(values or (1.0,) * len(places))
         if min(weight) < 0 or sum(weight) < 1e-8:
             said = f"a whole tensor (modules_to_save) is averaged, which weights of {list(weight)} do not allow."
@@ -361,10 +219,10 @@ class _Builder:
         widest = [dtype for dtype, width in found.items() if width == max(found.values())]
         return said or (widest[0] if len(widest) == 1 and DTYPES[widest[0]].itemsize > 1 else "F32")
 
-    def _parameters(self, name: str, places: Sequence[int] | None = None) -> dict[str, Any] | None:
-        """Every parameter of the method as a number (a tuple of one for each adapter, if it is per model)."""
+    def _parameters(self, tensor: str, places: Sequence[int]) -> dict[str, Any] | None:
+        """Every parameter of the method as a number; a tuple of one for each source of `places`, if it is per model."""
         values: dict[str, Any] = {}
-        sources = [self.inputs.sources[i] for i in (range(len(self.inputs.sources)) if places is None else places)]
+        sources = [self.inputs.sources[place] for place in places]
         complete = True
         for parameter in self.method.parameters:
             if parameter.name == OUTPUT_RANK.name:
@@ -372,9 +230,9 @@ class _Builder:
             owners = [(source.model.text, (source.parameters, self.recipe.parameters)) for source in sources]
             found = []
             for owner, levels in owners if parameter.per_model else [("the recipe", (self.recipe.parameters,))]:
-                value = self._resolve(levels, parameter.name, name)
+                value = self._resolve(levels, parameter.name, tensor)
                 if value is None and parameter.required:
-                    self.unset.setdefault((parameter.name, owner), []).append(name)
+                    self.unset.setdefault((parameter.name, owner), []).append(tensor)
                     complete = False
                 value = parameter.default if value is None else value
                 convert = value is not None and parameter.kind in (bool, float)
@@ -383,10 +241,10 @@ class _Builder:
                 values[parameter.name] = tuple(found) if parameter.per_model else found[0]
         return values if complete else None
 
-    def _resolve(self, levels: Sequence[Any], key: str, name: str) -> Any:
-        layer = self._layer(name)
+    def _resolve(self, levels: Sequence[Settings], key: str, tensor: str) -> Any:
+        layer = self._layer(tensor)
         t = 0.0 if layer is None else gradient_place(layer[0], layer[1].n_layers)
-        return resolve(levels, key, name if name.endswith(".weight") else f"{name}.weight", t)
+        return resolve(levels, key, tensor, t)
 
     def all_problems(self) -> list[Problem]:
         for (key, owner), names in self.unset.items():

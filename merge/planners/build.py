@@ -17,7 +17,8 @@ from merge.output.card import model_card
 from merge.output.config import output_config
 from merge.output.shards import INDEX, index_text, lay_out
 from merge.plan import Plan, SideFile, SourceFile, Step, TensorRef, Units
-from merge.planners.adapter_output import build_adapter_plan, refuse_models
+from merge.planners.adapter_inputs import refuse_models
+from merge.planners.adapter_output import build_adapter_plan
 from merge.planners.align import align_targets
 from merge.planners.inputs import Inputs
 from merge.planners.statistics import Statistics

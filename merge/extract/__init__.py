@@ -1,0 +1,12 @@
+"""A fine-tuned model and its base -> a LoRA adapter that PEFT loads, one tensor at a time (`merge lora extract`).
+
+select.py      which tensors become factors, which are kept whole, which are left out
+difference.py  fine-tune minus base, in blocks of rows
+decompose.py   its largest singular vectors, and how much of it they hold
+write.py       adapter_config.json, model card and manifest
+run.py         extract_adapter: all of it, resumable
+"""
+
+from merge.extract.run import Summary, extract_adapter
+
+__all__ = ["Summary", "extract_adapter"]

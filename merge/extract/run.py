@@ -1,0 +1,428 @@
+"""extract_adapter: the difference of two models as an adapter, module by module, resumable.
+
+Memory holds one matrix for each thread (in blocks, if it is larger than difference.KEPT) and its thin factors. Each
+module's factors are a file in OUT.partial until all are done.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import filelock
+
+from merge.architecture import is_embedding
+from merge.checkpoint.reader import SourceReader
+from merge.errors import OutputError, UsageError
+from merge.extract.decompose import decompose
+from merge.extract.difference import Difference, base_squares
+from merge.extract.select import Choice, Pair, Selection, Target, select
+from merge.extract.write import CONFIG, WEIGHTS, card_text, config_text, manifest_text
+from merge.output.manifest import MANIFEST
+from merge.output.writer import partial_of
+from merge.planners.inputs import Input, Inputs
+from merge.recipe.model import ModelRef, Recipe, Source
+from merge.statistics.parts import Parts
+
+PREFIX = "base_model.model."
+Progress = Callable[[int], None]  # bytes of the base's tensors that are done
+_HINT = "Choose another --out, or --force to replace it."
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What was extracted. Errors are relative Frobenius norms, ‖D - B·A‖ / ‖D‖.
+
+    Attributes:
+        modules: {module, shape, rank, error, share}; share: of the squared length of all differences.
+        others: {tensor, change, share, saved} of differing tensors without factors; change: ‖D‖ / ‖base‖.
+        unchanged: how many tensors are the same in both models.
+        error: over the modules with factors; total_error: over everything, with what was left out.
+        parameters: numbers in the adapter.
+    """
+
+    out: str
+    modules: tuple[dict[str, Any], ...]
+    others: tuple[dict[str, Any], ...]
+    unchanged: int
+    error: float
+    total_error: float
+    parameters: int
+    bytes_written: int
+    resumed: int
+    seconds: float
+    notes: tuple[str, ...]
+
+
+def extract_adapter(
+    tuned: ModelRef,
+    base: ModelRef,
+    out: str | os.PathLike[str],
+    *,
+    choice: Choice | None = None,
+    method: str = "randomized",
+    save_modules: bool = False,
+    dtype: str = "F32",
+    seed: int = 0,
+    threads: int | None = None,
+    force: bool = False,
+    progress: Progress = lambda done: None,
+) -> Summary:
+    """Writes an adapter that makes `tuned` of `base`, as far as its ranks go.
+
+    Args:
+        choice: modules, ranks and energy.
+        method: "randomized" or "exact" singular vectors.
+        save_modules: keep differing tensors that cannot be factors whole, through modules_to_save and trained biases.
+        dtype: of the factors, "F32", "BF16" or "F16".
+        seed: of the randomised method's start.
+        threads: modules at once; all processors by default. Never changes the result.
+        force: replace `out`, and discard unfinished work of another run.
+
+    Raises:
+        MergeError: see merge.errors; OUT.partial stays, and the same call goes on with it.
+    """
+    began = time.monotonic()
+    choice = choice or Choice()
+    recipe = Recipe("task_arithmetic", models=(Source(tuned),), base_model=base)
+    inputs = Inputs(recipe)
+    first, second = inputs.all[inputs.place(base)], inputs.all[inputs.place(tuned)]
+    if first is second:
+        raise UsageError(f"{tuned.text} is its own base. Name the model that it was fine-tuned from with --base.")
+    selection = select(inputs, first, second, choice)
+    asked = dataclasses.asdict(choice) | {"method": method, "save_modules": save_modules, "dtype": dtype, "seed": seed}
+    with _directory(Path(out), (first, second), asked, force) as parts, _one_torch_thread():
+        files = [*first.checkpoint.files, *second.checkpoint.files]
+        with SourceReader(files) as reader:
+            work = _Work(selection, parts, reader, choice, method, dtype, seed, progress)
+            work.run(threads or _processors())
+            saved = work.save(tied=inputs.tied) if save_modules else {}
+            reader.check_unchanged()
+        summary = _finish(Path(out), parts, work, saved, (first, second), asked, inputs.notes)
+    return dataclasses.replace(summary, seconds=round(time.monotonic() - began, 3))
+
+
+@contextmanager
+def _directory(out: Path, models: tuple[Input, Input], asked: Mapping[str, Any], force: bool) -> Iterator[Parts]:
+    """OUT.partial with its lock; the parts of an earlier call of the same kind are in it."""
+    partial = partial_of(out)
+    _check_out(out, models, force)
+    partial.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(partial / "run.lock")
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        raise OutputError(f"{partial} is being written by another run. Wait for it, or choose another --out.") from None
+    try:
+        (partial / WEIGHTS).unlink(missing_ok=True)  # killed just before the renaming
+        files = [[file.path, file.size, file.mtime_ns] for model in models for file in model.checkpoint.files]
+        yield Parts(partial / WEIGHTS, {"asked": asked, "files": files}, force)
+    finally:
+        lock.release()
+
+
+def _check_out(out: Path, models: tuple[Input, Input], force: bool) -> None:
+    if not os.path.lexists(out):
+        return
+    if out.is_symlink() or not out.is_dir():
+        raise UsageError(f"{out} exists and is not a directory; nothing was changed. Choose another --out.")
+    if not force and any(out.iterdir()):
+        raise UsageError(f"{out} exists; nothing was changed. {_HINT}")
+    for model in models:
+        places = (model.checkpoint.path, *(file.path for file in model.checkpoint.files))
+        if any(Path(place).resolve().is_relative_to(out.resolve()) for place in places):
+            raise UsageError(f"{out} holds {model.ref.text}, which is read; nothing was changed. Choose another --out.")
+
+
+class _Work:
+    """The parts: one for each module with factors, and one for each module that is kept whole."""
+
+    def __init__(
+        self,
+        selection: Selection,
+        parts: Parts,
+        reader: SourceReader,
+        choice: Choice,
+        method: str,
+        dtype: str,
+        seed: int,
+        progress: Progress,
+    ) -> None:
+        self.selection, self.parts, self.reader = selection, parts, reader
+        self.choice, self.method, self.dtype, self.seed = choice, method, dtype, seed
+        self._progress, self._done = progress, 0
+        self.results: list[dict[str, Any]] = []  # of the targets, in their order
+        self.others: list[tuple[Pair, float, float]] = []  # (pair, ‖D‖², ‖base‖²)
+        self.names: list[str] = []
+        self.resumed = 0
+
+    def run(self, threads: int) -> None:
+        targets = list(enumerate(self.selection.targets))
+        with ThreadPoolExecutor(threads) as pool:
+            jobs = [pool.submit(self._target, place, target) for place, target in targets]
+            try:
+                for job, (place, target) in zip(jobs, targets, strict=True):
+                    result = job.result()
+                    self.results.append(result)
+                    if result["rank"]:
+                        self.names.append(_part(place))
+                    self._advance(target.pair)
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+        for pair in self.selection.others:
+            squares = Difference(pair, self.reader).squares()
+            self.others.append((pair, squares, base_squares(pair, self.reader) if squares else 0.0))
+            self._advance(pair)
+            self.reader.release((pair.base, pair.tuned))
+
+    def _target(self, place: int, target: Target) -> dict[str, Any]:
+        path = self.parts.path(_part(place))
+        if self.parts.has(path.name):
+            self.resumed += 1
+            return _result_in(path)
+        pair = target.pair
+        factors = decompose(Difference(pair, self.reader), target.rank, self.choice.energy, self.method, self.seed)
+        self.reader.release((pair.base, pair.tuned))
+        result = {"module": pair.module, "shape": list(pair.base.shape), "rank": 0, "energy": 0.0, "lost": 0.0}
+        tensors: dict[str, Any] = {}
+        if factors is not None:
+            left, right = factors.left, factors.right
+            a, b = (left.T, right.T) if target.transposed else (right, left)
+            names = ("lora_embedding_A", "lora_embedding_B") if target.embedding else ("lora_A.weight", "lora_B.weight")
+            for name, values in zip(names, (a, b), strict=True):
+                tensors[f"{PREFIX}{pair.module}.{name}"] = values.contiguous().to(_torch_dtype(self.dtype))
+            result |= {"rank": left.shape[1], "energy": factors.energy, "lost": factors.lost}
+        _save(path, tensors, result)
+        return result
+
+    def save(self, tied: bool) -> dict[str, str]:
+        """Tensors kept whole -> the module they belong to; biases of modules with factors included."""
+        with_factors = {result["module"] for result in self.results if result["rank"]}
+        pairs = {pair.name: pair for pair in (*self.selection.others, *(t.pair for t in self.selection.targets))}
+        changed = {pair.module for pair, squares, _ in self.others if squares and self.choice.takes(pair.module)}
+        kept: dict[str, str] = {}
+        for module in sorted(changed):
+            inside = [name for name in pairs if name.startswith(f"{module}.")]
+            if any(name.removeprefix(f"{module}.") not in ("weight", "bias") for name in inside):
+                continue  # a parameter beside modules: PEFT saves modules
+            for name in inside:
+                if module in with_factors and name.endswith(".weight"):
+                    continue
+                kept[name] = module
+        for number, (name, module) in enumerate(kept.items()):
+            key = f"{PREFIX}{module}.base_layer.bias" if module in with_factors else PREFIX + name
+            tensors = {key: self._whole(pairs[name])}
+            if tied and is_embedding(name):
+                tensors[f"{PREFIX}{HEAD}"] = tensors[key].clone()  # PEFT looks for both of a tied pair
+            part = f"saved-{number:05d}"
+            _save(self.parts.path(part), tensors, {})
+            self.names.append(part)
+        return kept
+
+    def _whole(self, pair: Pair) -> Any:
+        import numpy as np
+        import torch
+
+        values = np.empty(pair.tuned.size, np.float32)
+        self.reader.read_values(pair.tuned, 0, values)
+        dtype = pair.tuned.dtype if pair.tuned.scale is None else "BF16"
+        return torch.from_numpy(values).reshape(pair.tuned.shape).to(_torch_dtype(dtype))
+
+    def _advance(self, pair: Pair) -> None:
+        self._done += pair.base.nbytes
+        self._progress(self._done)
+
+
+HEAD = "lm_head.weight"
+
+
+def _finish(
+    out: Path,
+    parts: Parts,
+    work: _Work,
+    saved: Mapping[str, str],
+    models: tuple[Input, Input],
+    asked: Mapping[str, Any],
+    notes: list[str],
+) -> Summary:
+    base, tuned = models
+    if not work.names:
+        shutil.rmtree(parts.out.parent, ignore_errors=True)
+        raise UsageError(
+            f"{tuned.ref.text} equals {base.ref.text} in every matrix that an adapter could change; there is nothing "
+            "to extract. See --embeddings and --save-modules."
+        )
+    partial = parts.out.parent
+    parts.complete(work.names, {"format": "pt"})
+    total = sum(each["energy"] for each in work.results) + sum(squares for _, squares, _ in work.others)
+    modules, others = _shares(work, saved, total)
+    lost = sum(each["lost"] for each in work.results)
+    energy = sum(each["energy"] for each in work.results)
+    left_out = sum(squares for pair, squares, _ in work.others if pair.name not in saved)
+    summary = Summary(
+        out=str(out),
+        modules=modules,
+        others=others,
+        unchanged=sum(not each["rank"] for each in work.results) + sum(not squares for _, squares, _ in work.others),
+        error=_root(lost, energy),
+        total_error=_root(lost + left_out, total),
+        parameters=0,
+        bytes_written=os.path.getsize(parts.out),
+        resumed=work.resumed,
+        seconds=0.0,
+        notes=(*notes, *work.selection.notes, *_tie_notes(base, work)),
+    )
+    files = _small_files(out, work, saved, base, tuned, summary)
+    for name, data in files.items():
+        _write(partial / name, data)
+    settings = {"model": tuned.ref.text, "base": base.ref.text, **asked}
+    results = [*modules, *others]
+    _write(partial / MANIFEST, manifest_text(partial, files, settings, results).encode())
+    parameters = sum(
+        _size(tensor["shape"]) for tensor in json.loads((partial / MANIFEST).read_text())["tensors"].values()
+    )
+    _swap(partial, out)
+    return dataclasses.replace(summary, parameters=parameters)
+
+
+def _shares(
+    work: _Work, saved: Mapping[str, str], total: float
+) -> tuple[tuple[dict[str, Any], ...], tuple[dict[str, Any], ...]]:
+    modules = tuple(
+        {
+            "module": each["module"],
+            "shape": each["shape"],
+            "rank": each["rank"],
+            "error": _root(each["lost"], each["energy"]),
+            "share": each["energy"] / total,
+        }
+        for each in work.results
+        if each["rank"]
+    )
+    others = tuple(
+        {"tensor": pair.name, "change": _root(squares, size), "share": squares / total, "saved": pair.name in saved}
+        for pair, squares, size in work.others
+        if squares
+    )
+    return modules, others
+
+
+def _small_files(
+    out: Path, work: _Work, saved: Mapping[str, str], base: Input, tuned: Input, summary: Summary
+) -> dict[str, bytes]:
+    ranks = {each["module"]: each["rank"] for each in summary.modules}
+    architectures = base.config.get("architectures") or []
+    biases = any(module in ranks for module in saved.values())
+    whole = list(dict.fromkeys(module for module in saved.values() if module not in ranks))
+    config = config_text(
+        base=base.ref.path if base.checkpoint.revision else base.ref.text,
+        revision=base.ref.revision,
+        causal=any(str(name).endswith("ForCausalLM") for name in architectures),
+        ranks=ranks,
+        others=[name.rpartition(".")[0] for name in base.tensors if name.rpartition(".")[0] not in ranks],
+        modules_to_save=whole,
+        biases=biases,
+        fan_in_fan_out=work.selection.fan_in_fan_out,
+    )
+    if base.tied and tuned.tied and any(is_embedding(name) for name in saved):
+        config = json.dumps(json.loads(config) | {"ensure_weight_tying": True}, indent=2) + "\n"
+    is_hub = base.checkpoint.revision is not None
+    table = [
+        f"{len(ranks)} modules, ranks {min(ranks.values(), default=0)} to {max(ranks.values(), default=0)}; relative "
+        f"error {summary.error:.3g} over them, {summary.total_error:.3g} over all tensors that differ.",
+        "",
+        f"`{MANIFEST}` has the error of each module and the digests; `merge verify` checks them.",
+    ]
+    name = Path(os.path.abspath(out)).name
+    card = card_text(name, base.ref.text, is_hub, tuned.ref.text, table)
+    return {CONFIG: config.encode(), "README.md": card.encode("utf-8", "backslashreplace")}
+
+
+def _tie_notes(base: Input, work: _Work) -> list[str]:
+    if base.tied and any(is_embedding(f"{each['module']}.weight") and each["rank"] for each in work.results):
+        return ["the head is tied to the embedding: fold the adapter to have both changed; PEFT alone changes one"]
+    return []
+
+
+def _part(place: int) -> str:
+    return f"module-{place:05d}"
+
+
+def _save(path: Path, tensors: Mapping[str, Any], result: Mapping[str, Any]) -> None:
+    from safetensors.torch import save_file
+
+    new = path.with_name(f"{path.name}.new")
+    save_file(dict(tensors), new, {"result": json.dumps(result)})
+    os.replace(new, path)
+
+
+def _result_in(path: Path) -> dict[str, Any]:
+    from merge.checkpoint.safetensors_file import read_header
+
+    result: dict[str, Any] = json.loads(read_header(str(path))[1]["result"])
+    return result
+
+
+def _write(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _swap(partial: Path, out: Path) -> None:
+    """Gives the directory its name; what was there is removed only then."""
+    if not out.exists():
+        os.rename(partial, out)
+    else:
+        old = out.with_name(f"{out.name}.old-{os.getpid()}")
+        os.rename(out, old)
+        os.rename(partial, out)
+        shutil.rmtree(old)
+    (out / "run.lock").unlink(missing_ok=True)
+
+
+@contextmanager
+def _one_torch_thread() -> Iterator[None]:
+    """Threads work on modules side by side; inside one, sums have one order however many there are."""
+    import torch
+
+    usual = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(usual)
+
+
+def _torch_dtype(name: str) -> Any:
+    import torch
+
+    from merge.dtypes import torch_name
+
+    return getattr(torch, torch_name(name))
+
+
+def _root(part: float, whole: float) -> float:
+    return float((part / whole) ** 0.5) if whole else 0.0
+
+
+def _size(shape: list[int]) -> int:
+    size = 1
+    for each in shape:
+        size *= each
+    return size
+
+
+def _processors() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
