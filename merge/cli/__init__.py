@@ -23,9 +23,9 @@ VERBS = {
     "plan": ("merge.cli.plan", "Show what a recipe would do; nothing is written."),
     "verify": ("merge.cli.verify", "Check a merged checkpoint against its manifest."),
     "methods": ("merge.cli.methods", "List the merge methods, or explain one."),
+    "statistics": ("merge.cli.statistics", "Collect what regmean and fisher need to know of a model."),
     "tokenizers": ("merge.cli.tokenizers", "Show what differs between tokenizers."),
     "transplant": ("merge.cli.transplant", "Give a model another model's tokenizer."),
-    "statistics": ("merge.cli.statistics", "Collect what regmean and fisher need to know of a model."),
 }
 
 
