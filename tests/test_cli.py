@@ -48,7 +48,7 @@ def test_help_lists_the_verbs(run_cli: Run) -> None:
     assert verbs[:5] == ["run", "plan", "verify", "methods", "statistics"]
 
 
-@pytest.mark.parametrize("verb", ["run", "plan", "verify", "methods", "statistics"])
+@pytest.mark.parametrize("verb", ["run", "plan", "verify", "methods", "statistics", "tokenizers", "transplant"])
 def test_each_verb_explains_itself_with_an_example(run_cli: Run, verb: str) -> None:
     code, out, err = run_cli([verb, "--help"])
     assert (code, err) == (0, "")

@@ -23,14 +23,14 @@ VERBS = {
     "plan": ("merge.cli.plan", "Show what a recipe would do; nothing is written."),
     "verify": ("merge.cli.verify", "Check a merged checkpoint against its manifest."),
     "methods": ("merge.cli.methods", "List the merge methods, or explain one."),
+    "diff": ("merge.cli.diff", "Compare two models tensor by tensor, or two fine-tunes of one base."),
+    "convert": ("merge.cli.convert", "Rewrite a model: another dtype, other shards, pickles to safetensors."),
+    "lora": ("merge.cli.lora", "LoRA adapters: fold into a model, extract from a fine-tune, show."),
     "tokenizers": ("merge.cli.tokenizers", "Show what differs between tokenizers."),
     "transplant": ("merge.cli.transplant", "Give a model another model's tokenizer."),
-    "finetune": ("merge.cli.finetune", "Train a model or an adapter on your data."),
-    "convert": ("merge.cli.convert", "Rewrite a model: another dtype, other shards, pickles to safetensors."),
-    "diff": ("merge.cli.diff", "Compare two models tensor by tensor, or two fine-tunes of one base."),
-    "eval": ("merge.cli.eval", "Judge models and recipes on the same tasks."),
     "statistics": ("merge.cli.statistics", "Collect what regmean and fisher need to know of a model."),
-    "lora": ("merge.cli.lora", "LoRA adapters: fold into a model, extract from a fine-tune, show."),
+    "finetune": ("merge.cli.finetune", "Train a model or an adapter on your data."),
+    "eval": ("merge.cli.eval", "Judge models and recipes on the same tasks."),
 }
 
 
