@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 import merge.engine.gates
 from merge import build_plan, parse_recipe, run_plan, verify_output
 from merge.derive.reinitialised import chosen
-from merge.errors import RecipeError
+from merge.errors import CheckpointError, RecipeError
 from merge.kernels.random import fill_normal, fill_uniform, normal_quantile, split_key
 from merge.output.writer import OutputDirectory
 from merge.plan import Plan
@@ -558,6 +558,14 @@ def test_what_the_base_lacks_is_named(root: Path) -> None:
         change(root / model, model_type="qwen2")
     name = "model.layers.0.self_attn.q_proj.bias"
     assert f"{name}: missing from {root}/a and 5 more; Qwen2-MoE needs it." in refused(root)
+
+
+def test_a_config_that_is_not_of_the_weights_is_told_when_prompts_are_run(root: Path) -> None:
+    change(root / "a", intermediate_size=48)
+    with pytest.raises(CheckpointError, match=r"layer 0 does not fit what transformers makes of config\.json"):
+        made(root, TWO, "hidden")
+    made(root, TWO, "cheap_embed", out="cheap")
+    assert json.loads((root / "cheap" / "config.json").read_text())["intermediate_size"] == 32  # of the experts
 
 
 def test_a_quantized_expert_is_refused(root: Path, make_model: Callable[..., Path]) -> None:
