@@ -13,7 +13,6 @@ from merge.errors import RecipeError
 from merge.recipe import load_recipe, parse_recipe
 
 PART = "{model: a/b, layer_range: [0, 2]}"
-LATER = "with a later version; nothing was merged"
 TWO = (
     "merge_method: linear\nmodels:\n- {model: a/b, parameters: {weight: 1}}\n- {model: a/c, parameters: {weight: 1}}\n"
 )
@@ -283,16 +282,3 @@ def test_a_wrong_key_value_or_model_is_named_with_its_place(text: str, start: st
 def test_a_malformed_layer_range_is_one_problem(text: str, message: str) -> None:
     (found,) = problems(text)
     assert found.startswith(f"r.yaml:3: {message}")
-
-
-NOT_YET = [
-    (
-        "base_model: a/b\nexperts: [{source_model: a/c+a/lora}]\ngate_mode: zero\nexperts_per_token: 1",
-        f'r.yaml:2: adapters ("a/c+a/lora") come {LATER}',
-    ),
-]
-
-
-@pytest.mark.parametrize(("text", "message"), NOT_YET)
-def test_what_comes_later_is_refused_and_not_ignored(text: str, message: str) -> None:
-    assert message in problems(text)

@@ -244,11 +244,12 @@ def _with_attention(reader: Reader, node: yaml.Node | None, recipe: Recipe) -> R
         name = "linear"
     if name is None:
         return recipe
-    method = reader.method = reader.methods.get(name)
+    method = reader.methods.get(name)
     if method is None:
         reader.problem(fields["merge_method"], names.unknown_method(name, reader.methods))
         return recipe
-    parameters = dict(read_settings(reader, fields.get("parameters"), "parameters", "shared"))
+    with reader.scope(method):
+        parameters = dict(read_settings(reader, fields.get("parameters"), "parameters", "shared"))
     weight = method.parameter("weight")
     if weight is not None and weight.required and "parameters.weight" not in reader.lines:
         parameters["weight"] = 1.0
