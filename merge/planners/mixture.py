@@ -24,12 +24,13 @@ from merge.output.card import model_card
 from merge.output.config import output_config
 from merge.output.shards import INDEX, index_text, lay_out
 from merge.plan import Experts, Gates, Plan, SideFile, Step
-from merge.planners.build import RECIPE_FILE, build_plan
+from merge.planners.build import build_plan
 from merge.planners.inputs import Inputs
 from merge.planners.moe_fit import DEAD_NEURONS, EMBEDDING, HEAD, Dense, choose_layout
 from merge.planners.moe_layouts import Counts, moe_config
 from merge.planners.moe_steps import ExpertSteps
 from merge.planners.router import Router
+from merge.planners.side_files import RECIPE_FILE
 from merge.recipe.mixture import Mixture
 from merge.recipe.model import Recipe, Source
 

@@ -21,7 +21,8 @@ from merge.errors import Problem, RecipeError
 from merge.methods import get_method
 from merge.output.shards import INDEX
 from merge.plan import Plan, SourceFile, Step, TensorRef
-from merge.planners.build import RECIPE_FILE, SHARD_BYTES, build_plan
+from merge.planners.build import SHARD_BYTES, build_plan
+from merge.planners.side_files import RECIPE_FILE
 from merge.recipe.document import place
 from merge.recipe.model import ModelRef, Recipe
 from merge.recipe.pipeline import Pipeline, Stage
