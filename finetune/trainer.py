@@ -66,7 +66,7 @@ class Tuner(Trainer):  # type: ignore[misc]  # transformers is untyped here
     def _stop(self, losses: Any, examples: list[int]) -> None:
         step = self.state.global_step + 1
         for name, parameter in self.model.named_parameters():
-            if not bool(torch.isfinite(parameter).all()):
+            if parameter.requires_grad and not bool(torch.isfinite(parameter).all()):
                 raise NumbersError(
                     f"step {step}: the loss is not finite, because {name} no longer is: an update before was too large. "
                     "Set a lower learning_rate, max_grad_norm: 1, or precision: fp32, and start with --force."
