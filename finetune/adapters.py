@@ -61,7 +61,9 @@ def put_adapter(model: Any, config: Config) -> Any:
         return PeftModel.from_pretrained(model, str(folder), is_trainable=True)
     except (RuntimeError, ValueError, KeyError, OSError) as error:
         line = str(error).strip().partition("\n")[0][:200]
-        raise UsageError(f"{folder}: does not fit {config.model}: {line} Give the base it was trained on: --model.") from error
+        raise UsageError(
+            f"{folder}: does not fit {config.model}: {line} Give the base it was trained on: --model."
+        ) from error
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -14,7 +14,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -30,7 +29,7 @@ TARGETS = (
 )
 
 
-class Bottleneck(nn.Module):
+class Bottleneck(nn.Module):  # type: ignore[misc]  # torch is untyped here
     """(..., width) -> (..., width), the change to add; zero before it is trained."""
 
     def __init__(self, width: int, bottleneck: int) -> None:
@@ -103,8 +102,11 @@ def load_bottlenecks(model: Any, folder: str | Path) -> Any:
 
 def put_bottlenecks(model: Any, tensors: dict[str, Any], folder: Path) -> None:
     own = {name: value for name, value in model.state_dict().items() if f".{NAME}." in name}
-    wrong = [name for name in {**own, **tensors} if name not in own or name not in tensors
-             or own[name].shape != tensors[name].shape]
+    wrong = [
+        name
+        for name in {**own, **tensors}
+        if name not in own or name not in tensors or own[name].shape != tensors[name].shape
+    ]
     if wrong:
         raise CheckpointError(f"{folder / WEIGHTS}: {wrong[0]} does not fit this model. Load it into its own base.")
     model.load_state_dict(tensors, strict=False)

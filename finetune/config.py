@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from finetune.keys import KEYS, SOURCE_KEYS, Config, Key, Source
-from merge.errors import Problem, RecipeError
+from merge.errors import Problem
 from merge.recipe.document import read_document, read_text
 from merge.recipe.names import suggest
 from merge.recipe.reader import Reader, as_integer, one_of, shown
@@ -54,7 +54,9 @@ def load_config(
     place = _Place(file)
     values: dict[str, Any] = {}
     if file is not None:
-        root = read_document(read_text(Path(file)), file, what="config", begins="model: org/base", needs="model and data")
+        root = read_document(
+            read_text(Path(file)), file, what="config", begins="model: org/base", needs="model and data"
+        )
         for name, node in _known(place, root, "", KEYS, "the config"):
             values[name] = _value(place, node, name, KEYS[name])
     for name, texts in (flags or {}).items():
@@ -239,14 +241,19 @@ def _check_together(problem: _Complaints, config: Config) -> None:
             problem(name, f'"{name}" comes from the adapter that is gone on with; remove it')
         elif only and config.train not in only and "train" not in problem.wrong:
             problem(name, f'"{name}" belongs to train: {one_of(only)}; this is train: {config.train}')
-    for level in (config, *config.data):
+    levels: list[Config | Source] = [config, *config.data]
+    for level in levels:
         if (level.prompt is None) != (level.completion is None):
             missing = "completion" if level.completion is None else "prompt"
-            problem("data" if isinstance(level, Source) else missing, f'templates come in pairs: "{missing}" is missing')
+            problem(
+                "data" if isinstance(level, Source) else missing, f'templates come in pairs: "{missing}" is missing'
+            )
     weights = [source.weight for source in config.data]
     if None in weights and any(weight is not None for weight in weights):
         problem("data", 'give every entry of "data" a weight, or none')
-    if config.train == "partial" and not any((config.freeze_first, config.train_last, config.freeze, config.train_only)):
+    if config.train == "partial" and not any(
+        (config.freeze_first, config.train_last, config.freeze, config.train_only)
+    ):
         problem("train", "train: partial needs one of freeze_first, train_last, freeze or train_only")
     if config.validation is None:
         for name in ("early_stopping", "eval_every", "keep_best"):

@@ -10,9 +10,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 # What may be trained, in the order that `--help` shows; finetune/trainables.py does it.
-TRAIN = (
-    *("full", "partial", "bitfit", "lora", "qlora", "ia3", "prompt", "prefix", "ptuning", "bottleneck"),
-)
+TRAIN = (*("full", "partial", "bitfit", "lora", "qlora", "ia3", "prompt", "prefix", "ptuning", "bottleneck"),)
 FORMATS = ("messages", "sharegpt", "alpaca", "prompt_completion", "text", "preference", "text_label")
 OBJECTIVES = ("supervised", "text")  # finetune/objectives/ does them
 SCHEDULERS = (
@@ -101,8 +99,9 @@ class Config:
     pad_token: str | None = key(None, "str", "Fills rows up; default: the tokenizer's, or eos.", group="Data")
 
     rank: int = key(16, "int", "Of LoRA's matrices.", low=1, only=_LORA, group="Adapters")
-    alpha: float | None = key(None, "float", "LoRA's scale is alpha/rank; default: 2 rank.", above=0, only=_LORA,
-                              group="Adapters")
+    alpha: float | None = key(
+        None, "float", "LoRA's scale is alpha/rank; default: 2 rank.", above=0, only=_LORA, group="Adapters"
+    )
     dropout: float = key(0.0, "float", "Before LoRA's matrices.", low=0, high=0.99, only=_LORA, group="Adapters")
     rslora: bool = key(False, "bool", "Scale alpha/sqrt(rank).", only=_LORA, group="Adapters")
     dora: bool = key(False, "bool", "Train magnitude and direction (DoRA).", only=_LORA, group="Adapters")
@@ -113,7 +112,10 @@ class Config:
         None, "table", "Alphas by regular expression on module names.", above=0, only=_LORA, group="Adapters"
     )
     target_modules: tuple[str, ...] = key(
-        (), "words", "Module names; default: all linear layers (LoRA), the usual ones (others).", only=_ADAPTERS,
+        (),
+        "words",
+        "Module names; default: all linear layers (LoRA), the usual ones (others).",
+        only=_ADAPTERS,
         group="Adapters",
     )
     feedforward_modules: tuple[str, ...] = key(
@@ -123,21 +125,26 @@ class Config:
         (), "words", "Modules trained and saved whole, such as embed_tokens.", only=(*_LORA, "ia3"), group="Adapters"
     )
     double_quantization: bool = key(True, "bool", "Quantise the scales too.", only=("qlora",), group="Adapters")
-    virtual_tokens: int = key(20, "int", "Length of the learnt prompt or prefix.", low=1, only=_PROMPTS,
-                              group="Adapters")
+    virtual_tokens: int = key(
+        20, "int", "Length of the learnt prompt or prefix.", low=1, only=_PROMPTS, group="Adapters"
+    )
     prompt_init: str | None = key(None, "str", "A text the prompt starts from.", only=("prompt",), group="Adapters")
     encoder_hidden: int | None = key(
         None, "int", "Width of the prompt encoder.", low=1, only=("prefix", "ptuning"), group="Adapters"
     )
     bottleneck: int = key(16, "int", "Width of a bottleneck adapter.", low=1, only=("bottleneck",), group="Adapters")
-    freeze_first: int | None = key(None, "int", "Freeze embeddings and this many layers.", low=1, only=("partial",),
-                                   group="Adapters")
-    train_last: int | None = key(None, "int", "Train this many last layers, final norm and head.", low=1,
-                                 only=("partial",), group="Adapters")
-    freeze: tuple[str, ...] = key((), "words", "Regular expressions of parameters not to train.", only=("partial",),
-                                  group="Adapters")
-    train_only: tuple[str, ...] = key((), "words", "Regular expressions of the only ones to train.", only=("partial",),
-                                      group="Adapters")
+    freeze_first: int | None = key(
+        None, "int", "Freeze embeddings and this many layers.", low=1, only=("partial",), group="Adapters"
+    )
+    train_last: int | None = key(
+        None, "int", "Train this many last layers, final norm and head.", low=1, only=("partial",), group="Adapters"
+    )
+    freeze: tuple[str, ...] = key(
+        (), "words", "Regular expressions of parameters not to train.", only=("partial",), group="Adapters"
+    )
+    train_only: tuple[str, ...] = key(
+        (), "words", "Regular expressions of the only ones to train.", only=("partial",), group="Adapters"
+    )
 
     epochs: float = key(1.0, "float", "Passes over the data.", above=0, group="Training")
     max_steps: int | None = key(None, "int", "Optimiser steps, in place of epochs.", low=1, group="Training")
@@ -145,25 +152,39 @@ class Config:
     gradient_accumulation: int = key(1, "int", "Batches of a step.", low=1, group="Training")
     gradient_checkpointing: bool = key(False, "bool", "Less memory, a third more time.", group="Training")
     learning_rate: float | None = key(
-        None, "float", "Default: 2e-5 full and partial, 2e-4 LoRA, 1e-3 others, prompts 1e-2.", above=0, high=10,
+        None,
+        "float",
+        "Default: 2e-5 full and partial, 2e-4 LoRA, 1e-3 others, prompts 1e-2.",
+        above=0,
+        high=10,
         group="Training",
     )
     scheduler: str = key("cosine", "str", "Of the learning rate.", choices=SCHEDULERS, group="Training")
     warmup: float = key(0.03, "float", "Steps; below 1 a share of all.", low=0, group="Training")
-    optimizer: str = key("adamw", "str", "8 bit ones need bitsandbytes and a GPU.", choices=OPTIMIZERS,
-                         group="Training")
+    optimizer: str = key(
+        "adamw", "str", "8 bit ones need bitsandbytes and a GPU.", choices=OPTIMIZERS, group="Training"
+    )
     weight_decay: float = key(0.0, "float", "Of AdamW.", low=0, high=1, group="Training")
     max_grad_norm: float = key(1.0, "float", "Gradients are clipped to this norm; 0: not.", low=0, group="Training")
     precision: str = key(
-        "auto", "str", "Mixed precision; auto: bf16 where a GPU has it.", choices=("auto", "fp32", "bf16", "fp16"),
+        "auto",
+        "str",
+        "Mixed precision; auto: bf16 where a GPU has it.",
+        choices=("auto", "fp32", "bf16", "fp16"),
         group="Training",
     )
     dtype: str = key(
-        "auto", "str", "Of frozen and trained weights in memory; auto: float32, bfloat16 if frozen on a GPU.",
-        choices=("auto", "float32", "bfloat16", "float16"), group="Training",
+        "auto",
+        "str",
+        "Of frozen and trained weights in memory; auto: float32, bfloat16 if frozen on a GPU.",
+        choices=("auto", "float32", "bfloat16", "float16"),
+        group="Training",
     )
     attention: str = key(
-        "sdpa", "str", "Implementation of attention.", choices=("sdpa", "eager", "flash_attention_2"),
+        "sdpa",
+        "str",
+        "Implementation of attention.",
+        choices=("sdpa", "eager", "flash_attention_2"),
         group="Training",
     )
     seed: int = key(0, "int", "Of order, mixing, masks and new weights.", low=0, high=2**32 - 1, group="Training")
@@ -174,7 +195,9 @@ class Config:
         None, "int", "Stop after so many evaluations without a better loss.", low=1, group="Watching"
     )
     keep_best: bool | None = key(
-        None, "bool", "Result: the checkpoint with the least validation loss; default: if there is one.",
+        None,
+        "bool",
+        "Result: the checkpoint with the least validation loss; default: if there is one.",
         group="Watching",
     )
     log_every: int = key(10, "int", "Steps.", low=1, group="Watching")

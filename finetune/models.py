@@ -50,8 +50,10 @@ def open_base(text: str, folder: Path | None, adapter: str | None = None) -> Bas
     try:
         tokenizer = AutoTokenizer.from_pretrained(adapter if own else place.path, local_files_only=True)
     except ERRORS as error:
-        raise CheckpointError(f"{place.path}: no tokenizer that transformers can load ({_line(error)}). "
-                              "Copy the tokenizer's files beside the weights.") from error
+        raise CheckpointError(
+            f"{place.path}: no tokenizer that transformers can load ({_line(error)}). "
+            "Copy the tokenizer's files beside the weights."
+        ) from error
     tokenizer.padding_side = "right"
     context = getattr(config.get_text_config(), "max_position_embeddings", None)
     return Base(place.path, place.revision, config, tokenizer, context if isinstance(context, int) else None)
@@ -140,7 +142,9 @@ def _nf4(config: Config, device: str) -> Any:
     from transformers import BitsAndBytesConfig
 
     if importlib.util.find_spec("bitsandbytes") is None:
-        raise UsageError("train: qlora needs bitsandbytes: pip install 'merge-workbench[finetune]'. Or use train: lora.")
+        raise UsageError(
+            "train: qlora needs bitsandbytes: pip install 'merge-workbench[finetune]'. Or use train: lora."
+        )
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",

@@ -1,7 +1,7 @@
 """OUT.partial while training goes on, and OUT once it is whole.
 
-OUT.partial holds run.json (what is trained on what: another run may not go on there), a lock, the checkpoints, and at the
-end result/, which is renamed to OUT when everything is in it. A kill at any moment leaves no OUT, or a whole one.
+OUT.partial holds run.json (what is trained on what: another run may not go on there), a lock, the checkpoints, and at
+the end result/, which is renamed to OUT when everything is in it. A kill at any moment leaves no OUT, or a whole one.
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ class TrainingDirectory:
             try:
                 self._open()
             except OSError as error:
-                raise OutputError(f"{self.partial}: cannot write: {error.strerror or error}. Choose another out.") from error
+                raise OutputError(
+                    f"{self.partial}: cannot write: {error.strerror or error}. Choose another out."
+                ) from error
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -43,14 +45,18 @@ class TrainingDirectory:
     def _open(self) -> None:
         found = {path.name for path in self.partial.iterdir()} - {LOCK} if self.partial.is_dir() else set()
         if found and RUN not in found:
-            raise UsageError(f"{self.partial} exists and is not unfinished work of merge finetune; nothing was changed. "
-                             "Move it away, or choose another out.")
+            raise UsageError(
+                f"{self.partial} exists and is not unfinished work of merge finetune; nothing was changed. "
+                "Move it away, or choose another out."
+            )
         self.partial.mkdir(parents=True, exist_ok=True)
         self._lock = filelock.FileLock(self.partial / LOCK)
         try:
             self._lock.acquire(timeout=0)
         except filelock.Timeout:
-            raise OutputError(f"{self.partial} is being written by another run. Wait for it, or choose another out.") from None
+            raise OutputError(
+                f"{self.partial} is being written by another run. Wait for it, or choose another out."
+            ) from None
         try:
             self._claim(bool(found))
         except BaseException:

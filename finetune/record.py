@@ -18,7 +18,16 @@ from merge.errors import CheckpointError
 
 MANIFEST, LOG, CURVE = "finetune_manifest.json", "training_log.json", "loss.png"
 FORMAT = 1
-_PACKAGES = ("merge-workbench", "torch", "transformers", "peft", "accelerate", "tokenizers", "safetensors", "bitsandbytes")
+_PACKAGES = (
+    "merge-workbench",
+    "torch",
+    "transformers",
+    "peft",
+    "accelerate",
+    "tokenizers",
+    "safetensors",
+    "bitsandbytes",
+)
 _CHUNK = 1 << 23
 
 
@@ -36,7 +45,9 @@ def weight_digests(base: Base) -> dict[str, str]:
     return digests
 
 
-def manifest(config: Config, base: Base, data: Data, digests: dict[str, str], figures: dict[str, Any]) -> dict[str, Any]:
+def manifest(
+    config: Config, base: Base, data: Data, digests: dict[str, str], figures: dict[str, Any]
+) -> dict[str, Any]:
     """`figures`: parameters, losses, steps, times; `digests`: of the base's weights."""
     return {
         "format": FORMAT,
@@ -95,15 +106,25 @@ def card(config: Config, base: Base, data: Data, figures: dict[str, Any], adapte
     head += ["tags:", "- merge-workbench", f"- {config.train}", "---"]
     losses = figures["losses"]
     rows = [f"| {what} | {losses[key]:.4f} |" for key, what in _LOSSES if losses.get(key) is not None]
-    return "\n".join([
-        *head, "",
-        f"# {Path(config.out).name}", "",
-        f"{name}, fine-tuned ({config.train}, {data.objective}) with Merge Workbench: {figures['trained_parameters']:,} of "
-        f"{figures['parameters']:,} parameters, {figures['steps']:,} steps, {data.lengths['train'].examples:,} examples.", "",
-        *(["| loss, nats a token | |", "|---|---:|", *rows, ""] if rows else []),
-        "```yaml", as_yaml(dataclasses.replace(config, model=name, out=Path(config.out).name)).rstrip(), "```", "",
-        f"`{MANIFEST}` has the digests of the data and of the base, and all versions; `{LOG}` every logged loss.", "",
-    ])
+    return "\n".join(
+        [
+            *head,
+            "",
+            f"# {Path(config.out).name}",
+            "",
+            f"{name}, fine-tuned ({config.train}, {data.objective}) with Merge Workbench: "
+            f"{figures['trained_parameters']:,} of {figures['parameters']:,} parameters, {figures['steps']:,} steps, "
+            f"{data.lengths['train'].examples:,} examples.",
+            "",
+            *(["| loss, nats a token | |", "|---|---:|", *rows, ""] if rows else []),
+            "```yaml",
+            as_yaml(dataclasses.replace(config, model=name, out=Path(config.out).name)).rstrip(),
+            "```",
+            "",
+            f"`{MANIFEST}` has the digests of the data and of the base, and all versions; `{LOG}` every logged loss.",
+            "",
+        ]
+    )
 
 
 def as_yaml(config: Config) -> str:

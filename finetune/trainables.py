@@ -49,7 +49,9 @@ def make_trainable(model: Any, config: Config, task_type: str, new_ids: list[int
     if config.gradient_checkpointing:
         _let_gradients_in(model)
     if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise UsageError(f"train: {config.train} leaves nothing to train in this model. {_NOTHING.get(config.train, '')}")
+        raise UsageError(
+            f"train: {config.train} leaves nothing to train in this model. {_NOTHING.get(config.train, '')}"
+        )
     return model
 
 
@@ -166,7 +168,7 @@ def _token_rows(model: Any, config: Config, new_ids: list[int]) -> Any:
     """The rows of new tokens in the embeddings, and in a head of its own; or None if these are trained whole."""
     if not new_ids:
         return None
-    modules = {name: module for name, module in model.named_modules()}
+    modules = dict(model.named_modules())
     wanted = [model.get_input_embeddings()]
     head = model.get_output_embeddings()
     if head is not None and head.weight is not wanted[0].weight:
@@ -198,8 +200,12 @@ def _ia3(model: Any, config: Config, task_type: str, new_ids: list[int]) -> Any:
     targets, inner = list(config.target_modules) or None, list(config.feedforward_modules) or None
     if targets and inner is None:
         inner = []
-    settings = IA3Config(task_type=task_type, target_modules=targets, feedforward_modules=inner,
-                         modules_to_save=list(config.modules_to_save) or None)
+    settings = IA3Config(
+        task_type=task_type,
+        target_modules=targets,
+        feedforward_modules=inner,
+        modules_to_save=list(config.modules_to_save) or None,
+    )
     return get_peft_model(model, settings)
 
 

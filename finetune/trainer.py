@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import PrinterCallback, Trainer, TrainerCallback
 
-from finetune.data import Rows
+from finetune.data.pack import Rows
 from finetune.objectives import Objective
 from merge.errors import NumbersError, OutputError
 
@@ -36,12 +36,24 @@ class Tuner(Trainer):  # type: ignore[misc]  # transformers is untyped here
     loss_is_scaled_for_ga = True  # divided by the weights of the whole step
 
     def __init__(
-        self, model: Any, args: Any, objective: Objective, train: Rows, validation: Rows | None, pad: int,
+        self,
+        model: Any,
+        args: Any,
+        objective: Objective,
+        train: Rows,
+        validation: Rows | None,
+        pad: int,
         progress: Callable[[int, int, dict[str, float]], None],
     ) -> None:
         collate = functools.partial(objective.collate, pad=pad)
-        super().__init__(model=model, args=args, train_dataset=train, eval_dataset=validation, data_collator=collate,
-                         callbacks=[_Keeper(), _Progress(progress)])
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=train,
+            eval_dataset=validation,
+            data_collator=collate,
+            callbacks=[_Keeper(), _Progress(progress)],
+        )
         self.objective = objective
         self.tokens = 0  # read by this process
         self.remove_callback(PrinterCallback)
@@ -55,8 +67,9 @@ class Tuner(Trainer):  # type: ignore[misc]  # transformers is untyped here
             weight = self.accelerator.gather(weight.to(device)).sum()
         return batches, weight
 
-    def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False,
-                     num_items_in_batch: Any = None) -> Any:
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
         losses = self.objective.loss(model, inputs)
         if not bool(torch.isfinite(losses).all()):
             self._stop(losses.detach(), inputs["examples"])
@@ -68,8 +81,8 @@ class Tuner(Trainer):  # type: ignore[misc]  # transformers is untyped here
         for name, parameter in self.model.named_parameters():
             if parameter.requires_grad and not bool(torch.isfinite(parameter).all()):
                 raise NumbersError(
-                    f"step {step}: the loss is not finite, because {name} no longer is: an update before was too large. "
-                    "Set a lower learning_rate, max_grad_norm: 1, or precision: fp32, and start with --force."
+                    f"step {step}: the loss is not finite, because {name} no longer is: an update before was too "
+                    "large. Set a lower learning_rate, max_grad_norm: 1, or precision: fp32, and start with --force."
                 )
         bad = [row for row, loss in enumerate(losses) if not bool(torch.isfinite(loss))]
         rows = len(losses)
@@ -80,8 +93,9 @@ class Tuner(Trainer):  # type: ignore[misc]  # transformers is untyped here
             "Nothing was updated by it. Remove the example, or set a lower learning_rate or precision: fp32."
         )
 
-    def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
-                 ) -> dict[str, float]:
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
         """Mean loss over the weights of the whole validation set, and of each task in it."""
         self.model.eval()
         model = self.model_wrapped if self.is_in_train else self.model
@@ -91,13 +105,15 @@ class Tuner(Trainer):  # type: ignore[misc]  # transformers is untyped here
             with torch.no_grad():
                 losses = self.objective.loss(model, batch)
             examples = torch.tensor(batch["examples"], device=losses.device)
-            parts.append(self.accelerator.gather_for_metrics(
-                torch.stack([losses.double(), self.objective.weights(batch).double(), examples.double()], 1)
-            ).cpu())
+            parts.append(
+                self.accelerator.gather_for_metrics(
+                    torch.stack([losses.double(), self.objective.weights(batch).double(), examples.double()], 1)
+                ).cpu()
+            )
         rows = self.eval_dataset if eval_dataset is None else eval_dataset
         metrics = _means(torch.cat(parts), rows, metric_key_prefix)
         self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:

@@ -29,12 +29,21 @@ def problems(tmp_path: Path, text: str, **flags: list[str]) -> list[str]:
 def test_file_and_flags_give_the_same_config(tmp_path: Path) -> None:
     file = tmp_path / "c.yaml"
     file.write_text(
-        GOOD + "train: lora\nrank: 8\nlearning_rate: 2e-4\nvalidation: 0.05\ndora: true\ntarget_modules: [q_proj, v_proj]\n"
-        "rank_pattern: {q_proj: 4}\n", encoding="utf-8",
+        GOOD
+        + "train: lora\nrank: 8\nlearning_rate: 2e-4\nvalidation: 0.05\ndora: true\ntarget_modules: [q_proj, v_proj]\n"
+        "rank_pattern: {q_proj: 4}\n",
+        encoding="utf-8",
     )
     flags = {
-        "model": ["base"], "data": ["a.jsonl"], "out": ["tuned"], "train": ["lora"], "rank": ["8"],
-        "learning_rate": ["2e-4"], "validation": ["0.05"], "dora": ["true"], "target_modules": ["q_proj,v_proj"],
+        "model": ["base"],
+        "data": ["a.jsonl"],
+        "out": ["tuned"],
+        "train": ["lora"],
+        "rank": ["8"],
+        "learning_rate": ["2e-4"],
+        "validation": ["0.05"],
+        "dora": ["true"],
+        "target_modules": ["q_proj,v_proj"],
         "rank_pattern": ["{q_proj: 4}"],
     }
     config = load_config(str(file))
@@ -52,7 +61,8 @@ def test_data_entries_have_keys_of_their_own(tmp_path: Path) -> None:
     file = tmp_path / "c.yaml"
     file.write_text(
         "model: base\nout: o\ndata:\n- {path: a.csv, prompt: 'Q: {q} ', completion: '{a}', weight: 3, task: qa}\n"
-        "- {path: b.jsonl, weight: 1}\nvalidation: held.jsonl\n", encoding="utf-8",
+        "- {path: b.jsonl, weight: 1}\nvalidation: held.jsonl\n",
+        encoding="utf-8",
     )
     config = load_config(str(file))
     assert config.data == (Source("a.csv", None, "Q: {q} ", "{a}", None, 3.0, "qa"), Source("b.jsonl", weight=1.0))
@@ -68,28 +78,46 @@ def test_data_entries_have_keys_of_their_own(tmp_path: Path) -> None:
         (GOOD + "train: loar\n", ['c.yaml:4: "train" is "loar"; did you mean "lora"?']),
         (GOOD + "train: full\nrank: 8\n", ['c.yaml:5: "rank" belongs to train: lora or qlora; this is train: full']),
         ("data: a.jsonl\nout: o\n", ['c.yaml:1: "model" is missing: what to train']),
-        (GOOD + "prompt_loss_weight: 1.5\n",
-         ['c.yaml:4: "prompt_loss_weight" must be a number at least 0 and at most 1, not 1.5']),
+        (
+            GOOD + "prompt_loss_weight: 1.5\n",
+            ['c.yaml:4: "prompt_loss_weight" must be a number at least 0 and at most 1, not 1.5'],
+        ),
         (GOOD + "epochs: .inf\n", ['c.yaml:4: "epochs" must be a number above 0, not .inf']),
         (GOOD + "dora: maybe\n", ['c.yaml:4: "dora" must be true or false, not "maybe"']),
         (GOOD + "prompt: 'Q: {q}'\n", ['c.yaml:1: templates come in pairs: "completion" is missing']),
-        (GOOD + "early_stopping: 3\n",
-         ['c.yaml:4: "early_stopping" needs "validation": a share of the data such as 0.05, or a file']),
-        (GOOD + "train: partial\n",
-         ["c.yaml:4: train: partial needs one of freeze_first, train_last, freeze or train_only"]),
-        (GOOD + "train: prefix\ngradient_checkpointing: true\n",
-         ["c.yaml:5: prefix tuning feeds keys and values, which checkpointing cannot recompute"]),
-        (GOOD + "train: prompt\npacking: true\n",
-         ["c.yaml:5: train: prompt puts its tokens before a row, so rows cannot be packed"]),
-        ("model: m\nout: o\ndata: [{path: a.jsonl, weight: 1}, b.jsonl]\n",
-         ['c.yaml:3: give every entry of "data" a weight, or none']),
-        ("model: m\nout: o\ndata: [{file: a.jsonl}]\n",
-         ['c.yaml:3: unknown key "file"; known: path, format, prompt, completion, text, weight, task',
-          'c.yaml:3: an entry of "data" needs the key "path": the file']),
+        (
+            GOOD + "early_stopping: 3\n",
+            ['c.yaml:4: "early_stopping" needs "validation": a share of the data such as 0.05, or a file'],
+        ),
+        (
+            GOOD + "train: partial\n",
+            ["c.yaml:4: train: partial needs one of freeze_first, train_last, freeze or train_only"],
+        ),
+        (
+            GOOD + "train: prefix\ngradient_checkpointing: true\n",
+            ["c.yaml:5: prefix tuning feeds keys and values, which checkpointing cannot recompute"],
+        ),
+        (
+            GOOD + "train: prompt\npacking: true\n",
+            ["c.yaml:5: train: prompt puts its tokens before a row, so rows cannot be packed"],
+        ),
+        (
+            "model: m\nout: o\ndata: [{path: a.jsonl, weight: 1}, b.jsonl]\n",
+            ['c.yaml:3: give every entry of "data" a weight, or none'],
+        ),
+        (
+            "model: m\nout: o\ndata: [{file: a.jsonl}]\n",
+            [
+                'c.yaml:3: unknown key "file"; known: path, format, prompt, completion, text, weight, task',
+                'c.yaml:3: an entry of "data" needs the key "path": the file',
+            ],
+        ),
         (GOOD + "validation: 0.99\n", ['c.yaml:4: "validation" must be a number above 0 and at most 0.9, not 0.99']),
         ("", ["c.yaml: the config is empty; it needs at least model and data"]),
-        ("- a\n", ['c.yaml:1: the config is not a mapping of keys to values; it begins with lines such as "model: '
-                   'org/base"']),
+        (
+            "- a\n",
+            ['c.yaml:1: the config is not a mapping of keys to values; it begins with lines such as "model: org/base"'],
+        ),
     ],
 )
 def test_wrong_configs_are_explained(tmp_path: Path, text: str, expected: list[str]) -> None:
@@ -108,14 +136,27 @@ def test_a_wrong_flag_is_named(tmp_path: Path) -> None:
 
 def test_the_card_s_yaml_is_the_config(tmp_path: Path) -> None:
     config = Config(
-        model="m", data=(Source("a.jsonl", task="x"),), out="o", train="lora", rank=4, validation=0.1,
-        target_modules=("q_proj",), rank_pattern={"q_proj": 2},
+        model="m",
+        data=(Source("a.jsonl", task="x"),),
+        out="o",
+        train="lora",
+        rank=4,
+        validation=0.1,
+        target_modules=("q_proj",),
+        rank_pattern={"q_proj": 2},
     )
     file = tmp_path / "c.yaml"
     file.write_text(as_yaml(config), encoding="utf-8")
     assert load_config(str(file)) == config
     assert set(yaml.safe_load(as_yaml(config))) == {
-        "model", "data", "out", "train", "validation", "rank", "target_modules", "rank_pattern"
+        "model",
+        "data",
+        "out",
+        "train",
+        "validation",
+        "rank",
+        "target_modules",
+        "rank_pattern",
     }
 
 

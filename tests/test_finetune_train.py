@@ -1,4 +1,4 @@
-"""Training: every kind learns, what is frozen stays, a run that was stopped ends in the same bits, results load again."""
+"""Training: every kind learns, what is frozen stays, a stopped run ends in the same bits, results load again."""
 
 from __future__ import annotations
 
@@ -35,12 +35,23 @@ def run(place: Path, tmp_path: Path) -> Run:
     """run(train="lora", out="x", ...) -> Report; flags as on the command line."""
 
     def start(*, watch: Any = None, force: bool = False, **keys: Any) -> Report:
-        usual = {"model": place / "model", "data": place / "data.jsonl", "out": "out", "batch_size": 16, "epochs": 2,
-                 "learning_rate": 1e-2, "validation": 0.2, "log_every": 1}
+        usual = {
+            "model": place / "model",
+            "data": place / "data.jsonl",
+            "out": "out",
+            "batch_size": 16,
+            "epochs": 2,
+            "learning_rate": 1e-2,
+            "validation": 0.2,
+            "log_every": 1,
+        }
         given = {**usual, **keys}
         given["out"] = tmp_path / given["out"]
-        flags = {name: [str(value).lower() if isinstance(value, bool) else str(value)] for name, value in given.items()
-                 if value is not None}
+        flags = {
+            name: [str(value).lower() if isinstance(value, bool) else str(value)]
+            for name, value in given.items()
+            if value is not None
+        }
         more = {} if watch is None else {"progress": watch}
         return finetune(prepare(load_config(None, flags)), device="cpu", threads=1, force=force, **more)
 
@@ -76,7 +87,7 @@ def test_every_kind_learns(run: Run, place: Path, tmp_path: Path, train: str) ->
     assert losses["validation_before"] is not None
     assert losses["validation"] is not None
     assert losses["validation"] < losses["validation_before"] - 0.02
-    assert 0 < report.trained_parameters
+    assert report.trained_parameters > 0
     assert same(weights(model), before)
     record = json.loads((tmp_path / "out" / "finetune_manifest.json").read_text(encoding="utf-8"))
     assert record["losses"] == losses
@@ -125,11 +136,20 @@ def test_lora_b_is_no_longer_zero_and_every_linear_layer_has_one(run: Run, tmp_p
 
 
 def test_lora_by_pattern_with_dora_and_rslora(run: Run, tmp_path: Path) -> None:
-    run(train="lora", rank=4, dora=True, rslora=True, rank_pattern="{q_proj: 8}", alpha_pattern="{v_proj: 3}",
-        max_steps=1)
+    run(
+        train="lora",
+        rank=4,
+        dora=True,
+        rslora=True,
+        rank_pattern="{q_proj: 8}",
+        alpha_pattern="{v_proj: 3}",
+        max_steps=1,
+    )
     settings = json.loads((tmp_path / "out" / "adapter_config.json").read_text(encoding="utf-8"))
     assert (settings["use_dora"], settings["use_rslora"], settings["alpha_pattern"]) == (True, True, {"v_proj": 3})
-    ranks = {name.split(".")[-3]: value.shape[1] for name, value in weights(tmp_path / "out").items() if "lora_B" in name}
+    ranks = {
+        name.split(".")[-3]: value.shape[1] for name, value in weights(tmp_path / "out").items() if "lora_B" in name
+    }
     assert ranks["q_proj"] == 8
     assert ranks["k_proj"] == 4
     assert any("lora_magnitude_vector" in name for name in weights(tmp_path / "out"))
@@ -154,7 +174,7 @@ def test_bitfit_moves_biases_only(run: Run, place: Path, tmp_path: Path) -> None
     run(train="bitfit", model=place / "biased")
     before, after = weights(place / "biased"), weights(tmp_path / "out")
     assert {name for name in before if not torch.equal(before[name], after[name])} <= {n for n in before if "bias" in n}
-    with pytest.raises(UsageError, match="has no biases"):
+    with pytest.raises(UsageError, match=r"has no biases"):
         run(train="bitfit", out="none")
 
 
@@ -222,8 +242,14 @@ def test_new_tokens_get_rows_of_their_own(run: Run, tmp_path: Path, tied: bool) 
 
 @pytest.mark.parametrize("step", [5, 9])
 def test_a_run_that_was_killed_ends_in_the_same_bits(run: Run, tmp_path: Path, step: int) -> None:
-    keys: dict[str, Any] = {"train": "lora", "dropout": 0.2, "gradient_accumulation": 2, "batch_size": 8, "save_every": 2,
-                            "eval_every": 2}
+    keys: dict[str, Any] = {
+        "train": "lora",
+        "dropout": 0.2,
+        "gradient_accumulation": 2,
+        "batch_size": 8,
+        "save_every": 2,
+        "eval_every": 2,
+    }
     whole = run(out="whole", **keys)
     with pytest.raises(Killed):
         run(out="killed", watch=kill_at(step), **keys)
@@ -240,8 +266,15 @@ def test_a_run_that_was_killed_ends_in_the_same_bits(run: Run, tmp_path: Path, s
 
 def test_gradient_accumulation_and_checkpointing_change_no_result(run: Run, tmp_path: Path) -> None:
     one = run(out="one", train="full", batch_size=16, max_steps=4, learning_rate=1e-3)
-    two = run(out="two", train="full", batch_size=4, gradient_accumulation=4, max_steps=4, learning_rate=1e-3,
-              gradient_checkpointing=True)
+    two = run(
+        out="two",
+        train="full",
+        batch_size=4,
+        gradient_accumulation=4,
+        max_steps=4,
+        learning_rate=1e-3,
+        gradient_checkpointing=True,
+    )
     assert two.losses["train_last"] == pytest.approx(one.losses["train_last"], rel=1e-4)
     assert two.losses["validation"] == pytest.approx(one.losses["validation"], rel=1e-4)
 
@@ -276,9 +309,18 @@ def test_a_loss_that_is_not_finite_names_step_and_examples(run: Run, place: Path
     message = str(caught.value)
     assert message.startswith("step ")
     assert f"for data {file}:31. Nothing was updated by it." in message
-    with pytest.raises(NumbersError, match="step 2: the loss is not finite, because .* no longer is"):
-        run(train="full", learning_rate=10, max_grad_norm=0, optimizer="sgd", force=True, out="far", batch_size=60,
-            weight_decay=0, watch=poison())
+    with pytest.raises(NumbersError, match=r"step 2: the loss is not finite, because .* no longer is"):
+        run(
+            train="full",
+            learning_rate=10,
+            max_grad_norm=0,
+            optimizer="sgd",
+            force=True,
+            out="far",
+            batch_size=60,
+            weight_decay=0,
+            watch=poison(),
+        )
 
 
 def poison() -> Any:
@@ -309,20 +351,20 @@ def test_continue_goes_on_from_an_adapter(run: Run, place: Path, tmp_path: Path)
     assert (second.losses["validation"] or 9) < (first.losses["validation"] or 0)
     with pytest.raises(MergeError, match='"rank" comes from the adapter'):
         load_config(None, {"out": ["x"], "rank": ["8"]}, defaults)
-    with pytest.raises(MergeError, match="not an adapter"):
+    with pytest.raises(MergeError, match=r"not an adapter"):
         adapter_defaults(place / "model")
 
 
 def test_an_existing_result_and_other_unfinished_work_are_refused(run: Run, tmp_path: Path) -> None:
     run(max_steps=2)
     before = weights(tmp_path / "out")
-    with pytest.raises(UsageError, match="out exists; nothing was changed"):
+    with pytest.raises(UsageError, match=r"out exists; nothing was changed"):
         run(max_steps=2)
     run(max_steps=2, force=True, seed=1)
     assert not same(before, weights(tmp_path / "out"))
     with pytest.raises(Killed):
         run(out="other", watch=kill_at(3))
-    with pytest.raises(UsageError, match="unfinished training that differs in: rank, seed"):
+    with pytest.raises(UsageError, match=r"unfinished training that differs in: rank, seed"):
         run(out="other", seed=2, rank=3)
     assert run(out="other", seed=2, rank=3, force=True).resumed_from == 0
 
@@ -358,7 +400,7 @@ def test_no_space_for_checkpoints_is_said_before_training(
     import shutil
 
     monkeypatch.setattr(shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000})())
-    with pytest.raises(OutputError, match="checkpoints and result need about [0-9,]+ bytes, and 1,000 are free"):
+    with pytest.raises(OutputError, match=r"checkpoints and result need about [0-9,]+ bytes(?:), and 1,000 are free"):
         run(train="full")
     assert not (tmp_path / "out.partial").exists()
 
@@ -372,15 +414,20 @@ def test_packing_that_would_leak_is_refused(run: Run, monkeypatch: pytest.Monkey
         return honest(self, model, {name: value for name, value in batch.items() if name != "position_ids"})
 
     monkeypatch.setattr(Supervised, "loss", deaf)
-    with pytest.raises(UsageError, match="does not keep packed examples apart"):
+    with pytest.raises(UsageError, match=r"does not keep packed examples apart"):
         run(packing=True)
 
 
 def test_losses_by_task(run: Run, place: Path, tmp_path: Path) -> None:
     import yaml
 
-    config = {"model": str(place / "model"), "out": str(tmp_path / "o"), "validation": 0.2, "batch_size": 16,
-              "data": [{"path": str(place / "data.jsonl"), "task": name} for name in ("one", "two")]}
+    config = {
+        "model": str(place / "model"),
+        "out": str(tmp_path / "o"),
+        "validation": 0.2,
+        "batch_size": 16,
+        "data": [{"path": str(place / "data.jsonl"), "task": name} for name in ("one", "two")],
+    }
     file = tmp_path / "c.yaml"
     file.write_text(yaml.safe_dump(config), encoding="utf-8")
     report = finetune(prepare(load_config(str(file))), device="cpu", threads=1)

@@ -15,8 +15,10 @@ CHAT = (
 )
 
 
-def make_tiny_llama(path: Path, *, bias: bool = False, tied: bool = False, context: int = 64, chat: bool = True) -> Path:
-    """A model directory with random weights and a tokenizer that has <pad>, <eos> and the marks of its chat template."""
+def make_tiny_llama(
+    path: Path, *, bias: bool = False, tied: bool = False, context: int = 64, chat: bool = True
+) -> Path:
+    """A model directory: random weights, and a tokenizer that has <pad>, <eos> and the marks of its chat template."""
     import torch
     from tokenizers import Tokenizer, decoders, models
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -26,16 +28,29 @@ def make_tiny_llama(path: Path, *, bias: bool = False, tied: bool = False, conte
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>"))
     tokenizer.decoder = decoders.Fuse()
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>",
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        eos_token="<eos>",
+        unk_token="<unk>",
         additional_special_tokens=marks[3:],
     )
     if chat:
         fast.chat_template = CHAT
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=len(vocabulary), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=context, attention_bias=bias, tie_word_embeddings=tied,
-        bos_token_id=None, eos_token_id=1, pad_token_id=0, dtype="bfloat16",
+        vocab_size=len(vocabulary),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=context,
+        attention_bias=bias,
+        tie_word_embeddings=tied,
+        bos_token_id=None,
+        eos_token_id=1,
+        pad_token_id=0,
+        dtype="bfloat16",
     )
     LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(path)
     fast.save_pretrained(path)

@@ -92,7 +92,9 @@ def read_samples(config: Config, folder: Path | None) -> Samples:
                 path = find_file(source.path, folder)
                 files[source.path] = file_digest(path)
                 # A validation file is read like the training file, unless it says otherwise itself.
-                shaped = source if like is None or source != Source(source.path) else Source(**_shape(like, source.path))
+                shaped = (
+                    source if like is None or source != Source(source.path) else Source(**_shape(like, source.path))
+                )
                 sets.append(make_samples(read_rows(path), shaped, config))
             except UsageError as error:
                 problems.append(Problem(str(error)))
@@ -154,8 +156,10 @@ def encode_samples(samples: Samples, config: Config, tokenizer: Any, context: in
     everything = [*samples.train, *samples.validation]
     chat = any(isinstance(sample.content, Conversation) for sample in everything) or config.chat
     if chat and tokenizer.chat_template is None:
-        raise UsageError("the tokenizer has no chat template, and the data are conversations. "
-                         "Give one: chat_template: chatml, or a Jinja file.")
+        raise UsageError(
+            "the tokenizer has no chat template, and the data are conversations. "
+            "Give one: chat_template: chatml, or a Jinja file."
+        )
     notes = list(samples.notes)
     lengths, rows = {}, {}
     for part, wanted in (("train", samples.train), ("validation", samples.validation)):
@@ -172,9 +176,13 @@ def encode_samples(samples: Samples, config: Config, tokenizer: Any, context: in
             *(len(rows[part]), encoder.dropped, encoder.cut),
         )
         if encoder.straddling:
-            notes.append(f"{part}: in {encoder.straddling:,} of {len(wanted):,} examples the end of the prompt and the "
-                         "start of the response are one token, which counts as response; end prompts without a space")
-    return Data(samples.objective, rows["train"], rows.get("validation"), lengths, samples.files, max_length, tuple(notes))
+            notes.append(
+                f"{part}: in {encoder.straddling:,} of {len(wanted):,} examples the end of the prompt and the "
+                "start of the response are one token, which counts as response; end prompts without a space"
+            )
+    return Data(
+        samples.objective, rows["train"], rows.get("validation"), lengths, samples.files, max_length, tuple(notes)
+    )
 
 
 def _max_length(config: Config, context: int | None) -> int:
@@ -198,8 +206,8 @@ def _encode(samples: list[Sample], encoder: Encoder, objective: Objective, max_l
         worst = max(long, key=len)
         raise UsageError(
             f"data {worst.place}: {len(worst):,} tokens, and a sequence may have {max_length:,}; so {len(long):,} of "
-            f"{len(examples):,} examples are too long. Raise max_length as far as the model's context, or set too_long: "
-            "truncate, drop or split."
+            f"{len(examples):,} examples are too long. Raise max_length as far as the model's context, or set "
+            "too_long: truncate, drop or split."
         )
     nothing = [example for example in examples if not (example.weights >= 1).any()]  # 1 is a response's
     if nothing:

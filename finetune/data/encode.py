@@ -1,8 +1,8 @@
 """Samples -> token numbers, each with the weight of its loss.
 
-A text is tokenised in one piece, as a model reads it, and cut into prompt and response by character offsets; a token that
-lies in both counts as response. Chat templates are rendered once for each turn, so what counts as the assistant's is what
-the template adds for that turn, its end mark included.
+A text is tokenised in one piece, as a model reads it, and cut into prompt and response by character offsets; a token
+that lies in both counts as response. Chat templates are rendered once for each turn, so what counts as the assistant's
+is what the template adds for that turn, its end mark included.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ CHATML = (
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One sequence. ids (token,) int32; weights (token,) float32: of the loss of predicting this token, 0 for the first."""
+    """One sequence. ids (token,) int32; weights (token,) float32: of the loss of this token, 0 for the first."""
 
     ids: NDArray[np.int32]
     weights: NDArray[np.float32]
@@ -139,8 +139,9 @@ class Encoder:
         self.straddling += straddles
         return list(found["input_ids"]), weights
 
-    def fit(self, ids: NDArray[np.int32], weights: NDArray[np.float32], place: str, task: str | None, too_long: str
-            ) -> list[Example]:
+    def fit(
+        self, ids: NDArray[np.int32], weights: NDArray[np.float32], place: str, task: str | None, too_long: str
+    ) -> list[Example]:
         """The sequence, cut, dropped or split as the config says if it is too long for the context."""
         length = self.max_length
         if len(ids) <= length or too_long == "error":  # an error is raised later, for all examples at once
@@ -175,8 +176,10 @@ def set_up_tokenizer(tokenizer: Any, config: Config, folder: Path | None) -> lis
         word = getattr(config, name)
         if word is not None:
             if word not in known:
-                raise UsageError(f'{name}: "{word}" is not in the vocabulary; {suggest(word, tokenizer.all_special_tokens)}. '
-                                 "Name a token it has, or add it: new_tokens.")
+                raise UsageError(
+                    f'{name}: "{word}" is not in the vocabulary; {suggest(word, tokenizer.all_special_tokens)}. '
+                    "Name a token it has, or add it: new_tokens."
+                )
             setattr(tokenizer, name, word)
     if tokenizer.eos_token_id is None and tokenizer.pad_token_id is None:
         raise UsageError(
@@ -184,10 +187,14 @@ def set_up_tokenizer(tokenizer: Any, config: Config, folder: Path | None) -> lis
             'Name one of its tokens, for example eos_token: "</s>", or add one with new_tokens.'
         )
     if tokenizer.eos_token_id is None:
-        notes.append("the tokenizer has no end mark, so examples end without one and a tuned model does not learn to stop")
+        notes.append(
+            "the tokenizer has no end mark, so examples end without one and a tuned model does not learn to stop"
+        )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-        notes.append(f'the tokenizer has no padding token; rows are filled with "{tokenizer.eos_token}", which is masked')
+        notes.append(
+            f'the tokenizer has no padding token; rows are filled with "{tokenizer.eos_token}", which is masked'
+        )
     if config.chat_template is not None:
         tokenizer.chat_template = _template(config.chat_template, folder)
     return notes

@@ -25,7 +25,7 @@ class Row:
 
 
 def find_file(text: str, folder: Path | None) -> Path:
-    """The file, looked for here and then beside the config. Raises UsageError if it is not there or of no known kind."""
+    """The file, looked for here, then beside the config. Raises UsageError if there is none, or of no known kind."""
     path = Path(text).expanduser()
     if not path.is_file() and folder is not None and (folder / path).is_file():
         path = folder / path
@@ -90,7 +90,9 @@ def _document(path: Path, text: str) -> Iterator[Row]:
     if isinstance(value, dict):  # {"data": [...]} and the like
         lists = [part for part in value.values() if isinstance(part, list)]
         if len(lists) != 1:
-            raise UsageError(f"data {path}: expected a list of objects, found an object with {', '.join(value) or 'nothing'}.")
+            raise UsageError(
+                f"data {path}: expected a list of objects, found an object with {', '.join(value) or 'nothing'}."
+            )
         value = lists[0]
     if not isinstance(value, list):
         raise UsageError(f"data {path}: expected a list of objects, found {json.dumps(value)[:60]}.")

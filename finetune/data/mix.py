@@ -28,7 +28,9 @@ def mix(sets: Sequence[Sequence[Sample]], weights: Sequence[float | None], seed:
 
 def hold_out(samples: Sequence[Sample], share: float, seed: int) -> tuple[list[Sample], list[Sample]]:
     """(training, validation): those whose content has the smallest hashes are held out, so equal ones stay together."""
-    ranks = [hashlib.sha256(f"{seed}:{sample.content!r}".encode("utf-8", "surrogatepass")).digest() for sample in samples]
+    ranks = [
+        hashlib.sha256(f"{seed}:{sample.content!r}".encode("utf-8", "surrogatepass")).digest() for sample in samples
+    ]
     wanted = max(1, round(share * len(samples)))
     limit = sorted(ranks)[wanted - 1]
     held = [rank <= limit for rank in ranks]

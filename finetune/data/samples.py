@@ -65,9 +65,19 @@ class Sample:
 # The prompt of Taori et al. 2023 (Stanford Alpaca) without its preamble.
 ALPACA = "### Instruction:\n{instruction}\n\n### Response:\n"
 ALPACA_INPUT = "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
-_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant",
-          "assistant": "assistant", "model": "assistant", "system": "system", "tool": "tool", "function": "tool",
-          "observation": "tool"}
+_ROLES = {
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "bot": "assistant",
+    "assistant": "assistant",
+    "model": "assistant",
+    "system": "system",
+    "tool": "tool",
+    "function": "tool",
+    "observation": "tool",
+}
 
 
 def make_samples(rows: list[Row], source: Source, config: Config) -> list[Sample]:

@@ -137,7 +137,9 @@ def _read(words: tuple[str, ...], flags: dict[str, Any], only_shown: bool) -> tu
     if len(words) > 1:
         raise UsageError(f'merge finetune: one config file, not "{" ".join(words)}"; flags take what goes over it.')
     given = {
-        name: [str(value).lower() if isinstance(value, bool) else value] if not isinstance(value, tuple) else list(value)
+        name: [str(value).lower() if isinstance(value, bool) else value]
+        if not isinstance(value, tuple)
+        else list(value)
         for name, value in flags.items()
         if value is not None and value != ()
     }
@@ -172,7 +174,9 @@ def _print(report: Report, as_json: bool) -> None:
         return
     losses = report.losses
     before, after = losses["validation_before"], losses["validation"]
-    held_out = f"; validation loss {before:.4f} before, {after:.4f} after" if before is not None and after is not None else ""
+    held_out = (
+        f"; validation loss {before:.4f} before, {after:.4f} after" if before is not None and after is not None else ""
+    )
     click.echo(f"{printable(report.out)}: {report.steps:,} steps{held_out}")
     rate = report.tokens / max(report.seconds, 1e-9)
     click.echo(f"{report.seconds:.1f} s, {rate:,.0f} tokens/s, peak memory {memory(report.peak_memory)}")
@@ -189,10 +193,23 @@ def _progress(label: str, quiet: bool) -> Iterator[Callable[[int, int, dict[str,
         return
     from rich.console import Console
     from rich.markup import escape
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[losses]}"),
-               TimeElapsedColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[losses]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
     known: dict[str, float] = {}
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task(escape(label), total=None, losses="")
