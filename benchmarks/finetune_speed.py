@@ -3,8 +3,8 @@
     python benchmarks/finetune_speed.py MODEL [--data FILE.txt] [--steps N] [--rounds N] [--threads N]
 
 Both train the same adapter on the same examples in batches of the same shape, without validation and checkpoints, in
-the median rates by the clock and by processor time (a better measure on a busy machine), and peak memory.
-the median rates by the clock and by processor time, which says more on a machine that others use, and peak memory.
+turns, each in a process of its own, from the end of the first step, which warms up, to the end of the last. Reported
+are the median rates by the clock and by processor time, which says more on a busy machine, and peak memory.
 """
 
 from __future__ import annotations
