@@ -29,7 +29,7 @@ TARGETS = (
 )
 
 
-class Bottleneck(nn.Module):
+class Bottleneck(nn.Module):  # type: ignore[misc]  # torch is untyped here
     """(..., width) -> (..., width), the change to add; zero before it is trained."""
 
     def __init__(self, width: int, bottleneck: int) -> None:

@@ -6,6 +6,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from finetune.data import Data
 from finetune.data.pack import Row
 from finetune.objectives import Objective
@@ -15,7 +17,7 @@ _STATES = 2  # AdamW keeps two numbers for every trained one
 
 
 def check_space(model: Any, folder: Path, adapter: bool) -> None:
-    """Raises OutputError if two checkpoints, one being written beside one kept, and the result do not fit on the disk."""
+    """Raises OutputError if checkpoints and result do not fit on the disk."""
     trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
     whole = sum(p.numel() * p.element_size() for p in model.parameters())
     # The newest, the best, and the one that is being written.
@@ -48,11 +50,7 @@ def check_packing(model: Any, data: Data, objective: Objective, pad: int) -> Non
         return
     first, second = examples[row[0]], examples[row[1]]
     joined = Example(
-        *(
-            torch.cat([torch.from_numpy(getattr(one, name)) for one in (first, second)]).numpy()
-            for name in ("ids", "weights")
-        ),
-        second.place,
+        np.concatenate([first.ids, second.ids]), np.concatenate([first.weights, second.weights]), second.place
     )
     silent = Example(first.ids, first.weights * 0, first.place)
     joined.weights[: len(first) + 1] = 0

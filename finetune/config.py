@@ -240,7 +240,8 @@ def _check_together(problem: _Complaints, config: Config) -> None:
             problem(name, f'"{name}" comes from the adapter that is gone on with; remove it')
         elif only and config.train not in only and "train" not in problem.wrong:
             problem(name, f'"{name}" belongs to train: {one_of(only)}; this is train: {config.train}')
-    for level in (config, *config.data):
+    levels: list[Config | Source] = [config, *config.data]
+    for level in levels:
         if (level.prompt is None) != (level.completion is None):
             missing = "completion" if level.completion is None else "prompt"
             problem(

@@ -1,7 +1,7 @@
 """OUT.partial while training goes on, and OUT once it is whole.
 
-OUT.partial holds run.json (what is trained on what: another run may not go on there), a lock, the checkpoints, and at the
-end result/, which is renamed to OUT when everything is in it. A kill at any moment leaves no OUT, or a whole one.
+OUT.partial holds run.json (what is trained on what: another run may not go on there), a lock, the checkpoints, and at
+the end result/, which is renamed to OUT when everything is in it. A kill at any moment leaves no OUT, or a whole one.
 """
 
 from __future__ import annotations

@@ -112,8 +112,9 @@ def card(config: Config, base: Base, data: Data, figures: dict[str, Any], adapte
             "",
             f"# {Path(config.out).name}",
             "",
-            f"{name}, fine-tuned ({config.train}, {data.objective}) with Merge Workbench: {figures['trained_parameters']:,} of "
-            f"{figures['parameters']:,} parameters, {figures['steps']:,} steps, {data.lengths['train'].examples:,} examples.",
+            f"{name}, fine-tuned ({config.train}, {data.objective}) with Merge Workbench: "
+            f"{figures['trained_parameters']:,} of {figures['parameters']:,} parameters, {figures['steps']:,} steps, "
+            f"{data.lengths['train'].examples:,} examples.",
             "",
             *(["| loss, nats a token | |", "|---|---:|", *rows, ""] if rows else []),
             "```yaml",

@@ -1,8 +1,8 @@
 """finetune(config): from a config to a directory that recipes take. Read this file first.
 
-    samples = files and templates; base = config.json and tokenizer; data = examples    all checked, nothing written
-    model = loaded, with what is to be trained; trainer = transformers' loop            finetune/trainables.py, trainer.py
-    OUT.partial -> checkpoints -> result/ -> OUT                                        finetune/output.py
+    samples, base (config.json, tokenizer), examples        data/, models.py: all checked, nothing written
+    model, with what is to be trained; transformers' loop   trainables.py, trainer.py
+    OUT.partial: checkpoints, result/ -> OUT                output.py, result.py
 
 Killed and started again, it goes on from the last complete checkpoint; on a processor, with the same number of threads,
 to the same bits.
@@ -14,7 +14,6 @@ import dataclasses
 import math
 import os
 import resource
-import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -30,7 +29,8 @@ from finetune.libraries import quiet_libraries
 from finetune.models import Base, load_model, mixed_precision, open_base, pick_device
 from finetune.objectives import OBJECTIVES
 from finetune.output import TrainingDirectory, check_out
-from finetune.record import CURVE, LOG, MANIFEST, card, draw_losses, manifest, weight_digests, write_json
+from finetune.record import weight_digests
+from finetune.result import save_result, summarise_losses, write_records
 from finetune.trainables import TRAINABLES, count_parameters, make_trainable
 from merge.errors import UsageError
 
@@ -132,7 +132,7 @@ def _finetune(
     _check_model(model, prepared, device, out)
     with TrainingDirectory(out, identity, force, first) as directory:
         trainer, resumed, seconds = _train(model, prepared, device, directory, say, progress)
-        losses = _losses(trainer.state.log_history, keeps_best(config))
+        losses = summarise_losses(trainer.state.log_history, keeps_best(config))
         figures = {
             "trained_parameters": trained,
             "parameters": total,
@@ -141,9 +141,9 @@ def _finetune(
             "losses": losses,
         }
         notes = list(prepared.notes)
-        _save(trainer, prepared, directory)
+        save_result(trainer, prepared, directory)
         if first:
-            note = _write_records(trainer, prepared, directory, digests, figures)
+            note = write_records(trainer, prepared, directory, digests, figures)
             notes += [note] if note else []
             directory.complete()
     return Report(
@@ -267,71 +267,6 @@ def arguments(prepared: Prepared, device: str, folder: Path) -> Any:
         data_seed=config.seed,
         use_cpu=device == "cpu",
     )
-
-
-def _save(trainer: Any, prepared: Prepared, directory: TrainingDirectory) -> None:
-    """The trained model or adapter, and its tokenizer, into result/; sharded parameters are gathered by all processes."""
-    from finetune.bottleneck import save_bottlenecks
-
-    config, base = prepared.config, prepared.base
-    sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
-    state = trainer.accelerator.get_state_dict(trainer.model_wrapped) if sharded else None
-    if not directory.first:
-        return
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    name = config.model if base.revision else base.path
-    directory.result.mkdir()
-    if config.train == "bottleneck":
-        save_bottlenecks(model, directory.result, name, state)
-    elif TRAINABLES[config.train].adapter:
-        for settings in model.peft_config.values():
-            settings.base_model_name_or_path = name
-        resized = bool(prepared.new_ids) and model.get_input_embeddings().weight.shape[0] != base.config.vocab_size
-        model.save_pretrained(directory.result, state_dict=state, save_embedding_layers=resized)
-    else:
-        _save_model(model, state, base, directory.result)
-    base.tokenizer.save_pretrained(directory.result)
-
-
-def _save_model(model: Any, state: dict[str, Any] | None, base: Base, folder: Path) -> None:
-    """In the dtype of the base: what was frozen has the base's bits again, and recipes find one dtype."""
-    import torch
-
-    dtype = getattr(base.config, "dtype", None) or torch.float32
-    if state is None:
-        model.to(dtype)
-    else:
-        state = {name: value.to(dtype) if value.is_floating_point() else value for name, value in state.items()}
-        model.config.dtype = dtype
-    model.save_pretrained(folder, state_dict=state)
-
-
-def _write_records(
-    trainer: Any, prepared: Prepared, directory: TrainingDirectory, digests: dict[str, str], figures: dict[str, Any]
-) -> str | None:
-    """Log, curve, manifest and card; a note for the user if something is left out."""
-    config, result, log = prepared.config, directory.result, trainer.state.log_history
-    write_json(result / LOG, log)
-    note = draw_losses(log, result / CURVE)
-    write_json(result / MANIFEST, manifest(config, prepared.base, prepared.data, digests, figures))
-    text = card(config, prepared.base, prepared.data, figures, TRAINABLES[config.train].adapter)
-    (result / "README.md").write_text(text, encoding="utf-8")
-    if config.tensorboard and (directory.partial / "tensorboard").is_dir():
-        shutil.copytree(directory.partial / "tensorboard", result / "tensorboard")
-    return note
-
-
-def _losses(log: list[dict[str, Any]], best: bool) -> dict[str, float | None]:
-    """The figures of the card, from the log."""
-    training = [entry["loss"] for entry in log if "loss" in entry]
-    held_out = [entry["eval_loss"] for entry in log if "eval_loss" in entry]
-    return {
-        "train_first": training[0] if training else None,
-        "train_last": training[-1] if training else None,
-        "validation_before": held_out[0] if held_out else None,
-        # The first is of the untrained model, which is never kept.
-        "validation": (min(held_out[1:]) if best else held_out[-1]) if len(held_out) > 1 else None,
-    }
 
 
 def _peak_memory() -> int:

@@ -158,6 +158,7 @@ def _lora(model: Any, config: Config, task_type: str, new_ids: list[int]) -> Any
         target_modules=list(config.target_modules) or "all-linear",
         modules_to_save=list(config.modules_to_save) or None,
         trainable_token_indices=_token_rows(model, config, new_ids),
+        ensure_weight_tying=bool(config.modules_to_save and model.config.tie_word_embeddings),
     )
     _check_patterns(model, config)
     return get_peft_model(model, settings)
@@ -167,7 +168,7 @@ def _token_rows(model: Any, config: Config, new_ids: list[int]) -> Any:
     """The rows of new tokens in the embeddings, and in a head of its own; or None if these are trained whole."""
     if not new_ids:
         return None
-    modules = {name: module for name, module in model.named_modules()}
+    modules = dict(model.named_modules())
     wanted = [model.get_input_embeddings()]
     head = model.get_output_embeddings()
     if head is not None and head.weight is not wanted[0].weight:
@@ -257,7 +258,7 @@ TRAINABLES: dict[str, Trainable] = {
     "bitfit": Trainable(_bitfit, 1e-3, adapter=False, paper="arXiv:2106.10199"),
     "lora": Trainable(_lora, 2e-4, paper="arXiv:2106.09685"),
     "qlora": Trainable(_qlora, 2e-4, paper="arXiv:2305.14314"),
-    "ia3": Trainable(_ia3, 1e-3, paper="arXiv:2205.05638"),
+    "ia3": Trainable(_ia3, 3e-3, paper="arXiv:2205.05638"),
     "prompt": Trainable(_prompt, 1e-2, paper="arXiv:2104.08691"),
     "prefix": Trainable(_prefix, 1e-2, checkpointing=False, paper="arXiv:2101.00190"),
     "ptuning": Trainable(_ptuning, 1e-2, paper="arXiv:2103.10385"),

@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import PrinterCallback, Trainer, TrainerCallback
 
-from finetune.data import Rows
+from finetune.data.pack import Rows
 from finetune.objectives import Objective
 from merge.errors import NumbersError, OutputError
 
@@ -79,10 +79,10 @@ class Tuner(Trainer):  # type: ignore[misc]  # transformers is untyped here
     def _stop(self, losses: Any, examples: list[int]) -> None:
         step = self.state.global_step + 1
         for name, parameter in self.model.named_parameters():
-            if not bool(torch.isfinite(parameter).all()):
+            if parameter.requires_grad and not bool(torch.isfinite(parameter).all()):
                 raise NumbersError(
-                    f"step {step}: the loss is not finite, because {name} no longer is: an update before was too large. "
-                    "Set a lower learning_rate, max_grad_norm: 1, or precision: fp32, and start with --force."
+                    f"step {step}: the loss is not finite, because {name} no longer is: an update before was too "
+                    "large. Set a lower learning_rate, max_grad_norm: 1, or precision: fp32, and start with --force."
                 )
         bad = [row for row, loss in enumerate(losses) if not bool(torch.isfinite(loss))]
         rows = len(losses)
@@ -113,7 +113,7 @@ class Tuner(Trainer):  # type: ignore[misc]  # transformers is untyped here
         rows = self.eval_dataset if eval_dataset is None else eval_dataset
         metrics = _means(torch.cat(parts), rows, metric_key_prefix)
         self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
@@ -198,7 +198,8 @@ class _Progress(TrainerCallback):  # type: ignore[misc]
         self._progress = progress
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        control.should_log |= state.global_step >= state.max_steps
+        # A logged loss is the mean since the log before. One with each checkpoint: a resumed run logs the same means.
+        control.should_log |= control.should_save
         if state.is_world_process_zero:
             self._progress(state.global_step, state.max_steps, {})
 

@@ -340,7 +340,7 @@ def test_wrong_data_is_explained(
 def test_a_conversation_needs_a_chat_template(tmp_path: Path) -> None:
     model = make_tiny_llama(tmp_path / "plain", chat=False)
     file = write_lines(tmp_path / "d.jsonl", [{"messages": CONVERSATION}])
-    with pytest.raises(UsageError, match="no chat template, and the data are conversations. Give one"):
+    with pytest.raises(UsageError, match=r"no chat template, and the data are conversations\. Give one"):
         load(model, file)
 
 
@@ -348,7 +348,7 @@ def test_a_tokenizer_without_end_and_padding_is_refused_and_can_be_told(tmp_path
     config = Config(model="m")
     bare = tokenizer_of(model)
     bare.pad_token = bare.eos_token = None
-    with pytest.raises(UsageError, match="neither an end mark nor a padding token"):
+    with pytest.raises(UsageError, match=r"neither an end mark nor a padding token"):
         set_up_tokenizer(bare, config, None)
     notes = set_up_tokenizer(bare, Config(model="m", eos_token="<end>"), None)
     assert (bare.eos_token, bare.pad_token) == ("<end>", "<end>")
@@ -365,7 +365,7 @@ def test_a_template_that_rewrites_earlier_turns_is_refused_unless_only_the_last_
         encoding="utf-8",
     )
     file = write_lines(tmp_path / "d.jsonl", [{"messages": CONVERSATION}])
-    with pytest.raises(UsageError, match="writes turn 2 otherwise when turns follow.* Set last_turn_only: true"):
+    with pytest.raises(UsageError, match=r"writes turn 2 otherwise when turns follow.* Set last_turn_only: true"):
         load(model, file, chat_template=str(template))
     data = load(model, file, chat_template=str(template), last_turn_only=True, prompt_loss_weight=0.0)
     assert shown(data, model)[-1] == ("F<end>", 1)

@@ -18,7 +18,7 @@ CHAT = (
 def make_tiny_llama(
     path: Path, *, bias: bool = False, tied: bool = False, context: int = 64, chat: bool = True
 ) -> Path:
-    """A model directory with random weights and a tokenizer that has <pad>, <eos> and the marks of its chat template."""
+    """A model directory: random weights, and a tokenizer that has <pad>, <eos> and the marks of its chat template."""
     import torch
     from tokenizers import Tokenizer, decoders, models
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast

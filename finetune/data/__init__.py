@@ -206,8 +206,8 @@ def _encode(samples: list[Sample], encoder: Encoder, objective: Objective, max_l
         worst = max(long, key=len)
         raise UsageError(
             f"data {worst.place}: {len(worst):,} tokens, and a sequence may have {max_length:,}; so {len(long):,} of "
-            f"{len(examples):,} examples are too long. Raise max_length as far as the model's context, or set too_long: "
-            "truncate, drop or split."
+            f"{len(examples):,} examples are too long. Raise max_length as far as the model's context, or set "
+            "too_long: truncate, drop or split."
         )
     nothing = [example for example in examples if not (example.weights >= 1).any()]  # 1 is a response's
     if nothing:

@@ -1,8 +1,8 @@
 """Samples -> token numbers, each with the weight of its loss.
 
-A text is tokenised in one piece, as a model reads it, and cut into prompt and response by character offsets; a token that
-lies in both counts as response. Chat templates are rendered once for each turn, so what counts as the assistant's is what
-the template adds for that turn, its end mark included.
+A text is tokenised in one piece, as a model reads it, and cut into prompt and response by character offsets; a token
+that lies in both counts as response. Chat templates are rendered once for each turn, so what counts as the assistant's
+is what the template adds for that turn, its end mark included.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ CHATML = (
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One sequence. ids (token,) int32; weights (token,) float32: of the loss of predicting this token, 0 for the first."""
+    """One sequence. ids (token,) int32; weights (token,) float32: of the loss of this token, 0 for the first."""
 
     ids: NDArray[np.int32]
     weights: NDArray[np.float32]

@@ -25,7 +25,7 @@ class Row:
 
 
 def find_file(text: str, folder: Path | None) -> Path:
-    """The file, looked for here and then beside the config. Raises UsageError if it is not there or of no known kind."""
+    """The file, looked for here, then beside the config. Raises UsageError if there is none, or of no known kind."""
     path = Path(text).expanduser()
     if not path.is_file() and folder is not None and (folder / path).is_file():
         path = folder / path

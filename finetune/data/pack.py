@@ -1,8 +1,8 @@
 """Examples -> rows of a batch: one example a row, or several that do not see each other.
 
-Packed rows carry position ids that start again with every example. Given these and no attention mask, transformers lets a
-token look only at its own example, in every attention implementation, on a CPU too; finetune/checks.py makes sure of it
-for the model at hand. Targets are shifted within each example, so no token is asked to predict the next example's first.
+Packed rows carry position ids that start again with every example. Given these and no attention mask, transformers lets
+a token look only at its own example, in every attention implementation, on a CPU too; finetune/checks.py makes sure of
+it for the model at hand. Targets are shifted within each example: no token is to predict the next example's first.
 """
 
 from __future__ import annotations

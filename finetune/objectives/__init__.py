@@ -1,8 +1,8 @@
 """What is learnt: one file an objective, one line in OBJECTIVES, its name in finetune/keys.py.
 
-An objective says which samples it takes, which class of model it trains, how a sample becomes examples, how rows become a
-batch, and what the loss of a batch is: a sum and the weight it is to be divided by, so that batches of any size add up
-to the mean over the whole step, and over the whole validation set.
+An objective says which samples it takes, which class of model it trains, how a sample becomes examples, how rows become
+a batch, and what the loss of a batch is: sums and the weights they are to be divided by, so that batches of any size
+add up to the mean over the whole step, and over the whole validation set.
 """
 
 from __future__ import annotations
@@ -17,12 +17,16 @@ from finetune.objectives.causal import Supervised, TextPretraining
 
 
 class Objective(Protocol):
-    """`takes`: the kinds of samples; `model_class`: of transformers; `too_long`: what becomes of longer samples."""
+    """`takes`: kinds of samples; `model_class`: of transformers; `task_type`: PEFT's; `too_long`: the default."""
 
-    takes: tuple[type, ...]
-    model_class: str
-    task_type: str  # PEFT's name for the kind of model
-    too_long: str
+    @property
+    def takes(self) -> tuple[type, ...]: ...
+    @property
+    def model_class(self) -> str: ...
+    @property
+    def task_type(self) -> str: ...
+    @property
+    def too_long(self) -> str: ...
 
     def encode(self, sample: Sample, encoder: Encoder) -> list[Example]: ...
 
