@@ -12,12 +12,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import filelock
+from merge.errors import UsageError
+from merge.output.directory import LOCK, check_out, check_partial, explained, partial_of, swap, take_lock
 
-from merge.errors import OutputError, UsageError
-from merge.output.writer import partial_of
-
-RUN, LOCK, RESULT = "run.json", "run.lock", "result"
+RUN, RESULT = "run.json", "result"
 
 
 class TrainingDirectory:
@@ -30,12 +28,8 @@ class TrainingDirectory:
     def __enter__(self) -> TrainingDirectory:
         if self.first:
             check_out(self.out, self.force)
-            try:
+            with explained(self.partial):
                 self._open()
-            except OSError as error:
-                raise OutputError(
-                    f"{self.partial}: cannot write: {error.strerror or error}. Choose another out."
-                ) from error
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -43,22 +37,12 @@ class TrainingDirectory:
             self._lock.release()
 
     def _open(self) -> None:
-        found = {path.name for path in self.partial.iterdir()} - {LOCK} if self.partial.is_dir() else set()
-        if found and RUN not in found:
-            raise UsageError(
-                f"{self.partial} exists and is not unfinished work of merge finetune; nothing was changed. "
-                "Move it away, or choose another out."
-            )
+        check_partial(self.partial, RUN, "merge finetune")
+        begun = (self.partial / RUN).exists()
         self.partial.mkdir(parents=True, exist_ok=True)
-        self._lock = filelock.FileLock(self.partial / LOCK)
+        self._lock = take_lock(self.partial)
         try:
-            self._lock.acquire(timeout=0)
-        except filelock.Timeout:
-            raise OutputError(
-                f"{self.partial} is being written by another run. Wait for it, or choose another out."
-            ) from None
-        try:
-            self._claim(bool(found))
+            self._claim(begun)
         except BaseException:
             self._lock.release()
             raise
@@ -87,25 +71,9 @@ class TrainingDirectory:
                 with path.open("rb+") as stream:
                     os.fsync(stream.fileno())
         check_out(self.out, self.force)
-        if self.out.exists():
-            old = self.out.with_name(f"{self.out.name}.old-{os.getpid()}")
-            os.rename(self.out, old)
-            os.rename(self.result, self.out)
-            shutil.rmtree(old)
-        else:
-            os.rename(self.result, self.out)
+        swap(self.result, self.out)
         self._lock.release()
         shutil.rmtree(self.partial)
-
-
-def check_out(out: Path, force: bool) -> None:
-    """Raises UsageError if `out` is there and may not be replaced."""
-    if not os.path.lexists(out):
-        return
-    if out.is_symlink() or not out.is_dir():
-        raise UsageError(f"{out} exists and is not a directory; nothing was changed. Choose another out.")
-    if not force and any(out.iterdir()):
-        raise UsageError(f"{out} exists; nothing was changed. Choose another out, or --force to replace it.")
 
 
 def _differences(file: Path, identity: dict[str, Any]) -> list[str]:

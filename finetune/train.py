@@ -28,11 +28,12 @@ from finetune.keys import Config
 from finetune.libraries import quiet_libraries
 from finetune.models import Base, load_model, mixed_precision, open_base, pick_device
 from finetune.objectives import OBJECTIVES
-from finetune.output import TrainingDirectory, check_out
+from finetune.output import TrainingDirectory
 from finetune.record import weight_digests
 from finetune.result import save_result, summarise_losses, write_records
 from finetune.trainables import TRAINABLES, count_parameters, make_trainable
 from merge.errors import UsageError
+from merge.output.directory import check_out
 
 Progress = Callable[[int, int, dict[str, float]], None]
 Say = Callable[[str], None]

@@ -445,7 +445,7 @@ def test_an_output_does_not_replace_its_own_adapter(sound: Path, tmp_path: Path)
     (tmp_path / "out").mkdir()
     for file in (sound / "adapter").iterdir():
         (tmp_path / "out" / file.name).write_bytes(file.read_bytes())
-    with pytest.raises(UsageError, match="which this merge reads; nothing was changed"):
+    with pytest.raises(UsageError, match="which this run reads; nothing was changed"):
         run_plan(plan_of(f"{sound}/base+{tmp_path}/out"), tmp_path / "out", force=True)
 
 

@@ -62,7 +62,7 @@ def command(
     """
     from merge.cli.run import check_device
     from merge.errors import UsageError
-    from merge.output.writer import partial_of
+    from merge.output.directory import partial_of
     from merge.recipe.references import parse_reference
     from merge.vocabulary import transplant as work
 

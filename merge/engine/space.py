@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 from merge.errors import OutputError
-from merge.output.writer import partial_of
+from merge.output.directory import partial_of
 from merge.plan import Plan
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import shutil
 import time
@@ -18,24 +19,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import filelock
-
 from merge.architecture import is_embedding
 from merge.checkpoint.reader import SourceReader
-from merge.errors import OutputError, UsageError
+from merge.engine.executors import ONE_THREAD
+from merge.engine.memory import processors
+from merge.errors import UsageError
 from merge.extract.decompose import decompose
 from merge.extract.difference import Difference, base_squares
 from merge.extract.select import Choice, Pair, Selection, Target, select
 from merge.extract.write import CONFIG, WEIGHTS, card_text, config_text, manifest_text
+from merge.output.directory import LOCK, check_out, partial_of, swap, take_lock, write_durably
 from merge.output.manifest import MANIFEST
-from merge.output.writer import partial_of
 from merge.planners.inputs import Input, Inputs
 from merge.recipe.model import ModelRef, Recipe, Source
 from merge.statistics.parts import Parts
 
 PREFIX = "base_model.model."
 Progress = Callable[[int], None]  # bytes of the base's tensors that are done
-_HINT = "Choose another --out, or --force to replace it."
 
 
 @dataclass(frozen=True)
@@ -100,11 +100,11 @@ def extract_adapter(
         raise UsageError(f"{tuned.text} is its own base. Name the model that it was fine-tuned from with --base.")
     selection = select(inputs, first, second, choice)
     asked = dataclasses.asdict(choice) | {"method": method, "save_modules": save_modules, "dtype": dtype, "seed": seed}
-    with _directory(Path(out), (first, second), asked, force) as parts, _one_torch_thread():
+    with _directory(Path(out), (first, second), asked, force) as parts, ONE_THREAD:
         files = [*first.checkpoint.files, *second.checkpoint.files]
         with SourceReader(files) as reader:
             work = _Work(selection, parts, reader, choice, method, dtype, seed, progress)
-            work.run(threads or _processors())
+            work.run(threads or processors())
             saved = work.save(tied=inputs.tied) if save_modules else {}
             reader.check_unchanged()
         summary = _finish(Path(out), parts, work, saved, (first, second), asked, inputs.notes)
@@ -115,32 +115,17 @@ def extract_adapter(
 def _directory(out: Path, models: tuple[Input, Input], asked: Mapping[str, Any], force: bool) -> Iterator[Parts]:
     """OUT.partial with its lock; the parts of an earlier call of the same kind are in it."""
     partial = partial_of(out)
-    _check_out(out, models, force)
+    places = [(model.ref.text, model.checkpoint.path) for model in models]
+    places += [(model.ref.text, file.path) for model in models for file in model.checkpoint.files]
+    check_out(out, force, places)
     partial.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(partial / "run.lock")
-    try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout:
-        raise OutputError(f"{partial} is being written by another run. Wait for it, or choose another --out.") from None
+    lock = take_lock(partial)
     try:
         (partial / WEIGHTS).unlink(missing_ok=True)  # killed just before the renaming
         files = [[file.path, file.size, file.mtime_ns] for model in models for file in model.checkpoint.files]
         yield Parts(partial / WEIGHTS, {"asked": asked, "files": files}, force)
     finally:
         lock.release()
-
-
-def _check_out(out: Path, models: tuple[Input, Input], force: bool) -> None:
-    if not os.path.lexists(out):
-        return
-    if out.is_symlink() or not out.is_dir():
-        raise UsageError(f"{out} exists and is not a directory; nothing was changed. Choose another --out.")
-    if not force and any(out.iterdir()):
-        raise UsageError(f"{out} exists; nothing was changed. {_HINT}")
-    for model in models:
-        places = (model.checkpoint.path, *(file.path for file in model.checkpoint.files))
-        if any(Path(place).resolve().is_relative_to(out.resolve()) for place in places):
-            raise UsageError(f"{out} holds {model.ref.text}, which is read; nothing was changed. Choose another --out.")
 
 
 class _Work:
@@ -284,14 +269,15 @@ def _finish(
     )
     files = _small_files(out, work, saved, base, tuned, summary)
     for name, data in files.items():
-        _write(partial / name, data)
+        write_durably(partial / name, data)
     settings = {"model": tuned.ref.text, "base": base.ref.text, **asked}
     results = [*modules, *others]
-    _write(partial / MANIFEST, manifest_text(partial, files, settings, results).encode())
+    write_durably(partial / MANIFEST, manifest_text(partial, files, settings, results).encode())
     parameters = sum(
-        _size(tensor["shape"]) for tensor in json.loads((partial / MANIFEST).read_text())["tensors"].values()
+        math.prod(tensor["shape"]) for tensor in json.loads((partial / MANIFEST).read_text())["tensors"].values()
     )
-    _swap(partial, out)
+    swap(partial, out)
+    (out / LOCK).unlink(missing_ok=True)
     return dataclasses.replace(summary, parameters=parameters)
 
 
@@ -373,38 +359,6 @@ def _result_in(path: Path) -> dict[str, Any]:
     return result
 
 
-def _write(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _swap(partial: Path, out: Path) -> None:
-    """Gives the directory its name; what was there is removed only then."""
-    if not out.exists():
-        os.rename(partial, out)
-    else:
-        old = out.with_name(f"{out.name}.old-{os.getpid()}")
-        os.rename(out, old)
-        os.rename(partial, out)
-        shutil.rmtree(old)
-    (out / "run.lock").unlink(missing_ok=True)
-
-
-@contextmanager
-def _one_torch_thread() -> Iterator[None]:
-    """Threads work on modules side by side; inside one, sums have one order however many there are."""
-    import torch
-
-    usual = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(usual)
-
-
 def _torch_dtype(name: str) -> Any:
     import torch
 
@@ -415,14 +369,3 @@ def _torch_dtype(name: str) -> Any:
 
 def _root(part: float, whole: float) -> float:
     return float((part / whole) ** 0.5) if whole else 0.0
-
-
-def _size(shape: list[int]) -> int:
-    size = 1
-    for each in shape:
-        size *= each
-    return size
-
-
-def _processors() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -8,7 +8,6 @@ directory gets its name, so a directory of that name is always whole.
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import json
 import os
@@ -18,15 +17,24 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import filelock
 import xxhash
 
 from merge.checkpoint.reader import best_read, open_file
 from merge.errors import OutputError, UsageError
+from merge.output.directory import (
+    LOCK,
+    check_out,
+    check_partial,
+    explained,
+    partial_of,
+    swap,
+    sync_directory,
+    take_lock,
+    write_durably,
+)
 from merge.plan import Plan, Step
 
 JOURNAL = "journal.jsonl"
-LOCK = "run.lock"
 
 
 def plan_digest(plan: Plan) -> str:
@@ -45,10 +53,10 @@ class OutputDirectory:
         self._journal_lock = threading.Lock()
 
     def __enter__(self) -> OutputDirectory:
-        with _explained(self.partial):
+        with explained(self.partial):
             self.check_out()
             self.partial.mkdir(parents=True, exist_ok=True)
-            self._take_lock()
+            self._lock = take_lock(self.partial)
             try:
                 self.check_out()  # again: the run that had the lock may have made it
                 self._open()
@@ -65,33 +73,11 @@ class OutputDirectory:
 
     def check_out(self) -> None:
         """Raises UsageError if `out` is there and may not be replaced, or OUT.partial is somebody else's."""
-        found = {path.name for path in self.partial.iterdir()} - {LOCK} if self.partial.is_dir() else set()
-        if found and JOURNAL not in found:
-            raise UsageError(
-                f"{self.partial} exists and is not unfinished work of merge run; nothing was changed. "
-                "Move it away, or choose another --out."
-            )
-        if not os.path.lexists(self.out):
-            return
-        if self.out.is_symlink() or not self.out.is_dir():
-            raise UsageError(f"{self.out} exists and is not a directory; nothing was changed. Choose another --out.")
-        if not self.force and any(self.out.iterdir()):
-            raise UsageError(f"{self.out} exists; nothing was changed. Choose another --out, or --force to replace it.")
-        for model in (model for plan in (self.plan, *self.plan.stages) for model in plan.models):
-            places = (model.path, *(file.path for file in model.files))  # an adapter lies in a directory of its own
-            if any(Path(place).resolve().is_relative_to(self.out.resolve()) for place in places):
-                raise UsageError(
-                    f"{self.out} holds {model.ref}, which this merge reads; nothing was changed. Choose another --out."
-                )
-
-    def _take_lock(self) -> None:
-        self._lock = filelock.FileLock(self.partial / LOCK)
-        try:
-            self._lock.acquire(timeout=0)
-        except filelock.Timeout:
-            raise OutputError(
-                f"{self.partial} is being written by another run. Wait for it, or choose another --out."
-            ) from None
+        check_partial(self.partial, JOURNAL, "merge run")
+        models = [model for plan in (self.plan, *self.plan.stages) for model in plan.models]
+        places = [(model.ref, model.path) for model in models]
+        places += [(model.ref, file.path) for model in models for file in model.files]  # adapters lie apart
+        check_out(self.out, self.force, places)
 
     def _open(self) -> None:
         journal = self.partial / JOURNAL
@@ -140,7 +126,7 @@ class OutputDirectory:
 
     def write(self, step: Step, element: int, data: memoryview, itemsize: int) -> None:
         """Puts encoded elements of a step at their final place."""
-        with _explained(self.partial):
+        with explained(self.partial):
             _write_all(self._files[step.file], data, step.offset + element * itemsize)
 
     def read_into(self, step: Step, element: int, data: memoryview, itemsize: int) -> None:
@@ -156,13 +142,13 @@ class OutputDirectory:
         """Journals that a step's tensor is whole."""
         line = {"step": index, **record}
         self.records[index] = line
-        with _explained(self.partial):
+        with explained(self.partial):
             self._append(line)
 
     def keep(self, name: str, value: Any) -> None:
         """Journals a result that is not a tensor."""
         self.notes[name] = value
-        with _explained(self.partial):
+        with explained(self.partial):
             self._append({name: value})
 
     @contextlib.contextmanager
@@ -186,42 +172,19 @@ class OutputDirectory:
 
     def complete(self, small_files: dict[str, bytes], manifest: tuple[str, bytes]) -> None:
         """Writes the small files and, last, the manifest; makes all of it durable; gives the directory its name."""
-        with _explained(self.partial):
+        with explained(self.partial):
             for shard in self.plan.shards:
                 os.fsync(self._files[shard.file])
             for name, data in (*small_files.items(), manifest):
-                path = self.partial / name
-                path.parent.mkdir(parents=True, exist_ok=True)
-                with path.open("wb") as file:
-                    file.write(data)
-                    file.flush()
-                    os.fsync(file.fileno())
+                write_durably(self.partial / name, data)
             os.close(self._files.pop(JOURNAL))
-            _sync_directory(self.partial)
-            self._swap()
+            sync_directory(self.partial)
+            self.check_out()
+            swap(self.partial, self.out)
             # After the renaming: killed before it, all tensors are known to be done; and the lock holds until then.
             (self.out / JOURNAL).unlink()
             (self.out / LOCK).unlink(missing_ok=True)
-            _sync_directory(self.out.parent)
-
-    def _swap(self) -> None:
-        self.check_out()
-        if not self.out.exists():
-            os.rename(self.partial, self.out)
-            return
-        old = self.out.with_name(f"{self.out.name}.old-{os.getpid()}")
-        os.rename(self.out, old)
-        os.rename(self.partial, self.out)
-        shutil.rmtree(old)
-
-
-def partial_of(out: Path) -> Path:
-    """OUT.partial. Raises UsageError for what cannot be the name of a directory to make."""
-    if out.name in ("", ".."):  # "." and the like
-        out = Path(os.path.abspath(out))
-    if not out.name:
-        raise UsageError(f"--out {out}: expected the name of a directory to make.")
-    return out.with_name(out.name + ".partial")
+            sync_directory(self.out.parent)
 
 
 def _seal(line: dict[str, Any]) -> str:
@@ -264,35 +227,3 @@ _read_at = best_read(_SEEK_LOCK)
 
 def _flush(fd: int) -> None:
     (os.fdatasync if hasattr(os, "fdatasync") else os.fsync)(fd)
-
-
-def _sync_directory(path: Path) -> None:
-    if os.name == "nt":  # directories cannot be opened there
-        return
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-@contextlib.contextmanager
-def _explained(partial: Path) -> Iterator[None]:
-    """Turns an OSError into one clear sentence."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            free = shutil.disk_usage(partial if partial.exists() else partial.parent).free
-            raise OutputError(
-                f"{partial}: the disk is full ({free:,} bytes free). Make room and run the same command again: "
-                "it goes on where it was."
-            ) from error
-        hint = _HINTS.get(error.errno or 0, "Choose another --out.")
-        raise OutputError(f"{partial}: cannot write: {error.strerror or error}. {hint}") from error
-
-
-_HINTS = {
-    errno.EFBIG: "Give a smaller --shard-size: this disk does not hold files of that size.",
-    errno.EMFILE: "Give a larger --shard-size, or allow more open files (ulimit -n).",
-}

@@ -113,7 +113,7 @@ def output_is_a_link(room: Room) -> Arguments:
 @case(
     "--force over a directory that holds an input",
     2,
-    "models holds models/a, which this merge reads",
+    "models holds models/a, which this run reads",
     "Choose another --out",
 )
 def force_over_inputs(room: Room) -> Arguments:
@@ -123,7 +123,7 @@ def force_over_inputs(room: Room) -> Arguments:
     return ["run", "r.yaml", "-o", "models", "--force"]
 
 
-@case("--force over an input", 2, "b holds b, which this merge reads", "Choose another --out")
+@case("--force over an input", 2, "b holds b, which this run reads", "Choose another --out")
 def force_over_an_input(room: Room) -> Arguments:
     return _to(room, "-o", "b", "--force")
 
