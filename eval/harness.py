@@ -13,7 +13,7 @@ from typing import Any
 
 from eval.memory import Memory
 from eval.models import Subject, directory, known_digest, remember_digest
-from eval.results import Results, TaskResult, Verdicts
+from eval.results import Questions, Results, TaskResult, Verdicts
 from eval.tasks import Task
 from merge.errors import MergeError
 
@@ -33,6 +33,7 @@ class Settings:
         dtype: of weights and arithmetic; None: float32 on a CPU (bf16 is slow on most), else as stored.
         batch_size: sequences at once; 0: found automatically.
         limit: items of each task, drawn once by `seed` and then the same for every model; None: all.
+        holdout, held_out: the share of each task's items that is set aside, drawn by `seed`, and which side is asked.
         chat_template: whether prompts are wrapped in the model's chat template.
     """
 
@@ -44,6 +45,8 @@ class Settings:
     num_fewshot: int | None = None
     limit: int | None = None
     seed: int = 0
+    holdout: float = 0.0
+    held_out: bool = False
     chat_template: bool = False
     system_instruction: str | None = None
     include: Path | None = None
@@ -94,6 +97,7 @@ class Loaded:
     tree: dict[str, Any]  # what lm-eval's TaskManager.load gives
     samples: dict[str, list[int]]  # of each leaf task; empty: all items
     n_requests: int = 0
+    questions: Questions = field(default_factory=dict)
 
 
 def load_tasks(tasks: Sequence[Task], settings: Settings) -> list[Loaded]:
@@ -114,9 +118,8 @@ def load_tasks(tasks: Sequence[Task], settings: Settings) -> list[Loaded]:
             tree = manager.load([task.spec])
         except Exception as error:  # lm-eval, datasets and the hub raise what they like
             raise _data_missing(task, error) from error
-        samples = (
-            {name: _sample(leaf, name, settings) for name, leaf in tree["tasks"].items()} if settings.limit else {}
-        )
+        part = settings.limit or settings.holdout
+        samples = {name: _sample(leaf, name, settings) for name, leaf in tree["tasks"].items()} if part else {}
         found.append(Loaded(task, tree, samples))
     return found
 
@@ -134,11 +137,20 @@ def _data_missing(task: Task, error: Exception) -> MergeError:
 
 
 def _sample(leaf: Any, name: str, settings: Settings) -> list[int]:
+    """Which items are asked. The two sides of a split share none and make up the whole.
+
+    Raises:
+        MergeError: a side without items.
+    """
     import random
 
     n = len(leaf.eval_docs)
-    assert settings.limit is not None
-    drawn = random.Random(f"{settings.seed}:{name}").sample(range(n), min(settings.limit, n))
+    drawn = random.Random(f"{settings.seed}:{name}").sample(range(n), min(settings.limit or n, n))
+    if settings.holdout:
+        aside = round(settings.holdout * len(drawn))
+        drawn = drawn[:aside] if settings.held_out else drawn[aside:]
+    if not drawn:
+        raise MergeError(f"{name}: {n} items cannot be split into {settings.holdout:g} and the rest.")
     return sorted(drawn)
 
 
@@ -194,7 +206,8 @@ def _one_task(
     before = model.asked + model.remembered
     raw = _run(each, model, settings)
     each.n_requests = model.asked + model.remembered - before
-    return TaskResult.read(each.task, raw)
+    found, each.questions = TaskResult.read(each.task, raw)
+    return found
 
 
 def _run(each: Loaded, model: Any, settings: Settings) -> dict[str, Any]:

@@ -54,12 +54,15 @@ def get_suite(name: str) -> Suite:
     return found
 
 
-def resolve(names: Sequence[str], suite: str | None, include: Path | None) -> tuple[Task, ...]:
+def resolve(
+    names: Sequence[str], suite: str | None, include: Path | None = None, data: Path | None = None
+) -> tuple[Task, ...]:
     """The tasks asked for, in order, each once.
 
     Args:
         names: of lm-eval, of `include`, or paths of .jsonl and .yaml files.
         include: a directory with tasks of one's own: lm-eval's YAML, or jsonl.
+        data: a text whose loss is measured.
 
     Raises:
         UsageError: an unknown name, with the nearest ones; a file that cannot be read.
@@ -75,8 +78,12 @@ def resolve(names: Sequence[str], suite: str | None, include: Path | None) -> tu
             _check_known(name, list(own))
             tasks.append(Task(name, name))
     tasks += [] if names or suite else own.values()
+    if data is not None:
+        from eval.tasks.text import text_task
+
+        tasks.append(text_task(data))
     if not tasks:
-        raise UsageError(f"nothing to evaluate: name a suite (--suite {' | '.join(SUITES)}) or --tasks.")
+        raise UsageError(f"nothing to evaluate: name a suite (--suite {' | '.join(SUITES)}), --tasks or --data.")
     return tuple({task.name: task for task in tasks}.values())
 
 
