@@ -256,7 +256,7 @@ def compare(results: Results, merge: str | None = None, named: Sequence[str] = (
         UsageError: a name that no model has; parents without a merge; several merges and none named.
     """
     chosen = [pick(results, merge)] if merge else _merges(results, named)
-    if not chosen:
+    if not chosen or (results.path and not merge):  # the points of a path are no rivals
         return Comparison(results, None)
     if len(chosen) > 1:
         raise UsageError(f"several merges: {', '.join(model.name for model in chosen)}. Name one: --merge NAME.")

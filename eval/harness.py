@@ -288,12 +288,13 @@ def _batch_size(settings: Settings) -> int | str:
 def _quiet() -> None:
     """lm-eval, datasets and transformers talk much; what matters is said by this package."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    for name in ("lm_eval", "datasets", "transformers"):
+    for name in ("lm_eval", "datasets"):
         logging.getLogger(name).setLevel(logging.ERROR)
     import datasets
     from transformers.utils import logging as transformers_logging
 
     datasets.disable_progress_bars()
+    transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
 
 

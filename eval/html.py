@@ -78,7 +78,8 @@ def _table(heads: Sequence[str], rows: Sequence[str], caption: str = "") -> str:
     said = f"<caption>{caption}</caption>" if caption else ""
     head = "".join(f'<th scope="col">{text}</th>' for text in heads)
     body = "\n".join(rows)
-    return f'<div class="scroll"><table>{said}<thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table></div>'
+    region = '<div class="scroll" tabindex="0" role="region" aria-label="table">'  # so that the keyboard can scroll it
+    return f"{region}<table>{said}<thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table></div>"
 
 
 def _role(comparison: Comparison, model: Verdicts) -> str:
@@ -129,7 +130,7 @@ def _gains(comparison: Comparison) -> str:
         chosen = [gain for gain in comparison.gains if percent_of(comparison.results, gain.task) == percent]
         if chosen:
             rows = [_interval(gain.task, gain.best) for gain in chosen]
-            unit = "points of 100" if percent else "in the task's unit"
+            unit = "percentage points" if percent else "in the task's unit"
             plot = svg.intervals(rows, "Gain over the best parent of each task", percent)
             figures.append(_figure("Against the best parent of each task", plot, unit))
     last = comparison.gains[-1]
@@ -140,7 +141,7 @@ def _gains(comparison: Comparison) -> str:
         figures.append(_figure(f"{where}, against each parent", plot))
     note = (
         "Lines are 95 % intervals: paired bootstrap over the items that both models answered, "
-        f"resampled 10,000 times. Filled points are significant at 5 % (McNemar's exact test where items are right or "
+        "resampled 10,000 times. Filled points are significant at 5 % (McNemar's exact test where items are right or "
         "wrong). They say how sure the difference is on such items, not how a second training would come out."
     )
     rows_of_table = [
@@ -183,24 +184,24 @@ def _agreement(comparison: Comparison) -> str:
                 c.parent,
                 [
                     str(c.both),
-                    f'<span class="up">+{c.gained}</span>',
-                    f'<span class="down">−{c.lost}</span>',
+                    f'<span class="up">{c.gained}</span>',
+                    f'<span class="down">{c.lost}</span>',
                     str(c.neither),
                 ],
             )
             for c in grid.counts
         ]
         table = _table(["against", "both right", "gained", "lost", "both wrong"], counts)
-        figure = _figure(grid.name, plot, f"{len(grid.rows[0].right):,} items")
+        figure = _figure(f"{len(grid.rows[0].right):,} items", plot)
         examples = "".join(
             _examples(f"Items {kind} against {grid.rival}", agreement.examples(comparison, grid, kind, _EXAMPLES), grid)
             for kind in ("gained", "lost")
         )
-        sections.append(f'<h3>{escape(grid.name)}</h3><div class="grid">{figure}<div>{table}{examples}</div></div>')
+        sections.append(f'<h3>{escape(grid.name)}</h3><div class="beside">{figure}<div>{table}{examples}</div></div>')
     if not sections:
         return ""
     note = (
-        "Each column is an item, dark where the model is right. Items stand in one order for all models: first those "
+        "Each column is an item, filled where the model is right. Items stand in one order for all models: first those "
         "that the merge gets right."
     )
     return f'<h2>Item by item</h2><p class="soft">{note}</p>' + "\n".join(sections)
@@ -209,7 +210,7 @@ def _agreement(comparison: Comparison) -> str:
 def _examples(title: str, found: Sequence[agreement.Example], grid: agreement.Grid) -> str:
     if not found:
         return ""
-    heads = ['<span class="left">question</span>', "right answer", *(escape(row.model) for row in grid.rows)]
+    heads = ["question", "right answer", *(escape(row.model) for row in grid.rows)]
     rows = []
     for example in found:
         answers = [
@@ -219,7 +220,7 @@ def _examples(title: str, found: Sequence[agreement.Example], grid: agreement.Gr
         ]
         question = f'<td class="wrap">{escape(example.question)}</td><td class="wrap">{escape(example.target)}</td>'
         rows.append(f"<tr>{question}{''.join(answers)}</tr>")
-    return f"<details><summary>{escape(title)}</summary>{_table(heads, rows)}</details>"
+    return f'<details class="examples"><summary>{escape(title)}</summary>{_table(heads, rows)}</details>'
 
 
 def _path(results: Results) -> str:

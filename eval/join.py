@@ -36,8 +36,8 @@ def join(files: Sequence[tuple[Path, Results]]) -> tuple[Results, tuple[str, ...
             taken = any(model.name == known.name for known in models)
             models.append(dataclasses.replace(model, name=f"{model.name} ({path.stem})") if taken else model)
     questions = {name: asked for _, other in files for name, asked in other.questions.items()}
-    path = first.path if len(files) == 1 else ()
-    return dataclasses.replace(first, models=tuple(models), tasks=tasks, questions=questions, path=path), tuple(notes)
+    line = first.path if len(files) == 1 else ()
+    return dataclasses.replace(first, models=tuple(models), tasks=tasks, questions=questions, path=line), tuple(notes)
 
 
 def _check_alike(first_path: Path, first: Results, path: Path, other: Results, tasks: Sequence[str]) -> None:

@@ -28,7 +28,7 @@ _WIDTH = 40  # of a bar in the terminal
 
 @dataclass(frozen=True)
 class Barrier:
-    """`height`: of the loss over the line between the ends, at least 0; `at`: where; `best`: where the score is best."""
+    """`height`: of the loss over the line between the ends, 0 or more; `at`: where; `best`: where the score is best."""
 
     task: str
     height: float
@@ -65,7 +65,7 @@ def barrier(results: Results, task: str) -> Barrier:
     excess = [loss - ((1 - t) * losses[0] + t * losses[-1]) for t, loss in zip(results.path, losses, strict=True)]
     excess[0] = excess[-1] = 0.0  # by definition, and not by rounding
     top = max(range(len(excess)), key=excess.__getitem__)
-    best = min(range(len(losses)), key=losses.__getitem__)
+    best = min((0, len(losses) - 1, *range(len(losses))), key=losses.__getitem__)  # of equals an end
     percent = all(is_share(model.tasks[task]) for model in results.models)
     return Barrier(task, max(0.0, excess[top]), results.path[top], results.path[best], percent)
 

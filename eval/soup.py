@@ -23,9 +23,15 @@ Judge = Callable[[Sequence[Subject], Settings], Results]
 
 @dataclass(frozen=True)
 class Step:
-    """One model that was tried: the soup's score with it, and whether it stayed. Scores are of the held-out items."""
+    """One model that was tried: the soup's scores with it on the held-out items, and whether it stayed.
+
+    Attributes:
+        scores: of each task.
+        score: their mean, by which was chosen; with its sign turned where less is better.
+    """
 
     model: str
+    scores: tuple[float, ...]
     score: float
     kept: bool
 
@@ -69,7 +75,7 @@ def greedy_soup(models: Sequence[str], judge: Judge, settings: Settings, holdout
     names = short_names(models)
     order = sorted(range(len(models)), key=lambda place: -scores[place])  # stable: of equals the first named
     members, best = [order[0]], scores[order[0]]
-    steps = [Step(names[order[0]], best, True)]
+    steps = [_step(singles, singles.models[order[0]], names[order[0]], best, True)]
     for place in order[1:]:
         tried = [models[member] for member in (*members, place)]
         found = judge([blend(tried, [1.0] * len(tried), f"{name} + {names[place]}")], choose)
@@ -77,7 +83,7 @@ def greedy_soup(models: Sequence[str], judge: Judge, settings: Settings, holdout
         kept = score >= best
         if kept:
             members, best = [*members, place], score
-        steps.append(Step(names[place], score, kept))
+        steps.append(_step(found, found.models[0], names[place], score, kept))
     kept_models = tuple(models[member] for member in members)
     equal = [1.0] * len(kept_models)
     rest = dataclasses.replace(settings, holdout=holdout, held_out=False)
@@ -85,10 +91,14 @@ def greedy_soup(models: Sequence[str], judge: Judge, settings: Settings, holdout
     return Soup(singles, tuple(steps), kept_models, blend_recipe(kept_models, equal, name), report)
 
 
+def _step(results: Results, model: Verdicts, name: str, score: float, kept: bool) -> Step:
+    return Step(name, tuple(model.tasks[task].value for task in results.tasks), score, kept)
+
+
 def _check_scale(results: Results) -> None:
     if len(results.tasks) > 1 and not all(is_share(model.tasks[n]) for model in results.models for n in results.tasks):
         raise UsageError(
-            f"merge soup: scores of {', '.join(results.tasks)} have no common scale. Name tasks with accuracies, or one."
+            f"merge soup: the scores of {', '.join(results.tasks)} have no common scale. Name one task, or accuracies."
         )
 
 

@@ -199,8 +199,10 @@ def as_csv(comparison: Comparison) -> str:
     file = io.StringIO()
     out = csv.writer(file, lineterminator="\n")
     out.writerow(
-        ["model", "digest", "task", "metric", "value", "stderr", "items", "over_best_parent", "best_parent"]
-        + ["ci_low", "ci_high", "p", "gained", "lost", "over_parents_mean"]
+        [
+            *("model", "digest", "task", "metric", "value", "stderr", "items", "over_best_parent", "best_parent"),
+            *("ci_low", "ci_high", "p", "gained", "lost", "over_parents_mean"),
+        ]
     )
     by_task = {gain.task: gain for gain in comparison.gains}
     for model in comparison.results.models:

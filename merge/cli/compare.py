@@ -74,7 +74,12 @@ def command(
     if as_json:
         click.echo(json.dumps(tables.as_data(comparison), indent=1, ensure_ascii=False))
         return
-    tables.print_comparison(comparison)
+    if results.path and comparison.merge is None:
+        from eval.path import print_path
+
+        print_path(results)
+    else:
+        tables.print_comparison(comparison)
     for label, file in (("results", out), ("csv", csv_file), ("markdown", markdown), ("card", card), ("page", html)):
         if file is not None:
             click.echo(f"{label}: {file}")

@@ -85,19 +85,19 @@ def _print(soup: Soup) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from eval.compare import is_share
-    from eval.tables import score_table
+    from eval.tables import columns, percent_of, score_table
     from merge.cli.show import console
 
     out = console()
     out.print("On the held-out items, each model by itself:")
     out.print(score_table(soup.singles))
-    task = soup.singles.models[0].tasks[soup.singles.tasks[0]]
-    table = Table(title="the soup, step by step", title_justify="left")
-    for head in ("with", "score", ""):
-        table.add_column(head, justify="right" if head == "score" else "left")
+    table = Table(title="The soup, step by step", title_justify="left")
+    heads = [name for name, _ in columns(soup.singles)]
+    for head in ("with", *heads, ""):
+        table.add_column(Text(head), justify="right" if head in heads else "left")
+    percent = percent_of(soup.singles, soup.singles.tasks[0])
     for step in soup.steps:
-        score = abs(step.score) if not task.higher_is_better else step.score
-        text = f"{100 * score:.1f}" if is_share(task) else f"{score:.4g}"
-        table.add_row(Text(step.model), text, "kept" if step.kept else "left out")
+        values = [*step.scores, step.score] if len(heads) > len(step.scores) else step.scores
+        said = [f"{100 * value:.1f}" if percent else f"{value:.4g}" for value in values]
+        table.add_row(Text(step.model), *said, "kept" if step.kept else "left out")
     out.print(table)
