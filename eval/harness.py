@@ -14,7 +14,7 @@ from typing import Any
 from eval.memory import Memory
 from eval.models import Subject, directory, known_digest, remember_digest
 from eval.results import Questions, Results, TaskResult, Verdicts
-from eval.tasks import Task
+from eval.tasks import Task, task_manager
 from merge.errors import MergeError
 
 _SMALL = 20_000_000  # parameters
@@ -106,12 +106,8 @@ def load_tasks(tasks: Sequence[Task], settings: Settings) -> list[Loaded]:
     Raises:
         MergeError: data that is neither cached nor reachable, with what to do.
     """
-    from lm_eval.tasks import TaskManager
-
     own = [task.spec for task in tasks if isinstance(task.spec, dict)]
-    manager = TaskManager(
-        include_path=settings.include and str(settings.include), include_defaults=len(own) < len(tasks)
-    )
+    manager = task_manager(settings.include, len(own) < len(tasks))
     found = []
     for task in tasks:
         try:
@@ -204,7 +200,15 @@ def _one_task(
     model.tick = tick
     tick(0)
     before = model.asked + model.remembered
-    raw = _run(each, model, settings)
+    try:
+        raw = _run(each, model, settings)
+    except MergeError:
+        raise
+    except Exception as error:  # tasks, backends and tokenizers raise what they like
+        first = str(error).strip().splitlines()[0][:300] if str(error).strip() else "no message"
+        raise MergeError(
+            f"{subject.name} on {each.task.name}: lm-eval stopped with {type(error).__name__}: {first}"
+        ) from error
     each.n_requests = model.asked + model.remembered - before
     found, each.questions = TaskResult.read(each.task, raw)
     return found

@@ -6,6 +6,7 @@ resolve(["arc_easy"], suite="quickstart", include=...) -> Tasks
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -115,10 +116,16 @@ def _file(path: Path) -> Task:
     return Task(name, str(path.resolve()))
 
 
-def _check_known(name: str, own: list[str]) -> None:
+@functools.cache
+def task_manager(include: Path | None, defaults: bool) -> Any:
+    """lm-eval's index of tasks, which takes seconds to make: with its own, if `defaults`, and those of `include`."""
     from lm_eval.tasks import TaskManager
 
-    known = TaskManager().all_tasks
+    return TaskManager(include_path=include and str(include), include_defaults=defaults)
+
+
+def _check_known(name: str, own: list[str]) -> None:
+    known = task_manager(None, True).all_tasks
     if name not in known:
         raise UsageError(f'unknown task "{name}"; {_suggest(name, [*own, *known])}')
 
