@@ -75,7 +75,7 @@ def _row(name: str, values: Iterable[str], marked: bool = False) -> str:
 
 
 def _table(heads: Sequence[str], rows: Sequence[str], caption: str = "") -> str:
-    said = f"<caption>{caption}</caption>" if caption else ""
+    said = f'<p class="soft">{caption}</p>' if caption else ""
     head = "".join(f'<th scope="col">{text}</th>' for text in heads)
     body = "\n".join(rows)
     region = '<div class="scroll" tabindex="0" role="region" aria-label="table">'  # so that the keyboard can scroll it

@@ -23,10 +23,10 @@ VERBS = {
     "plan": ("merge.cli.plan", "Show what a recipe would do; nothing is written."),
     "verify": ("merge.cli.verify", "Check a merged checkpoint against its manifest."),
     "methods": ("merge.cli.methods", "List the merge methods, or explain one."),
+    "statistics": ("merge.cli.statistics", "Collect what regmean and fisher need to know of a model."),
     "eval": ("merge.cli.eval", "Judge models and recipes on the same tasks."),
     "compare": ("merge.cli.compare", "Compare a merge with its parents: tables, pages, model cards."),
     "soup": ("merge.cli.soup", "Average those models that make the average better."),
-    "statistics": ("merge.cli.statistics", "Collect what regmean and fisher need to know of a model."),
 }
 
 
