@@ -30,7 +30,8 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)
 	@$(OFFLINE) .venv/bin/merge run $(FAMILY).yaml -o merged/quickstart --force
 	@$(OFFLINE) .venv/bin/merge verify merged/quickstart
-	@$(OFFLINE) $(PY) -m eval.quickstart $(FAMILY)/base $(FAMILY)/reverse $(FAMILY)/sort $(FAMILY)/add merged/quickstart
+	@$(OFFLINE) .venv/bin/merge compare $(FAMILY)/base $(FAMILY)/reverse $(FAMILY)/sort $(FAMILY)/add merged/quickstart \
+	  --suite quickstart --html merged/quickstart.html
 
 test: $(READY)
 	@$(OFFLINE) $(PY) -m pytest

@@ -146,8 +146,7 @@ def measure(case: Case, out: Path, items: int) -> Row:
 
 
 def scored(directory: Path, method: str, setting: str, items: int) -> Row:
-    from eval.exact_match import score
-    from eval.quickstart import average, average_error
+    from eval.exact_match import average, average_error, score
 
     scores = score(directory, EXPERTS, items)
     shares = tuple(one.share for one in scores.values())

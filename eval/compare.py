@@ -17,9 +17,11 @@ import numpy as np
 import numpy.typing as npt
 
 from eval.results import Results, TaskResult, Verdicts
+from eval.samples import Floats, aggregate, as_pairs
 from merge.errors import UsageError
 
 RESAMPLES = 10_000
+AVERAGE = "average"
 _SEED = 0  # the same intervals every time
 
 
@@ -51,54 +53,101 @@ class Difference:
         return self.p is not None and self.p < 0.05
 
 
-def difference(model: Verdicts, other: Verdicts, task: str, subtasks: Sequence[str] = ()) -> Difference:
-    """model against other on one task; a group is compared over the items of its subtasks."""
+@dataclass(frozen=True)
+class _Part:
+    """The items of one task that two models answered, (item, 2) each: score and weight; and what the part counts."""
+
+    metric: str
+    sign: float
+    a: Floats
+    b: Floats
+    share: float
+
+
+def difference(model: Verdicts, other: Verdicts, task: str) -> Difference:
+    """model against other on one task. A group is compared over the items of the tasks it is made of."""
     mine, theirs = model.tasks[task], other.tasks[task]
-    sign = 1.0 if mine.higher_is_better else -1.0
-    value = sign * (mine.value - theirs.value)
-    pairs = [_paired(model.tasks[name], other.tasks[name]) for name in (subtasks or (task,))]
-    a, b = (np.concatenate([pair[side] for pair in pairs]) for side in (0, 1))
-    if not len(a):
+    value = _sign(mine) * (mine.value - theirs.value)
+    leaves = mine.leaves(model.tasks)
+    return _difference(model, other, task, value, _parts(model, other, leaves, (mine.value, theirs.value)))
+
+
+def average_difference(model: Verdicts, other: Verdicts, tasks: Sequence[str]) -> Difference:
+    """On the mean of the tasks' scores, each task counting the same."""
+    means = [sum(each.tasks[name].value for name in tasks) / len(tasks) for each in (model, other)]
+    parts: list[_Part] = []
+    for name in tasks:
+        mine, theirs = model.tasks[name], other.tasks[name]
+        found = _parts(model, other, mine.leaves(model.tasks), (mine.value, theirs.value))
+        parts += [_Part(part.metric, part.sign, part.a, part.b, part.share / len(tasks)) for part in found]
+    return _difference(model, other, AVERAGE, means[0] - means[1], parts)
+
+
+def _difference(model: Verdicts, other: Verdicts, task: str, value: float, parts: Sequence[_Part]) -> Difference:
+    if not parts or not all(len(part.a) for part in parts):
         return Difference(model.name, other.name, task, value, None, None, None, 0, 0, 0)
-    gained, lost = int((sign * (a - b)[:, 0] > 0).sum()), int((sign * (a - b)[:, 0] < 0).sum())
-    low, high, p = _bootstrap(a, b, sign)
-    if set(np.unique(a[:, 0])) | set(np.unique(b[:, 0])) <= {0.0, 1.0}:
+    steps = np.concatenate([part.sign * (part.a - part.b)[:, 0] for part in parts])
+    gained, lost = int((steps > 0).sum()), int((steps < 0).sum())
+    low = high = p = None
+    if not any(math.isnan(part.share) for part in parts):
+        low, high, p = _bootstrap(parts)
+    if task != AVERAGE and all(set(np.unique(side[:, 0])) <= {0.0, 1.0} for part in parts for side in (part.a, part.b)):
         p = mcnemar(gained, lost)
-    return Difference(model.name, other.name, task, value, low, high, p, gained, lost, len(a))
+    return Difference(model.name, other.name, task, value, low, high, p, gained, lost, len(steps))
 
 
-def _paired(mine: TaskResult, theirs: TaskResult) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """(n, 2) each: score and weight of the items that both have."""
-    first = {doc: _pair(item) for doc, item in zip(mine.doc_ids, mine.items, strict=True)}
-    second = {doc: _pair(item) for doc, item in zip(theirs.doc_ids, theirs.items, strict=True)}
+def _parts(model: Verdicts, other: Verdicts, leaves: Sequence[str], values: tuple[float, float]) -> list[_Part]:
+    """The tasks that make up one score; NaN for their shares where neither equal ones nor the items' give that score.
+
+    values: the scores of both models.
+    """
+    found = []
+    for name in leaves:
+        mine, theirs = model.tasks[name], other.tasks[name]
+        found.append(_Part(mine.metric.partition(",")[0], _sign(mine), *_paired(mine, theirs), 1.0))
+    n = sum(len(part.a) for part in found)
+    by_size = [len(part.a) / max(n, 1) for part in found]
+    for shares in (by_size, [1.0 / len(found)] * len(found)):
+        made = [
+            sum(share * each.tasks[name].value for share, name in zip(shares, leaves, strict=True))
+            for each in (model, other)
+        ]
+        if all(math.isclose(one, value, rel_tol=1e-6, abs_tol=1e-9) for one, value in zip(made, values, strict=True)):
+            return [_Part(p.metric, p.sign, p.a, p.b, share) for p, share in zip(found, shares, strict=True)]
+    return [_Part(part.metric, part.sign, part.a, part.b, math.nan) for part in found]
+
+
+def _sign(task: TaskResult) -> float:
+    return 1.0 if task.higher_is_better else -1.0
+
+
+def _paired(mine: TaskResult, theirs: TaskResult) -> tuple[Floats, Floats]:
+    """The items that both have."""
+    first = dict(zip(mine.doc_ids, as_pairs(mine.items), strict=True))
+    second = dict(zip(theirs.doc_ids, as_pairs(theirs.items), strict=True))
     both = [doc for doc in first if doc in second]
     empty = np.empty((0, 2))
-    if not both:
-        return empty, empty
-    return np.array([first[doc] for doc in both]), np.array([second[doc] for doc in both])
+    return (np.array([first[doc] for doc in both]), np.array([second[doc] for doc in both])) if both else (empty, empty)
 
 
-def _pair(item: float | tuple[float, float]) -> tuple[float, float]:
-    return item if isinstance(item, tuple) else (item, 1.0)
-
-
-def _bootstrap(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64], sign: float) -> tuple[float, float, float]:
-    """(low, high, p) of the difference of the weighted means, over resampled items."""
+def _bootstrap(parts: Sequence[_Part]) -> tuple[float, float, float]:
+    """(low, high, p) of the difference; items are drawn again within each task, since the tasks are no sample."""
     rng = np.random.default_rng(_SEED)
-    n = len(a)
-    differences = np.empty(RESAMPLES)
-    step = max(1, 4_000_000 // n)  # resamples at once: 32 MB of indices
-    for start in range(0, RESAMPLES, step):
-        rows = rng.integers(0, n, (min(step, RESAMPLES - start), n))
-        differences[start : start + step] = sign * (_mean(a, rows) - _mean(b, rows))
+    differences = np.zeros(RESAMPLES)
+    for part in parts:
+        n = len(part.a)
+        step = max(1, 1_000_000 // n)  # resamples at once: 8 MB of indices
+        for start in range(0, RESAMPLES, step):
+            rows = rng.integers(0, n, (min(step, RESAMPLES - start), n))
+            gap = _score(part.metric, part.a, rows) - _score(part.metric, part.b, rows)
+            differences[start : start + step] += part.share * part.sign * gap
     low, high = np.quantile(differences, (0.025, 0.975))
-    tail = min(float((differences <= 0).mean()), float((differences >= 0).mean()))
-    return float(low), float(high), min(1.0, 2 * max(tail, 1 / RESAMPLES))
+    tail = min(int((differences <= 0).sum()), int((differences >= 0).sum()))
+    return float(low), float(high), min(1.0, 2 * (tail + 1) / (RESAMPLES + 1))
 
 
-def _mean(items: npt.NDArray[np.float64], rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-    scores, weights = items[:, 0][rows].sum(axis=1), items[:, 1][rows].sum(axis=1)
-    found: npt.NDArray[np.float64] = scores / weights
+def _score(metric: str, items: Floats, rows: npt.NDArray[np.int64]) -> Floats:
+    found: Floats = aggregate(metric, items[:, 0][rows].sum(axis=1), items[:, 1][rows].sum(axis=1))
     return found
 
 
@@ -125,25 +174,57 @@ def parents(results: Results, model: Verdicts) -> list[Verdicts]:
 
 @dataclass(frozen=True)
 class Gain:
-    """A merge against its parents on one task; `best` is the difference to the best of them."""
+    """A merge against its parents on one task.
+
+    Attributes:
+        task: or AVERAGE.
+        best: the difference to the best of the parents on it.
+        over_mean: over the mean of the parents' scores; positive is better.
+        each: the differences to all parents, in their order.
+    """
 
     model: str
     task: str
     best: Difference
-    over_mean: float  # over the mean of the parents' scores; positive is better
+    over_mean: float
+    each: tuple[Difference, ...]
 
 
 def gains(results: Results, model: Verdicts, rivals: Sequence[Verdicts]) -> list[Gain]:
-    found = []
-    for task in results.tasks:
-        mine = model.tasks[task]
-        sign = 1.0 if mine.higher_is_better else -1.0
-        values = [rival.tasks[task].value for rival in rivals]
-        best = max(rivals, key=lambda rival: sign * rival.tasks[task].value)
-        subtasks = [name for name, part in model.tasks.items() if part.group == task]
-        over_mean = sign * (mine.value - sum(values) / len(values))
-        found.append(Gain(model.name, task, difference(model, best, task, subtasks), over_mean))
+    """On each task, and on their average where there is one."""
+    found = [_gain(model, [difference(model, rival, task) for rival in rivals], task) for task in results.tasks]
+    if has_average(results):
+        found.append(_gain(model, [average_difference(model, rival, results.tasks) for rival in rivals], AVERAGE))
     return found
+
+
+def _gain(model: Verdicts, each: Sequence[Difference], task: str) -> Gain:
+    best = min(each, key=lambda one: one.value)  # the least ahead of: the best of the others
+    return Gain(model.name, task, best, sum(one.value for one in each) / len(each), tuple(each))
+
+
+def is_share(task: TaskResult) -> bool:
+    """Whether a score is a share of 1, shown in percent."""
+    return task.higher_is_better and 0.0 <= task.value <= 1.0
+
+
+def has_average(results: Results) -> bool:
+    """Only scores of one scale can be averaged."""
+    return len(results.tasks) > 1 and all(
+        is_share(model.tasks[name]) for model in results.models for name in results.tasks
+    )
+
+
+def average(results: Results, model: Verdicts) -> float:
+    """Mean of the tasks' scores, each counting the same."""
+    return sum(model.tasks[name].value for name in results.tasks) / len(results.tasks)
+
+
+def average_error(results: Results, model: Verdicts) -> float | None:
+    """Standard error of the average; the tasks' items are drawn independently."""
+    errors = [model.tasks[name].error for name in results.tasks]
+    known = [error for error in errors if error is not None]
+    return math.hypot(*known) / len(errors) if len(known) == len(errors) else None
 
 
 def pick(results: Results, name: str) -> Verdicts:
@@ -152,3 +233,43 @@ def pick(results: Results, name: str) -> Verdicts:
         if name in (model.name, model.text):
             return model
     raise UsageError(f'no results for "{name}"; there are: {", ".join(model.name for model in results.models)}.')
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A merge, its parents, and the gains; what pages and tables are made from."""
+
+    results: Results
+    merge: Verdicts | None
+    parents: tuple[Verdicts, ...] = ()
+    gains: tuple[Gain, ...] = ()
+
+
+def compare(results: Results, merge: str | None = None, named: Sequence[str] = ()) -> Comparison:
+    """Finds the merge and its parents, if they are not named, by what the merge's manifest or recipe says.
+
+    Args:
+        merge: its name; where none is given, the one merge whose parents are here too.
+        named: the parents' names.
+
+    Raises:
+        UsageError: a name that no model has; parents without a merge; several merges and none named.
+    """
+    chosen = [pick(results, merge)] if merge else _merges(results, named)
+    if not chosen or (results.path and not merge):  # the points of a path are no rivals
+        return Comparison(results, None)
+    if len(chosen) > 1:
+        raise UsageError(f"several merges: {', '.join(model.name for model in chosen)}. Name one: --merge NAME.")
+    rivals = [pick(results, name) for name in named] or parents(results, chosen[0])
+    rivals = [rival for rival in rivals if rival is not chosen[0]]
+    if not rivals:
+        others = ", ".join(model.name for model in results.models if model is not chosen[0]) or "no other model"
+        raise UsageError(f"no parent of {chosen[0].name} is among {others}. Name them: --parents A,B.")
+    return Comparison(results, chosen[0], tuple(rivals), tuple(gains(results, chosen[0], rivals)))
+
+
+def _merges(results: Results, named: Sequence[str]) -> list[Verdicts]:
+    if named:
+        rivals = [pick(results, name) for name in named]
+        return [model for model in results.models if model not in rivals]
+    return [model for model in results.models if parents(results, model)]

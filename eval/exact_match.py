@@ -57,6 +57,16 @@ class Score:
         return math.sqrt(p * (1 - p) / self.items)
 
 
+def average(scores: Mapping[str, Score]) -> float:
+    """Mean of the skills' shares, each skill counting the same."""
+    return sum(one.share for one in scores.values()) / len(scores)
+
+
+def average_error(scores: Mapping[str, Score]) -> float:
+    """Standard error of average(); the skills' prompts are drawn independently."""
+    return math.sqrt(sum(one.standard_error**2 for one in scores.values())) / len(scores)
+
+
 def draw_word(rng: random.Random) -> str:
     return "".join(rng.choices(ascii_lowercase, k=rng.randint(4, 8)))
 

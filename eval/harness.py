@@ -13,8 +13,8 @@ from typing import Any
 
 from eval.memory import Memory
 from eval.models import Subject, directory, known_digest, remember_digest
-from eval.results import Results, TaskResult, Verdicts
-from eval.tasks import Task
+from eval.results import Questions, Results, TaskResult, Verdicts
+from eval.tasks import Task, task_manager
 from merge.errors import MergeError
 
 _SMALL = 20_000_000  # parameters
@@ -33,6 +33,7 @@ class Settings:
         dtype: of weights and arithmetic; None: float32 on a CPU (bf16 is slow on most), else as stored.
         batch_size: sequences at once; 0: found automatically.
         limit: items of each task, drawn once by `seed` and then the same for every model; None: all.
+        holdout, held_out: the share of each task's items that is set aside, drawn by `seed`, and which side is asked.
         chat_template: whether prompts are wrapped in the model's chat template.
     """
 
@@ -44,6 +45,8 @@ class Settings:
     num_fewshot: int | None = None
     limit: int | None = None
     seed: int = 0
+    holdout: float = 0.0
+    held_out: bool = False
     chat_template: bool = False
     system_instruction: str | None = None
     include: Path | None = None
@@ -94,6 +97,7 @@ class Loaded:
     tree: dict[str, Any]  # what lm-eval's TaskManager.load gives
     samples: dict[str, list[int]]  # of each leaf task; empty: all items
     n_requests: int = 0
+    questions: Questions = field(default_factory=dict)
 
 
 def load_tasks(tasks: Sequence[Task], settings: Settings) -> list[Loaded]:
@@ -102,21 +106,16 @@ def load_tasks(tasks: Sequence[Task], settings: Settings) -> list[Loaded]:
     Raises:
         MergeError: data that is neither cached nor reachable, with what to do.
     """
-    from lm_eval.tasks import TaskManager
-
     own = [task.spec for task in tasks if isinstance(task.spec, dict)]
-    manager = TaskManager(
-        include_path=settings.include and str(settings.include), include_defaults=len(own) < len(tasks)
-    )
+    manager = task_manager(settings.include, len(own) < len(tasks))
     found = []
     for task in tasks:
         try:
             tree = manager.load([task.spec])
         except Exception as error:  # lm-eval, datasets and the hub raise what they like
             raise _data_missing(task, error) from error
-        samples = (
-            {name: _sample(leaf, name, settings) for name, leaf in tree["tasks"].items()} if settings.limit else {}
-        )
+        part = settings.limit or settings.holdout
+        samples = {name: _sample(leaf, name, settings) for name, leaf in tree["tasks"].items()} if part else {}
         found.append(Loaded(task, tree, samples))
     return found
 
@@ -134,11 +133,20 @@ def _data_missing(task: Task, error: Exception) -> MergeError:
 
 
 def _sample(leaf: Any, name: str, settings: Settings) -> list[int]:
+    """Which items are asked. The two sides of a split share none and make up the whole.
+
+    Raises:
+        MergeError: a side without items.
+    """
     import random
 
     n = len(leaf.eval_docs)
-    assert settings.limit is not None
-    drawn = random.Random(f"{settings.seed}:{name}").sample(range(n), min(settings.limit, n))
+    drawn = random.Random(f"{settings.seed}:{name}").sample(range(n), min(settings.limit or n, n))
+    if settings.holdout:
+        aside = round(settings.holdout * len(drawn))
+        drawn = drawn[:aside] if settings.held_out else drawn[aside:]
+    if not drawn:
+        raise MergeError(f"{name}: {n} items cannot be split into {settings.holdout:g} and the rest.")
     return sorted(drawn)
 
 
@@ -192,9 +200,18 @@ def _one_task(
     model.tick = tick
     tick(0)
     before = model.asked + model.remembered
-    raw = _run(each, model, settings)
+    try:
+        raw = _run(each, model, settings)
+    except MergeError:
+        raise
+    except Exception as error:  # tasks, backends and tokenizers raise what they like
+        first = str(error).strip().splitlines()[0][:300] if str(error).strip() else "no message"
+        raise MergeError(
+            f"{subject.name} on {each.task.name}: lm-eval stopped with {type(error).__name__}: {first}"
+        ) from error
     each.n_requests = model.asked + model.remembered - before
-    return TaskResult.read(each.task, raw)
+    found, each.questions = TaskResult.read(each.task, raw)
+    return found
 
 
 def _run(each: Loaded, model: Any, settings: Settings) -> dict[str, Any]:
@@ -275,12 +292,13 @@ def _batch_size(settings: Settings) -> int | str:
 def _quiet() -> None:
     """lm-eval, datasets and transformers talk much; what matters is said by this package."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    for name in ("lm_eval", "datasets", "transformers"):
+    for name in ("lm_eval", "datasets"):
         logging.getLogger(name).setLevel(logging.ERROR)
     import datasets
     from transformers.utils import logging as transformers_logging
 
     datasets.disable_progress_bars()
+    transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
 
 

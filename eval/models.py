@@ -53,7 +53,7 @@ class Subject:
             return tuple(model.path for model in self.plan.models)
         assert self.path is not None
         try:
-            return tuple(str(model["ref"]) for model in read_manifest(self.path)["models"])
+            return tuple(str(model["model"]) for model in read_manifest(self.path)["models"])
         except (OutputError, KeyError, TypeError):
             return ()
 

@@ -3,25 +3,27 @@
 Results
   models: Verdicts of one model
     tasks: name -> TaskResult, groups and their subtasks side by side
+  questions: task -> doc id -> (question, right answer), both cut short
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from eval.samples import Item, read_samples
 from merge.errors import UsageError
 
 if TYPE_CHECKING:
     from eval.harness import Loaded, Settings
     from eval.tasks import Task
 
-FORMAT = 1
+FORMAT = 2
+Questions = Mapping[str, Mapping[str, tuple[str, str]]]  # task -> doc id -> (question, right answer)
 # The metric that a table shows of a task that names none; the first that is there.
 _PREFERRED = (
     *(
@@ -38,7 +40,6 @@ _PREFERRED = (
     ),
     *("bits_per_byte", "byte_perplexity", "word_perplexity", "perplexity"),
 )
-Item = float | tuple[float, float]  # a score; or a sum and the number it is to be divided by, for perplexities
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,8 @@ class TaskResult:
         value, error: under that key; error is None where lm-eval gives none.
         n: items asked.
         version: of the task.
-        items: the metric of each item, in the order of doc_ids; () for groups.
+        items: the metric of each item, in the order of doc_ids; () for groups, and where items have no score.
+        answers: what the model said to the first of them, cut short.
     """
 
     name: str
@@ -64,6 +66,7 @@ class TaskResult:
     version: str
     doc_ids: tuple[int, ...] = ()
     items: tuple[Item, ...] = ()
+    answers: tuple[str, ...] = ()
 
     @property
     def value(self) -> float:
@@ -75,12 +78,12 @@ class TaskResult:
         return self.metrics.get(f"{name}_stderr,{filter_name}")
 
     @staticmethod
-    def read(task: Task, raw: Mapping[str, Any]) -> dict[str, TaskResult]:
-        """From what lm-eval's simple_evaluate gives."""
+    def read(task: Task, raw: Mapping[str, Any]) -> tuple[dict[str, TaskResult], Questions]:
+        """From what lm-eval's evaluate gives: the scores, and the questions they are of."""
         groups: dict[str, str] = {}
         for group, children in raw.get("group_subtasks", {}).items():
             groups.update(dict.fromkeys(children, group))
-        found = {}
+        found, questions = {}, {}
         for name, values in {**raw["results"], **raw.get("groups", {})}.items():
             metrics = {
                 key: float(value)
@@ -90,8 +93,9 @@ class TaskResult:
             if not metrics:
                 continue  # a group without a score of its own
             metric = _main_metric(task.metric, metrics)
-            samples = raw.get("samples", {}).get(name, ())
-            ids, items = _items(samples, metric)
+            samples = read_samples(raw.get("samples", {}).get(name, ()), metric, metrics[metric])
+            if samples.questions:
+                questions[name] = samples.questions
             better = raw.get("higher_is_better", {}).get(name, {}).get(metric.partition(",")[0])
             found[name] = TaskResult(
                 name=name,
@@ -99,12 +103,18 @@ class TaskResult:
                 metrics=metrics,
                 metric=metric,
                 higher_is_better=better is not False,
-                n=len(ids) or int(values.get("sample_len", 0)),
+                n=len(samples.doc_ids) or int(values.get("sample_len", 0)),
                 version=str(raw.get("versions", {}).get(name, "")),
-                doc_ids=ids,
-                items=items,
+                doc_ids=samples.doc_ids,
+                items=samples.items,
+                answers=samples.answers,
             )
-        return found
+        return found, questions
+
+    def leaves(self, tasks: Mapping[str, TaskResult]) -> tuple[str, ...]:
+        """The tasks with items that this one is made of, or itself; `tasks` are all of its model."""
+        parts = [part.leaves(tasks) for part in tasks.values() if part.group == self.name]
+        return tuple(name for part in parts for name in part) or (self.name,)
 
 
 def _main_metric(wanted: str | None, metrics: Mapping[str, float]) -> str:
@@ -114,24 +124,6 @@ def _main_metric(wanted: str | None, metrics: Mapping[str, float]) -> str:
             if key.partition(",")[0] == name:
                 return key
     return scores[0]
-
-
-def _items(samples: Sequence[Mapping[str, Any]], metric: str) -> tuple[tuple[int, ...], tuple[Item, ...]]:
-    name, _, filter_name = metric.partition(",")
-    ids: list[int] = []
-    items: list[Item] = []
-    for sample in samples:
-        value = sample.get(name)
-        if sample.get("filter", filter_name) != filter_name or value is None:
-            continue
-        if isinstance(value, (tuple, list)) and len(value) == 2 and all(isinstance(v, (int, float)) for v in value):
-            items.append((float(value[0]), float(value[1])))
-        elif isinstance(value, (int, float)):
-            items.append(float(value))
-        else:
-            return (), ()  # a metric over all items (bleu ...) has no scores of single ones
-        ids.append(int(sample["doc_id"]))
-    return tuple(ids), tuple(items)
 
 
 @dataclass(frozen=True)
@@ -151,31 +143,43 @@ class Verdicts:
 
 @dataclass(frozen=True)
 class Results:
-    """A whole evaluation; `tasks` are the names asked for, in order, `columns` those that tables show."""
+    """A whole evaluation.
+
+    Attributes:
+        tasks: that tables show, in order.
+        questions: what was asked, of the first items of each task.
+        path: where the models lie between the first and the last of them, 0 to 1; () unless they are a path.
+    """
 
     models: tuple[Verdicts, ...]
     tasks: tuple[str, ...]
     settings: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
+    questions: Questions = field(default_factory=dict)
+    path: tuple[float, ...] = ()
 
     @staticmethod
     def of(models: Sequence[Verdicts], settings: Settings, loaded: Sequence[Loaded]) -> Results:
         said = dataclasses.asdict(settings) | {"include": settings.include and str(settings.include)}
         samples = {name: ids for each in loaded for name, ids in each.samples.items()}
         names = tuple(name for each in loaded for name in _columns(each, models))
-        return Results(tuple(models), names, said | {"samples": samples}, _versions())
+        questions = {name: asked for each in loaded for name, asked in each.questions.items()}
+        return Results(tuple(models), names, said | {"samples": samples}, _versions(), questions)
 
     def to_json(self) -> str:
-        return json.dumps({"format": FORMAT, **dataclasses.asdict(self)}, ensure_ascii=False, indent=1) + "\n"
+        return json.dumps({"format": FORMAT, **dataclasses.asdict(self)}, ensure_ascii=False) + "\n"
 
     @staticmethod
     def load(path: Path) -> Results:
         """Raises UsageError for a file that holds no results."""
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
-            if data.pop("format") != FORMAT:
-                raise ValueError(f"format {data['format']}")
-            return _results(data)
+            if (number := data.pop("format")) != FORMAT:
+                raise ValueError(f"format {number}, expected {FORMAT}")
+            found = _results(data)
+            if not found.models:
+                raise ValueError("no model")
+            return found
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UsageError(f"{path}: holds no results of merge eval ({type(error).__name__}: {error}).") from None
 
@@ -203,13 +207,15 @@ def _results(data: dict[str, Any]) -> Results:
                 | {
                     "doc_ids": tuple(task["doc_ids"]),
                     "items": tuple(tuple(item) if isinstance(item, list) else item for item in task["items"]),
+                    "answers": tuple(task["answers"]),
                 }
             )
             for name, task in model["tasks"].items()
         }
         models.append(Verdicts(**model | {"tasks": tasks, "parents": tuple(model["parents"])}))
-    return Results(tuple(models), tuple(data["tasks"]), data["settings"], data["versions"])
-
-
-def is_number(value: float | None) -> bool:
-    return value is not None and math.isfinite(value)
+    questions = {
+        task: {number: (question, target) for number, (question, target) in asked.items()}
+        for task, asked in data["questions"].items()
+    }
+    names, path = tuple(data["tasks"]), tuple(map(float, data["path"]))
+    return Results(tuple(models), names, data["settings"], data["versions"], questions, path)

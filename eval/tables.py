@@ -1,78 +1,70 @@
-"""Results as a table in the terminal: models x tasks, the best of each column in bold."""
+"""Comparisons as text: a table in the terminal, CSV, Markdown, plain data for JSON, and gains in words."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import csv
+import dataclasses
+import io
+from typing import TYPE_CHECKING, Any
 
-from eval.compare import Gain, gains, parents
+from eval.compare import (
+    AVERAGE,
+    Comparison,
+    Difference,
+    Gain,
+    average,
+    average_error,
+    gains,
+    has_average,
+    is_share,
+    parents,
+)
 from eval.results import Results, TaskResult, Verdicts
 
 if TYPE_CHECKING:
-    from rich.text import Text
-
-
-def print_results(results: Results) -> None:
-    """The table, then each merge against its parents, where they were judged too."""
     from rich.table import Table
-    from rich.text import Text
 
-    from merge.cli.show import console
 
-    out = console()
-    table = Table(title="± standard error; the best of each column is bold", title_justify="left")
-    table.add_column("model")
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """A score as tables show it: percent for shares of 1. `best`: of its column."""
+
+    value: float
+    error: float | None
+    percent: bool
+    best: bool
+
+    def __str__(self) -> str:
+        if self.percent:
+            return f"{100 * self.value:.1f}" + (f" ± {100 * self.error:.1f}" if self.error is not None else "")
+        return f"{self.value:.4g}" + (f" ± {self.error:.2g}" if self.error is not None else "")
+
+
+def columns(results: Results) -> list[tuple[str, str]]:
+    """(task, metric) of each column; ↓ where less is better."""
+    found = []
     for name in results.tasks:
         first = results.models[0].tasks[name]
-        arrow = "" if first.higher_is_better else " ↓"
-        table.add_column(f"{name}\n{first.metric.partition(',')[0]}{arrow}", justify="right")
-    average = _has_average(results)
-    if average:
-        table.add_column("average", justify="right")
+        found.append((name, first.metric.partition(",")[0] + ("" if first.higher_is_better else " ↓")))
+    return found + ([(AVERAGE, "")] if has_average(results) else [])
+
+
+def cells(results: Results) -> list[list[Cell]]:
+    """Of each model, in the order of columns()."""
+    rows = []
     best = {name: _best(results, name) for name in results.tasks}
-    top = max((_average(results, model) for model in results.models), default=0.0) if average else 0.0
+    with_average = has_average(results)
+    top = max(average(results, model) for model in results.models) if with_average else 0.0
     for model in results.models:
-        cells = [_cell(model.tasks[name], model.tasks[name].value == best[name]) for name in results.tasks]
-        if average:
-            mean = _average(results, model)
-            cells.append(Text(f"{100 * mean:.1f}", style="bold" if mean == top else ""))
-        table.add_row(Text(model.name), *cells)
-    out.print(table)
-    for model in results.models:
-        asked = f"{model.asked:,} requests in {model.seconds:.1f} s"
-        out.print(f"{model.name}: {asked}, {model.remembered:,} remembered")
-        for gain in gains(results, model, rivals) if (rivals := parents(results, model)) else ():
-            out.print("  " + gain_text(gain, model.tasks[gain.task]))
-
-
-def gain_text(gain: Gain, task: TaskResult) -> str:
-    """One line: task, gain over the best parent with its interval, and over the mean of the parents."""
-    percent = is_share(task)
-    best = gain.best
-    text = f"{gain.task}: {_signed(best.value, percent)} against the best parent ({best.other})"
-    if best.low is not None and best.high is not None and best.p is not None:
-        interval = f"95 % {_signed(best.low, percent)} to {_signed(best.high, percent)}"
-        text += f", {interval}, p = {best.p:.2g}, {best.gained} items gained, {best.lost} lost"
-    return text + f"; {_signed(gain.over_mean, percent)} over the mean of the parents"
-
-
-def _signed(value: float, percent: bool) -> str:
-    return f"{100 * value:+.1f}" if percent else f"{value:+.4g}"
-
-
-def is_share(task: TaskResult) -> bool:
-    """Whether a score is a share of 1, shown in percent."""
-    return task.higher_is_better and 0.0 <= task.value <= 1.0
-
-
-def _cell(task: TaskResult, best: bool) -> Text:
-    from rich.text import Text
-
-    error = task.error
-    if is_share(task):
-        text = f"{100 * task.value:.1f}" + (f" ± {100 * error:.1f}" if error is not None else "")
-    else:
-        text = f"{task.value:.4g}" + (f" ± {error:.2g}" if error is not None else "")
-    return Text(text, style="bold" if best else "")
+        row = []
+        for name in results.tasks:
+            task = model.tasks[name]
+            row.append(Cell(task.value, task.error, is_share(task), task.value == best[name]))
+        if with_average:
+            mean = average(results, model)
+            row.append(Cell(mean, average_error(results, model), True, mean == top))
+        rows.append(row)
+    return rows
 
 
 def _best(results: Results, name: str) -> float:
@@ -80,12 +72,173 @@ def _best(results: Results, name: str) -> float:
     return max(values) if results.models[0].tasks[name].higher_is_better else min(values)
 
 
-def _has_average(results: Results) -> bool:
-    return len(results.tasks) > 1 and all(
-        is_share(model.tasks[name]) for model in results.models for name in results.tasks
+def score_table(results: Results) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
+    title = "± standard error; the best of each column is bold"
+    table = Table(title=title, title_justify="left")
+    table.add_column("model")
+    for name, metric in columns(results):
+        table.add_column(Text(f"{name}\n{metric}".rstrip()), justify="right")
+    for model, row in zip(results.models, cells(results), strict=True):
+        table.add_row(Text(model.name), *(Text(str(cell), style="bold" if cell.best else "") for cell in row))
+    return table
+
+
+def print_results(results: Results) -> None:
+    """The table, what each model took, and each merge against its parents where they were judged too."""
+    from merge.cli.show import console
+
+    out = console()
+    out.print(score_table(results))
+    for model in results.models:
+        asked = f"{model.asked:,} requests in {model.seconds:.1f} s"
+        out.print(f"{model.name}: {asked}, {model.remembered:,} remembered")
+        for gain in gains(results, model, rivals) if (rivals := parents(results, model)) else ():
+            out.print("  " + gain_text(gain, percent_of(results, gain.task)))
+
+
+def print_comparison(comparison: Comparison) -> None:
+    from merge.cli.show import console
+
+    out = console()
+    out.print(score_table(comparison.results))
+    if comparison.merge is None:
+        return
+    out.print(verdict(comparison))
+    for gain in comparison.gains:
+        out.print("  " + gain_text(gain, percent_of(comparison.results, gain.task)))
+
+
+def verdict(comparison: Comparison) -> str:
+    """Whether the merge is better than each of its parents, in one or two sentences."""
+    merge, results = comparison.merge, comparison.results
+    if merge is None:
+        return "No merge is compared with its parents."
+    gain = comparison.gains[-1]
+    best, percent = gain.best, percent_of(results, gain.task)
+    where = "on average" if gain.task == AVERAGE else f"on {gain.task}"
+    size = shown(abs(best.value), percent)
+    if best.value == 0:
+        text = f"{merge.name} scores {where} the same as its best parent, {best.other}"
+    else:
+        text = f"{merge.name} is {size} {'better' if best.value > 0 else 'worse'} {where} than {best.other}, "
+        text += "its best parent" if len(comparison.parents) > 1 else "its parent"
+    said = "" if best.p is None else f"; the difference is {'' if best.significant else 'not '}significant"
+    text += said + "."
+    if gain.task == AVERAGE:
+        above = [each.task for each in comparison.gains[:-1] if each.best.value > 0]
+        n = len(comparison.gains) - 1
+        text += f" It is above the best parent of each task on {len(above)} of {n} tasks."
+    return text
+
+
+def percent_of(results: Results, task: str) -> bool:
+    return task == AVERAGE or all(is_share(model.tasks[task]) for model in results.models)
+
+
+def gain_text(gain: Gain, percent: bool) -> str:
+    """One line: task, gain over the best parent with its interval, and over the mean of the parents."""
+    best = gain.best
+    text = f"{gain.task}: {signed(best.value, percent)} against the best parent ({best.other})"
+    if best.p is not None:
+        text += f", {interval(best, percent)}p = {best.p:.2g}, {best.gained} items gained, {best.lost} lost"
+    return text + f"; {signed(gain.over_mean, percent)} over the mean of the parents"
+
+
+def interval(best: Difference, percent: bool) -> str:
+    if best.low is None or best.high is None:
+        return ""
+    return f"95 % {signed(best.low, percent)} to {signed(best.high, percent)}, "
+
+
+def signed(value: float, percent: bool) -> str:
+    return f"{100 * value:+.1f}" if percent else f"{value:+.4g}"
+
+
+def shown(value: float, percent: bool) -> str:
+    return f"{100 * value:.1f} points" if percent else f"{value:.4g}"
+
+
+def as_markdown(comparison: Comparison) -> str:
+    """The table and, where there is a merge, its gains; for a model card."""
+    results = comparison.results
+    heads = [f"{_md(name)}" + (f" ({_md(metric)})" if metric else "") for name, metric in columns(results)]
+    lines = [f"| model | {' | '.join(heads)} |", f"|---|{'---:|' * len(heads)}"]
+    for model, row in zip(results.models, cells(results), strict=True):
+        shown_cells = [f"**{cell}**" if cell.best else str(cell) for cell in row]
+        lines.append(f"| {_md(model.name)} | {' | '.join(shown_cells)} |")
+    lines += ["", "± is the standard error; the best of each column is bold, ↓ means that less is better."]
+    if comparison.merge is not None:
+        lines += ["", _md(verdict(comparison)), "", "| task | against the best parent | 95 % interval | p | gained "]
+        lines[-1] += "| lost | over the parents' mean |"
+        lines.append("|---|---:|---:|---:|---:|---:|---:|")
+        for gain in comparison.gains:
+            lines.append(_gain_row(gain, percent_of(results, gain.task)))
+    return "\n".join(lines) + "\n"
+
+
+def _gain_row(gain: Gain, percent: bool) -> str:
+    best = gain.best
+    span = interval(best, percent).removeprefix("95 % ").removesuffix(", ") or "–"
+    p = "–" if best.p is None else f"{best.p:.2g}"
+    ahead = f"{signed(best.value, percent)} ({_md(best.other)})"
+    mean = signed(gain.over_mean, percent)
+    return f"| {_md(gain.task)} | {ahead} | {span} | {p} | {best.gained} | {best.lost} | {mean} |"
+
+
+def _md(text: str) -> str:
+    for letter in "\\|*_`<[":
+        text = text.replace(letter, f"\\{letter}" if letter != "<" else "&lt;")
+    return text
+
+
+def as_csv(comparison: Comparison) -> str:
+    """A line for each model and task; empty where there is nothing to say."""
+    file = io.StringIO()
+    out = csv.writer(file, lineterminator="\n")
+    out.writerow(
+        [
+            *("model", "digest", "task", "metric", "value", "stderr", "items", "over_best_parent", "best_parent"),
+            *("ci_low", "ci_high", "p", "gained", "lost", "over_parents_mean"),
+        ]
     )
+    by_task = {gain.task: gain for gain in comparison.gains}
+    for model in comparison.results.models:
+        for name in comparison.results.tasks:
+            task = model.tasks[name]
+            start = [model.name, model.digest, name, task.metric, task.value, task.error, task.n]
+            out.writerow([*start, *_gain_cells(by_task.get(name) if model is comparison.merge else None)])
+    return file.getvalue()
 
 
-def _average(results: Results, model: Verdicts) -> float:
-    """Mean of the tasks' scores, each counting the same."""
-    return sum(model.tasks[name].value for name in results.tasks) / len(results.tasks)
+def _gain_cells(gain: Gain | None) -> list[Any]:
+    if gain is None:
+        return [None] * 8
+    best = gain.best
+    return [best.value, best.other, best.low, best.high, best.p, best.gained, best.lost, gain.over_mean]
+
+
+def as_data(comparison: Comparison) -> dict[str, Any]:
+    """For --json: scores, and the merge's gains."""
+    results = comparison.results
+    models = [
+        {"model": model.name, "digest": model.digest, "tasks": _scores(results, model)} for model in results.models
+    ]
+    if has_average(results):
+        for said, model in zip(models, results.models, strict=True):
+            said["average"] = {"value": average(results, model), "stderr": average_error(results, model)}
+    found: dict[str, Any] = {"models": models, "merge": comparison.merge and comparison.merge.name}
+    if comparison.merge is not None:
+        found["parents"] = [parent.name for parent in comparison.parents]
+        found["gains"] = [dataclasses.asdict(gain) for gain in comparison.gains]
+        found["verdict"] = verdict(comparison)
+    return found
+
+
+def _scores(results: Results, model: Verdicts) -> dict[str, Any]:
+    def one(task: TaskResult) -> dict[str, Any]:
+        return {"metric": task.metric, "value": task.value, "stderr": task.error, "items": task.n}
+
+    return {name: one(model.tasks[name]) for name in results.tasks}

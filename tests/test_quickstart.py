@@ -8,10 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
 
 from eval.exact_match import SKILLS, Score, held_out, questions, score
-from eval.quickstart import main, verdict
 
 FAMILY = Path(__file__).parents[1] / "recipes" / "quickstart"
 MEMBERS = ("base", *SKILLS)
@@ -86,30 +84,3 @@ def test_base_half_knows_every_skill(scores: dict[str, dict[str, Score]]) -> Non
 def test_expert_masters_its_skill_and_no_other(name: str, scores: dict[str, dict[str, Score]]) -> None:
     assert scores[name][name].share >= 0.9, scores[name]
     assert all(one.share <= 0.8 for other, one in scores[name].items() if other != name), scores[name]
-
-
-def test_command_prints_a_table_and_a_sentence_or_json() -> None:
-    base = str(FAMILY / "base")
-    shown = CliRunner().invoke(main, [base, str(FAMILY / "sort"), "--items", "5"])
-    assert shown.exit_code == 0
-    assert shown.stdout.splitlines()[-1].startswith("sort is ")
-    told = CliRunner().invoke(main, [base, "--items", "5", "--json"])
-    assert json.loads(told.stdout)["models"][0]["skills"]["add"]["items"] == 5
-
-
-def test_command_refuses_what_is_no_model(tmp_path: Path) -> None:
-    refused = CliRunner().invoke(main, [str(FAMILY / "base"), str(tmp_path)])
-    assert refused.exit_code == 2
-    assert "no config.json in it" in refused.stderr
-
-
-def test_verdict_compares_the_last_with_the_best_other() -> None:
-    def same(correct: int) -> dict[str, Score]:
-        return dict.fromkeys(SKILLS, Score(correct, 100))
-
-    assert "m is better on average than every single model: 80.0%" in verdict(["a", "m"], [same(50), same(80)])
-    assert "within two standard errors of the best of them, b" in verdict(
-        ["a", "b", "m"], [same(10), same(80), same(81)]
-    )
-    assert "m is not better" in verdict(["a", "b", "m"], [same(90), same(10), same(90)])
-    assert "no other model" in verdict(["a"], [same(90)])

@@ -6,6 +6,7 @@ resolve(["arc_easy"], suite="quickstart", include=...) -> Tasks
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -54,12 +55,15 @@ def get_suite(name: str) -> Suite:
     return found
 
 
-def resolve(names: Sequence[str], suite: str | None, include: Path | None) -> tuple[Task, ...]:
+def resolve(
+    names: Sequence[str], suite: str | None, include: Path | None = None, data: Path | None = None
+) -> tuple[Task, ...]:
     """The tasks asked for, in order, each once.
 
     Args:
         names: of lm-eval, of `include`, or paths of .jsonl and .yaml files.
         include: a directory with tasks of one's own: lm-eval's YAML, or jsonl.
+        data: a text whose loss is measured.
 
     Raises:
         UsageError: an unknown name, with the nearest ones; a file that cannot be read.
@@ -75,8 +79,12 @@ def resolve(names: Sequence[str], suite: str | None, include: Path | None) -> tu
             _check_known(name, list(own))
             tasks.append(Task(name, name))
     tasks += [] if names or suite else own.values()
+    if data is not None:
+        from eval.tasks.text import text_task
+
+        tasks.append(text_task(data))
     if not tasks:
-        raise UsageError(f"nothing to evaluate: name a suite (--suite {' | '.join(SUITES)}) or --tasks.")
+        raise UsageError(f"nothing to evaluate: name a suite (--suite {' | '.join(SUITES)}), --tasks or --data.")
     return tuple({task.name: task for task in tasks}.values())
 
 
@@ -108,10 +116,16 @@ def _file(path: Path) -> Task:
     return Task(name, str(path.resolve()))
 
 
-def _check_known(name: str, own: list[str]) -> None:
+@functools.cache
+def task_manager(include: Path | None, defaults: bool) -> Any:
+    """lm-eval's index of tasks, which takes seconds to make: with its own, if `defaults`, and those of `include`."""
     from lm_eval.tasks import TaskManager
 
-    known = TaskManager().all_tasks
+    return TaskManager(include_path=include and str(include), include_defaults=defaults)
+
+
+def _check_known(name: str, own: list[str]) -> None:
+    known = task_manager(None, True).all_tasks
     if name not in known:
         raise UsageError(f'unknown task "{name}"; {_suggest(name, [*own, *known])}')
 

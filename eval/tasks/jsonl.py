@@ -10,6 +10,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import xxhash
+
 from eval.tasks import Task
 from merge.errors import UsageError
 
@@ -25,7 +27,7 @@ def jsonl_task(path: Path) -> Task:
         "custom_dataset": _Dataset(rows),
         "test_split": "test",
         "doc_to_text": "question",
-        "metadata": {"version": 1.0},
+        "metadata": {"version": _version(rows)},
     }
     metrics: tuple[str, ...]
     if multiple:
@@ -40,6 +42,11 @@ def jsonl_task(path: Path) -> Task:
         }
     config["metric_list"] = [{"metric": metric, "aggregation": "mean", "higher_is_better": True} for metric in metrics]
     return Task(path.stem, config, metrics[-1])
+
+
+def _version(rows: list[dict[str, Any]]) -> str:
+    """Of the items: results of another file of that name are not compared with these."""
+    return xxhash.xxh3_64_hexdigest(json.dumps(rows, ensure_ascii=False).encode("utf-8", "surrogatepass"))
 
 
 class _Dataset:

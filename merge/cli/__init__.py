@@ -31,6 +31,8 @@ VERBS = {
     "statistics": ("merge.cli.statistics", "Collect what regmean and fisher need to know of a model."),
     "finetune": ("merge.cli.finetune", "Train a model or an adapter on your data."),
     "eval": ("merge.cli.eval", "Judge models and recipes on the same tasks."),
+    "compare": ("merge.cli.compare", "Compare a merge with its parents: tables, pages, model cards."),
+    "soup": ("merge.cli.soup", "Average those models that make the average better."),
 }
 
 

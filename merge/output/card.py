@@ -1,4 +1,8 @@
-"""README.md of the output: a model card with the Hub's metadata, what was merged, and the recipe."""
+"""README.md of the output: a model card with the Hub's metadata, what was merged, and the recipe.
+
+An evaluation may be put into it later, between marks in the YAML head and in the text. What stands between the marks is
+not part of the merge: `merge verify` compares the card without it, and taking it out gives the card that was written.
+"""
 
 from __future__ import annotations
 
@@ -58,3 +62,37 @@ def model_card(
         "",
     ]
     return "\n".join(lines)
+
+
+_MARKS = {
+    "head": ("# evaluation: begin\n", "# evaluation: end\n"),
+    "body": ("<!-- evaluation: begin -->\n", "<!-- evaluation: end -->\n"),
+}
+
+
+def without_evaluation(card: str) -> str:
+    """The card as it was before with_evaluation."""
+    for begin, end in _MARKS.values():
+        card = re.sub(rf"^{re.escape(begin)}.*?^{re.escape(end)}", "", card, flags=re.MULTILINE | re.DOTALL)
+    return card
+
+
+def with_evaluation(card: str, metadata: str, text: str) -> str:
+    """The card with an evaluation, in place of one that it has.
+
+    Args:
+        card: Markdown, with or without a YAML head.
+        metadata: YAML lines for the head; left out if the head has these keys of its own, or there is no head.
+        text: Markdown.
+    """
+    card = without_evaluation(card)
+    if card and not card.endswith("\n"):
+        card += "\n"
+    found = re.match(r"---\n(?P<yaml>.*?)^---\n", card, flags=re.MULTILINE | re.DOTALL)
+    keys = set(re.findall(r"^[\w-]+(?=:)", metadata, flags=re.MULTILINE))
+    if found and metadata and not keys & set(re.findall(r"^[\w-]+(?=:)", found["yaml"], flags=re.MULTILINE)):
+        begin, end = _MARKS["head"]
+        place = found.end("yaml")
+        card = card[:place] + begin + metadata.rstrip("\n") + "\n" + end + card[place:]
+    begin, end = _MARKS["body"]
+    return card + begin + text.rstrip("\n") + "\n" + end

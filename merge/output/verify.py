@@ -16,6 +16,7 @@ from merge.checkpoint.safetensors_file import read_header
 from merge.chunks import Chunks, digest_of
 from merge.dtypes import DTYPES
 from merge.errors import CheckpointError
+from merge.output.card import without_evaluation
 from merge.output.manifest import MANIFEST, read_manifest
 from merge.plan import SourceFile, TensorRef
 
@@ -116,8 +117,17 @@ def _small_files(root: Path, manifest: dict[str, Any]) -> Iterator[str]:
         path = root / name
         if not path.is_file():
             yield f"{path}: missing"
-        elif xxhash.xxh3_128_hexdigest(path.read_bytes()) != digest:
+        elif digest not in _digests(path):
             yield f"{path}: changed since the merge"
+
+
+def _digests(path: Path) -> Iterator[str]:
+    """Of the file; of a model card also without the evaluation that was put into it after the merge."""
+    data = path.read_bytes()
+    yield xxhash.xxh3_128_hexdigest(data)
+    if path.name == "README.md":
+        card = without_evaluation(data.decode("utf-8", "surrogateescape"))
+        yield xxhash.xxh3_128_hexdigest(card.encode("utf-8", "surrogateescape"))
 
 
 def _strangers(root: Path, manifest: dict[str, Any]) -> Iterator[str]:

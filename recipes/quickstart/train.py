@@ -8,7 +8,7 @@ kept with the code. Seeds are fixed and one thread is used, so one machine repea
 release may differ in the last bits, and training amplifies that. So after a rewrite score again, and correct the tables
 here and in README.md:
 
-    python -m eval.quickstart recipes/quickstart/{base,reverse,sort,add}
+    merge compare recipes/quickstart/{base,reverse,sort,add} --suite quickstart
 
 What it does. The base practises three general skills (copy, shift, rotate) and, of the three scored ones, those of
 which it knows less than half. What is kept is the running average of its weights, at the first check from KEEP_FROM on

@@ -1,0 +1,256 @@
+"""A comparison as one HTML page: no scripts, nothing fetched, the same bytes for the same results.
+
+The page's style is eval/page.html, its plots are eval/svg.py. Beside every plot there is a table with its numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from html import escape
+from importlib.resources import files
+from string import Template
+
+from eval import agreement, svg
+from eval.compare import AVERAGE, Comparison, Difference, average, average_error, has_average
+from eval.path import barrier, barrier_text
+from eval.results import Results, Verdicts
+from eval.tables import Cell, cells, columns, percent_of, signed, verdict
+
+_EXAMPLES = 6  # of each kind and task
+
+
+def page(comparison: Comparison) -> str:
+    """The whole page."""
+    parts = [_head(comparison), _scores(comparison)]
+    if comparison.results.path:
+        parts.append(_path(comparison.results))
+    else:
+        parts.append(_bars(comparison))
+    if comparison.merge is not None:
+        parts += [_gains(comparison), _agreement(comparison)]
+    parts.append(_models(comparison.results))
+    template = Template(files("eval").joinpath("page.html").read_text(encoding="utf-8"))
+    return template.substitute(title=escape(_title(comparison)), body="\n".join(filter(None, parts)))
+
+
+def _title(comparison: Comparison) -> str:
+    models = comparison.results.models
+    if comparison.results.path:
+        return f"From {models[0].name} to {models[-1].name}"
+    if comparison.merge is None:
+        return f"{len(models)} models on {', '.join(comparison.results.tasks)}"
+    return f"{comparison.merge.name} against its parents"
+
+
+def _head(comparison: Comparison) -> str:
+    results = comparison.results
+    parts = [f"<h1>{escape(_title(comparison))}</h1>"]
+    if comparison.merge is not None:
+        parts.append(f'<p class="lead">{escape(verdict(comparison))}</p>')
+    n = sum(results.models[0].tasks[name].n for name in results.tasks)
+    how = f"{n:,} items; all models were asked the same ones"
+    how += f", with lm-eval {results.versions.get('lm_eval', '?')}"
+    parts.append(f'<p class="soft">{escape(how)}.</p>')
+    return "\n".join(parts)
+
+
+def _scores(comparison: Comparison) -> str:
+    results = comparison.results
+    heads = [escape(name) + (f'<br><span class="soft">{escape(m)}</span>' if m else "") for name, m in columns(results)]
+    rows = [
+        _row(model.name, [_score(cell) for cell in row], model is comparison.merge)
+        for model, row in zip(results.models, cells(results), strict=True)
+    ]
+    caption = "± standard error. The best of each column is bold; ↓ means that less is better."
+    return "<h2>Scores</h2>" + _table(["model", *heads], rows, caption)
+
+
+def _score(cell: Cell) -> str:
+    return f"<b>{cell}</b>" if cell.best else str(cell)
+
+
+def _row(name: str, values: Iterable[str], marked: bool = False) -> str:
+    kind = ' class="merge"' if marked else ""
+    return f'<tr{kind}><th scope="row">{escape(name)}</th>' + "".join(f"<td>{v}</td>" for v in values) + "</tr>"
+
+
+def _table(heads: Sequence[str], rows: Sequence[str], caption: str = "") -> str:
+    said = f'<p class="soft">{caption}</p>' if caption else ""
+    head = "".join(f'<th scope="col">{text}</th>' for text in heads)
+    body = "\n".join(rows)
+    region = '<div class="scroll" tabindex="0" role="region" aria-label="table">'  # so that the keyboard can scroll it
+    return f"{region}<table>{said}<thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table></div>"
+
+
+def _role(comparison: Comparison, model: Verdicts) -> str:
+    if model is comparison.merge:
+        return "merge"
+    return "parent" if model in comparison.parents or comparison.merge is None else "other"
+
+
+def _bars(comparison: Comparison) -> str:
+    results = comparison.results
+    figures = []
+    if has_average(results):
+        rows = [
+            _bar(comparison, model, average(results, model), average_error(results, model), True)
+            for model in results.models
+        ]
+        figures.append(_figure(AVERAGE, svg.bars(rows, "Average of the tasks for each model", 1.0)))
+    for name, metric in columns(results):
+        if name == AVERAGE:
+            continue
+        percent = percent_of(results, name)
+        tasks = [(model, model.tasks[name]) for model in results.models]
+        rows = [_bar(comparison, model, task.value, task.error, percent) for model, task in tasks]
+        plot = svg.bars(rows, f"{name}, {metric}, for each model", 1.0 if percent else None)
+        figures.append(_figure(name, plot, metric))
+    key = ""
+    if comparison.merge is not None:
+        roles = [("merge", comparison.merge.name), ("parent", "its parents")]
+        roles += [("other", "others")] if len(comparison.parents) + 1 < len(results.models) else []
+        key = "".join(f'<span><i style="background:var(--{role})"></i>{escape(t)}</span>' for role, t in roles)
+        key = f'<p class="key soft">{key}</p>'
+    return f'<h2>By task</h2>{key}<div class="grid">{"".join(figures)}</div>'
+
+
+def _bar(comparison: Comparison, model: Verdicts, value: float, error: float | None, percent: bool) -> svg.Bar:
+    return svg.Bar(model.name, value, error, str(Cell(value, error, percent, False)), _role(comparison, model))
+
+
+def _figure(title: str, plot: str, more: str = "") -> str:
+    after = f' <span class="soft">{escape(more)}</span>' if more else ""
+    return f"<figure><figcaption>{escape(title)}{after}</figcaption>{plot}</figure>"
+
+
+def _gains(comparison: Comparison) -> str:
+    assert comparison.merge is not None
+    figures = []
+    for percent in (True, False):
+        chosen = [gain for gain in comparison.gains if percent_of(comparison.results, gain.task) == percent]
+        if chosen:
+            rows = [_interval(gain.task, gain.best) for gain in chosen]
+            unit = "percentage points" if percent else "in the task's unit"
+            plot = svg.intervals(rows, "Gain over the best parent of each task", percent)
+            figures.append(_figure("Against the best parent of each task", plot, unit))
+    last = comparison.gains[-1]
+    if len(comparison.parents) > 1:
+        where = "On average" if last.task == AVERAGE else f"On {last.task}"
+        rows = [_interval(each.other, each) for each in last.each]
+        plot = svg.intervals(rows, f"{where}, against each parent", percent_of(comparison.results, last.task))
+        figures.append(_figure(f"{where}, against each parent", plot))
+    note = (
+        "Lines are 95 % intervals: paired bootstrap over the items that both models answered, "
+        "resampled 10,000 times. Filled points are significant at 5 % (McNemar's exact test where items are right or "
+        "wrong). They say how sure the difference is on such items, not how a second training would come out."
+    )
+    rows_of_table = [
+        _gain_row(each, comparison.results, gain.over_mean if each is gain.best else None)
+        for gain in comparison.gains
+        for each in gain.each
+    ]
+    heads = ["task", "against", "gain", "95 % interval", "p", "gained", "lost", "over the parents’ mean"]
+    table = _table(heads, rows_of_table, "Items gained are those that the merge gets right and the parent does not.")
+    return (
+        f'<h2>Gains</h2><p class="soft">{note}</p><div class="grid">{"".join(figures)}</div>'
+        f"<details><summary>All gains as a table</summary>{table}</details>"
+    )
+
+
+def _interval(name: str, one: Difference) -> svg.Interval:
+    role = "even" if not one.significant else "gain" if one.value > 0 else "loss"
+    return svg.Interval(name, one.value, one.low, one.high, role)
+
+
+def _gain_row(one: Difference, results: Results, over_mean: float | None) -> str:
+    percent = percent_of(results, one.task)
+    span = "–"
+    if one.low is not None and one.high is not None:
+        span = f"{signed(one.low, percent)} to {signed(one.high, percent)}"
+    p = "–" if one.p is None else f"{one.p:.2g}"
+    mean = "" if over_mean is None else signed(over_mean, percent)
+    gain = f'<span class="{"up" if one.value > 0 else "down"}">{signed(one.value, percent)}</span>'
+    return _row(one.task, [escape(one.other), gain, span, p, str(one.gained), str(one.lost), mean])
+
+
+def _agreement(comparison: Comparison) -> str:
+    """Right and wrong, item by item, of the tasks whose items are one or the other."""
+    sections = []
+    for grid in agreement.grids(comparison):
+        rows = [(row.model, row.right, row.role) for row in grid.rows]
+        plot = svg.strips(rows, f"{grid.name}: which items each model gets right")
+        counts = [
+            _row(
+                c.parent,
+                [
+                    str(c.both),
+                    f'<span class="up">{c.gained}</span>',
+                    f'<span class="down">{c.lost}</span>',
+                    str(c.neither),
+                ],
+            )
+            for c in grid.counts
+        ]
+        table = _table(["against", "both right", "gained", "lost", "both wrong"], counts)
+        figure = _figure(f"{len(grid.rows[0].right):,} items", plot)
+        examples = "".join(
+            _examples(f"Items {kind} against {grid.rival}", agreement.examples(comparison, grid, kind, _EXAMPLES), grid)
+            for kind in ("gained", "lost")
+        )
+        sections.append(f'<h3>{escape(grid.name)}</h3><div class="beside">{figure}<div>{table}{examples}</div></div>')
+    if not sections:
+        return ""
+    note = (
+        "Each column is an item, filled where the model is right. Items stand in one order for all models: first those "
+        "that the merge gets right."
+    )
+    return f'<h2>Item by item</h2><p class="soft">{note}</p>' + "\n".join(sections)
+
+
+def _examples(title: str, found: Sequence[agreement.Example], grid: agreement.Grid) -> str:
+    if not found:
+        return ""
+    heads = ["question", "right answer", *(escape(row.model) for row in grid.rows)]
+    rows = []
+    for example in found:
+        answers = [
+            f'<td class="wrap"><span class="{"up" if right else "down"}">{"✓" if right else "✗"}</span> '
+            f"{escape(text)}</td>"
+            for right, text in example.answers
+        ]
+        question = f'<td class="wrap">{escape(example.question)}</td><td class="wrap">{escape(example.target)}</td>'
+        rows.append(f"<tr>{question}{''.join(answers)}</tr>")
+    return f'<details class="examples"><summary>{escape(title)}</summary>{_table(heads, rows)}</details>'
+
+
+def _path(results: Results) -> str:
+    ends = (results.models[0].name, results.models[-1].name)
+    figures, said = [], []
+    for task, metric in columns(results):
+        if task == AVERAGE:
+            continue
+        found = barrier(results, task)
+        said.append(f"<li>{escape(barrier_text(found, ends))}</li>")
+        values = [model.tasks[task].value for model in results.models]
+        plot = svg.line(results.path, values, ends, f"{task} along the path", found.percent)
+        figures.append(_figure(task, plot, metric))
+    note = (
+        "Weights are interpolated linearly, t from 0 to 1; the dashed line joins the ends. The barrier is the largest "
+        "excess of the loss over that line: 0 where the models lie in one basin."
+    )
+    return (
+        f'<h2>Along the path</h2><p class="soft">{note}</p><ul>{"".join(said)}</ul>'
+        f'<div class="grid">{"".join(figures)}</div>'
+    )
+
+
+def _models(results: Results) -> str:
+    rows = [_row(model.name, [f"<code>{escape(model.digest)}</code>"]) for model in results.models]
+    said = [f"{key} {value}" for key, value in results.settings.items() if value and key in _SAID]
+    settings = f'<p class="soft">Settings: {escape(", ".join(said))}.</p>' if said else ""
+    versions = ", ".join(f"{name} {version}" for name, version in results.versions.items())
+    table = _table(["model", '<span class="left">digest of weights, config and tokenizer</span>'], rows)
+    return f'<h2>Models</h2>{table}{settings}<p class="soft">{escape(versions)}.</p>'
+
+
+_SAID = ("backend", "dtype", "device", "limit", "seed", "num_fewshot", "chat_template", "system_instruction", "holdout")

@@ -1,0 +1,56 @@
+"""Several results files as one: the same tasks, asked in the same way, of more models."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from eval.results import Results, Verdicts
+from merge.errors import UsageError
+
+# What may differ: it changes how fast the answers come, or is said of each task besides.
+_FREE = ("batch_size", "device", "dtype", "backend", "model_args", "samples", "include", "unsafe_code")
+
+
+def join(files: Sequence[tuple[Path, Results]]) -> tuple[Results, tuple[str, ...]]:
+    """One Results of all models, on the tasks that all files have, and notes on what was left out.
+
+    Raises:
+        UsageError: no task in common, or asked differently: another version, sample or number of examples.
+    """
+    first_path, first = files[0]
+    tasks = tuple(name for name in first.tasks if all(name in other.tasks for _, other in files))
+    if not tasks:
+        raise UsageError(f"{', '.join(str(path) for path, _ in files)}: no task is in all of them.")
+    notes = []
+    for path, other in files:
+        _check_alike(first_path, first, path, other, tasks)
+        if left := [name for name in other.tasks if name not in tasks]:
+            notes.append(f"{path}: {', '.join(left)} left out: not in all files.")
+    models: list[Verdicts] = []
+    for path, other in files:
+        for model in other.models:
+            if any(model.digest == known.digest and model.name == known.name for known in models):
+                continue  # judged in both
+            taken = any(model.name == known.name for known in models)
+            models.append(dataclasses.replace(model, name=f"{model.name} ({path.stem})") if taken else model)
+    questions = {name: asked for _, other in files for name, asked in other.questions.items()}
+    line = first.path if len(files) == 1 else ()
+    return dataclasses.replace(first, models=tuple(models), tasks=tasks, questions=questions, path=line), tuple(notes)
+
+
+def _check_alike(first_path: Path, first: Results, path: Path, other: Results, tasks: Sequence[str]) -> None:
+    for key, value in first.settings.items():
+        if key not in _FREE and other.settings.get(key) != value:
+            raise UsageError(
+                f"{path}: {key} is {other.settings.get(key)!r}, in {first_path} {value!r}: not the same evaluation. "
+                "Run merge eval again with equal options; answers that are known are not asked again."
+            )
+    for name in tasks:
+        mine, theirs = (next(iter(each.models)).tasks[name] for each in (first, other))
+        for what, a, b in (("version", mine.version, theirs.version), ("metric", mine.metric, theirs.metric)):
+            if a != b:
+                raise UsageError(f"{path}: task {name} has {what} {b}, in {first_path} {a}: they cannot be compared.")
+        if mine.doc_ids != theirs.doc_ids:
+            raise UsageError(f"{path}: task {name} asked other items than {first_path}: they cannot be compared.")

@@ -1,0 +1,105 @@
+"""The straight line between two models: a score at each of 11 points, and the barrier between the ends.
+
+Two models lie in one basin if no point between them is much worse than they are. The barrier is the largest excess of
+the loss over the line between the ends' losses; Frankle et al. 2020 (Linear mode connectivity and the lottery ticket
+hypothesis, arXiv:1912.05671, section 2) take the mean of the ends in place of that line, which is the same where both
+ends are equally good; the line is that of Entezari et al. 2022 (arXiv:2110.06296, section 2). For scores where more is
+better the loss is the score with its sign turned, so that for an accuracy it is the error up to a constant.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from eval.blends import blend, check_models, short_names
+from eval.compare import is_share
+from eval.harness import Settings
+from eval.models import Subject, subjects
+from eval.results import Results
+from eval.tables import score_table, shown
+from merge.errors import UsageError
+
+POINTS = 11
+_WIDTH = 40  # of a bar in the terminal
+
+
+@dataclass(frozen=True)
+class Barrier:
+    """`height`: of the loss over the line between the ends, 0 or more; `at`: where; `best`: where the score is best."""
+
+    task: str
+    height: float
+    at: float
+    best: float
+    percent: bool
+
+
+def judge_path(
+    models: Sequence[str], judge: Callable[[Sequence[Subject], Settings], Results], how: Settings
+) -> Results:
+    """Every point of the line from the first model to the second.
+
+    Args:
+        judge: evaluates subjects.
+
+    Raises:
+        UsageError: not two models.
+    """
+    if len(models) != 2:
+        raise UsageError(f"--path: expected two models, found {len(models)}.")
+    check_models(models, "--path")
+    places = [step / (POINTS - 1) for step in range(POINTS)]
+    first, last = subjects(list(models))
+    inner = [blend(models, (1 - t, t), f"t = {t:.1f}") for t in places[1:-1]]
+    results = judge([first, *inner, last], how)
+    return dataclasses.replace(results, path=tuple(places))
+
+
+def barrier(results: Results, task: str) -> Barrier:
+    values = [model.tasks[task].value for model in results.models]
+    sign = -1.0 if results.models[0].tasks[task].higher_is_better else 1.0
+    losses = [sign * value for value in values]
+    excess = [loss - ((1 - t) * losses[0] + t * losses[-1]) for t, loss in zip(results.path, losses, strict=True)]
+    excess[0] = excess[-1] = 0.0  # by definition, and not by rounding
+    top = max(range(len(excess)), key=excess.__getitem__)
+    best = min((0, len(losses) - 1, *range(len(losses))), key=losses.__getitem__)  # of equals an end
+    percent = all(is_share(model.tasks[task]) for model in results.models)
+    return Barrier(task, max(0.0, excess[top]), results.path[top], results.path[best], percent)
+
+
+def barrier_text(found: Barrier, ends: Sequence[str]) -> str:
+    size = shown(found.height, found.percent)
+    if found.height > 0:
+        text = f"{found.task}: barrier {size} at t = {found.at:.1f}"
+    else:
+        text = f"{found.task}: no barrier: no point is worse than the line between the ends"
+    if 0 < found.best < 1:
+        return text + f"; best at t = {found.best:.1f}, better than both ends"
+    return text + f"; best at an end, {ends[0] if found.best == 0 else ends[1]}"
+
+
+def print_path(results: Results) -> None:
+    """The table, a bar for each point of each task, and the barriers."""
+    from merge.cli.show import console
+
+    out = console()
+    out.print(score_table(results))
+    ends = short_names([results.models[0].name, results.models[-1].name])
+    for task in results.tasks:
+        out.print(barrier_text(barrier(results, task), ends))
+        for t, value, bar in _bars(results, task):
+            out.print(f"  t = {t:.1f}  {value}  {bar}")
+
+
+def _bars(results: Results, task: str) -> list[tuple[float, str, str]]:
+    """Bars from the least value, so that small differences are seen too."""
+    values = [model.tasks[task].value for model in results.models]
+    low, high = min(values), max(values)
+    percent = all(is_share(model.tasks[task]) for model in results.models)
+    scale = (high - low) or 1.0
+    said = [f"{100 * value:6.1f}" if percent else f"{value:8.4f}" for value in values]
+    filled = [1 + math.floor((value - low) / scale * (_WIDTH - 1)) for value in values]
+    return [(t, text, "█" * n) for t, text, n in zip(results.path, said, filled, strict=True)]

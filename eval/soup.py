@@ -1,0 +1,108 @@
+"""Greedy soup: models are added to an average as long as it does not get worse on held-out items.
+
+Wortsman et al. 2022, Model soups (arXiv:2203.05482), Recipe 1: sort the models by held-out score, start with the best,
+add each if the average with it scores at least as well. What is chosen on some items looks better on them than it is,
+so the items are split: chosen on one side, reported on the other.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from eval.blends import blend, blend_recipe, check_models, short_names
+from eval.compare import average, is_share
+from eval.harness import Settings
+from eval.models import Subject, subjects
+from eval.results import Results, Verdicts
+from merge.errors import UsageError
+
+Judge = Callable[[Sequence[Subject], Settings], Results]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One model that was tried: the soup's scores with it on the held-out items, and whether it stayed.
+
+    Attributes:
+        scores: of each task.
+        score: their mean, by which was chosen; with its sign turned where less is better.
+    """
+
+    model: str
+    scores: tuple[float, ...]
+    score: float
+    kept: bool
+
+
+@dataclass(frozen=True)
+class Soup:
+    """
+    Attributes:
+        singles: the models on the held-out items, in the order they were named.
+        steps: in the order they were tried; the first is the best model by itself.
+        members: the models of the soup, as they were named.
+        recipe: that makes it.
+        report: soup and models on the other items.
+    """
+
+    singles: Results
+    steps: tuple[Step, ...]
+    members: tuple[str, ...]
+    recipe: str
+    report: Results
+
+
+def greedy_soup(models: Sequence[str], judge: Judge, settings: Settings, holdout: float, name: str = "soup") -> Soup:
+    """Chooses and reports.
+
+    Args:
+        judge: evaluates subjects.
+        holdout: the share of the items to choose on; the soup is reported on the others.
+
+    Raises:
+        UsageError: fewer than two models; tasks whose scores have no common scale.
+    """
+    if len(models) < 2:
+        raise UsageError("merge soup: expected at least two models.")
+    check_models(models, "merge soup")
+    choose = dataclasses.replace(settings, holdout=holdout, held_out=True)
+    single = subjects(list(models))
+    singles = judge(single, choose)
+    _check_scale(singles)
+    scores = [_score(singles, model) for model in singles.models]
+    names = short_names(models)
+    order = sorted(range(len(models)), key=lambda place: -scores[place])  # stable: of equals the first named
+    members, best = [order[0]], scores[order[0]]
+    steps = [_step(singles, singles.models[order[0]], names[order[0]], best, True)]
+    for place in order[1:]:
+        tried = [models[member] for member in (*members, place)]
+        found = judge([blend(tried, [1.0] * len(tried), f"{name} + {names[place]}")], choose)
+        score = _score(found, found.models[0])
+        kept = score >= best
+        if kept:
+            members, best = [*members, place], score
+        steps.append(_step(found, found.models[0], names[place], score, kept))
+    kept_models = tuple(models[member] for member in members)
+    equal = [1.0] * len(kept_models)
+    rest = dataclasses.replace(settings, holdout=holdout, held_out=False)
+    report = judge([*single, blend(kept_models, equal, name)], rest)
+    return Soup(singles, tuple(steps), kept_models, blend_recipe(kept_models, equal, name), report)
+
+
+def _step(results: Results, model: Verdicts, name: str, score: float, kept: bool) -> Step:
+    return Step(name, tuple(model.tasks[task].value for task in results.tasks), score, kept)
+
+
+def _check_scale(results: Results) -> None:
+    if len(results.tasks) > 1 and not all(is_share(model.tasks[n]) for model in results.models for n in results.tasks):
+        raise UsageError(
+            f"merge soup: the scores of {', '.join(results.tasks)} have no common scale. Name one task, or accuracies."
+        )
+
+
+def _score(results: Results, model: Verdicts) -> float:
+    """More is better."""
+    first = model.tasks[results.tasks[0]]
+    return average(results, model) if first.higher_is_better else -average(results, model)

@@ -1,0 +1,48 @@
+"""The loss on a text as a task: bits per byte, which models with different tokenizers can be compared by."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from eval.tasks import Task
+from merge.errors import UsageError
+from merge.statistics.data import read_texts
+
+
+def text_task(path: Path) -> Task:
+    """Each line of a text, or the "text" of each line of a .jsonl file, is an item.
+
+    Raises:
+        UsageError: a file that cannot be read, or without text.
+    """
+    texts = [text for text in read_texts(path) if text.strip()]
+    if not texts:
+        raise UsageError(f"--data {path}: holds no text.")
+    joined = "\0".join(texts).encode("utf-8", "surrogatepass")
+    config: dict[str, Any] = {
+        "task": path.stem,
+        "custom_dataset": _Dataset(texts),
+        "test_split": "test",
+        "output_type": "loglikelihood_rolling",
+        "doc_to_text": "",
+        "doc_to_target": "text",
+        "metric_list": [
+            {"metric": metric, "aggregation": aggregation, "higher_is_better": False}
+            for metric, aggregation in (("bits_per_byte", "bits_per_byte"), ("byte_perplexity", "weighted_perplexity"))
+        ],
+        "metadata": {"version": xxhash.xxh3_64_hexdigest(joined)},
+    }
+    return Task(path.stem, config, "bits_per_byte", needs=None)
+
+
+class _Dataset:
+    def __init__(self, texts: list[str]) -> None:
+        self._texts = texts
+
+    def __call__(self, **settings: Any) -> dict[str, Any]:
+        from datasets import Dataset
+
+        return {"test": Dataset.from_list([{"text": text} for text in self._texts])}

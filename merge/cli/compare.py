@@ -1,0 +1,108 @@
+"""merge compare"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from click.core import ParameterSource
+
+from merge.cli.judging import judging, judging_options, write_text
+from merge.errors import UsageError
+
+if TYPE_CHECKING:
+    from eval.results import Results
+
+
+@click.command(
+    "compare",
+    epilog="""\b
+Examples:
+  merge compare results.json                              of merge eval -o results.json
+  merge compare monday.json tuesday.json --merge mine --parents math,code
+  merge compare base math code merged --suite quickstart --html page.html
+  merge compare results.json --card merged/mine
+Saved results are compared as they are; models are evaluated first, with the options of merge eval.""",
+)
+@click.argument("sources", metavar="RESULTS.json...|MODEL...", nargs=-1, required=True)
+@click.option("--merge", "merge", help="The model that is compared.  [default: the one whose parents are here]")
+@click.option("--parents", help="What it is compared with; commas between names.  [default: what it was made of]")
+@click.option("--csv", "csv_file", type=click.Path(path_type=Path), help="Write the table as CSV.")
+@click.option("--markdown", type=click.Path(path_type=Path), help="Write it as Markdown.")
+@click.option("--html", type=click.Path(path_type=Path), help="Write a page with tables and plots.")
+@click.option("--card", type=click.Path(path_type=Path), help="Put it into the model card of this directory.")
+@click.option("-o", "--out", type=click.Path(path_type=Path), help="File for the results themselves.")
+@click.option("--json", "as_json", is_flag=True, help="Print the comparison as JSON.")
+@judging_options
+def command(
+    sources: tuple[str, ...],
+    merge: str | None,
+    parents: str | None,
+    csv_file: Path | None,
+    markdown: Path | None,
+    html: Path | None,
+    card: Path | None,
+    out: Path | None,
+    as_json: bool,
+    **asked: Any,
+) -> None:
+    """Compare a merge with its parents on the same items: scores, gains, and how sure they are."""
+    from eval import tables
+    from eval.compare import compare
+
+    if card is not None and not card.is_dir():
+        raise UsageError(f"--card {card}: there is no such directory.")
+    results = _results(sources, asked)
+    if out is not None:
+        write_text(out, results.to_json())
+    named = [name.strip() for name in (parents or "").split(",") if name.strip()]
+    comparison = compare(results, merge, named)
+    if csv_file is not None:
+        write_text(csv_file, tables.as_csv(comparison))
+    if markdown is not None:
+        write_text(markdown, tables.as_markdown(comparison))
+    if html is not None:
+        from eval.html import page
+
+        write_text(html, page(comparison))
+    if card is not None:
+        from eval.card import write_card
+
+        card = write_card(card, comparison)
+    if as_json:
+        click.echo(json.dumps(tables.as_data(comparison), indent=1, ensure_ascii=False))
+        return
+    if results.path and comparison.merge is None:
+        from eval.path import print_path
+
+        print_path(results)
+    else:
+        tables.print_comparison(comparison)
+    for label, file in (("results", out), ("csv", csv_file), ("markdown", markdown), ("card", card), ("page", html)):
+        if file is not None:
+            click.echo(f"{label}: {file}")
+
+
+def _results(sources: tuple[str, ...], asked: dict[str, Any]) -> Results:
+    """What is in the files, or what the models score."""
+    saved = [source for source in sources if source.endswith(".json")]
+    if not saved:
+        return judging(asked).judge(sources)
+    if len(saved) < len(sources):
+        models = ", ".join(source for source in sources if source not in saved)
+        raise UsageError(f"results and models at once ({models}): name files of merge eval -o, or models.")
+    context = click.get_current_context()
+    given = [name for name in asked if context.get_parameter_source(name) is ParameterSource.COMMANDLINE]
+    if unread := [f"--{name.replace('_', '-')}" for name in given if name != "quiet"]:
+        raise UsageError(
+            f"{', '.join(unread)}: saved results are compared as they are. Run merge eval with it instead."
+        )
+    from eval.join import join
+    from eval.results import Results
+
+    results, notes = join([(Path(source), Results.load(Path(source))) for source in saved])
+    for note in notes:
+        click.echo(f"note: {note}", err=True)
+    return results

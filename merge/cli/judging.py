@@ -1,0 +1,168 @@
+"""What the verbs that judge models share: their options, the evaluation itself, its progress bar, files."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from merge.cli.run import check_device
+
+if TYPE_CHECKING:
+    from eval.harness import Settings
+    from eval.models import Subject
+    from eval.results import Results
+    from eval.tasks import Task
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+_FILE = click.Path(path_type=Path)
+_OPTIONS = (
+    click.option("--suite", help="Tasks that belong together: quickstart, core, openllm-v1, openllm-v2."),
+    click.option("--tasks", help="Names of lm-eval, or .jsonl and .yaml files; commas between them."),
+    click.option("--include", type=_FILE, help="A directory with tasks of your own."),
+    click.option("--data", type=_FILE, help="A text, .txt or .jsonl: bits per byte on it."),
+    click.option("--limit", type=click.IntRange(1), help="Items of each task, drawn once and the same for all models."),
+    click.option("--seed", default=0, show_default=True, help="Draws the items."),
+    click.option("--num-fewshot", type=click.IntRange(0), help="Examples in each prompt.  [default: the task's]"),
+    click.option("--chat-template", is_flag=True, help="Wrap prompts in the model's chat template."),
+    click.option("--system", help="System instruction."),
+    click.option("--device", default="cpu", show_default=True, help="cpu, or cuda."),
+    click.option("--dtype", help="float32, bfloat16 ...  [default: float32 on a CPU, else as stored]"),
+    click.option("--batch-size", type=click.IntRange(0), default=0, help="Sequences at once.  [default: found]"),
+    click.option("--backend", default="hf", show_default=True, help="lm-eval's model type: hf, vllm, gguf ..."),
+    click.option("--model-args", default="", help="More for the backend, as lm-eval takes it: key=value,key=value."),
+    click.option("--keep", type=_FILE, help="Keep models merged on the fly in this directory."),
+    click.option("--cache", type=_FILE, help="File of remembered answers.  [default: in ~/.cache]"),
+    click.option("--unsafe-code", is_flag=True, help="Allow tasks that run code which models write."),
+    click.option("--quiet", is_flag=True, help="No progress bar."),
+)
+
+
+def judging_options(function: Function) -> Function:
+    """Adds the options; the command takes them as keywords and gives them to judging()."""
+    for option in reversed(_OPTIONS):
+        function = option(function)
+    return function
+
+
+@dataclass(frozen=True)
+class Judging:
+    """What is asked, and how. `judge` evaluates models given as text; `of` those already found, with other settings."""
+
+    tasks: tuple[Task, ...]
+    settings: Settings
+    cache: Path | None
+    keep: Path | None
+    quiet: bool
+
+    def judge(self, models: Sequence[str]) -> Results:
+        from eval.models import subjects
+
+        return self.of(subjects(list(models)), self.settings)
+
+    def of(self, subjects: Sequence[Subject], settings: Settings) -> Results:
+        from eval.harness import evaluate
+        from eval.memory import Memory, default_path
+
+        with Memory(self.cache or default_path()) as memory, _progress(self.quiet) as progress:
+            return evaluate(subjects, self.tasks, settings, memory, keep=self.keep, progress=progress)
+
+
+def judging(asked: dict[str, Any]) -> Judging:
+    """From the options; raises UsageError for what is wrong with them."""
+    check_device(asked["device"])
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    _needs_lm_eval()
+    from eval.harness import Settings
+    from eval.tasks import resolve
+
+    names = [name.strip() for name in (asked["tasks"] or "").split(",") if name.strip()]
+    tasks = resolve(names, asked["suite"], asked["include"], asked["data"])
+    settings = Settings(
+        backend=asked["backend"],
+        model_args=_arguments(asked["model_args"]),
+        device=asked["device"],
+        dtype=asked["dtype"],
+        batch_size=asked["batch_size"],
+        num_fewshot=asked["num_fewshot"],
+        limit=asked["limit"],
+        seed=asked["seed"],
+        chat_template=asked["chat_template"],
+        system_instruction=asked["system"],
+        include=asked["include"],
+        unsafe_code=asked["unsafe_code"],
+    )
+    return Judging(tasks, settings, asked["cache"], asked["keep"], asked["quiet"])
+
+
+def _needs_lm_eval() -> None:
+    import importlib.util
+
+    from merge.errors import UsageError
+
+    if importlib.util.find_spec("lm_eval") is None:
+        raise UsageError("lm-eval is not installed. Install the extra eval: pip install 'merge-workbench[eval]'.")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
+
+
+def _arguments(text: str) -> dict[str, object]:
+    """`a=1,b=x` -> its values, numbers and booleans as such."""
+    from merge.errors import UsageError
+
+    found: dict[str, object] = {}
+    for part in filter(None, text.split(",")):
+        key, equals, value = part.partition("=")
+        if not equals or not key.strip():
+            raise UsageError(f'--model-args "{part}": expected key=value.')
+        try:
+            found[key.strip()] = json.loads(value)
+        except ValueError:
+            found[key.strip()] = {"True": True, "False": False}.get(value, value)
+    return found
+
+
+@contextmanager
+def _progress(quiet: bool) -> Iterator[Callable[[str, str, int, int], None]]:
+    """A bar for each model and task on stderr; a line for each where stderr is no terminal."""
+    if quiet:
+        yield lambda model, task, done, total: None
+        return
+    if not sys.stderr.isatty():
+        said: set[tuple[str, str]] = set()
+
+        def line(model: str, task: str, done: int, total: int) -> None:
+            if (model, task) not in said:
+                said.add((model, task))
+                click.echo(f"{model}: {task}", err=True)
+
+        yield line
+        return
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bars:
+        shown: dict[tuple[str, str], object] = {}
+
+        def update(model: str, task: str, done: int, total: int) -> None:
+            key = (model, task)
+            if key not in shown:
+                shown[key] = bars.add_task(escape(f"{model}: {task}"), total=total or None)
+            bars.update(shown[key], completed=done, total=max(done, total) or None)  # type: ignore[arg-type]
+
+        yield update

@@ -1,0 +1,103 @@
+"""merge soup"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from merge.cli.judging import judging, judging_options, write_text
+from merge.errors import UsageError
+
+if TYPE_CHECKING:
+    from eval.soup import Soup
+
+
+@click.command(
+    "soup",
+    epilog="""\b
+Examples:
+  merge soup run-1 run-2 run-3 --suite quickstart -o merged/soup
+  merge soup run-* --tasks arc_easy --holdout 0.3
+Greedy: sorted by score, each model is added if the average does not get worse. Chosen on some of the items (--holdout),
+reported on the others.""",
+)
+@click.argument("models", metavar="MODEL...", nargs=-1, required=True)
+@click.option("-o", "--out", type=click.Path(path_type=Path), help="Directory for the soup.  [default: not written]")
+@click.option(
+    "--holdout",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    default=0.5,
+    show_default=True,
+    help="Share of the items to choose on.",
+)
+@click.option("--html", type=click.Path(path_type=Path), help="Write a page with tables and plots.")
+@click.option("--force", is_flag=True, help="Replace an existing result.")
+@click.option("--json", "as_json", is_flag=True, help="Print the steps and the scores as JSON.")
+@judging_options
+def command(
+    models: tuple[str, ...],
+    out: Path | None,
+    holdout: float,
+    html: Path | None,
+    force: bool,
+    as_json: bool,
+    **asked: Any,
+) -> None:
+    """Average those of the MODELs that make the average better."""
+    if out is not None and out.exists() and not force and any(out.iterdir()):
+        raise UsageError(f"{out} exists; nothing was changed. Choose another --out, or --force to replace it.")
+    how = judging(asked)
+    from eval.compare import compare
+    from eval.soup import greedy_soup
+
+    soup = greedy_soup(models, how.of, how.settings, holdout, out.name if out is not None else "soup")
+    comparison = compare(soup.report, soup.report.models[-1].name, [model.name for model in soup.report.models[:-1]])
+    if html is not None:
+        from eval.html import page
+
+        write_text(html, page(comparison))
+    if out is not None:
+        from merge import build_plan, parse_recipe, run_plan
+
+        run_plan(build_plan(parse_recipe(soup.recipe)), out, force=force)
+    if as_json:
+        from eval.tables import as_data
+
+        said = {"steps": [dataclasses.asdict(step) for step in soup.steps], "members": soup.members}
+        click.echo(json.dumps(said | {"recipe": soup.recipe, "report": as_data(comparison)}, indent=1))
+        return
+    _print(soup)
+    from eval.tables import print_comparison
+
+    click.echo(f"\nOn the other {1 - holdout:.0%} of the items:")
+    print_comparison(comparison)
+    click.echo(f"\n{soup.recipe}", nl=False)
+    for label, file in (("soup", out), ("page", html)):
+        if file is not None:
+            click.echo(f"{label}: {file}")
+
+
+def _print(soup: Soup) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    from eval.tables import columns, percent_of, score_table
+    from merge.cli.show import console
+
+    out = console()
+    out.print("On the held-out items, each model by itself:")
+    out.print(score_table(soup.singles))
+    table = Table(title="The soup, step by step", title_justify="left")
+    heads = [name for name, _ in columns(soup.singles)]
+    for head in ("with", *heads, ""):
+        table.add_column(Text(head), justify="right" if head in heads else "left")
+    percent = percent_of(soup.singles, soup.singles.tasks[0])
+    for step in soup.steps:
+        values = [*step.scores, step.score] if len(heads) > len(step.scores) else step.scores
+        said = [f"{100 * value:.1f}" if percent else f"{value:.4g}" for value in values]
+        table.add_row(Text(step.model), *said, "kept" if step.kept else "left out")
+    out.print(table)

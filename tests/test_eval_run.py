@@ -1,0 +1,322 @@
+"""Evaluations: answers are asked once, by weights; recipes are judged as what they write; bad input is named."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from eval.harness import Settings, evaluate
+from eval.memory import Memory, key_of
+from eval.models import subjects
+from eval.path import judge_path
+from eval.results import Results
+from eval.soup import greedy_soup
+from eval.tasks import Task, resolve
+from merge import build_plan, load_recipe, run_plan, verify_output
+from merge.cli import cli
+from merge.errors import MergeError, NumbersError, UsageError
+
+ROOT = Path(__file__).resolve().parent.parent
+FAMILY = ROOT / "recipes" / "quickstart"
+SOME = Settings(limit=6)
+Run = Callable[..., Any]
+
+
+@pytest.fixture
+def memory(tmp_path: Path) -> Iterator[Memory]:
+    with Memory(tmp_path / "answers.sqlite") as found:
+        yield found
+
+
+@pytest.fixture
+def tiny(make_model: Run) -> Run:
+    """make_model with an end token, which lm-eval needs."""
+
+    def make(path: Path, **asked: Any) -> Path:
+        made: Path = make_model(path, **asked)
+        config = json.loads((made / "tokenizer_config.json").read_text())
+        (made / "tokenizer_config.json").write_text(json.dumps(config | {"eos_token": "<unk>"}))
+        return made
+
+    return make
+
+
+@pytest.fixture
+def choices(tmp_path: Path) -> Path:
+    """Eight questions with choices, in the words of make_model's tokenizer."""
+    rows = [{"question": f"w{i} w{i + 1}", "choices": ["w1 w2", f"w{i}"], "answer": i % 2} for i in range(1, 9)]
+    path = tmp_path / "choices.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def judged(models: list[str | Path], tasks: tuple[Task, ...], memory: Memory, settings: Settings = SOME) -> Results:
+    return evaluate(subjects([str(model) for model in models]), tasks, settings, memory)
+
+
+def test_a_recipe_is_judged_as_what_it_writes(tmp_path: Path, memory: Memory) -> None:
+    tasks = resolve([], "quickstart")[:1]
+    run_plan(build_plan(load_recipe(FAMILY.with_suffix(".yaml"))), tmp_path / "out")
+    on_the_fly = judged([FAMILY.with_suffix(".yaml")], tasks, memory).models[0]
+    with Memory(tmp_path / "other.sqlite") as other:
+        from_disk = judged([tmp_path / "out"], tasks, other).models[0]
+    assert (on_the_fly.asked, from_disk.asked) == (6, 6)
+    assert on_the_fly.digest == from_disk.digest
+    assert on_the_fly.tasks == from_disk.tasks
+    assert {Path(parent).name for parent in on_the_fly.parents} == {Path(parent).name for parent in from_disk.parents}
+    assert len(from_disk.parents) == 4
+    again = judged([FAMILY.with_suffix(".yaml")], tasks, memory).models[0]
+    assert (again.asked, again.remembered, again.tasks) == (0, 6, on_the_fly.tasks)
+
+
+def test_answers_go_by_weights_and_not_by_path(tmp_path: Path, tiny: Run, choices: Path, memory: Memory) -> None:
+    tasks = resolve([str(choices)], None)
+    tiny(tmp_path / "a")
+    tiny(tmp_path / "copy")
+    first, copy = judged([tmp_path / "a", tmp_path / "copy"], tasks, memory).models
+    assert (first.asked, copy.asked, copy.remembered) == (12, 0, 12)
+    assert first.tasks == copy.tasks
+    tiny(tmp_path / "a", seed=5)  # another model in the same place
+    assert judged([tmp_path / "a"], tasks, memory).models[0].asked == 12
+    assert judged([tmp_path / "a"], tasks, memory, dataclasses.replace(SOME, dtype="bfloat16")).models[0].asked == 12
+
+
+def test_an_evaluation_that_was_stopped_asks_only_the_rest(
+    tmp_path: Path, tiny: Run, choices: Path, memory: Memory
+) -> None:
+    class Stop(BaseException):
+        pass
+
+    def stop(model: str, task: str, done: int, total: int) -> None:
+        if done >= 9:
+            raise Stop
+
+    tasks = resolve([str(choices)], None)
+    tiny(tmp_path / "a")
+    settings = Settings(batch_size=1)
+    with pytest.raises(Stop):
+        evaluate(subjects([str(tmp_path / "a")]), tasks, settings, memory, progress=stop)
+    rest = judged([tmp_path / "a"], tasks, memory, settings).models[0]
+    assert (rest.asked, rest.remembered) == (7, 9)
+    with Memory(tmp_path / "fresh.sqlite") as fresh:
+        assert judged([tmp_path / "a"], tasks, fresh, settings).models[0].tasks == rest.tasks
+
+
+WRITER = """
+import sys
+from eval.memory import Memory, key_of
+with Memory(sys.argv[1]) as memory:
+    print("ready", flush=True)
+    sys.stdin.readline()
+    for number in range(400):
+        memory.store(key_of(number), [number, True])
+        assert memory.answers([key_of(number), key_of("none")]) == {key_of(number): [number, True]}
+"""
+
+
+def test_processes_that_write_at_once_lose_nothing(tmp_path: Path, memory: Memory) -> None:
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", WRITER, str(memory.path)],
+            **dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE),
+            cwd=ROOT,
+            text=True,
+        )
+        for _ in range(3)
+    ]
+    for process in started:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    for process in started:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    assert [(process.communicate(timeout=100)[1], process.returncode) for process in started] == [("", 0)] * 3
+    keys = {key_of(number): [number, True] for number in range(400)}
+    assert memory.answers(keys) == keys
+
+
+@pytest.mark.full
+def test_two_evaluations_at_once_share_a_cache(tmp_path: Path, tiny: Run, choices: Path) -> None:
+    tiny(tmp_path / "a")
+    command = [sys.executable, "-m", "merge", "eval", str(tmp_path / "a"), "--tasks", str(choices), "--json", "--quiet"]
+    command += ["--cache", str(tmp_path / "shared.sqlite"), "--batch-size", "1"]
+    running = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    outputs = [process.communicate(timeout=200) for process in running]
+    assert [process.returncode for process in running] == [0, 0], outputs
+    one, two = (json.loads(out)["models"][0]["tasks"] for out, _ in outputs)
+    assert one == two
+    with Memory(tmp_path / "shared.sqlite") as memory:
+        found = judged([tmp_path / "a"], resolve([str(choices)], None), memory, Settings(batch_size=1)).models[0]
+    assert (found.asked, found.remembered) == (0, 16)
+
+
+def test_a_model_that_gives_nan_is_refused_and_not_remembered(
+    tmp_path: Path, tiny: Run, choices: Path, memory: Memory
+) -> None:
+    bad = np.full((16,), np.nan, dtype=np.float32)
+    tiny(tmp_path / "a", extra={"model.norm.weight": bad})
+    tasks = resolve([str(choices)], None)
+    for _ in range(2):
+        with pytest.raises(NumbersError, match=r"choices: the model gives NaN for 'w\d w\d"):
+            judged([tmp_path / "a"], tasks, memory)
+
+
+def test_a_model_that_lm_eval_cannot_run_is_one_message(
+    tmp_path: Path, make_model: Run, choices: Path, memory: Memory
+) -> None:
+    make_model(tmp_path / "a")  # its tokenizer has no end token
+    with pytest.raises(MergeError, match="a on choices: lm-eval stopped with TypeError: "):
+        judged([tmp_path / "a"], resolve([str(choices)], None), memory)
+
+
+def test_broken_lines_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "q.jsonl"
+    lines = [
+        '{"question": "a", "choices": ["x", "y"], "answer": 1}',
+        '{"question": "a", "choices": ["x", "y"], "answer": 2}',
+        "",
+        '{"question": "a", "choices": ["x", "y"], "answer": "z"',
+        '{"question": "a", "choices": ["x"], "answer": 0}',
+        '{"question": "", "answer": "z"}',
+        '{"question": "a", "anwser": "z"}',
+        "[]",
+    ]
+    path.write_text("\n".join(lines), encoding="utf-8")
+    with pytest.raises(UsageError) as caught:
+        resolve([str(path)], None)
+    said = str(caught.value).replace(f"{path}:", "").splitlines()
+    assert [line.partition(":")[0] for line in said] == ["2", "4", "5", "6", "7", "8"]
+    assert said[0] == '2: "answer": expected one of the choices or its number from 0, found 2.'
+    assert said[1].startswith("4: not JSON (")
+    assert said[4] == '7: unknown key "anwser"; known: question, choices, answer.'
+
+
+def test_unknown_names_have_suggestions(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r'unknown task "arc_esay"; did you mean arc_easy'):
+        resolve(["arc_esay"], None)
+    with pytest.raises(UsageError, match=r'unknown suite "quikstart"; did you mean quickstart\?'):
+        resolve([], "quikstart")
+    with pytest.raises(UsageError, match="there is no such task file"):
+        resolve([str(tmp_path / "none.jsonl")], None)
+    (tmp_path / "empty.txt").write_text("\n")
+    with pytest.raises(UsageError, match=r"--data .*: holds no text"):
+        resolve([], None, data=tmp_path / "empty.txt")
+    with pytest.raises(UsageError, match="nothing to evaluate"):
+        resolve([], None)
+
+
+def test_a_task_without_its_data_says_what_to_fetch(tmp_path: Path, tiny: Run, memory: Memory) -> None:
+    tiny(tmp_path / "a")
+    with pytest.raises(
+        MergeError, match=r"(?s)arc_easy: its dataset is neither cached nor reachable.*--tasks arc_easy"
+    ):
+        judged([tmp_path / "a"], resolve(["arc_easy"], None), memory)
+
+
+def test_loss_on_a_text_is_bits_of_its_bytes(tmp_path: Path, tiny: Run, memory: Memory) -> None:
+    """A model whose head is zero finds every token equally likely: log2(32) bits for each."""
+    head = np.zeros((32, 16), dtype=np.float32)
+    tiny(tmp_path / "a", extra={"lm_head.weight": head})
+    (tmp_path / "some.txt").write_text("w1 w2 w3\nw4 w5\n")
+    found = judged([tmp_path / "a"], resolve([], None, data=tmp_path / "some.txt"), memory, Settings()).models[0]
+    task = found.tasks["some"]
+    assert task.metric == "bits_per_byte,none"
+    assert task.value == pytest.approx(5 * 5 / (8 + 5), rel=1e-5)
+    assert len(task.items) == 2
+
+
+def test_sides_of_the_holdout_share_no_item_and_make_up_the_whole(memory: Memory) -> None:
+    tasks = resolve([], "quickstart")[:1]
+    ids = []
+    for held_out in (True, False):
+        settings = Settings(limit=11, holdout=0.4, held_out=held_out)
+        ids.append(judged([FAMILY / "base"], tasks, memory, settings).models[0].tasks["reverse"].doc_ids)
+    assert [len(side) for side in ids] == [4, 7]
+    whole = judged([FAMILY / "base"], tasks, memory, Settings(limit=11)).models[0]
+    assert sorted(ids[0] + ids[1]) == list(whole.tasks["reverse"].doc_ids)
+    assert whole.asked == 0
+
+
+def test_a_soup_takes_models_as_long_as_it_does_not_get_worse(memory: Memory) -> None:
+    tasks = resolve([], "quickstart")
+    models = [str(FAMILY / name) for name in ("reverse", "sort", "add")]
+
+    def judge(judged: Any, settings: Settings) -> Results:
+        return evaluate(judged, tasks, settings, memory)
+
+    soup = greedy_soup(models, judge, Settings(limit=40), 0.5)
+    first, *later = soup.steps
+    singles = [sum(task.value for task in model.tasks.values()) / 3 for model in soup.singles.models]
+    assert first.score == pytest.approx(max(singles))
+    best = first.score
+    for step in later:
+        assert step.kept == (step.score >= best)
+        best = max(best, step.score)
+    assert len(soup.members) == sum(step.kept for step in soup.steps) >= 2
+    assert soup.recipe.count("- model:") == len(soup.members)
+    chosen = soup.singles.models[0].tasks["sort"].doc_ids
+    reported = soup.report.models[0].tasks["sort"].doc_ids
+    assert not set(chosen) & set(reported)
+    assert [model.name for model in soup.report.models] == ["reverse", "sort", "add", "soup"]
+
+
+def test_a_path_has_its_ends_and_nine_points_between(tmp_path: Path, tiny: Run, choices: Path, memory: Memory) -> None:
+    tiny(tmp_path / "a")
+    tiny(tmp_path / "b", base=tmp_path / "a", delta=0.02, seed=1)
+    tasks = resolve([str(choices)], None)
+    ends = [str(tmp_path / name) for name in "ab"]
+    found = judge_path(ends, lambda judged, settings: evaluate(judged, tasks, settings, memory), Settings(limit=3))
+    assert found.path == (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+    assert [model.name for model in found.models][::5] == ["a", "t = 0.5", "b"]
+    assert len({model.digest for model in found.models}) == 11
+    with pytest.raises(UsageError, match="--path: expected two models, found 1"):
+        judge_path(ends[:1], lambda judged, settings: found, Settings())
+
+
+def test_compare_from_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Models, then the saved results; a card that still verifies."""
+    monkeypatch.setenv("MERGE_EVAL_CACHE", str(tmp_path / "answers.sqlite"))
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.chdir(tmp_path)
+
+    def compare(*words: object) -> str:
+        return CliRunner().invoke(cli, ["compare", *map(str, words)], catch_exceptions=False).stdout
+
+    out = tmp_path / "out"
+    run_plan(build_plan(load_recipe(FAMILY.with_suffix(".yaml"))), out)
+    models = [FAMILY / name for name in ("base", "reverse", "sort", "add")]
+    first = compare(*models, out, "--suite", "quickstart", "--limit", 6, "-o", "r.json", "--json", "--quiet")
+    assert json.loads(first)["parents"] == ["base", "reverse", "sort", "add"]
+    shown = compare("r.json", "--csv", "t.csv", "--markdown", "t.md", "--html", "p.html", "--card", out)
+    assert shown.splitlines()[-4:] == ["csv: t.csv", "markdown: t.md", f"card: {out}/README.md", "page: p.html"]
+    assert "out is " in shown
+    assert all((tmp_path / name).stat().st_size for name in ("t.csv", "t.md", "p.html"))
+    assert verify_output(out).problems == ()
+    assert json.loads(compare("r.json", "--json")) == json.loads(first)
+    for wrong, said in (
+        (["r.json", "--suite", "quickstart"], "--suite: saved results are compared as they are"),
+        (["r.json", out], "results and models at once"),
+        (["r.json", "--parents", "nobody"], 'no results for "nobody"'),
+        (["r.json", "--card", "nowhere"], "--card nowhere: there is no such directory"),
+        (["none.json"], "none.json: holds no results of merge eval"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            compare(*wrong)
+
+
+def test_the_cache_is_where_it_is_said_to_be(tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("not a database, but long enough to be read as the head of one" * 20)
+    with pytest.raises(UsageError, match=r"text: cannot be used to remember answers .* --cache"):
+        Memory(tmp_path / "text")
+    assert not os.path.exists(tmp_path / "text-wal")
