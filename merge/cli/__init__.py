@@ -24,6 +24,7 @@ VERBS = {
     "verify": ("merge.cli.verify", "Check a merged checkpoint against its manifest."),
     "methods": ("merge.cli.methods", "List the merge methods, or explain one."),
     "eval": ("merge.cli.eval", "Judge models and recipes on the same tasks."),
+    "perplexity": ("merge.cli.perplexity", "Perplexity on a text, a layer in memory; KL divergence of two models."),
     "statistics": ("merge.cli.statistics", "Collect what regmean and fisher need to know of a model."),
 }
 

@@ -114,7 +114,10 @@ def _arithmetic() -> Task:
         filter_list=[
             {
                 "name": "number",
-                "filter": [{"function": "regex", "regex_pattern": r"^\s*(-?\d+)\s*\.?\s*$"}, {"function": "take_first"}],
+                "filter": [
+                    {"function": "regex", "regex_pattern": r"^\s*(-?\d+)\s*\.?\s*$"},
+                    {"function": "take_first"},
+                ],
             }
         ],
     )

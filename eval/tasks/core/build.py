@@ -13,14 +13,14 @@ import json
 import random
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 DATA = Path(__file__).parent / "data"
 SEED = 0
 N_SENTIMENT = 200  # half of them positive
 CLEAR = 1.8  # of 4: mean of at least ten people's ratings
-N_CLOZE = 50  # of each genre
+N_CLOZE = 40  # of each genre
 ENDING = (5, 9)  # words
 PASSAGE = (900, 1300)  # characters
 N_PASSAGES = 5  # of each genre
@@ -94,30 +94,27 @@ def sentences(text: str) -> list[str]:
 
 def cloze(genre: str, texts: list[str], rng: random.Random) -> list[dict[str, object]]:
     """Where a sentence of 12 to 24 words is cut: its own end, and the ends of three others that are equally long."""
-    pairs: list[tuple[str, list[str]]] = []
-    for text in texts:
-        parts = sentences(text)
-        for before, sentence in zip(parts, parts[1:], strict=False):
-            words = sentence.split()
-            if sentence.isascii() and before.isascii() and 12 <= len(words) <= 24 and 20 < len(before) < 100:
-                pairs.append((before, words))
-    rng.shuffle(pairs)
+    found = [sentence.split() for text in texts for sentence in sentences(text) if sentence.isascii()]
+    fitting = [words for words in found if 12 <= len(words) <= 24]
+    rng.shuffle(fitting)
     rows: list[dict[str, object]] = []
-    for before, words in pairs[:N_CLOZE]:
+    for words in fitting:
         length = rng.randint(*ENDING)
         own = " ".join(words[-length:])
-        others = [" ".join(rng.choice(pairs)[1][-length:]) for _ in range(3)]
+        others = [" ".join(rng.choice(fitting)[-length:]) for _ in range(3)]
         if len({own, *others}) < 4:
             continue
         answer = rng.randrange(4)
-        choices = others[:answer] + [own] + others[answer:]
-        rows.append({"genre": genre, "text": f"{before} {' '.join(words[:-length])}", "choices": choices, "answer": answer})
+        choices = [*others[:answer], own, *others[answer:]]
+        rows.append({"genre": genre, "text": " ".join(words[:-length]), "choices": choices, "answer": answer})
+        if len(rows) == N_CLOZE:
+            break
     return rows
 
 
 def write(name: str, rows: list[dict[str, object]]) -> None:
-    encode: Callable[[object], str] = lambda row: json.dumps(row, ensure_ascii=False)  # noqa: E731
-    (DATA / f"{name}.jsonl").write_text("".join(encode(row) + "\n" for row in rows), encoding="utf-8")
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+    (DATA / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
 
 
 if __name__ == "__main__":
