@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from eval.memory import Memory
+from eval.missing import unloadable
 from eval.models import Subject, directory, known_digest, remember_digest
 from eval.results import Questions, Results, TaskResult, Verdicts
 from eval.tasks import Task, task_manager
-from merge.errors import MergeError
+from merge.errors import MergeError, UsageError
 
 _SMALL = 20_000_000  # parameters
 
@@ -104,32 +105,45 @@ def load_tasks(tasks: Sequence[Task], settings: Settings) -> list[Loaded]:
     """Tasks with their data.
 
     Raises:
-        MergeError: data that is neither cached nor reachable, with what to do.
+        MergeError: data that is neither cached nor reachable, of all tasks at once, with what to do.
+        UsageError: settings that a task does not allow.
     """
     own = [task.spec for task in tasks if isinstance(task.spec, dict)]
     manager = task_manager(settings.include, len(own) < len(tasks))
-    found = []
+    found, missing = [], []
     for task in tasks:
         try:
             tree = manager.load([task.spec])
         except Exception as error:  # lm-eval, datasets and the hub raise what they like
-            raise _data_missing(task, error) from error
+            missing.append((task, error))
+            continue
         part = settings.limit or settings.holdout
         samples = {name: _sample(leaf, name, settings) for name, leaf in tree["tasks"].items()} if part else {}
         found.append(Loaded(task, tree, samples))
+    if missing:
+        raise unloadable(missing, known=len(found)) from missing[0][1]
+    _check_settings(found, settings)
     return found
 
 
-def _data_missing(task: Task, error: Exception) -> MergeError:
-    offline = os.environ.get("HF_HUB_OFFLINE") == "1" or os.environ.get("HF_DATASETS_OFFLINE") == "1"
-    first = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
-    what = f"its dataset ({task.needs})" if task.needs else "its dataset"
-    how = "HF_HUB_OFFLINE is set: unset it once with a network, or" if offline else "Check the network, or"
-    return MergeError(
-        f"{task.name}: {what} is neither cached nor reachable: {first}\n{how} download it where there is one "
-        f"(lm-eval run --tasks {task.name} --limit 1 --model dummy) and copy the cache (HF_HOME). Other tasks can be "
-        "run without it."
-    )
+def _check_settings(loaded: Sequence[Loaded], settings: Settings) -> None:
+    """Raises UsageError for settings that a task does not allow, before a model is loaded."""
+    fixed = [each.task.name for each in loaded if each.task.num_fewshot is not None]
+    if fixed and settings.num_fewshot is not None:
+        raise UsageError(
+            f"--num-fewshot: the suite says how many examples {', '.join(fixed)} get. Leave it out, or name the tasks "
+            "with --tasks."
+        )
+    unsafe = [name for each in loaded for name, leaf in each.tree["tasks"].items() if _runs_code(leaf)]
+    if unsafe and not settings.unsafe_code:
+        raise UsageError(
+            f"{', '.join(unsafe)}: runs code that the model writes, in a process with limits but without a proof that "
+            "it does no harm. Allow it with --unsafe-code, or leave the task out with --tasks."
+        )
+
+
+def _runs_code(leaf: Any) -> bool:
+    return bool(getattr(leaf, "UNSAFE_CODE", False))
 
 
 def _sample(leaf: Any, name: str, settings: Settings) -> list[int]:
@@ -211,6 +225,9 @@ def _one_task(
         ) from error
     each.n_requests = model.asked + model.remembered - before
     found, each.questions = TaskResult.read(each.task, raw)
+    if each.task.score is not None:
+        shown = each.task.score(found)
+        found[shown.name] = shown
     return found
 
 
@@ -231,7 +248,9 @@ def _run(each: Loaded, model: Any, settings: Settings) -> dict[str, Any]:
     set_torch_seed(DEFAULT_OTHER_SEED)
     for leaf in each.tree["tasks"].values():
         fewshot = leaf.get_config("num_fewshot")
-        if fewshot is None or (settings.num_fewshot is not None and fewshot != 0):  # a task that says 0 means it
+        if each.task.num_fewshot is not None:
+            leaf.set_config(key="num_fewshot", value=each.task.num_fewshot)
+        elif fewshot is None or (settings.num_fewshot is not None and fewshot != 0):  # a task that says 0 means it
             leaf.set_config(key="num_fewshot", value=settings.num_fewshot or 0)
         leaf.set_fewshot_seed(seed=DEFAULT_OTHER_SEED)
     with quietly():

@@ -185,8 +185,10 @@ class Results:
 
 
 def _columns(each: Loaded, models: Sequence[Verdicts]) -> list[str]:
-    """What a table shows of a task: itself, or the parts of a group or tag that has no score of its own."""
+    """What a table shows of a task: the leaderboard's score, or itself, or the parts of a group or tag without one."""
     known = models[0].tasks if models else {}
+    if each.task.score is not None and known:
+        return [each.task.score(known).name]
     if each.task.name in known:
         return [each.task.name]
     return [name for name in each.tree["tasks"] if name in known]

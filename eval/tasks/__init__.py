@@ -8,12 +8,15 @@ from __future__ import annotations
 import difflib
 import functools
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from merge.errors import UsageError
+
+if TYPE_CHECKING:
+    from eval.results import TaskResult
 
 
 @dataclass(frozen=True)
@@ -25,33 +28,44 @@ class Task:
         spec: what lm-eval loads: a name it has, or a configuration.
         metric: the one that tables show, in lm-eval's words ("acc_norm"); None: chosen by what the task reports.
         needs: the dataset's name where it does not come with a package, for the message if it is not there.
+        num_fewshot: examples in each prompt that belong to the task's definition; None: lm-eval's, or --num-fewshot.
+        score: what a leaderboard makes of the raw scores, all that were found by name; tables show that instead.
+        extra: of the package lm-eval, which has to be installed for the task.
     """
 
     name: str
     spec: str | dict[str, Any]
     metric: str | None = None
     needs: str | None = None
+    num_fewshot: int | None = None
+    score: Callable[[Mapping[str, TaskResult]], TaskResult] | None = None
+    extra: str | None = None
 
 
 @dataclass(frozen=True)
 class Suite:
-    """Tasks that belong together. `normalise` turns a group of raw scores into what a leaderboard shows."""
+    """Tasks that belong together."""
 
     name: str
     summary: str
     tasks: tuple[Task, ...]
-    normalise: Callable[[Any], Any] | None = None
 
 
-# suite -> module of this package with `suite() -> Suite`
-SUITES = {"quickstart": "eval.tasks.quickstart"}
+# suite -> module and its function that makes the Suite
+SUITES = {
+    "quickstart": "eval.tasks.quickstart:suite",
+    "core": "eval.tasks.core:suite",
+    "openllm-v1": "eval.tasks.leaderboards:suite_v1",
+    "openllm-v2": "eval.tasks.leaderboards:suite_v2",
+}
 
 
 def get_suite(name: str) -> Suite:
     """Raises UsageError for a name that is none."""
     if name not in SUITES:
         raise UsageError(f'unknown suite "{name}"; {_suggest(name, list(SUITES))}')
-    found: Suite = importlib.import_module(SUITES[name]).suite()
+    module, _, function = SUITES[name].partition(":")
+    found: Suite = getattr(importlib.import_module(module), function)()
     return found
 
 

@@ -33,6 +33,7 @@ VERBS = {
     "eval": ("merge.cli.eval", "Judge models and recipes on the same tasks."),
     "compare": ("merge.cli.compare", "Compare a merge with its parents: tables, pages, model cards."),
     "soup": ("merge.cli.soup", "Average those models that make the average better."),
+    "perplexity": ("merge.cli.perplexity", "Perplexity on a text, a layer in memory; KL divergence of two models."),
 }
 
 

@@ -18,7 +18,7 @@ from merge.recipe.model import ModelRef
 from merge.statistics.data import Batches, make_batches, read_texts
 from merge.statistics.fisher import fisher_information
 from merge.statistics.gram import Layerwise, whole_grams
-from merge.statistics.models import LAYERWISE, Loader, empty_model, whole_model
+from merge.statistics.models import Loader, empty_model, obstacle, tokenizer_of, whole_model
 from merge.statistics.parts import Parts
 
 KINDS = {"gram": ("gram",), "fisher": ("fisher",), "both": ("gram", "fisher")}
@@ -67,7 +67,7 @@ def collect_statistics(
     began = time.monotonic()
     texts = read_texts(data)
     checkpoint = open_checkpoint(model)  # refuses an adapter: transformers would run the model without it
-    batches = make_batches(_tokenizer(checkpoint.path), texts, max_tokens, length, batch, seed)
+    batches = make_batches(tokenizer_of(checkpoint.path), texts, max_tokens, length, batch, seed)
     run = {
         "kind": kind,
         "files": {Path(file.path).name: [file.size, file.mtime_ns] for file in checkpoint.files},
@@ -102,16 +102,6 @@ def collect_statistics(
     )
 
 
-def _tokenizer(path: str) -> Any:
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(path, local_files_only=True)
-    except Exception as error:  # tokenizers raises bare ones
-        cause = str(error).strip().partition("\n")[0][:200]
-        raise CheckpointError(f"{path}: its tokenizer cannot be loaded ({cause}).") from error
-
-
 class _Work:
     """One run: the parts it made or found, in the order of the file."""
 
@@ -130,14 +120,14 @@ class _Work:
         with SourceReader(self._checkpoint.files) as reader:
             loader = Loader(model, self._checkpoint, reader)
             stack = main_stack(find_stacks(self._checkpoint.tensors, self._checkpoint.config), self._checkpoint.config)
-            obstacle = _obstacle(model, loader)
-            if stack is not None and obstacle is None:
+            reason = obstacle(model, loader)
+            if stack is not None and reason is None:
                 layers = Layerwise(model, stack, loader, self._batches, self._parts)
                 self.resumed += layers.run(self._advance)
                 self.parts += layers.parts
                 reader.check_unchanged()
                 return
-        self.notes.append(f"the whole model is held in memory: {obstacle or 'it has no stack of layers'}.")
+        self.notes.append(f"the whole model is held in memory: {reason or 'it has no stack of layers'}.")
         self._once(
             _WHOLE_GRAM, lambda: whole_grams(self._model(), set(self._checkpoint.tensors), self._batches, self._advance)
         )
@@ -166,14 +156,3 @@ class _Work:
         if self._whole is None:
             self._whole = whole_model(self._checkpoint.path)
         return self._whole
-
-
-def _obstacle(model: Any, loader: Loader) -> str | None:
-    """Why a model cannot be run layer by layer."""
-    kind = model.config.model_type
-    if kind not in LAYERWISE:
-        return f'the architecture "{kind}" is not one that is known to run layer by layer'
-    lacking = loader.lacking()
-    if lacking:
-        return f"its files do not have {lacking[0]} as transformers makes it ({len(lacking)} such tensors)"
-    return None

@@ -16,7 +16,7 @@ import numpy as np
 from merge.architecture import Stack
 from merge.errors import OutputError
 from merge.statistics.data import Batches
-from merge.statistics.models import Loader
+from merge.statistics.models import Loader, switched_off
 from merge.statistics.parts import Parts
 
 Advance = Callable[[float], None]  # the share of the work that is done now, of 1
@@ -114,7 +114,7 @@ class Layerwise:
             target = files.enter_context(open(new, "wb"))
             files.enter_context(torch.no_grad())
             files.enter_context(grams.of(layer, self._stack.name(i, ""), set(names)))
-            files.enter_context(self._switched_off({i: run}))
+            files.enter_context(switched_off(self._layers, {i: run}))
             for batch in self._batches.all:
                 self._model.base_model(input_ids=torch.tensor(batch), use_cache=False)
                 advance(len(batch) * len(batch[0]) / self._batches.tokens)
@@ -136,7 +136,7 @@ class Layerwise:
             source = files.enter_context(open(self._hidden(last + 1), "rb"))
             files.enter_context(torch.no_grad())
             files.enter_context(grams.of(self._model, "", outside))
-            files.enter_context(self._switched_off({last: lambda hidden, *_, **__: _read(source, hidden)}))
+            files.enter_context(switched_off(self._layers, {last: lambda hidden, *_, **__: _read(source, hidden)}))
             handle = head.register_forward_pre_hook(enough) if head is not None else None
             for batch in self._batches.all:
                 with contextlib.suppress(_Enough):
@@ -145,17 +145,6 @@ class Layerwise:
                 handle.remove()
         self._parts.save(self.parts[-1], grams.tensors())
         self._hidden(last + 1).unlink()
-
-    @contextlib.contextmanager
-    def _switched_off(self, instead: dict[int, Callable[..., Any]]) -> Iterator[None]:
-        """Layers that hand the hidden state on; those of `instead` are replaced by a function."""
-        for number, layer in enumerate(self._layers):
-            layer.forward = instead.get(number, lambda hidden, *_, **__: hidden)
-        try:
-            yield
-        finally:
-            for layer in self._layers:
-                del layer.forward
 
 
 def _read(file: Any, like: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -96,14 +96,57 @@ class Loader:
         self.model.load_state_dict(tensors, strict=False, assign=True)
         self.model.tie_weights()
 
+    def rows(self, name: str, start: int, stop: int) -> Any:
+        """Rows start..stop of a matrix, or of a vector its elements, float32."""
+        ref = self._tensors[name]
+        columns = ref.size // ref.shape[0]
+        return self._values(ref, start * columns, (stop - start) * columns).view(stop - start, *ref.shape[1:])
+
     def _read(self, ref: TensorRef) -> Any:
+        return self._values(ref, 0, ref.size).view(ref.shape)
+
+    def _values(self, ref: TensorRef, start: int, count: int) -> Any:
         import torch
 
-        raw = np.empty(ref.size, DTYPES[ref.dtype].numpy_name)
-        self._reader.read_into(ref, 0, raw)
+        raw = np.empty(count, DTYPES[ref.dtype].numpy_name)
+        self._reader.read_into(ref, start, raw)
         if ref.dtype == "F64":
             values = raw.astype(np.float32)
         else:
-            values = np.empty(ref.size, np.float32)
-            self._reader.decode(ref, raw, 0, values)
-        return torch.from_numpy(values.reshape(ref.shape))
+            values = np.empty(count, np.float32)
+            self._reader.decode(ref, raw, start, values)
+        return torch.from_numpy(values)
+
+
+def obstacle(model: Any, loader: Loader) -> str | None:
+    """Why a model cannot be run layer by layer."""
+    kind = model.config.model_type
+    if kind not in LAYERWISE:
+        return f'the architecture "{kind}" is not one that is known to run layer by layer'
+    lacking = loader.lacking()
+    if lacking:
+        return f"its files do not have {lacking[0]} as transformers makes it ({len(lacking)} such tensors)"
+    return None
+
+
+def tokenizer_of(path: str) -> Any:
+    """Raises CheckpointError if it cannot be loaded."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(path, local_files_only=True)
+    except Exception as error:  # tokenizers raises bare ones
+        cause = str(error).strip().partition("\n")[0][:200]
+        raise CheckpointError(f"{path}: its tokenizer cannot be loaded ({cause}).") from error
+
+
+@contextlib.contextmanager
+def switched_off(layers: Sequence[Any], instead: Mapping[int, Callable[..., Any]]) -> Iterator[None]:
+    """Layers that hand the hidden state on; those of `instead` are replaced by a function."""
+    for number, layer in enumerate(layers):
+        layer.forward = instead.get(number, lambda hidden, *_, **__: hidden)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward

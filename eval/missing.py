@@ -1,0 +1,48 @@
+"""What is said of tasks that cannot be loaded: all of them at once, with the data they need and how to get it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from eval.tasks import Task
+from merge.errors import MergeError
+
+
+def unloadable(missing: Sequence[tuple[Task, Exception]], known: int) -> MergeError:
+    """One error for all tasks that raised when they were loaded.
+
+    Args:
+        missing: each with what lm-eval, datasets or the hub raised.
+        known: how many other tasks can be loaded.
+    """
+    lines = [_line(task, error) for task, error in missing]
+    data = [task.name for task, error in missing if _is_data(error) or task.needs]
+    if data:
+        offline = [name for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE") if os.environ.get(name) == "1"]
+        how = f"{' and '.join(offline)} {'is' if len(offline) == 1 else 'are'} set. " if offline else ""
+        lines.append(
+            f"{how}Where there is a network, download the data (lm-eval run --model dummy --limit 1 --tasks "
+            f"{','.join(data)}); it lies in HF_HOME (~/.cache/huggingface), which can be copied to this machine."
+        )
+    if known:
+        lines.append("The other tasks can be run without them: name them with --tasks.")
+    return MergeError("\n".join(lines))
+
+
+def _line(task: Task, error: Exception) -> str:
+    said = next(iter(str(error).strip().splitlines()), "")[:300]
+    if isinstance(error, ImportError):
+        what = f"a package is not installed ({said.rstrip('.')})"
+        if task.extra:
+            what = f'a package is not installed; pip install "lm-eval[{task.extra}]"'
+        return f"{task.name}: {what}." + (f" It needs the dataset {task.needs}." if task.needs else "")
+    if _is_data(error):
+        what = f"the dataset {task.needs}" if task.needs else "its dataset"
+        return f"{task.name}: {what} is neither cached nor reachable ({said})."
+    return f"{task.name}: cannot be loaded ({type(error).__name__}: {said})."
+
+
+def _is_data(error: Exception) -> bool:
+    """Whether an error is of a download or of a file; a broken configuration raises others."""
+    return isinstance(error, (OSError, EOFError))
