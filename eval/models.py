@@ -25,6 +25,7 @@ from merge.checkpoint.layout import find_weights
 from merge.errors import OutputError, UsageError
 from merge.output.manifest import read_manifest
 from merge.plan import Plan
+from merge.recipe.pipeline import Pipeline
 from merge.recipe.references import parse_reference
 
 _BLOCK = 1 << 24
@@ -38,19 +39,23 @@ class Subject:
         text: as it was asked for.
         name: a short name that no other subject has.
         path: its directory; None for what is merged on the fly.
-        plan: of what is merged on the fly.
+        plan: of what is merged on the fly; of a pipeline, the last stage's.
+        earlier, pipeline: the plans of a pipeline's other stages, and the pipeline.
     """
 
     text: str
     name: str
     path: Path | None = None
     plan: Plan | None = None
+    earlier: tuple[Plan, ...] = ()
+    pipeline: Pipeline | None = None
 
     @property
     def parents(self) -> tuple[str, ...]:
         """The models a merge is made of: directories, or, of one that lies on disk, what its manifest calls them."""
         if self.plan is not None:
-            return tuple(model.path for model in self.plan.models)
+            models = (model for plan in (*self.earlier, self.plan) for model in plan.models)
+            return tuple(dict.fromkeys(model.path for model in models))
         assert self.path is not None
         try:
             return tuple(str(model["model"]) for model in read_manifest(self.path)["models"])
@@ -75,10 +80,7 @@ def subjects(texts: list[str]) -> list[Subject]:
 
 def _subject(text: str) -> Subject:
     if text.endswith((".yaml", ".yml")):
-        from merge import build_plan, load_recipe
-
-        plan = build_plan(load_recipe(text))
-        return Subject(text, plan.name, plan=plan)
+        return _recipe(text)
     try:
         ref = parse_reference(text)
     except ValueError as error:
@@ -93,6 +95,21 @@ def _subject(text: str) -> Subject:
     return Subject(text, path.name if ref.revision is None else text, path=path)
 
 
+def _recipe(file: str) -> Subject:
+    from merge import build_plan
+    from merge.planners.build import SHARD_BYTES
+    from merge.planners.pipeline import PipelinePlanner, stages_dir_of
+    from merge.recipe.pipeline import load_pipeline
+
+    pipeline = load_pipeline(file)
+    if len(pipeline.stages) == 1:
+        plan = build_plan(pipeline.stages[0].recipe)
+        return Subject(file, plan.name, plan=plan)
+    out = Path("merged")  # stands for the directory it will have, which its plans name
+    *earlier, last = PipelinePlanner(pipeline, out, stages_dir_of(out), False, SHARD_BYTES).plan_all()
+    return Subject(file, last.plan.name, None, last.plan, tuple(stage.plan for stage in earlier), pipeline)
+
+
 @contextlib.contextmanager
 def directory(subject: Subject, keep: Path | None = None) -> Iterator[Path]:
     """The subject's directory; what is merged on the fly is made, and removed at the end unless it is kept.
@@ -103,40 +120,49 @@ def directory(subject: Subject, keep: Path | None = None) -> Iterator[Path]:
     if subject.path is not None:
         yield subject.path
         return
-    assert subject.plan is not None
-    from merge import run_plan
-
     if keep is not None:
-        run_plan(subject.plan, keep / subject.name, force=True)
+        _make(subject, keep / subject.name)
         yield keep / subject.name
         return
     work = tempfile.mkdtemp(prefix="merge-eval-", dir=os.environ.get("MERGE_EVAL_TMP"))
     try:
-        run_plan(subject.plan, Path(work, subject.name))
-        yield Path(work, subject.name)
+        _make(subject, Path(work, "model"))
+        yield Path(work, "model")
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def _make(subject: Subject, out: Path) -> None:
+    if subject.pipeline is not None:
+        from merge.engine.pipeline import run_pipeline
+
+        run_pipeline(subject.pipeline, out, force=True)
+        return
+    from merge import run_plan
+
+    assert subject.plan is not None
+    run_plan(subject.plan, out, force=True)
 
 
 def known_digest(subject: Subject, memory: Memory) -> str | None:
     """The subject's digest, if it can be had without merging."""
     if subject.path is not None:
         return directory_digest(subject.path, memory)
-    assert subject.plan is not None
-    return memory.digest(_plan_key(subject.plan))
+    return memory.digest(_plan_key(subject))
 
 
 def remember_digest(subject: Subject, path: Path, memory: Memory) -> str:
     """The digest of a subject that lies in `path` now."""
     digest = directory_digest(path, memory)
     if subject.plan is not None:
-        memory.store_digest(_plan_key(subject.plan), digest)
+        memory.store_digest(_plan_key(subject), digest)
     return digest
 
 
-def _plan_key(plan: Plan) -> bytes:
+def _plan_key(subject: Subject) -> bytes:
     """A plan holds its recipe, and size and time of every file it reads."""
-    return key_of("plan", plan.to_json())
+    assert subject.plan is not None
+    return key_of("plan", *(plan.to_json() for plan in (*subject.earlier, subject.plan)))
 
 
 def directory_digest(path: Path, memory: Memory) -> str:
