@@ -271,5 +271,7 @@ def compare(results: Results, merge: str | None = None, named: Sequence[str] = (
 def _merges(results: Results, named: Sequence[str]) -> list[Verdicts]:
     if named:
         rivals = [pick(results, name) for name in named]
-        return [model for model in results.models if model not in rivals]
+        others = [model for model in results.models if model not in rivals]
+        known = [model for model in others if model.parents]
+        return known if len(known) == 1 else others
     return [model for model in results.models if parents(results, model)]
