@@ -228,3 +228,18 @@ def test_outputs_for_machines_and_for_cards_agree() -> None:
     assert lines[0] == "| model | math (acc) | code (acc) | average |"
     assert lines[3] == r"| b\|c | 30.0 ± 4.6 | 80.0 ± 4.0 | 55.0 ± 3.0 |"
     assert lines[4] == "| merge | 80.0 ± 4.0 | **85.0 ± 3.6** | **82.5 ± 2.7** |"
+
+
+def test_few_and_many_different_scores_are_bootstrapped_alike() -> None:
+    """Right-or-wrong items are drawn by counts; with a little noise they are drawn one by one."""
+    rng = np.random.default_rng(3)
+    a, b = ((rng.random(200) < share).astype(float) for share in (0.7, 0.6))
+    noise = 1e-9 * rng.random(200)
+    counted = difference(made.model("a", [made.task("t", list(a))]), made.model("b", [made.task("t", list(b))]), "t")
+    drawn = difference(
+        made.model("a", [made.task("t", list(a + noise))]), made.model("b", [made.task("t", list(b))]), "t"
+    )
+    assert counted.low == pytest.approx(drawn.low, abs=0.006)
+    assert counted.high == pytest.approx(drawn.high, abs=0.006)
+    expected = (a - b).mean() - 1.96 * (a - b).std() / np.sqrt(200)
+    assert counted.low == pytest.approx(expected, abs=0.01)
