@@ -24,6 +24,11 @@ VERBS = {
     "verify": ("merge.cli.verify", "Check a merged checkpoint against its manifest."),
     "methods": ("merge.cli.methods", "List the merge methods, or explain one."),
     "statistics": ("merge.cli.statistics", "Collect what regmean and fisher need to know of a model."),
+    "memory": ("merge.cli.memory", "Say how much memory a model takes to run, train or merge."),
+    "formats": ("merge.cli.formats", "Show numbers, or a checkpoint, in the formats weights are stored in."),
+    "quantize": ("merge.cli.quantize", "Store a model's linear layers in 8 or 4 bits."),
+    "generate": ("merge.cli.generate", "Have a model write: from a prompt, a file, or in a chat."),
+    "classify": ("merge.cli.classify", "Have a classifier label texts."),
 }
 
 
