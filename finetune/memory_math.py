@@ -7,8 +7,8 @@
     key-value cache      2 x layers x batch x tokens x KV heads x head size; with multi-head latent attention one latent
                          vector and one rotary key a token (DeepSeek-V2, arXiv:2405.04434, section 2.1)
 
-What activations take depends on how each architecture is written; `finetune.memory_trace` counts them in one step of the
-real code. All sizes are bytes; GB is 10^9, as model sizes are given. Cards are sold by GiB: "24 GB" holds 24 x 2^30.
+What activations take depends on how each architecture is written; `finetune.memory_trace` counts them in one step of
+the real code. All sizes are bytes; GB is 10^9, as model sizes are given. Cards are sold by GiB: "24 GB" holds 24 x 2^30.
 """
 
 from __future__ import annotations
@@ -82,8 +82,8 @@ def weight_bytes(shapes: Shapes, dtype: str, double_quant: bool = False) -> int:
     """Bytes of the weights, scales included.
 
     Quantised formats hold linear layers, and leave embeddings, heads and vectors in 16 bits; of a model without shapes
-    all is quantised, and scales are left out. NF4: a float32 scale for 64 numbers (Dettmers et al., QLoRA,
-    arXiv:2305.14314, section 3), with `double_quant` an 8-bit one and a float32 for 256 of them; INT8 and FP8: a float32
+    all is, and scales are left out. NF4: a float32 scale for 64 numbers (Dettmers et al., QLoRA,
+    arXiv:2305.14314, section 3), with `double_quant` an 8-bit one and a float32 for 256 of them; INT8, FP8: a float32
     for each row; INT4: a 16-bit one for 128 numbers.
     """
     each = DTYPE_BYTES[dtype]

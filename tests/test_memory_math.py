@@ -230,7 +230,7 @@ def test_what_cannot_be_said_is_one_clear_error(args: list[str], message: str) -
 
 def test_an_unknown_target_lists_those_there_are(tmp_path: Path) -> None:
     write_json(tmp_path / "config.json", llama_config(2, 16, True, "float32"))
-    with pytest.raises(UsageError, match='no linear layer is named "query".*q_proj'):
+    with pytest.raises(UsageError, match=r'no linear layer is named "query".*q_proj'):
         estimate(str(tmp_path), Request(task="lora", targets=("query",)))
 
 
