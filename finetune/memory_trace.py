@@ -62,7 +62,7 @@ def parameter_shapes(config: Any) -> dict[str, tuple[int, ...]]:
     import torch
 
     with torch.device("meta"):
-        model = _build(config, "bfloat16")
+        model = build_model(config, "bfloat16")
     return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
 
 
@@ -76,7 +76,7 @@ def trace_inference(config: Any, *, dtype: str, batch: int, context: int, all_lo
     import torch
 
     with _counting() as counter, torch.no_grad():
-        model = _build(config, dtype).eval()
+        model = build_model(config, dtype).eval()
         weights = counter.start()
         tokens = torch.zeros(batch, context, dtype=torch.long)
         generative = "labels" in _arguments(model) and "logits_to_keep" in _arguments(model)
@@ -104,7 +104,7 @@ def trace_training(
     import torch
 
     with _counting() as counter:
-        model = _build(config, dtype).train()
+        model = build_model(config, dtype).train()
         if checkpointing:
             with _explained("--checkpointing"):
                 # False: dropout's random state is a real tensor, which fake ones cannot be made of
@@ -137,7 +137,7 @@ def _arguments(model: Any) -> Sequence[str]:
     return list(inspect.signature(model.forward).parameters)
 
 
-def _build(config: Any, dtype: str) -> Any:
+def build_model(config: Any, dtype: str) -> Any:
     """The class that config.json names, else a causal language model, with parameters of a dtype."""
     import torch
     import transformers
