@@ -31,7 +31,7 @@ _TYPES = {"BF16": "BF16", "FP16": "F16", "FP8 E4M3": "F8_E4M3", "FP8 E5M2": "F8_
 FORMATS = ("TF32", "BF16", "FP16", "FP8 E4M3", "FP8 E4M3 scaled", "FP8 E5M2", "FP8 E5M2 scaled", "INT8", "NF4")
 _NF4 = np.array(NF4, np.float32)
 _NF4_MIDDLES = ((np.array(NF4[1:]) + np.array(NF4[:-1])) / 2).astype(np.float32)
-_TINY = np.float32(1e-38)  # a row of zeros has this as its largest magnitude: a scale that divides
+_TINY = np.float32(1e-30)  # a row of zeros has this as its largest magnitude: a scale that divides
 
 
 @dataclass

@@ -8,7 +8,7 @@
                          vector and one rotary key a token (DeepSeek-V2, arXiv:2405.04434, section 2.1)
 
 What activations take depends on how each architecture is written; `finetune.memory_trace` counts them in one step of
-the real code. All sizes are bytes; GB is 10^9, as model sizes are given. Cards are sold by GiB: "24 GB" holds 24 x 2^30.
+the real code. All sizes are bytes; GB is 10^9, as model sizes are given. A card of "24 GB" holds 24 x 2^30.
 """
 
 from __future__ import annotations

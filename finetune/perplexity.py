@@ -47,7 +47,9 @@ def perplexity(model: str, data: Path | None, max_tokens: int = 4096, length: in
         for batch in make_batches(tokenizer, texts, max_tokens, length, 1, 0).all:
             tokens = torch.tensor(batch)
             logits = network(input_ids=tokens).logits[:, :-1].float()
-            loss += float(torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="sum"))
+            loss += float(
+                torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="sum")
+            )
             n_predicted += tokens[:, 1:].numel()
     return math.exp(min(loss / n_predicted, 700.0))
 

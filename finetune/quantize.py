@@ -195,7 +195,10 @@ def _card(checkpoint: Checkpoint, to: str, name: str, n_layers: int, n_kept: int
 def _owner(tensor: str, modules: dict[str, TensorRef]) -> str:
     """The module whose parts a tensor is one of; its own name for a tensor that is copied."""
     parts = tensor.split(".")
-    return next((m for n in range(len(parts) - 1, 0, -1) if (m := ".".join(parts[:n])) in modules and _is_part(parts[n:])), tensor)
+    return next(
+        (m for n in range(len(parts) - 1, 0, -1) if (m := ".".join(parts[:n])) in modules and _is_part(parts[n:])),
+        tensor,
+    )
 
 
 def _is_part(rest: Sequence[str]) -> bool:

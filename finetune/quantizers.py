@@ -1,10 +1,10 @@
 """Matrices -> what loaders of quantised checkpoints read: one class a format, numpy only, some rows at a time.
 
-    int8   bitsandbytes LLM.int8: a scale for each row          (Dettmers et al., arXiv:2208.07339, section 2)
-    nf4    bitsandbytes NF4: a float32 scale for 64 numbers     (Dettmers et al., QLoRA, arXiv:2305.14314, section 3)
-    int4   compressed-tensors "pack-quantized": symmetric, a bfloat16 scale for a group of a row, 8 numbers in an int32
-    fp8    E4M3 with a float32 scale for each block of 128 x 128 (64 or 32 where that does not divide the matrices), as
-           DeepSeek-V3 (arXiv:2412.19437, section 3.3)
+int8   bitsandbytes LLM.int8: a scale for each row          (Dettmers et al., arXiv:2208.07339, section 2)
+nf4    bitsandbytes NF4: a float32 scale for 64 numbers     (Dettmers et al., QLoRA, arXiv:2305.14314, section 3)
+int4   compressed-tensors "pack-quantized": symmetric, a bfloat16 scale for a group of a row, 8 numbers in an int32
+fp8    E4M3 with a float32 scale for each block of 128 x 128 (64 or 32 where that does not divide the matrices), as
+       DeepSeek-V3 (arXiv:2412.19437, section 3.3)
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ F32 = npt.NDArray[np.float32]
 Array = npt.NDArray[Any]
 ROWS = 128  # rows of a piece: whole blocks in every format
 _LENGTHS = (128, 64, 32)
-_TINY = np.float32(1e-38)  # the largest magnitude of zeros: a scale that divides
+_TINY = np.float32(1e-30)  # the largest magnitude of zeros: a scale that divides
 _CODES = np.array(NF4, np.float32)
 _MIDDLES = ((_CODES[1:].astype(np.float64) + _CODES[:-1]) / 2).astype(np.float32)
 
 
 @dataclass(frozen=True)
 class Part:
-    """One stored tensor of a matrix: `suffix` goes after the module's name; `value` if it is the same for all pieces."""
+    """One stored tensor of a matrix: `suffix` goes after the module's name; `value` if it is known beforehand."""
 
     suffix: str
     dtype: str

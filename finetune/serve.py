@@ -57,7 +57,9 @@ def load(text: str, kind: str = "AutoModelForCausalLM") -> Loaded:
     path = locate(ref).path
     logging.disable_progress_bar()
     try:
-        network = getattr(transformers, kind).from_pretrained(path, dtype="auto", local_files_only=True)
+        network, info = getattr(transformers, kind).from_pretrained(
+            path, dtype="auto", local_files_only=True, output_loading_info=True
+        )
         if adapter is not None:
             from peft import PeftModel
 
@@ -67,6 +69,12 @@ def load(text: str, kind: str = "AutoModelForCausalLM") -> Loaded:
         raise UsageError(f"{text}: {_line(error)}") from error
     except Exception as error:  # tokenizers raises bare ones
         raise CheckpointError(f"{text}: transformers cannot load it ({_line(error)}).") from error
+    if info["missing_keys"] and adapter is None:  # transformers would go on with random numbers in their place
+        missing = sorted(info["missing_keys"])
+        raise CheckpointError(
+            f"{text}: lacks {missing[0]} ({len(missing)} tensors in all) for {type(network).__name__}. "
+            "Name a model that was saved as one."
+        )
     return Loaded(text, network.eval(), tokenizer)
 
 
@@ -107,7 +115,9 @@ def as_chat(loaded: Loaded, messages: Sequence[dict[str, str]]) -> str:
         UsageError: the tokenizer has no chat template, or the template refuses the messages.
     """
     if not loaded.tokenizer.chat_template:
-        raise UsageError(f"{loaded.name}: its tokenizer has no chat template. Leave out --chat and give the whole prompt.")
+        raise UsageError(
+            f"{loaded.name}: its tokenizer has no chat template. Leave out --chat and give the whole prompt."
+        )
     try:
         text: str = loaded.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
     except Exception as error:  # templates raise what they like
@@ -208,7 +218,7 @@ def classify(loaded: Loaded, texts: Sequence[str], batch: int = 16) -> list[dict
     One label: sigmoid of its logit. A config with problem_type multi_label_classification: sigmoids; else softmax.
 
     Raises:
-        UsageError: the model is no classifier (its head was not in the checkpoint).
+        UsageError: a text without a token.
     """
     import torch
 
