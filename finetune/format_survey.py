@@ -147,7 +147,8 @@ def _rounded(values: F32, form: str, row: int) -> F32:
     """values (n,), whole rows -> what is stored of them (n,)"""
     if form == "INT8":
         scale = _largest(values, row) / np.float32(127)
-        return (np.rint(values.reshape(-1, row) / scale) * scale).reshape(-1)
+        whole: F32 = (np.rint(values.reshape(-1, row) / scale) * scale).reshape(-1)
+        return whole
     if form == "NF4":
         return nf4_rounded(values)
     if form == "TF32":

@@ -4,9 +4,9 @@
     INT8   round(127 x / absmax), from -127 to 127
     NF4    the nearest of 16 quantiles of a normal distribution, times absmax
 
-Rounding is to nearest, ties to even, as IEEE 754 has it. E4M3 has no infinity: what is too large is NaN (Micikevicius
-et al., FP8 Formats for Deep Learning, arXiv:2209.05433, section 3). NF4: Dettmers et al., QLoRA, arXiv:2305.14314,
-appendix E.
+Rounding is to nearest, ties to even, as IEEE 754 has it. E4M3 has no infinity: what is too large is NaN, though some
+casts, torch's among them, store 448 instead (Micikevicius et al., FP8 Formats for Deep Learning, arXiv:2209.05433,
+section 3). NF4: Dettmers et al., QLoRA, arXiv:2305.14314, appendix E.
 """
 
 from __future__ import annotations

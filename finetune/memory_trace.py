@@ -162,7 +162,7 @@ def _with_adapters(model: Any, lora: Lora) -> Any:
     import torch
     from torch import nn
 
-    class Adapted(nn.Module):
+    class Adapted(nn.Module):  # type: ignore[misc]  # torch is not followed
         def __init__(self, base: Any) -> None:
             super().__init__()
             self.base = base
@@ -200,7 +200,7 @@ def _counting() -> Iterator[Any]:
     from torch.utils._python_dispatch import TorchDispatchMode
     from torch.utils._pytree import tree_map_only
 
-    class Counter(TorchDispatchMode):
+    class Counter(TorchDispatchMode):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
             self.live = self.peak = 0

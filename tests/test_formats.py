@@ -48,7 +48,9 @@ def test_rounding_is_torchs(name: str) -> None:
     expected = torch.from_numpy(values).to(TORCH[name]).double().tolist()
     for value, want in zip(values.tolist(), expected, strict=True):
         found = round_to(value, BY_NAME[name])
-        if not math.isfinite(want):  # torch's E4M3 keeps 448 up to 464; beyond, NaN
+        if name == "FP8 E4M3" and abs(value) > 464:  # torch stores 448; the format's own overflow is NaN
+            assert math.isnan(found)
+        elif not math.isfinite(want):
             assert not math.isfinite(found)
         else:
             assert found == want, value
@@ -83,7 +85,7 @@ def test_nf4_is_bitsandbytes() -> None:
     bnb = pytest.importorskip("bitsandbytes")
     values = np.random.default_rng(0).standard_normal(64 * 50).astype(np.float32)
     packed, state = bnb.functional.quantize_4bit(torch.from_numpy(values), blocksize=64, quant_type="nf4")
-    assert np.array_equal(nf4_rounded(values), bnb.functional.dequantize_4bit(packed, state).numpy())
+    assert np.array_equal(nf4_rounded(values), bnb.functional.dequantize_4bit(packed, state).flatten().numpy())
 
 
 def test_a_checkpoint_is_counted_by_hand(tmp_path: Path, make_model: Callable[..., Path]) -> None:
