@@ -160,7 +160,7 @@ def test_bad_arguments(model: Path, args: list[str], message: str) -> None:
 def test_a_model_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no directory"):
         load("./nowhere")
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
     with pytest.raises(CheckpointError, match="no adapter_config"):
-        (tmp_path / "a").mkdir()
-        (tmp_path / "b").mkdir()
         load(f"{tmp_path / 'a'}+{tmp_path / 'b'}")
