@@ -106,6 +106,7 @@ def trace_training(
     with _counting() as counter:
         model = build_model(config, dtype).train()
         if checkpointing:
+            model.config.use_cache = False  # as transformers does itself then, with a warning
             with _explained("--checkpointing"):
                 # False: dropout's random state is a real tensor, which fake ones cannot be made of
                 kept = {"use_reentrant": False, "preserve_rng_state": False}
