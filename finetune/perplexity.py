@@ -1,0 +1,58 @@
+"""Perplexity of a causal language model on a text: exp of the mean negative log-likelihood of a token."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from merge.errors import CheckpointError, UsageError
+from merge.statistics.data import make_batches, read_texts
+
+SAMPLE = (
+    "A library lends books to everyone who lives in the town. Each reader may take ten of them home and keep them for "
+    "four weeks. A book that nobody else has asked for can be kept for longer, and one that many people wait for "
+    "has to come back in time.",
+    "Water boils at a lower temperature in the mountains than at the sea, because the air presses on it less. That is "
+    "why potatoes take longer to cook there, even though the pot bubbles just as hard.",
+    "To sort a list of numbers, split it into two halves, sort each of them in the same way, and then merge the "
+    "results: take the smaller of the two first numbers again and again until both halves are empty.",
+    "The ship left the harbour before sunrise. By noon the coast was a thin grey line behind it, and the captain "
+    "ordered the crew to set all sails, since the wind came from the west and the sky was clear.",
+)
+
+
+def perplexity(model: str, data: Path | None, max_tokens: int = 4096, length: int = 512) -> float:
+    """The model at a path, in memory as its config says, on a file of texts or on SAMPLE.
+
+    Raises:
+        UsageError: there is nothing to predict in the data, or a package that loads this format is missing.
+        CheckpointError: transformers cannot load the model.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    texts = list(SAMPLE) if data is None else read_texts(data)
+    logging.disable_progress_bar()
+    try:
+        tokenizer: Any = AutoTokenizer.from_pretrained(model, local_files_only=True)
+        network = AutoModelForCausalLM.from_pretrained(model, dtype="auto", local_files_only=True).eval()
+    except ImportError as error:
+        raise UsageError(f"{model}: {_line(error)} Install it, or give --no-perplexity.") from error
+    except (ValueError, KeyError, OSError, TypeError, RuntimeError) as error:
+        raise CheckpointError(f"{model}: transformers cannot load it ({_line(error)}).") from error
+    loss, n_predicted = 0.0, 0
+    with torch.inference_mode():
+        for batch in make_batches(tokenizer, texts, max_tokens, length, 1, 0).all:
+            tokens = torch.tensor(batch)
+            logits = network(input_ids=tokens).logits[:, :-1].float()
+            loss += float(
+                torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="sum")
+            )
+            n_predicted += tokens[:, 1:].numel()
+    return math.exp(min(loss / n_predicted, 700.0))
+
+
+def _line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0][:200] or type(error).__name__

@@ -1,0 +1,273 @@
+"""quantize: a checkpoint -> one whose linear layers are stored in 8 or 4 bits; streamed, resumable, verified.
+
+Calibration-free, weights only. A thread holds 128 rows of a matrix at a time. The output directory, its journal and its
+manifest are those of `merge run`: killed, the same call goes on, and `merge verify` checks the result.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from finetune.quantizers import ROWS, Quantizer, make_quantizer
+from merge.checkpoint import Checkpoint, open_checkpoint
+from merge.checkpoint.reader import SourceReader
+from merge.chunks import Chunks, digest_of
+from merge.dtypes import DTYPES, torch_name
+from merge.engine.space import check_space
+from merge.errors import UsageError
+from merge.output.manifest import MANIFEST, manifest_bytes, side_file_bytes
+from merge.output.shards import INDEX, index_text, lay_out
+from merge.output.writer import OutputDirectory
+from merge.plan import Plan, SideFile, SourceModel, Step, TensorRef
+from merge.recipe.model import ModelRef
+
+FORMATS = ("int8", "int4", "nf4", "fp8")
+_SOURCES = ("F32", "F16", "BF16")
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """`errors`: module -> root mean square of the error over that of the weights. Sizes are of weight files."""
+
+    out: str
+    to: str
+    layers: int
+    kept: int
+    bytes_before: int
+    bytes_after: int
+    errors: dict[str, float]
+    notes: tuple[str, ...]
+
+
+def quantize(
+    model: ModelRef,
+    out: Path,
+    to: str,
+    *,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    threads: int | None = None,
+    shard_bytes: int = 5 * 10**9,
+    force: bool = False,
+    progress: Callable[[int], None] = lambda done: None,
+) -> Quantized:
+    """Writes `out`.
+
+    Args:
+        to: one of FORMATS.
+        include, exclude: patterns of module names (model.layers.0.*); of linear layers that are not the head, those
+            that match some `include`, if there are any, and no `exclude`.
+        progress: gets bytes read.
+
+    Raises:
+        UsageError: the model is quantised already, or no layer is left.
+        MergeError: see merge.errors; OUT.partial stays.
+    """
+    checkpoint = open_checkpoint(model)
+    modules, kept = _choose(checkpoint, include, exclude)
+    quantizer = make_quantizer(to, {name: (ref.shape[0], ref.shape[1]) for name, ref in modules.items()})
+    plan = _plan(checkpoint, modules, kept, quantizer, to, out.name, shard_bytes)
+    check_space(plan, out)
+    with OutputDirectory(plan, out, force) as output, SourceReader(checkpoint.files) as reader:
+        writer = _Writer(output, reader, quantizer)
+        groups: dict[str, list[int]] = {}
+        for index, step in enumerate(plan.steps):
+            groups.setdefault(_owner(step.name, modules), []).append(index)
+        done = 0
+        with output.flushing(), ThreadPoolExecutor(threads or os.cpu_count()) as pool:
+            for size in pool.map(lambda item: writer.group(modules.get(item[0]), item[1]), groups.items()):
+                done += size
+                progress(done)
+        reader.check_unchanged()
+        files = side_file_bytes(plan)
+        output.complete(files, (MANIFEST, manifest_bytes(plan, output.records, files)))
+    errors = {
+        _owner(step.name, modules): output.records[index]["relative_rms"]
+        for index, step in enumerate(plan.steps)
+        if "relative_rms" in output.records[index]
+    }
+    before = sum(ref.nbytes for ref in checkpoint.tensors.values())
+    after = sum(step.nbytes for step in plan.steps)
+    return Quantized(str(out), to, len(modules), len(kept), before, after, dict(sorted(errors.items())), plan.notes)
+
+
+def _choose(
+    checkpoint: Checkpoint, include: Sequence[str], exclude: Sequence[str]
+) -> tuple[dict[str, TensorRef], list[str]]:
+    """(modules to quantise, linear layers that stay): only what transformers makes nn.Linear of can be loaded again."""
+    import torch
+    from torch import nn
+
+    from finetune.memory_trace import build_model, load_config
+
+    if "quantization_config" in checkpoint.config:
+        method = (checkpoint.config["quantization_config"] or {}).get("quant_method")
+        raise UsageError(f"{checkpoint.path}: is quantised already ({method}). Name the model it was made from.")
+    with torch.device("meta"):
+        network = build_model(load_config(checkpoint.path), "bfloat16")
+    head = network.get_output_embeddings() if hasattr(network, "get_output_embeddings") else None
+    chosen: dict[str, TensorRef] = {}
+    kept: list[str] = []
+    for name, module in network.named_modules():
+        if type(module) is not nn.Linear:
+            continue
+        ref = checkpoint.tensors.get(f"{name}.weight")
+        asked = (module is not head and not include) or any(fnmatch.fnmatchcase(name, each) for each in include)
+        barred = any(fnmatch.fnmatchcase(name, each) for each in exclude)
+        fits = ref is not None and ref.shape == tuple(module.weight.shape) and ref.dtype in _SOURCES and ref.is_exact
+        if asked and not barred and fits and ref is not None:
+            chosen[name] = ref
+        else:
+            kept.append(name)
+    if not chosen:
+        there = ", ".join(kept[:3]) or "none"
+        raise UsageError(
+            f"{checkpoint.path}: no linear layer to quantise (--include, --exclude). Linear layers: {there} ..."
+        )
+    return chosen, kept
+
+
+def _plan(
+    checkpoint: Checkpoint,
+    modules: dict[str, TensorRef],
+    kept: list[str],
+    quantizer: Quantizer,
+    to: str,
+    name: str,
+    shard_bytes: int,
+) -> Plan:
+    steps = []
+    for tensor, ref in checkpoint.tensors.items():
+        module = tensor.removesuffix(".weight")
+        if modules.get(module) is not ref:
+            steps.append(Step(tensor, ref.shape, ref.dtype, "", 0, "copy", (ref,), (0,)))
+            continue
+        for part in quantizer.parts((ref.shape[0], ref.shape[1]), torch_name(ref.dtype)):
+            source = ((ref,), (0,)) if part.value is None and part.suffix.startswith("weight") else ((), ())
+            if part.suffix in ("weight.absmax", "weight_scale", "weight_scale_inv"):
+                source = ((), ())
+            steps.append(Step(f"{module}.{part.suffix}", part.shape, part.dtype, "", 0, to, *source))
+    placed, shards = lay_out(steps, shard_bytes)
+    config = checkpoint.config | {"quantization_config": quantizer.config(kept)}
+    side = [SideFile("config.json", text=json.dumps(config, indent=2, ensure_ascii=False) + "\n")]
+    if (index := index_text(placed, shards)) is not None:
+        side.append(SideFile(INDEX, text=index))
+    side += [SideFile(file, os.path.join(checkpoint.path, file)) for file in checkpoint.side_files()]
+    side.append(SideFile("README.md", text=_card(checkpoint, to, name, len(modules), len(kept))))
+    source_model = SourceModel(checkpoint.ref.text, checkpoint.path, checkpoint.revision, checkpoint.files)
+    text = f"quantize: {checkpoint.ref.text}\nto: {to}\n"
+    return Plan(
+        name, f"quantize {to}", 0, (source_model,), None, placed, shards, tuple(side), (), checkpoint.notes, text
+    )
+
+
+def _card(checkpoint: Checkpoint, to: str, name: str, n_layers: int, n_kept: int) -> str:
+    head = ["---", "library_name: transformers"]
+    if checkpoint.revision is not None:
+        head += [f"base_model: {json.dumps(checkpoint.ref.path)}", "base_model_relation: quantized"]
+    how = {
+        "int8": "INT8, a scale for each row (bitsandbytes)",
+        "nf4": "NF4, a scale for 64 weights (bitsandbytes)",
+        "int4": "symmetric INT4 in groups of a row (compressed-tensors)",
+        "fp8": "FP8 E4M3, a scale for each block of a matrix",
+    }
+    lines = [
+        *(*head, "tags:", "- merge-workbench", f"- {to}", "---", "", f"# {name}", ""),
+        f"{checkpoint.ref.text}, quantised with Merge Workbench.",
+        "",
+        f"{n_layers} linear layers are stored as {how[to]}; {n_kept} others, embeddings and norms are as they were.",
+        "",
+        "`merge_manifest.json` has the error of each layer and the digests that `merge verify` checks.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _owner(tensor: str, modules: dict[str, TensorRef]) -> str:
+    """The module whose parts a tensor is one of; its own name for a tensor that is copied."""
+    parts = tensor.split(".")
+    return next(
+        (m for n in range(len(parts) - 1, 0, -1) if (m := ".".join(parts[:n])) in modules and _is_part(parts[n:])),
+        tensor,
+    )
+
+
+def _is_part(rest: Sequence[str]) -> bool:
+    return rest[0].startswith("weight") or list(rest) == ["SCB"]
+
+
+class _Writer:
+    def __init__(self, output: OutputDirectory, reader: SourceReader, quantizer: Quantizer) -> None:
+        self._output, self._reader, self._quantizer = output, reader, quantizer
+
+    def group(self, module: TensorRef | None, indexes: list[int]) -> int:
+        """Writes a module's tensors, or a copied one, unless an earlier run did; returns the bytes that were read."""
+        steps = {index: self._output.plan.steps[index] for index in indexes}
+        records = self._output.records
+        if not all(i in records and records[i]["digest"] == self._digest(step) for i, step in steps.items()):
+            error = self._copy(steps[indexes[0]]) if module is None else self._encode(module, list(steps.values()))
+            for i, step in steps.items():
+                sources = [digest_of(ref.shape, self._raw(ref)) for ref in step.sources]
+                extra = {"relative_rms": error} if module is not None and step.sources else {}
+                self._output.finish(i, {"digest": self._digest(step), "sources": sources, **extra})
+        return module.nbytes if module is not None else steps[indexes[0]].bytes_read
+
+    def _copy(self, step: Step) -> float:
+        read, chunks = self._raw(step.inputs[0]), Chunks.of(step.shape)
+        for chunk in range(chunks.count):
+            start, stop = chunks.span(chunk)
+            self._output.write(step, start, read(start, stop), DTYPES[step.dtype].itemsize)
+        return 0.0
+
+    def _encode(self, ref: TensorRef, steps: list[Step]) -> float:
+        """All parts of a matrix; returns its relative RMS error."""
+        rows, columns = ref.shape
+        parts = self._quantizer.parts((rows, columns), torch_name(ref.dtype))
+        by_suffix = {part.suffix: next(s for s in steps if s.name.endswith(f".{part.suffix}")) for part in parts}
+        places = dict.fromkeys(by_suffix, 0)
+        for part in parts:
+            if part.value is not None:
+                self._write(by_suffix[part.suffix], 0, part.value.reshape(-1))
+        error = square = 0.0
+        for start in range(0, rows, ROWS):
+            values = np.empty((min(ROWS, rows - start), columns), np.float32)
+            self._reader.read_values(ref, start * columns, values.reshape(-1))
+            if not np.isfinite(values).all():
+                raise UsageError(f"{ref.name}: holds NaN or infinity, which cannot be quantised. Use --exclude.")
+            pieces, meant = self._quantizer.encode(values)
+            for suffix, piece in pieces.items():
+                self._write(by_suffix[suffix], places[suffix], piece)
+                places[suffix] += piece.size
+            error += float(np.square((meant - values).astype(np.float64)).sum())
+            square += float(np.square(values.astype(np.float64)).sum())
+        return float(np.sqrt(error / square)) if square else 0.0
+
+    def _write(self, step: Step, element: int, values: np.ndarray[Any, Any]) -> None:
+        self._output.write(step, element, np.ascontiguousarray(values).data, DTYPES[step.dtype].itemsize)
+
+    def _digest(self, step: Step) -> str:
+        itemsize = DTYPES[step.dtype].itemsize
+
+        def read(start: int, stop: int) -> memoryview:
+            data = np.empty((stop - start) * itemsize, np.uint8).data
+            self._output.read_into(step, start, data, itemsize)
+            return data
+
+        return digest_of(step.shape, read)
+
+    def _raw(self, ref: TensorRef) -> Callable[[int, int], memoryview]:
+        def read(start: int, stop: int) -> memoryview:
+            data = np.empty(stop - start, DTYPES[ref.dtype].numpy_name)
+            self._reader.read_into(ref, start, data)
+            return data.view(np.uint8).data
+
+        return read

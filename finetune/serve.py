@@ -1,0 +1,248 @@
+"""A model, with or without an adapter, in memory to generate or classify with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from merge.errors import CheckpointError, UsageError
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """`temperature` 0: always the likeliest token. `top_k` 0 and `top_p` 1: no cut."""
+
+    max_tokens: int = 256
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int = 0
+    stop: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Loaded:
+    name: str
+    network: Any
+    tokenizer: Any
+
+
+def load(text: str, kind: str = "AutoModelForCausalLM") -> Loaded:
+    """A directory, hub id, `model+adapter`, or the directory of an adapter whose config names its base.
+
+    Raises:
+        UsageError: not a model's name, or a package is missing.
+        CheckpointError: it cannot be loaded.
+    """
+    import os
+
+    import transformers
+    from transformers.utils import logging
+
+    from merge.checkpoint.hub import locate
+    from merge.recipe.references import parse_reference
+
+    try:
+        ref = parse_reference(text)
+    except ValueError as error:
+        raise UsageError(f"{error}.") from None
+    adapter = None if ref.adapter is None else _adapter_path(ref.adapter)
+    if os.path.isfile(os.path.join(ref.path, "adapter_config.json")) and adapter is None:
+        adapter, base = ref.path, _base_of(ref.path)
+        try:
+            ref = parse_reference(base)
+        except ValueError as error:
+            raise CheckpointError(f"{adapter}/adapter_config.json: base_model_name_or_path: {error}.") from None
+    path = locate(ref).path
+    logging.disable_progress_bar()
+    try:
+        network, info = getattr(transformers, kind).from_pretrained(
+            path, dtype="auto", local_files_only=True, output_loading_info=True
+        )
+        if adapter is not None:
+            from peft import PeftModel
+
+            network = PeftModel.from_pretrained(network, adapter)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(_tokenizer_path(adapter, path), local_files_only=True)
+    except ImportError as error:
+        raise UsageError(f"{text}: {_line(error)}") from error
+    except Exception as error:  # tokenizers raises bare ones
+        raise CheckpointError(f"{text}: transformers cannot load it ({_line(error)}).") from error
+    if info["missing_keys"] and adapter is None:  # transformers would go on with random numbers in their place
+        missing = sorted(info["missing_keys"])
+        raise CheckpointError(
+            f"{text}: lacks {missing[0]} ({len(missing)} tensors in all) for {type(network).__name__}. "
+            "Name a model that was saved as one."
+        )
+    return Loaded(text, network.eval(), tokenizer)
+
+
+def _adapter_path(ref: Any) -> str:
+    import os
+
+    from merge.checkpoint.hub import locate
+
+    path = ref.path if os.path.isdir(ref.path) else locate(ref).path
+    if not os.path.isfile(os.path.join(path, "adapter_config.json")):
+        raise CheckpointError(f"{path}: has no adapter_config.json, so it is no adapter.")
+    return str(path)
+
+
+def _base_of(adapter: str) -> str:
+    import os
+
+    from merge.checkpoint.files import read_json
+
+    path = os.path.join(adapter, "adapter_config.json")
+    base = read_json(path, unique=False).get("base_model_name_or_path")
+    if not isinstance(base, str) or not base:
+        raise CheckpointError(f"{path}: names no base model. Write MODEL+{adapter}.")
+    return base
+
+
+def _tokenizer_path(adapter: str | None, model: str) -> str:
+    """The adapter's, if it brings one: it may have new tokens."""
+    import os
+
+    return adapter if adapter and os.path.isfile(os.path.join(adapter, "tokenizer_config.json")) else model
+
+
+def as_chat(loaded: Loaded, messages: Sequence[dict[str, str]]) -> str:
+    """Messages of role and content -> the prompt that the model's chat template makes of them.
+
+    Raises:
+        UsageError: the tokenizer has no chat template, or the template refuses the messages.
+    """
+    if not loaded.tokenizer.chat_template:
+        raise UsageError(
+            f"{loaded.name}: its tokenizer has no chat template. Leave out --chat and give the whole prompt."
+        )
+    try:
+        text: str = loaded.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+    except Exception as error:  # templates raise what they like
+        raise UsageError(f"{loaded.name}: its chat template refuses these messages ({_line(error)}).") from error
+    return text
+
+
+def generate(loaded: Loaded, prompt: str, sampling: Sampling, templated: bool = False) -> Iterator[str]:
+    """Pieces of the continuation as they come; joined, they are the whole text, without what stopped it.
+
+    Args:
+        templated: the prompt is `as_chat`'s, which has its special tokens already.
+
+    Raises:
+        UsageError: the prompt is empty, or longer than the model's positions.
+    """
+    import threading
+
+    import torch
+    from transformers import TextIteratorStreamer
+
+    tokenizer, network = loaded.tokenizer, loaded.network
+    tokens = tokenizer(prompt, return_tensors="pt", add_special_tokens=not templated)
+    n_tokens = tokens["input_ids"].shape[1]
+    if n_tokens == 0:
+        raise UsageError("--prompt: expected some text, found none.")
+    most = getattr(network.config.get_text_config(), "max_position_embeddings", None)
+    if most is not None and n_tokens + sampling.max_tokens > most:
+        raise UsageError(
+            f"{loaded.name}: has {most:,} positions; the prompt has {n_tokens:,} tokens and --max-tokens is "
+            f"{sampling.max_tokens:,}. Give fewer."
+        )
+    streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    settings: dict[str, Any] = {
+        "max_new_tokens": sampling.max_tokens,
+        "do_sample": sampling.temperature > 0,
+        "pad_token_id": tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
+    }
+    if sampling.temperature > 0:
+        settings |= {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": sampling.top_k}
+    else:  # what generation_config.json has for sampling would be warned of
+        settings |= {"temperature": None, "top_p": None, "top_k": None}
+    failure: list[BaseException] = []
+    enough = threading.Event()
+
+    def work() -> None:
+        try:
+            torch.manual_seed(sampling.seed)
+            with torch.inference_mode():
+                network.generate(
+                    input_ids=tokens["input_ids"],
+                    attention_mask=tokens["attention_mask"],
+                    streamer=streamer,
+                    stopping_criteria=[lambda ids, scores, **_: torch.full((len(ids),), enough.is_set())],
+                    **settings,
+                )
+        except BaseException as error:  # told where the text is read
+            failure.append(error)
+            streamer.end()
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    try:
+        yield from _until(streamer, sampling.stop)
+    finally:
+        enough.set()
+        thread.join()
+    if failure:
+        raise failure[0]
+
+
+def _until(pieces: Iterator[str], stops: Sequence[str]) -> Iterator[str]:
+    """Pieces up to the first stop text; what could be the beginning of one is held back until it is known."""
+    held = ""
+    for piece in pieces:
+        held += piece
+        found = [place for stop in stops if (place := held.find(stop)) >= 0]
+        if found:
+            if min(found):
+                yield held[: min(found)]
+            return
+        safe = len(held) - max((_overlap(held, stop) for stop in stops), default=0)
+        if safe:
+            yield held[:safe]
+        held = held[safe:]
+    if held:
+        yield held
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest end of text that stop begins with."""
+    return next((n for n in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:n])), 0)
+
+
+def classify(loaded: Loaded, texts: Sequence[str], batch: int = 16) -> list[dict[str, float]]:
+    """For each text the probability of each label, the likeliest first.
+
+    One label: sigmoid of its logit. A config with problem_type multi_label_classification: sigmoids; else softmax.
+
+    Raises:
+        UsageError: a text without a token.
+    """
+    import torch
+
+    network, tokenizer = loaded.network, loaded.tokenizer
+    names = {int(i): str(label) for i, label in network.config.id2label.items()}
+    independent = len(names) == 1 or network.config.problem_type == "multi_label_classification"
+    if tokenizer.pad_token is None or network.config.pad_token_id is None:
+        batch = 1  # without padding every text is on its own
+    found = []
+    with torch.inference_mode():
+        for start in range(0, len(texts), batch):
+            part = list(texts[start : start + batch])
+            most = min(tokenizer.model_max_length, getattr(network.config, "max_position_embeddings", 1 << 30))
+            tokens = tokenizer(part, return_tensors="pt", padding=batch > 1, truncation=True, max_length=most)
+            tokens = {name: tokens[name] for name in ("input_ids", "attention_mask")}
+            if tokens["input_ids"].shape[1] == 0:
+                raise UsageError("--text: expected some text, found none.")
+            logits = network(**tokens).logits.float()
+            shares = logits.sigmoid() if independent else logits.softmax(-1)
+            for row in shares.tolist():
+                ranked = sorted(enumerate(row), key=lambda item: (-item[1], item[0]))
+                found.append({names[i]: share for i, share in ranked})
+    return found
+
+
+def _line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0][:200] or type(error).__name__

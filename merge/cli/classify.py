@@ -1,0 +1,49 @@
+"""merge classify"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from merge.cli.show import console, printable
+
+
+@click.command(
+    "classify",
+    epilog="""\b
+Examples:
+  merge classify merged/sentiment --text "I liked it" --text "Never again"
+  merge classify org/base+org/adapter --file reviews.txt --json""",
+)
+@click.argument("model")
+@click.option("--text", "texts", multiple=True, help="A text; may be given several times.")
+@click.option("--file", type=click.Path(path_type=Path), help="A text in each line.")
+@click.option("--top", type=click.IntRange(1), default=3, show_default=True, help="Labels shown for each text.")
+@click.option("--batch", type=click.IntRange(1), default=16, show_default=True, help="Texts at once.")
+@click.option("--json", "as_json", is_flag=True, help="A line of JSON for each text, with all labels.")
+def command(model: str, texts: tuple[str, ...], file: Path | None, top: int, batch: int, as_json: bool) -> None:
+    """Label texts by MODEL, a sequence classifier: directory, hub id, or model+adapter."""
+    from finetune.serve import classify, load
+    from merge.cli.generate import read_lines
+    from merge.errors import UsageError
+
+    if bool(texts) == (file is not None):
+        raise UsageError("merge classify: expected --text or --file.")
+    given = list(texts) if file is None else read_lines(file)
+    found = classify(load(model, "AutoModelForSequenceClassification"), given, batch)
+    if as_json:
+        for text, labels in zip(given, found, strict=True):
+            click.echo(json.dumps({"text": text, "label": next(iter(labels)), "probabilities": labels}))
+        return
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for name in ("text", "label", "probability"):
+        table.add_column(name, justify="right" if name == "probability" else "left")
+    for text, labels in zip(given, found, strict=True):
+        shown = printable(text if len(text) <= 60 else f"{text[:57]}...")
+        for place, (label, share) in enumerate(list(labels.items())[:top]):
+            table.add_row(shown if place == 0 else "", printable(label), f"{share:.4f}")
+    console().print(table)

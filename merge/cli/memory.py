@@ -1,0 +1,124 @@
+"""merge memory"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import TYPE_CHECKING
+
+import click
+
+from merge.cli.show import console, printable
+
+if TYPE_CHECKING:
+    from finetune.memory import Estimate
+
+_DTYPES = ("float32", "bfloat16", "float16", "float8", "int8", "int4", "nf4")
+
+
+@click.command(
+    "memory",
+    epilog="""\b
+Examples:
+  merge memory 13B                               weights x 1.2
+  merge memory org/model-7b --context 8192 --batch 4
+  merge memory 7B --task full                    before activations
+  merge memory config.json --task lora --rank 16 --targets q_proj,v_proj --context 1024 --checkpointing
+  merge memory org/model-7b --task qlora --optimizer adam8bit""",
+)
+@click.argument("model")
+@click.option(
+    "--task",
+    type=click.Choice(["inference", "full", "lora", "qlora", "merge"]),
+    default="inference",
+    show_default=True,
+    help="What is done with it.",
+)
+@click.option("--dtype", type=click.Choice(_DTYPES), help="Of the weights.  [default: the config's, else bfloat16]")
+@click.option("--context", type=click.IntRange(1), help="Tokens of a sequence.  [default: 2048 or what it takes]")
+@click.option("--batch", type=click.IntRange(1), help="Sequences at once.  [default: 1]")
+@click.option(
+    "--optimizer",
+    type=click.Choice(["adamw", "adam8bit", "sgd", "adafactor", "lion"]),
+    default="adamw",
+    show_default=True,
+)
+@click.option("--rank", type=click.IntRange(1), default=8, show_default=True, help="Of LoRA's matrices.")
+@click.option("--targets", default="all-linear", show_default=True, help="Adapted layers, such as q_proj,v_proj.")
+@click.option("--checkpointing", is_flag=True, help="Gradient checkpointing: activations are computed twice.")
+@click.option("--master-weights", is_flag=True, help="Full training in 16 bits with float32 weights and states beside.")
+@click.option("--json", "as_json", is_flag=True, help="Print the estimate as JSON.")
+def command(
+    model: str,
+    task: str,
+    dtype: str | None,
+    context: int | None,
+    batch: int | None,
+    optimizer: str,
+    rank: int,
+    targets: str,
+    checkpointing: bool,
+    master_weights: bool,
+    as_json: bool,
+) -> None:
+    """Say how much memory MODEL takes: a directory, hub id, config.json, or a number of parameters such as 13B.
+
+    With a config, activations are those of transformers' own code, counted in one step that allocates nothing. Weights
+    are not read.
+    """
+    from finetune.memory import Request, estimate
+    from finetune.memory_math import fits
+
+    request = Request(
+        task=task,
+        dtype=dtype,
+        context=context,
+        batch=batch,
+        optimizer=optimizer,
+        rank=rank,
+        targets=tuple(target.strip() for target in targets.split(",") if target.strip()),
+        checkpointing=checkpointing,
+        master_weights=master_weights,
+    )
+    found = estimate(model, request)
+    cards = fits(found.total)
+    if as_json:
+        values = dataclasses.asdict(found) | {
+            "parts": dict(found.parts),
+            "total": found.total,
+            "cards": [{"gb": size, "names": names, "fits": fit} for size, names, fit in cards],
+        }
+        click.echo(json.dumps(values))
+        return
+    _print(found, cards)
+
+
+def _print(found: Estimate, cards: list[tuple[int, str, bool]]) -> None:
+    from rich.table import Table
+
+    trained = f", {found.trainable:,} of them trained" if found.trainable else ""
+    click.echo(f"{printable(found.model)}: {found.parameters:,} parameters{trained}, {found.dtype}, {found.task}")
+    if found.context is not None:
+        click.echo(f"{found.batch} x {found.context:,} tokens")
+    table = Table(box=None, pad_edge=False)
+    table.add_column("part")
+    table.add_column("GB", justify="right")
+    for part, n_bytes in (*found.parts, ("total", found.total)):
+        table.add_row(part, _gb(n_bytes))
+    out = console()
+    out.print(table)
+    for note in found.notes:
+        click.echo(f"note: {note}")
+    if found.task == "merge":
+        return
+    table = Table(box=None, pad_edge=False)
+    for name in ("card", "GB", "fits"):
+        table.add_column(name, justify="right" if name == "GB" else "left")
+    for size, names, fit in cards:
+        table.add_row(names, str(size), "yes" if fit else "no")
+    out.print(table)
+
+
+def _gb(n_bytes: int) -> str:
+    """Three places: 31.200"""
+    return f"{n_bytes / 1e9:,.3f}"

@@ -1,0 +1,108 @@
+"""merge quantize"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import sys
+from pathlib import Path
+
+import click
+
+from merge.cli.show import Size, console, printable, progress_bar, size
+
+
+@click.command(
+    "quantize",
+    epilog="""\b
+Examples:
+  merge quantize merged/mine -o merged/mine-nf4 --to nf4
+  merge quantize org/model-7b -o out --to int8 --exclude '*.down_proj' --data held-out.jsonl
+Loading again needs bitsandbytes (int8, nf4) or compressed-tensors (int4); fp8 is decoded to bfloat16 without a GPU.
+Killed or stopped, the same command goes on where it was.""",
+)
+@click.argument("model")
+@click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="Directory to make.")
+@click.option("--to", required=True, type=click.Choice(["int8", "int4", "nf4", "fp8"]), help="Format of linear layers.")
+@click.option("--include", multiple=True, help="Only modules with such a name (model.layers.0.*); also the head.")
+@click.option("--exclude", multiple=True, help="Modules that stay as they are.")
+@click.option("--data", type=click.Path(path_type=Path), help="Texts for perplexity.  [default: a small sample]")
+@click.option("--no-perplexity", is_flag=True, help="Do not load the models to compare them.")
+@click.option("--threads", type=click.IntRange(1, 1024), help="Worker threads.  [default: all processors]")
+@click.option("--shard-size", type=Size(), default="5GB", show_default=True, help="Largest output file.")
+@click.option("--force", is_flag=True, help="Replace an existing result; discard unfinished work.")
+@click.option("--quiet", is_flag=True, help="No progress bar.")
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON, with the error of each layer.")
+def command(
+    model: str,
+    out: Path,
+    to: str,
+    include: tuple[str, ...],
+    exclude: tuple[str, ...],
+    data: Path | None,
+    no_perplexity: bool,
+    threads: int | None,
+    shard_size: int,
+    force: bool,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Store the linear layers of MODEL in 8 or 4 bits. Weights are streamed; only perplexity needs a model in memory.
+
+    Embeddings, the head and norms stay as they are.
+    """
+    from finetune.perplexity import perplexity
+    from finetune.quantize import quantize
+    from merge.checkpoint import open_checkpoint
+    from merge.errors import UsageError
+    from merge.recipe.references import parse_reference
+    from merge.statistics.data import read_texts
+
+    try:
+        ref = parse_reference(model)
+    except ValueError as error:
+        raise UsageError(f"{error}.") from None
+    if data is not None:
+        read_texts(data)  # what is wrong with it is said before the work
+    checkpoint = open_checkpoint(ref)
+    total = sum(tensor.nbytes for tensor in checkpoint.tensors.values())
+    with progress_bar(out.name, total, quiet or not sys.stderr.isatty()) as progress:
+        done = quantize(
+            ref,
+            out,
+            to,
+            include=include,
+            exclude=exclude,
+            threads=threads,
+            shard_bytes=shard_size,
+            force=force,
+            progress=progress,
+        )
+    scores = {} if no_perplexity else {"before": perplexity(checkpoint.path, data), "after": perplexity(str(out), data)}
+    if as_json:
+        click.echo(json.dumps(dataclasses.asdict(done) | {"perplexity": scores}))
+        return
+    share = done.bytes_after / done.bytes_before
+    click.echo(f"{printable(done.out)}: {done.layers} linear layers in {to}, {done.kept} kept")
+    click.echo(f"{size(done.bytes_before)} -> {size(done.bytes_after)} ({share:.1%})")
+    _print_errors(done.errors)
+    if scores:
+        click.echo(f"perplexity {scores['before']:.3f} -> {scores['after']:.3f}")
+
+
+def _print_errors(errors: dict[str, float]) -> None:
+    """By kind of layer: over all of them, and the worst."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for name in ("layers", "number", "relative RMS error", "worst", "in"):
+        table.add_column(name, justify="left" if name in ("layers", "in") else "right")
+    kinds: dict[str, dict[str, float]] = {}
+    for name, error in errors.items():
+        kinds.setdefault(name.rpartition(".")[2], {})[name] = error
+    for kind, each in kinds.items():
+        mean = math.sqrt(sum(error * error for error in each.values()) / len(each))
+        worst = max(each, key=lambda name: each[name])
+        table.add_row(printable(kind), str(len(each)), f"{mean:.3e}", f"{each[worst]:.3e}", printable(worst))
+    console().print(table)

@@ -1,0 +1,166 @@
+"""merge generate and merge classify, on models of a few kilobytes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+from conftest import TOKENIZER, Output, llama_config, write_json
+
+from finetune.serve import Sampling, _until, as_chat, classify, generate, load
+from merge.errors import CheckpointError, MergeError, UsageError
+
+pytestmark = pytest.mark.filterwarnings("default::FutureWarning")  # peft's, of a name in transformers
+
+
+@pytest.fixture
+def model(tmp_path: Path, make_model: Callable[..., Path]) -> Path:
+    return make_model(tmp_path / "model", seed=3)
+
+
+@pytest.fixture
+def classifier(tmp_path: Path) -> Path:
+    import torch
+    from transformers import AutoConfig, LlamaForSequenceClassification
+
+    path = tmp_path / "classifier"
+    path.mkdir()
+    labels = {"id2label": {0: "bad", 1: "fair", 2: "good"}, "label2id": {"bad": 0, "fair": 1, "good": 2}}
+    write_json(path / "config.json", llama_config(1, 16, True, "float32") | labels)
+    torch.manual_seed(0)
+    LlamaForSequenceClassification(AutoConfig.from_pretrained(path)).save_pretrained(path)
+    write_json(path / "tokenizer.json", TOKENIZER)
+    write_json(path / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "<unk>"})
+    return path
+
+
+def run(verb: str, *args: str | Path) -> Result:
+    import importlib
+
+    return CliRunner().invoke(importlib.import_module(f"merge.cli.{verb}").command, [str(arg) for arg in args])
+
+
+def test_greedy_text_is_transformers_own_and_comes_in_pieces(model: Path) -> None:
+    import torch
+
+    loaded = load(str(model))
+    pieces = list(generate(loaded, "w1 w2", Sampling(max_tokens=8)))
+    assert len(pieces) > 1
+    tokens = loaded.tokenizer("w1 w2", return_tensors="pt")["input_ids"]
+    with torch.inference_mode():
+        for _ in range(8):
+            tokens = torch.cat([tokens, loaded.network(input_ids=tokens).logits[:, -1:].argmax(-1)], 1)
+    assert "".join(pieces).split() == loaded.tokenizer.decode(tokens[0, 2:], skip_special_tokens=True).split()
+
+
+def test_sampling_depends_on_the_seed_alone(model: Path) -> None:
+    loaded = load(str(model))
+    texts = ["".join(generate(loaded, "w1", Sampling(12, 1.5, seed=seed))) for seed in (1, 1, 2)]
+    assert texts[0] == texts[1] != texts[2]
+    likeliest = "".join(generate(loaded, "w1", Sampling(12, 1.5, top_k=1)))
+    assert likeliest == "".join(generate(loaded, "w1", Sampling(12)))
+
+
+@pytest.mark.parametrize(
+    ("stops", "text"), [(("c",), "ab"), (("bcd",), "a"), (("x", "de"), "abc"), (("dx",), "abcdef"), (("a",), "")]
+)
+def test_a_stop_text_ends_it_even_across_pieces(stops: tuple[str, ...], text: str) -> None:
+    def pieces() -> Iterator[str]:
+        yield from ("a", "b", "cd", "ef")
+
+    assert "".join(_until(pieces(), stops)) == text
+
+
+def test_a_chat_goes_through_the_template(model: Path) -> None:
+    with pytest.raises(UsageError, match="no chat template"):
+        as_chat(load(str(model)), [{"role": "user", "content": "w1"}])
+    (model / "chat_template.jinja").write_text("{% for m in messages %}{{ m.role }}:{{ m.content }};{% endfor %}")
+    messages = [{"role": "system", "content": "w5"}, {"role": "user", "content": "w1"}]
+    assert as_chat(load(str(model)), messages) == "system:w5;user:w1;"
+    assert run("generate", model, "--prompt", "w1", "--chat", "--system", "w2", "--max-tokens", "2").exit_code == 0
+
+
+def test_an_adapter_is_used_by_its_base_and_by_itself(model: Path, tmp_path: Path) -> None:
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    config = LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
+    adapted = get_peft_model(AutoModelForCausalLM.from_pretrained(model), config).eval()
+    adapted.save_pretrained(tmp_path / "adapter")
+    tokens = torch.arange(1, 6)[None]
+    for text in (f"{model}+{tmp_path / 'adapter'}", str(tmp_path / "adapter")):
+        with torch.inference_mode():
+            assert load(text).network(input_ids=tokens).logits.equal(adapted(input_ids=tokens).logits)
+
+
+def test_a_file_of_prompts_gives_a_line_of_json_each(
+    model: Path, tmp_path: Path, run_cli: Callable[..., Output]
+) -> None:
+    (tmp_path / "prompts.txt").write_text("w1\n\nw2 w3\n")
+    done = run_cli(["generate", model, "--file", tmp_path / "prompts.txt", "--max-tokens", "3", "--json"])
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert done.code == 0
+    assert [line["prompt"] for line in lines] == ["w1", "w2 w3"]
+    assert all(line["text"] for line in lines)
+
+
+def test_probabilities_are_the_softmax_of_the_models_logits(classifier: Path) -> None:
+    import torch
+
+    loaded = load(str(classifier), "AutoModelForSequenceClassification")
+    texts = ["w1 w2 w3", "w4", "w5 w6"]
+    found = classify(loaded, texts)
+    for text, labels in zip(texts, found, strict=True):
+        assert list(labels.values()) == sorted(labels.values(), reverse=True)
+        with torch.inference_mode():
+            logits = loaded.network(input_ids=loaded.tokenizer(text, return_tensors="pt")["input_ids"]).logits[0]
+        expected = dict(zip(("bad", "fair", "good"), logits.softmax(-1).tolist(), strict=True))
+        assert labels == pytest.approx(expected, abs=1e-6)
+
+
+def test_classify_prints_a_table_and_json(classifier: Path) -> None:
+    table = run("classify", classifier, "--text", "w1 w2", "--top", "1")
+    assert table.exit_code == 0, table.exception
+    assert table.output.splitlines()[0].split() == ["text", "label", "probability"]
+    line: dict[str, Any] = json.loads(run("classify", classifier, "--text", "w1 w2", "--json").output)
+    assert sum(line["probabilities"].values()) == pytest.approx(1)
+    assert line["label"] == max(line["probabilities"], key=line["probabilities"].get)
+
+
+def test_a_language_model_is_no_classifier(model: Path) -> None:
+    result = run("classify", model, "--text", "w1")
+    assert isinstance(result.exception, CheckpointError)
+    assert "score.weight" in str(result.exception)
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ([], "expected --prompt or --file"),
+        (["--prompt", "a", "--file", "b"], "give one of them"),
+        (["--prompt", "w1", "--system", "b"], "needs --chat"),
+        (["--prompt", "w1", "--max-tokens", "1000"], "64 positions"),
+        (["--file", "nowhere.txt"], "cannot be read"),
+        (["--prompt", ""], "found none"),
+        (["--prompt", "w1", "--stop", ""], "--stop"),
+    ],
+)
+def test_bad_arguments(model: Path, args: list[str], message: str) -> None:
+    result = run("generate", model, *args)
+    assert isinstance(result.exception, MergeError)
+    assert message in str(result.exception)
+
+
+def test_a_model_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no directory"):
+        load("./nowhere")
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    with pytest.raises(CheckpointError, match="no adapter_config"):
+        load(f"{tmp_path / 'a'}+{tmp_path / 'b'}")

@@ -1,0 +1,196 @@
+"""merge quantize: what transformers loads is what was meant, whole or resumed, and the errors are true."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import Output
+
+from finetune.quantize import quantize
+from finetune.quantizers import Int4, Nf4, make_quantizer
+from merge import verify_output
+from merge.errors import CheckpointError, MergeError, UsageError
+from merge.recipe.references import parse_reference
+
+LAYER = "model.layers.1.mlp.down_proj"
+# What the libraries warn of when they load on a processor is not ours.
+pytestmark = pytest.mark.filterwarnings("default")
+
+
+@pytest.fixture
+def model(tmp_path: Path, make_model: Callable[..., Path]) -> Path:
+    return make_model(tmp_path / "model", hidden=64, dtype="BF16", tied=True)
+
+
+def load(path: Path) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(path, dtype="auto").eval()
+
+
+def logits(network: Any) -> Any:
+    import torch
+
+    with torch.inference_mode():
+        return network(input_ids=torch.arange(1, 13)[None]).logits.float()
+
+
+@pytest.mark.parametrize(
+    ("to", "package", "far"),
+    [
+        ("int8", "bitsandbytes", 0.05),
+        ("nf4", "bitsandbytes", 0.3),
+        ("fp8", "accelerate", 0.1),
+        ("int4", "compressed_tensors", 0.3),
+    ],
+)
+def test_transformers_loads_it_and_its_logits_are_near(
+    model: Path, tmp_path: Path, to: str, package: str, far: float
+) -> None:
+    pytest.importorskip(package)
+    done = quantize(parse_reference(str(model)), tmp_path / "out", to)
+    assert verify_output(tmp_path / "out").problems == ()
+    assert done.layers == 14
+    assert done.bytes_after < done.bytes_before
+    before, after = logits(load(model)), logits(load(tmp_path / "out"))
+    distance = float((after - before).norm() / before.norm())
+    assert 0 < distance < far
+    assert set(done.errors) == {
+        f"model.layers.{i}.{part}"
+        for i in range(2)
+        for part in (
+            *(f"self_attn.{name}_proj" for name in "qkvo"),
+            *(f"mlp.{name}_proj" for name in ("gate", "up", "down")),
+        )
+    }
+
+
+@pytest.mark.parametrize("to", ["int8", "nf4"])
+def test_bytes_and_errors_are_bitsandbytes_own(model: Path, tmp_path: Path, to: str) -> None:
+    bnb = pytest.importorskip("bitsandbytes")
+    from safetensors.torch import load_file
+
+    done = quantize(parse_reference(str(model)), tmp_path / "out", to)
+    weight = load_file(model / "model.safetensors")[f"{LAYER}.weight"]
+    ours = load_file(tmp_path / "out" / "model.safetensors")
+    if to == "nf4":
+        packed, state = bnb.functional.quantize_4bit(weight, blocksize=64, quant_type="nf4")
+        assert ours[f"{LAYER}.weight.absmax"].equal(state.absmax)
+        meant = bnb.functional.dequantize_4bit(packed, state).float()
+    else:
+        packed, scales, _ = bnb.functional.int8_vectorwise_quant(weight.half())
+        assert ours[f"{LAYER}.SCB"].equal(scales)
+        meant = packed.float() * scales[:, None] / 127
+    # bitsandbytes scales in 16 bits: next to a boundary a code may be its neighbour
+    assert float((ours[f"{LAYER}.weight"] != packed).float().mean()) < 0.02
+    error = float((meant - weight.float()).norm() / weight.float().norm())
+    assert done.errors[LAYER] == pytest.approx(error, rel=0.02)
+    assert ours["model.embed_tokens.weight"].equal(load_file(model / "model.safetensors")["model.embed_tokens.weight"])
+
+
+def test_pieces_of_rows_give_what_the_whole_matrix_gives() -> None:
+    values = np.random.default_rng(0).standard_normal((256, 96)).astype(np.float32)
+    for to in ("int8", "nf4", "int4", "fp8"):
+        quantizer = make_quantizer(to, {"m": (256, 96)})
+        whole, meant = quantizer.encode(values)
+        halves = [quantizer.encode(values[start : start + 128]) for start in (0, 128)]
+        assert np.array_equal(meant, np.concatenate([half for _, half in halves]))
+        for suffix, data in whole.items():
+            assert np.array_equal(data, np.concatenate([parts[suffix] for parts, _ in halves])), (to, suffix)
+        shapes = {part.suffix: part.shape for part in quantizer.parts((256, 96), "bfloat16")}
+        assert all(data.size == np.prod(shapes[suffix]) for suffix, data in whole.items())
+
+
+def test_zeros_and_an_odd_number_of_weights() -> None:
+    parts, meant = Nf4().encode(np.array([[0.0, 0.5, -1.0]], np.float32))
+    assert parts["weight"].tolist() == [0x7C, 0x07]  # 0 is code 7, 0.44 is 12, -1 is 0; the eighth half byte pads
+    assert meant[0, [0, 2]].tolist() == [0.0, -1.0]
+    for to in ("int8", "nf4", "int4", "fp8"):
+        assert not make_quantizer(to, {"m": (128, 128)}).encode(np.zeros((128, 128), np.float32))[1].any()
+
+
+def test_int4_packs_eight_numbers_from_the_lowest_bits_on() -> None:
+    values = np.zeros((1, 32), np.float32)
+    values[0, :3] = [7.5, -7.5, 1.0]
+    parts, _ = Int4(32).encode(values)
+    # 7.5 is cut to 7, so 15; -7.5 rounds to -8, so 0; 1 is 9; zeros are 8
+    assert parts["weight_packed"].view(np.uint32).tolist() == [0x8888890F, *[0x88888888] * 3]
+
+
+def test_include_and_exclude(model: Path, tmp_path: Path) -> None:
+    done = quantize(parse_reference(str(model)), tmp_path / "out", "nf4", include=["*.mlp.*"], exclude=["*.1.*"])
+    assert set(done.errors) == {f"model.layers.0.mlp.{name}_proj" for name in ("gate", "up", "down")}
+    skipped = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]["llm_int8_skip_modules"]
+    assert {"lm_head", "model.layers.1.mlp.up_proj", "model.layers.0.self_attn.q_proj"} <= set(skipped)
+    pytest.importorskip("bitsandbytes")
+    assert logits(load(tmp_path / "out")).isfinite().all()
+
+
+def test_shards_threads_and_interruptions_give_the_same_bytes(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ref = parse_reference(str(model))
+
+    def files(out: Path) -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in sorted(out.iterdir())}
+
+    quantize(ref, tmp_path / "a" / "out", "nf4", threads=1, shard_bytes=20_000)
+    expected = files(tmp_path / "a" / "out")
+    assert sum(name.endswith(".safetensors") for name in expected) > 1
+    calls = 0
+    encode = Nf4.encode
+
+    def stop(self: Nf4, values: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 6:
+            raise KeyboardInterrupt
+        return encode(self, values)
+
+    monkeypatch.setattr(Nf4, "encode", stop)
+    with pytest.raises(KeyboardInterrupt):
+        quantize(ref, tmp_path / "b" / "out", "nf4", threads=1, shard_bytes=20_000)
+    assert not (tmp_path / "b" / "out").exists()
+    before = calls
+    quantize(ref, tmp_path / "b" / "out", "nf4", threads=3, shard_bytes=20_000)
+    assert calls - before == 14 - (before - 1)  # one failed: those that were done are not done again
+    assert files(tmp_path / "b" / "out") == expected
+
+
+def test_what_cannot_be_quantised_is_one_clear_error(
+    model: Path, tmp_path: Path, make_model: Callable[..., Path]
+) -> None:
+    ref = parse_reference(str(model))
+    with pytest.raises(UsageError, match="no linear layer to quantise"):
+        quantize(ref, tmp_path / "x", "nf4", include=["nothing"])
+    small = make_model(tmp_path / "small", hidden=16)
+    with pytest.raises(UsageError, match=r"128, 64 or 32 numbers.*--exclude"):
+        quantize(parse_reference(str(small)), tmp_path / "x", "int4")
+    weight = np.full((64, 128), np.nan, np.float32)
+    broken = make_model(tmp_path / "broken", hidden=64, extra={f"{LAYER}.weight": weight})
+    with pytest.raises(MergeError, match="NaN or infinity"):
+        quantize(parse_reference(str(broken)), tmp_path / "x", "nf4")
+    assert not (tmp_path / "x").exists()
+    quantize(ref, tmp_path / "out", "nf4")
+    with pytest.raises((UsageError, CheckpointError), match="quantised"):
+        quantize(parse_reference(str(tmp_path / "out")), tmp_path / "twice", "int8")
+
+
+def test_the_command_says_errors_and_perplexity(model: Path, tmp_path: Path, run_cli: Callable[..., Output]) -> None:
+    shown = run_cli(["quantize", model, "-o", tmp_path / "out", "--to", "nf4", "--no-perplexity"])
+    assert (shown.code, shown.stderr) == (0, "")
+    assert "14 linear layers in nf4" in shown.stdout
+    assert "down_proj" in shown.stdout
+
+
+def test_perplexity_of_a_model_that_knows_nothing_is_its_vocabulary(model: Path, tmp_path: Path) -> None:
+    from finetune.perplexity import perplexity
+
+    data = tmp_path / "text.txt"
+    data.write_text("w1 w2 w3 w4 w5 w6\nw7 w8 w9\n")
+    assert perplexity(str(model), data) == pytest.approx(32, rel=0.5)
