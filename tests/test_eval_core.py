@@ -38,7 +38,7 @@ def test_every_suite_can_be_made() -> None:
 
 def test_the_data_of_core_is_what_it_says() -> None:
     sentiment, cloze = rows("sentiment"), rows("cloze")
-    assert [row["positive"] for row in sentiment].count(True) == len(sentiment) / 2 == 100
+    assert [row["positive"] for row in sentiment].count(True) == len(sentiment) / 2 == 80
     assert len({row["text"] for row in sentiment}) == len(sentiment)
     for row in cloze:
         assert len(set(row["choices"])) == 4
