@@ -143,7 +143,7 @@ def test_nothing_is_lost_just_before_the_renaming(tmp_path: Path, monkeypatch: p
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("merge.output.writer.OutputDirectory._swap", stop)
+        patch.setattr("merge.output.writer.swap", stop)
         assert call(arguments)[0] == 130
     code, out, _ = call(arguments)
     report = json.loads(out)

@@ -269,7 +269,7 @@ def test_bad_pairs_are_refused(family: Path, tmp_path: Path) -> None:
     (tmp_path / "full" / "x").touch()
     with pytest.raises(UsageError, match="full exists; nothing was changed"):
         extract(family / "tuned", base, tmp_path / "full")
-    with pytest.raises(UsageError, match="which is read; nothing was changed"):
+    with pytest.raises(UsageError, match="which this run reads; nothing was changed"):
         extract(family / "tuned", base, base, force=True)
 
 

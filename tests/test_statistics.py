@@ -130,7 +130,7 @@ def test_layer_by_layer_equals_hooks_on_the_whole_model(tmp_path: Path, data: Pa
 def test_an_architecture_that_is_not_known_is_held_whole_with_a_note(
     tmp_path: Path, tiny: Path, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("merge.statistics.collect.LAYERWISE", ())
+    monkeypatch.setattr("merge.statistics.models.LAYERWISE", ())
     summary = collect(tiny, data, tmp_path / "out.safetensors")
     assert '"llama" is not one that is known' in summary.notes[0]
     assert_near(load_file(tmp_path / "out.safetensors"), direct_grams(tiny, data))

@@ -115,19 +115,21 @@ def test_built_in_methods_have_no_origin(models: Path) -> None:
     assert [method.origin for method in all_methods().values() if method.origin] == []
 
 
-def test_another_version_of_the_file_does_not_go_on_with_the_work(models: Path) -> None:
+def test_another_version_of_the_file_does_not_go_on_with_the_work(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     load_method_file(models / "my_method.py")
     before = build_plan(load_recipe(models / "recipe.yaml"))
 
     class Stopped(Exception):
         pass
 
-    def stop(done: int) -> None:
-        if done:
-            raise Stopped
+    def stop(*arguments: object) -> None:
+        raise Stopped
 
-    with pytest.raises(Stopped):
-        run_plan(before, models / "out", threads=1, progress=stop)
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr("merge.output.writer.OutputDirectory.complete", stop)
+        run_plan(before, models / "out")
     (models / "my_method.py").write_text(from_guide("my_method.py") + "# changed\n", encoding="utf-8")
     load_method_file(models / "my_method.py")
     with pytest.raises(UsageError, match=r"unfinished work of another recipe"):
