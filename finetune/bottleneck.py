@@ -10,7 +10,9 @@ adapters alone: bottleneck.safetensors and bottleneck_config.json.
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,7 @@ class Bottleneck(nn.Module):  # type: ignore[misc]  # torch is untyped here
 
     def __init__(self, width: int, bottleneck: int) -> None:
         super().__init__()
+        self.silent = False
         self.down, self.up = nn.Linear(width, bottleneck), nn.Linear(bottleneck, width)
         nn.init.zeros_(self.up.weight)
         nn.init.zeros_(self.up.bias)
@@ -67,7 +70,21 @@ def add_bottlenecks(model: Any, width: int, targets: tuple[str, ...] = ()) -> li
 
 
 def _add_change(module: Any, inputs: Any, output: Tensor) -> Tensor:
-    return output + getattr(module, NAME)(output)
+    adapter = getattr(module, NAME)
+    return output if adapter.silent else output + adapter(output)
+
+
+@contextlib.contextmanager
+def silent_bottlenecks(model: Any) -> Iterator[None]:
+    """The model computes as if it had no bottlenecks."""
+    adapters = [module for module in model.modules() if isinstance(module, Bottleneck)]
+    for adapter in adapters:
+        adapter.silent = True
+    try:
+        yield
+    finally:
+        for adapter in adapters:
+            adapter.silent = False
 
 
 def save_bottlenecks(model: Any, folder: Path, base: str, state: dict[str, Any] | None = None) -> None:
