@@ -5,7 +5,7 @@ y = f(x) + W_up g(W_down f(x) + b_down) + b_up, before the residual sum. Deviati
 exactly zero (the paper: near zero), so that the model starts as the base; layer norms stay frozen.
 
 An adapter is a submodule of the linear layer it follows, so the base's parameters keep their names. Saved are the
-adapters alone: bottleneck.safetensors and bottleneck_config.json.
+adapters, and a head that the base lacks: bottleneck.safetensors and bottleneck_config.json.
 """
 
 from __future__ import annotations
@@ -91,7 +91,9 @@ def save_bottlenecks(model: Any, folder: Path, base: str, state: dict[str, Any] 
     """Writes the adapters of a model; `state`: its gathered parameters, where they are sharded."""
     folder.mkdir(parents=True, exist_ok=True)
     state = model.state_dict() if state is None else state
-    tensors = {name: value.detach().cpu().contiguous() for name, value in state.items() if f".{NAME}." in name}
+    new = getattr(model, "new_parameters", ())
+    kept = {name: value for name, value in state.items() if f".{NAME}." in name or name in new}
+    tensors = {name: value.detach().cpu().contiguous() for name, value in kept.items()}
     save_file(tensors, folder / WEIGHTS, {"format": "pt"})
     config = {"base_model_name_or_path": base, **model.bottleneck_config}
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
@@ -118,7 +120,7 @@ def load_bottlenecks(model: Any, folder: str | Path) -> Any:
 
 
 def put_bottlenecks(model: Any, tensors: dict[str, Any], folder: Path) -> None:
-    own = {name: value for name, value in model.state_dict().items() if f".{NAME}." in name}
+    own = {name: value for name, value in model.state_dict().items() if f".{NAME}." in name or name in tensors}
     wrong = [
         name
         for name in {**own, **tensors}

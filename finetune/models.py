@@ -180,7 +180,7 @@ def _nf4(config: Config, device: str) -> Any:
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=config.double_quantization,
         bnb_4bit_compute_dtype=_dtype(config, device),
-        llm_int8_skip_modules=["lm_head", "cls", "score", "classifier", "pooler"],  # heads; they are trained whole
+        llm_int8_skip_modules=[r"(.*\.)?(lm_head|cls|score|classifier|pooler)"],  # heads may be trained whole
     )
 
 

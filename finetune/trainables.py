@@ -44,7 +44,8 @@ def make_trainable(model: Any, config: Config, task_type: str | None, new_ids: l
     if new_ids and kind.adapter and config.train not in ("lora", "qlora"):
         raise UsageError(f"new_tokens: train: {config.train} does not train embeddings; use lora, qlora or full.")
     new = list(getattr(model, "new_parameters", ()))
-    if new and kind.adapter and not config.adapter:
+    saves_new = not kind.adapter or config.train == "bottleneck"
+    if new and not saves_new and not config.adapter:
         config = _with_heads(config, task_type, new)
     try:
         model = put_adapter(model, config) if config.adapter else kind.prepare(model, config, task_type, new_ids)
@@ -53,7 +54,7 @@ def make_trainable(model: Any, config: Config, task_type: str | None, new_ids: l
     model.new_parameters = new
     if config.gradient_checkpointing:
         _let_gradients_in(model)
-    if new and not kind.adapter:
+    if saves_new:
         for name, parameter in model.named_parameters():
             if name in new:
                 parameter.requires_grad_(True)
@@ -73,9 +74,9 @@ def _with_heads(config: Config, task_type: str | None, new: list[str]) -> Config
     own = [name for name in modules if not any(part in _HEADS for part in name.split("."))]
     if task_type == "FEATURE_EXTRACTION":
         return config  # a pooler, which the mean of hidden states does not use
-    if task_type != "SEQ_CLS" or config.train == "bottleneck" or (own and config.train not in (*_LORA, "ia3")):
+    if task_type != "SEQ_CLS" or (own and config.train not in (*_LORA, "ia3")):
         raise UsageError(
-            f"train: {config.train} does not train {new[0]}, which is new to the base; use lora, full or partial."
+            f"train: {config.train} does not train {new[0]}, which is new to the base; use lora, bottleneck or full."
             if task_type == "SEQ_CLS"
             else f"the base lacks {new[0]}, so there is nothing for an adapter to start from; use train: full."
         )
@@ -185,10 +186,20 @@ def _lora(model: Any, config: Config, task_type: str | None, new_ids: list[int])
         target_modules=list(config.target_modules) or "all-linear",
         modules_to_save=list(config.modules_to_save) or None,
         trainable_token_indices=_token_rows(model, config, new_ids),
-        ensure_weight_tying=bool(config.modules_to_save and model.config.tie_word_embeddings),
+        ensure_weight_tying=_trains_tied(model, config),
     )
     _check_patterns(model, config)
     return get_peft_model(model, settings)
+
+
+def _trains_tied(model: Any, config: Config) -> bool:
+    """modules_to_save names embeddings that are the head too, so both have to stay one."""
+    head = model.get_output_embeddings()
+    words = model.get_input_embeddings()
+    if head is None or head.weight is not words.weight:
+        return False
+    names = (name.rpartition(".")[2] for name, module in model.named_modules() if module is head or module is words)
+    return any(name in config.modules_to_save for name in names)
 
 
 def _token_rows(model: Any, config: Config, new_ids: list[int]) -> Any:
