@@ -25,7 +25,7 @@ def adapter_defaults(folder: Path) -> dict[str, Any]:
     kept: dict[str, Any] = {}
     if (folder / MANIFEST).is_file():
         record = _json(folder / MANIFEST)
-        kept = from_record({**record.get("config", {}), "objective": record.get("objective")})
+        kept = from_record(record.get("config", {}))
         if record.get("labels"):  # as its head has them
             kept["labels"] = tuple(record["labels"])
     for name in ("out", "adapter", "new_tokens"):

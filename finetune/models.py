@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,7 +81,7 @@ def load_model(base: Base, config: Config, model_class: str, device: str, more: 
     for name, value in (more or {}).items():
         setattr(settings["config"], name, value)
     if config.train == "qlora":
-        settings |= {"quantization_config": _nf4(config, device), "device_map": {"": _device(device)}}
+        settings |= {"quantization_config": _nf4(config, device), "device_map": {"": local_device(device)}}
     try:
         model, loaded = getattr(transformers, model_class).from_pretrained(
             base.path,
@@ -145,7 +146,7 @@ def computing(config: Config, device: str) -> Any:
     import torch
 
     dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16}
-    dtype = dtypes.get(mixed_precision(config, device))
+    dtype = dtypes.get(mixed_precision(config, device))  # of cpu or cuda, whichever GPU it is
     return contextlib.nullcontext() if dtype is None else torch.autocast(device, dtype)
 
 
@@ -184,10 +185,9 @@ def _nf4(config: Config, device: str) -> Any:
     )
 
 
-def _device(device: str) -> Any:
-    import os
-
-    return int(os.environ.get("LOCAL_RANK", "0")) if device == "cuda" else device
+def local_device(device: str) -> str:
+    """The GPU of this process, of those that accelerate launched; or the processor."""
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if device == "cuda" else device
 
 
 def _line(error: Exception) -> str:

@@ -79,7 +79,7 @@ def write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def draw_losses(log: list[dict[str, Any]], path: Path, unit: str = "token") -> str | None:
+def draw_losses(log: list[dict[str, Any]], path: Path, unit: str = "a token") -> str | None:
     """Training and validation loss over steps, as PNG; a note if matplotlib is not installed."""
     try:
         from matplotlib.figure import Figure
@@ -92,7 +92,7 @@ def draw_losses(log: list[dict[str, Any]], path: Path, unit: str = "token") -> s
         if points:
             axes.plot(*zip(*points, strict=True), label=label, marker="o" if len(points) < 40 else None, markersize=3)
     axes.set_xlabel("step")
-    axes.set_ylabel(f"loss, nats a {unit}")
+    axes.set_ylabel(f"loss, nats {unit}")
     if axes.lines:
         axes.legend()
     axes.grid(alpha=0.3)
@@ -120,7 +120,7 @@ def card(config: Config, base: Base, data: Data, objective: Objective, figures: 
             f"{figures['trained_parameters']:,} of {figures['parameters']:,} parameters, {figures['steps']:,} steps, "
             f"{data.lengths['train'].examples:,} examples.",
             "",
-            *([f"| loss, nats a {objective.unit} | |", "|---|---:|", *rows, ""] if rows else []),
+            *([f"| loss, nats {objective.unit} | |", "|---|---:|", *rows, ""] if rows else []),
             *(["| validation | before | after |", "|---|---:|---:|", *columns, ""] if columns else []),
             "```yaml",
             as_yaml(dataclasses.replace(config, model=name, out=Path(config.out).name)).rstrip(),

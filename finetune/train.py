@@ -26,7 +26,7 @@ from finetune.data import Data, encode_samples, read_samples
 from finetune.data.encode import set_up_tokenizer
 from finetune.keys import Config
 from finetune.libraries import quiet_libraries
-from finetune.models import Base, load_model, mixed_precision, open_base, pick_device
+from finetune.models import Base, load_model, local_device, mixed_precision, open_base, pick_device
 from finetune.objectives import OBJECTIVES, Objective, bind_objective
 from finetune.objectives.base import Run
 from finetune.output import TrainingDirectory, check_out
@@ -181,7 +181,7 @@ def _check_model(model: Any, prepared: Prepared, device: str, out: Path) -> None
 
     check_space(model, out, TRAINABLES[prepared.config.train].adapter)
     if prepared.config.packing:
-        model.to(_torch_device(device))
+        model.to(local_device(device))
         pad = prepared.base.tokenizer.pad_token_id
         check_packing(model, prepared.data, prepared.objective, pad)
 
@@ -189,10 +189,6 @@ def _check_model(model: Any, prepared: Prepared, device: str, out: Path) -> None
 def _few(model: Any) -> str:
     names = model.new_parameters
     return ", ".join(names[:4]) + (" ..." if len(names) > 4 else "")
-
-
-def _torch_device(device: str) -> str:
-    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if device == "cuda" else device
 
 
 def _check_packages(config: Config) -> None:

@@ -524,7 +524,7 @@ WRONG: list[tuple[dict[str, Any], list[dict[str, Any]], str]] = [
     (
         {"model": "bert", "objective": "embeddings", "batch_size": 1},
         shifts(4),
-        "batch_size: 1 leaves an anchor nothing",
+        "batch_size: 1 leaves an anchor",
     ),
     (
         {"model": "bert", "objective": "embeddings"},

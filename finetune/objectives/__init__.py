@@ -34,7 +34,7 @@ class Objective(Protocol):
     """`takes`: kinds of samples; `model_class`: of transformers; `task_type`: PEFT's; `too_long`: the default.
 
     pipeline: the Hub's name for what the result does; text-generation is for models that write.
-    unit: what a loss is the mean over: token, or example.
+    unit: what a loss is the mean over: a token, an example, a pair.
     by_token: weights of tokens say what is learnt, so an example without any teaches nothing.
     packs, splits: rows may hold several examples; a long text may become several.
     prompts: goes with prompt, prefix and P-tuning.

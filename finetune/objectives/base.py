@@ -40,7 +40,7 @@ class Basics:
     model_class = "AutoModelForCausalLM"
     task_type: str | None = "CAUSAL_LM"
     pipeline = "text-generation"
-    unit = "token"
+    unit = "a token"
     by_token = True
     packs = False
     splits = False

@@ -30,7 +30,7 @@ class Classification(Basics):
     model_class = "AutoModelForSequenceClassification"
     task_type = "SEQ_CLS"
     pipeline = "text-classification"
-    unit = "example"
+    unit = "an example"
     by_token = False
 
     def __init__(self, labels: tuple[str, ...] = (), weights: tuple[float, ...] = (), pad: int | None = None) -> None:

@@ -65,12 +65,12 @@ class Distillation(Causal):
         return {"teacher_weights_xxh3_128": weight_digests(self._base)}
 
     def begin(self, model: Any, data: Data, config: Config, device: str) -> None:
-        from finetune.models import load_model
+        from finetune.models import load_model, local_device
 
         assert self._base is not None
         # As a frozen model would be loaded: in bfloat16 where a GPU computes in it.
         settings = dataclasses.replace(config, train="lora", adapter=None, new_tokens=())
-        teacher = load_model(self._base, settings, self.model_class, device).to(device).eval()
+        teacher = load_model(self._base, settings, self.model_class, device).to(local_device(device)).eval()
         self._teacher = teacher.requires_grad_(False)
 
     def encode(self, sample: Sample, encoder: Encoder) -> list[Example]:

@@ -36,7 +36,7 @@ class Embeddings(Basics):
     model_class = "AutoModel"
     task_type = "FEATURE_EXTRACTION"
     pipeline = "sentence-similarity"
-    unit = "example"
+    unit = "an example"
     by_token = False
     prompts = False
 
@@ -136,7 +136,9 @@ class Embeddings(Basics):
         return {"accuracy": float((rank == 1).double().mean()), "reciprocal_rank": float((1 / rank).mean())}
 
     def finish(self, folder: Path, model: Any) -> None:
-        """The files by which sentence-transformers knows how to make an embedding of the model."""
+        """The files by which sentence-transformers knows how to make an embedding of a model or PEFT adapter."""
+        if self._config.train == "bottleneck":  # which it cannot load
+            return
         write_sentence_transformer(folder, model.config.get_text_config().hidden_size, self._config.max_length)
 
 

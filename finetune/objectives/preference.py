@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 class DirectPreference(Basics):
     takes = (Preference,)
     too_long = "error"
-    unit = "pair"
+    unit = "a pair"
 
     def __init__(self, config: Config | None = None) -> None:
         self._config = config or Config()
@@ -97,10 +97,10 @@ class DirectPreference(Basics):
     def begin(self, model: Any, data: Data, config: Config, device: str) -> None:
         import torch
 
-        from finetune.models import computing
+        from finetune.models import computing, local_device
 
         if next(model.parameters()).device.type != device:
-            model.to(device)
+            model.to(local_device(device))
         was_training = model.training
         model.eval()
         pad = model.config.pad_token_id or 0  # masked
@@ -109,7 +109,7 @@ class DirectPreference(Basics):
                 # In the order and batches of evaluation, so that margins before training are exactly zero.
                 part = [rows[i] for i in range(start, min(start + config.batch_size, len(rows)))]
                 batch = self.collate(part, pad)
-                batch = {name: value.to(device) for name, value in batch.items() if name != "examples"}
+                batch = {name: value.to(local_device(device)) for name, value in batch.items() if name != "examples"}
                 with torch.no_grad(), without_adapter(model), computing(config, device):
                     found = self._log_probabilities(model, batch).T.tolist()
                 for row, (chosen, rejected) in zip(part, found, strict=True):
