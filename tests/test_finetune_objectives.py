@@ -207,6 +207,10 @@ def test_masks_are_the_same_by_seed_and_of_whole_words_if_asked(ready: Ready, tm
     for one, two in zip(masks(), masks(), strict=True):
         assert (one.ids == two.ids).all()
     assert any((one.ids != two.ids).any() for one, two in zip(masks(), masks(seed=1), strict=True))
+    (tmp_path / "elsewhere").mkdir()
+    moved = write_lines(tmp_path / "elsewhere" / "e.jsonl", [{"text": "abc defg hij klmno pqr"}])
+    there = ready(data=moved, model="bert", objective="mlm", mask_copies=20).data.train.examples
+    assert all((one.ids == two.ids).all() for one, two in zip(masks(), there, strict=True))
     ends = np.cumsum([1, 3, 4, 3, 5, 3])
     for example in masks(whole_words=True):
         for start, end in itertools.pairwise(ends):

@@ -77,7 +77,7 @@ class Infilling(Causal):
         pieces = encoder.pieces(text, encoder.max_length - _SPARE) if wanted == "split" else [text]
         examples: list[Example] = []
         for number, piece in enumerate(pieces):
-            draw = random.Random(f"{config.seed}:infilling:{sample.place}:{number}:{piece}")
+            draw = random.Random(f"{config.seed}:infilling:{number}:{piece}")
             moved = draw.random() < config.infilling_rate or encoder.held_out
             ids, weights = self._rearranged(piece, encoder, draw) if moved else encoder.text(piece)
             if len(ids) > encoder.max_length and wanted == "split":  # cutting inside tokens made more of them

@@ -8,6 +8,7 @@ on every machine; `mask_copies` makes several differently masked examples of eac
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from typing import Any, Self
 
@@ -52,7 +53,7 @@ class MaskedLanguageModelling(Basics):
         examples = []
         for number, (ids, words) in enumerate(encoder.chunks(sample.content.text, config.too_long or self.too_long)):
             for copy in range(1 if encoder.held_out else config.mask_copies):
-                seed = f"{config.seed}:mask:{sample.place}:{number}:{copy}"
+                seed = f"{config.seed}:mask:{number}:{copy}:{sample.content.text}"
                 hidden, chosen = self._hide(ids, words, config.mask_rate, config.whole_words, seed)
                 examples.append(Example(hidden, chosen.astype(np.float32), sample.place, sample.task, targets=ids))
         return examples
@@ -61,7 +62,8 @@ class MaskedLanguageModelling(Basics):
         self, ids: NDArray[np.int32], words: Sequence[int | None], rate: float, whole: bool, seed: str
     ) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
         """ids (token,), words (token,): the word of each token, None for marks -> (what the model sees, chosen)."""
-        rng = np.random.default_rng(list(seed.encode("utf-8", "surrogatepass")))
+        digest = hashlib.sha256(seed.encode("utf-8", "surrogatepass")).digest()
+        rng = np.random.default_rng(int.from_bytes(digest, "little"))
         able = [i for i, word in enumerate(words) if word is not None]
         chosen = np.zeros(len(ids), bool)
         wanted = max(1, round(rate * len(able)))
