@@ -560,6 +560,13 @@ def test_a_teacher_with_another_vocabulary(ready: Ready, place: Path) -> None:
         ready(data="words", objective="distillation", teacher=place / "bert")
 
 
+def test_a_teacher_with_a_shorter_context(ready: Ready, tmp_path: Path) -> None:
+    short = make_tiny_llama(tmp_path / "short", context=32)
+    with pytest.raises(UsageError, match=r"max_length: 64 is more than the teacher's context of 32 tokens"):
+        ready(data="words", objective="distillation", teacher=short)
+    assert ready(data="words", objective="distillation", teacher=short, max_length=32).data.max_length == 32
+
+
 def test_a_key_of_another_objective_and_scaling_with_an_adapter_stand_at_their_lines(tmp_path: Path) -> None:
     file = tmp_path / "c.yaml"
     text = "model: m\ndata: d\nout: o\nobjective: dpo\nmask_rate: 0.2\nrope_scaling: yarn\n"

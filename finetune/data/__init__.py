@@ -153,7 +153,7 @@ def encode_samples(
     from finetune.objectives import OBJECTIVES
 
     objective = objective or OBJECTIVES[samples.objective]
-    max_length = _max_length(config, context)
+    length = max_length(config, context)
     everything = [*samples.train, *samples.validation]
     chat = any(isinstance(sample.content, Conversation) for sample in everything) or config.chat
     if chat and tokenizer.chat_template is None:
@@ -166,10 +166,10 @@ def encode_samples(
     for part, wanted in (("train", samples.train), ("validation", samples.validation)):
         if not wanted:
             continue
-        encoder = Encoder(tokenizer, config, max_length, held_out=part == "validation")
-        examples = _encode(wanted, encoder, objective, max_length)
+        encoder = Encoder(tokenizer, config, length, held_out=part == "validation")
+        examples = _encode(wanted, encoder, objective, length)
         # Validation is not packed: a row is an example, so losses can be told apart by task.
-        rows[part] = make_rows(examples, max_length, config.packing and part == "train")
+        rows[part] = make_rows(examples, length, config.packing and part == "train")
         sizes = np.array([len(example) for example in examples])
         learnt = sum(int((example.weights > 0).sum()) for example in examples)
         lengths[part] = Lengths(
@@ -181,12 +181,11 @@ def encode_samples(
                 f"{part}: in {encoder.straddling:,} of {len(wanted):,} examples the end of the prompt and the "
                 "start of the response are one token, which counts as response; end prompts without a space"
             )
-    return Data(
-        samples.objective, rows["train"], rows.get("validation"), lengths, samples.files, max_length, tuple(notes)
-    )
+    return Data(samples.objective, rows["train"], rows.get("validation"), lengths, samples.files, length, tuple(notes))
 
 
-def _max_length(config: Config, context: int | None) -> int:
+def max_length(config: Config, context: int | None) -> int:
+    """Tokens that a sequence may have. Raises UsageError for more than the model can see."""
     length = config.max_length or min(context or 2048, 2048)
     if context is not None and length > context:
         raise UsageError(f"max_length: {length:,} is more than the model's context of {context:,} tokens.")

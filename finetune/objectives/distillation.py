@@ -38,6 +38,7 @@ class Distillation(Causal):
         self._teacher: Any = None
 
     def bind(self, run: Run) -> Self:
+        from finetune.data import max_length
         from finetune.models import open_base
 
         if run.config.teacher is None:
@@ -51,10 +52,10 @@ class Distillation(Causal):
                 f'{len(own):,}; "{word}" is {other.get(word, "missing")} and {own.get(word, "missing")}), so their '
                 "logits do not compare. Take a teacher with the same tokenizer."
             )
-        if teacher.context is not None and run.config.max_length and run.config.max_length > teacher.context:
+        length = max_length(run.config, run.base.context)
+        if teacher.context is not None and length > teacher.context:
             raise UsageError(
-                f"max_length: {run.config.max_length:,} is more than the teacher's context of {teacher.context:,} "
-                "tokens."
+                f"max_length: {length:,} is more than the teacher's context of {teacher.context:,} tokens."
             )
         return type(self)(run.config, teacher, len(own))
 
