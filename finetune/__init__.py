@@ -6,6 +6,7 @@ data/           files -> samples -> examples -> batches
 objectives/     what is learnt: one file an objective
 trainables.py   what is trained: full, partial, LoRA, prompts, ...; bottleneck.py is one of our own
 models.py       the base and its tokenizer
+rope.py         longer contexts
 checks.py       what only the loaded model shows: disk space, packing
 train.py        the whole way; trainer.py: the loop; adapters.py: going on from an adapter
 output.py       OUT.partial -> OUT; result.py, record.py: what is written there

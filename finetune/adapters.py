@@ -24,7 +24,10 @@ def adapter_defaults(folder: Path) -> dict[str, Any]:
     """
     kept: dict[str, Any] = {}
     if (folder / MANIFEST).is_file():
-        kept = from_record(_json(folder / MANIFEST).get("config", {}))
+        record = _json(folder / MANIFEST)
+        kept = from_record(record.get("config", {}))
+        if record.get("labels"):  # as its head has them
+            kept["labels"] = tuple(record["labels"])
     for name in ("out", "adapter", "new_tokens"):
         kept.pop(name, None)
     return {**kept, **_what_it_is(folder, kept.get("train")), "adapter": str(folder)}

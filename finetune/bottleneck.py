@@ -5,12 +5,14 @@ y = f(x) + W_up g(W_down f(x) + b_down) + b_up, before the residual sum. Deviati
 exactly zero (the paper: near zero), so that the model starts as the base; layer norms stay frozen.
 
 An adapter is a submodule of the linear layer it follows, so the base's parameters keep their names. Saved are the
-adapters alone: bottleneck.safetensors and bottleneck_config.json.
+adapters, and a head that the base lacks: bottleneck.safetensors and bottleneck_config.json.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,7 @@ class Bottleneck(nn.Module):  # type: ignore[misc]  # torch is untyped here
 
     def __init__(self, width: int, bottleneck: int) -> None:
         super().__init__()
+        self.silent = False
         self.down, self.up = nn.Linear(width, bottleneck), nn.Linear(bottleneck, width)
         nn.init.zeros_(self.up.weight)
         nn.init.zeros_(self.up.bias)
@@ -67,14 +70,30 @@ def add_bottlenecks(model: Any, width: int, targets: tuple[str, ...] = ()) -> li
 
 
 def _add_change(module: Any, inputs: Any, output: Tensor) -> Tensor:
-    return output + getattr(module, NAME)(output)
+    adapter = getattr(module, NAME)
+    return output if adapter.silent else output + adapter(output)
+
+
+@contextlib.contextmanager
+def silent_bottlenecks(model: Any) -> Iterator[None]:
+    """The model computes as if it had no bottlenecks."""
+    adapters = [module for module in model.modules() if isinstance(module, Bottleneck)]
+    for adapter in adapters:
+        adapter.silent = True
+    try:
+        yield
+    finally:
+        for adapter in adapters:
+            adapter.silent = False
 
 
 def save_bottlenecks(model: Any, folder: Path, base: str, state: dict[str, Any] | None = None) -> None:
     """Writes the adapters of a model; `state`: its gathered parameters, where they are sharded."""
     folder.mkdir(parents=True, exist_ok=True)
     state = model.state_dict() if state is None else state
-    tensors = {name: value.detach().cpu().contiguous() for name, value in state.items() if f".{NAME}." in name}
+    new = getattr(model, "new_parameters", ())
+    kept = {name: value for name, value in state.items() if f".{NAME}." in name or name in new}
+    tensors = {name: value.detach().cpu().contiguous() for name, value in kept.items()}
     save_file(tensors, folder / WEIGHTS, {"format": "pt"})
     config = {"base_model_name_or_path": base, **model.bottleneck_config}
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
@@ -101,7 +120,7 @@ def load_bottlenecks(model: Any, folder: str | Path) -> Any:
 
 
 def put_bottlenecks(model: Any, tensors: dict[str, Any], folder: Path) -> None:
-    own = {name: value for name, value in model.state_dict().items() if f".{NAME}." in name}
+    own = {name: value for name, value in model.state_dict().items() if f".{NAME}." in name or name in tensors}
     wrong = [
         name
         for name in {**own, **tensors}

@@ -240,6 +240,14 @@ def _check_together(problem: _Complaints, config: Config) -> None:
             problem(name, f'"{name}" comes from the adapter that is gone on with; remove it')
         elif only and config.train not in only and "train" not in problem.wrong:
             problem(name, f'"{name}" belongs to train: {one_of(only)}; this is train: {config.train}')
+        wanted = KEYS[name].objectives
+        if wanted and config.objective and config.objective not in wanted and "objective" not in problem.wrong:
+            problem(name, f'"{name}" belongs to objective: {one_of(wanted)}; this is objective: {config.objective}')
+    if "rope_factor" in problem.given and config.rope_scaling is None and "rope_scaling" not in problem.wrong:
+        problem("rope_factor", '"rope_factor" needs rope_scaling: linear, dynamic or yarn')
+    if config.rope_scaling and config.train not in ("full", "partial", "bitfit"):
+        message = "changes config.json, which an adapter has none of; use train: full, partial or bitfit"
+        problem("rope_scaling", f'"rope_scaling" {message}')
     levels: list[Config | Source] = [config, *config.data]
     for level in levels:
         if (level.prompt is None) != (level.completion is None):

@@ -11,8 +11,9 @@ from typing import Any
 
 # What may be trained, in the order that `--help` shows; finetune/trainables.py does it.
 TRAIN = (*("full", "partial", "bitfit", "lora", "qlora", "ia3", "prompt", "prefix", "ptuning", "bottleneck"),)
-FORMATS = ("messages", "sharegpt", "alpaca", "prompt_completion", "text", "preference", "text_label")
-OBJECTIVES = ("supervised", "text")  # finetune/objectives/ does them
+FORMATS = ("messages", "sharegpt", "alpaca", "prompt_completion", "text", "preference", "anchor_positive", "text_label")
+# finetune/objectives/ does them
+OBJECTIVES = ("supervised", "text", "infilling", "mlm", "classification", "dpo", "distillation", "embeddings")
 SCHEDULERS = (
     *("linear", "cosine", "constant", "constant_with_warmup", "polynomial", "inverse_sqrt", "cosine_with_restarts"),
 )
@@ -27,7 +28,8 @@ _PROMPTS = ("prompt", "prefix", "ptuning")
 class Key:
     """One key. `kind`: str, int, float, bool, words (a list of texts), table (texts to numbers), data or number|words.
 
-    `only`: the ways of training it belongs to; () is all. `low` and `high` are inclusive; `above` is exclusive.
+    `only`: the ways of training it belongs to, and `objectives`: those; () is all. `low` and `high` are inclusive;
+    `above` is exclusive.
     """
 
     kind: str
@@ -37,6 +39,7 @@ class Key:
     high: float | None = None
     above: float | None = None
     only: tuple[str, ...] = ()
+    objectives: tuple[str, ...] = ()
     group: str = ""
 
 
@@ -97,6 +100,73 @@ class Config:
     new_tokens: tuple[str, ...] = key((), "words", "Tokens to add to the vocabulary.", group="Data")
     eos_token: str | None = key(None, "str", "Ends an example; default: the tokenizer's.", group="Data")
     pad_token: str | None = key(None, "str", "Fills rows up; default: the tokenizer's, or eos.", group="Data")
+
+    infilling_rate: float = key(
+        0.5,
+        "float",
+        "Share of texts whose middle moves to the end.",
+        low=0,
+        high=1,
+        objectives=("infilling",),
+        group="Objectives",
+    )
+    infilling_tokens: tuple[str, ...] = key(
+        (),
+        "words",
+        "Marks of prefix, suffix and middle; default: the tokenizer's.",
+        objectives=("infilling",),
+        group="Objectives",
+    )
+    mask_rate: float = key(
+        0.15, "float", "Share of tokens to predict.", above=0, high=0.9, objectives=("mlm",), group="Objectives"
+    )
+    mask_copies: int = key(
+        1, "int", "Differently masked examples of each text.", low=1, objectives=("mlm",), group="Objectives"
+    )
+    whole_words: bool = key(
+        False, "bool", "Mask all tokens of a word, or none.", objectives=("mlm",), group="Objectives"
+    )
+    labels: tuple[str, ...] = key(
+        (), "words", "Names in order; default: as in the data.", objectives=("classification",), group="Objectives"
+    )
+    class_weights: dict[str, float] | None = key(
+        None, "table", "Of losses, by label.", above=0, objectives=("classification",), group="Objectives"
+    )
+    balance_classes: bool = key(
+        False,
+        "bool",
+        "Make all labels count the same.",
+        objectives=("classification",),
+        group="Objectives",
+    )
+    beta: float = key(
+        0.1, "float", "How strongly DPO is held to its reference.", above=0, objectives=("dpo",), group="Objectives"
+    )
+    label_smoothing: float = key(
+        0.0,
+        "float",
+        "Share of preferences taken for wrong.",
+        low=0,
+        high=0.5,
+        objectives=("dpo",),
+        group="Objectives",
+    )
+    teacher: str | None = key(None, "str", "The model to learn from.", objectives=("distillation",), group="Objectives")
+    temperature: float = key(
+        2.0, "float", "Of teacher and student.", above=0, objectives=("distillation",), group="Objectives"
+    )
+    distillation_alpha: float = key(
+        0.5,
+        "float",
+        "Share of the teacher in the loss; the data has the rest.",
+        above=0,
+        high=1,
+        objectives=("distillation",),
+        group="Objectives",
+    )
+    similarity_temperature: float = key(
+        0.05, "float", "Cosines are divided by it.", above=0, objectives=("embeddings",), group="Objectives"
+    )
 
     rank: int = key(16, "int", "Of LoRA's matrices.", low=1, only=_LORA, group="Adapters")
     alpha: float | None = key(
@@ -180,6 +250,10 @@ class Config:
         choices=("auto", "float32", "bfloat16", "float16"),
         group="Training",
     )
+    rope_scaling: str | None = key(
+        None, "str", "Extends the context, by rope_factor.", choices=("linear", "dynamic", "yarn"), group="Training"
+    )
+    rope_factor: float = key(2.0, "float", "The new context, of the old.", above=1, group="Training")
     attention: str = key(
         "sdpa",
         "str",

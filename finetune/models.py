@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,8 +29,9 @@ class Base:
     context: int | None
 
 
-def open_base(text: str, folder: Path | None, adapter: str | None = None) -> Base:
-    """Reads config.json and the tokenizer; that of the adapter that is gone on with, if it has one.
+def open_base(text: str, folder: Path | None, adapter: str | None = None, key: str = "model") -> Base:
+    """Reads config.json and the tokenizer; that of the adapter that is gone on with, if it has one. `key`: of the
+    config, which messages name.
 
     Raises:
         UsageError, CheckpointError: no such model, not one of transformers', without a tokenizer.
@@ -36,9 +41,9 @@ def open_base(text: str, folder: Path | None, adapter: str | None = None) -> Bas
     try:
         ref = parse_reference(text, folder)
     except ValueError as error:
-        raise UsageError(f"model: {error}.") from None
+        raise UsageError(f"{key}: {error}.") from None
     if ref.adapter is not None:
-        raise UsageError(f'model "{text}": names an adapter. To go on from one: merge finetune continue ADAPTER.')
+        raise UsageError(f'{key} "{text}": names an adapter. To go on from one: merge finetune continue ADAPTER.')
     place: Place = locate(ref)
     if not (Path(place.path) / "config.json").is_file():
         raise CheckpointError(f"{place.path}: there is no config.json. Name a directory with a model of transformers.")
@@ -59,25 +64,42 @@ def open_base(text: str, folder: Path | None, adapter: str | None = None) -> Bas
     return Base(place.path, place.revision, config, tokenizer, context if isinstance(context, int) else None)
 
 
-def load_model(base: Base, config: Config, model_class: str, device: str) -> Any:
+def load_model(base: Base, config: Config, model_class: str, device: str, more: Mapping[str, Any] | None = None) -> Any:
     """The model in memory, in the config's dtype; quantised to NF4 for QLoRA; embeddings for new tokens added.
 
+    `more`: attributes for the model's config. Parameters that the checkpoint lacks, or has for another number of
+    labels, are new, drawn by torch's seed, and listed in the model's attribute new_parameters.
+
     Raises:
-        CheckpointError: transformers cannot load it.
+        CheckpointError: transformers cannot load it, or it lacks parameters that cannot be made anew.
     """
     import transformers
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    more: dict[str, Any] = {"attn_implementation": config.attention}
+    settings: dict[str, Any] = {"config": copy.deepcopy(base.config), "attn_implementation": config.attention}
+    for name, value in (more or {}).items():
+        setattr(settings["config"], name, value)
     if config.train == "qlora":
-        more |= {"quantization_config": _nf4(config, device), "device_map": {"": _device(device)}}
+        settings |= {"quantization_config": _nf4(config, device), "device_map": {"": local_device(device)}}
     try:
-        model = getattr(transformers, model_class).from_pretrained(
-            base.path, local_files_only=True, dtype=_dtype(config, device), **more
+        model, loaded = getattr(transformers, model_class).from_pretrained(
+            base.path,
+            local_files_only=True,
+            dtype=_dtype(config, device),
+            ignore_mismatched_sizes=bool(more),
+            output_loading_info=True,
+            **settings,
         )
     except ERRORS as error:
         raise CheckpointError(f"{base.path}: transformers cannot load it as {model_class} ({_line(error)}).") from error
+    mismatched = {name if isinstance(name, str) else name[0] for name in loaded["mismatched_keys"]}
+    model.new_parameters = sorted({*loaded["missing_keys"], *mismatched})
+    if model_class == "AutoModelForCausalLM" and model.new_parameters:
+        raise CheckpointError(
+            f"{base.path}: {model.new_parameters[0]} and {len(model.new_parameters) - 1} other parameters of a model "
+            "that writes are not there. Is it of another kind (objective: mlm, classification, embeddings)?"
+        )
     for module in model.modules():
         # bitsandbytes would lay 4-bit weights out anew for AVX-512 at the first evaluation, for good, and its product
         # with that layout has no gradient: training would go on without most of it.
@@ -119,6 +141,15 @@ def mixed_precision(config: Config, device: str) -> str:
     return "bf16" if device == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
 
 
+def computing(config: Config, device: str) -> Any:
+    """A context in which the model computes as it does in training: mixed precision, or none."""
+    import torch
+
+    dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16}
+    dtype = dtypes.get(mixed_precision(config, device))  # of cpu or cuda, whichever GPU it is
+    return contextlib.nullcontext() if dtype is None else torch.autocast(device, dtype)
+
+
 def weight_files(path: str) -> list[Path]:
     """The files that hold weights, sorted by name."""
     files = (file for file in Path(path).iterdir() if file.suffix in (".safetensors", ".bin"))
@@ -150,13 +181,13 @@ def _nf4(config: Config, device: str) -> Any:
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=config.double_quantization,
         bnb_4bit_compute_dtype=_dtype(config, device),
+        llm_int8_skip_modules=[r"(.*\.)?(lm_head|cls|score|classifier|pooler)"],  # heads may be trained whole
     )
 
 
-def _device(device: str) -> Any:
-    import os
-
-    return int(os.environ.get("LOCAL_RANK", "0")) if device == "cuda" else device
+def local_device(device: str) -> str:
+    """The GPU of this process, of those that accelerate launched; or the processor."""
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if device == "cuda" else device
 
 
 def _line(error: Exception) -> str:

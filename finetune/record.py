@@ -7,7 +7,7 @@ import json
 import platform
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import xxhash
 
@@ -15,6 +15,9 @@ from finetune.data import Data
 from finetune.keys import Config
 from finetune.models import Base, weight_files
 from merge.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from finetune.objectives import Objective
 
 MANIFEST, LOG, CURVE = "finetune_manifest.json", "training_log.json", "loss.png"
 FORMAT = 1
@@ -76,7 +79,7 @@ def write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def draw_losses(log: list[dict[str, Any]], path: Path) -> str | None:
+def draw_losses(log: list[dict[str, Any]], path: Path, unit: str = "a token") -> str | None:
     """Training and validation loss over steps, as PNG; a note if matplotlib is not installed."""
     try:
         from matplotlib.figure import Figure
@@ -89,7 +92,7 @@ def draw_losses(log: list[dict[str, Any]], path: Path) -> str | None:
         if points:
             axes.plot(*zip(*points, strict=True), label=label, marker="o" if len(points) < 40 else None, markersize=3)
     axes.set_xlabel("step")
-    axes.set_ylabel("loss, nats a token")
+    axes.set_ylabel(f"loss, nats {unit}")
     if axes.lines:
         axes.legend()
     axes.grid(alpha=0.3)
@@ -97,14 +100,15 @@ def draw_losses(log: list[dict[str, Any]], path: Path) -> str | None:
     return None
 
 
-def card(config: Config, base: Base, data: Data, figures: dict[str, Any], adapter: bool) -> str:
+def card(config: Config, base: Base, data: Data, objective: Objective, figures: dict[str, Any], adapter: bool) -> str:
     """Markdown with the Hub's metadata. A base that is a local directory goes by its name."""
     name = config.model if base.revision else Path(base.path).name
-    head = ["---", f"library_name: {'peft' if adapter else 'transformers'}", "pipeline_tag: text-generation"]
+    head = ["---", f"library_name: {'peft' if adapter else 'transformers'}", f"pipeline_tag: {objective.pipeline}"]
     if base.revision:
         head += [f"base_model: {json.dumps(config.model.split('@')[0])}"]
     head += ["tags:", "- merge-workbench", f"- {config.train}", "---"]
-    losses = figures["losses"]
+    losses, metrics = figures["losses"], figures["metrics"]
+    columns = [f"| {name.replace('_', ' ')} | {a:.4f} | {b:.4f} |" for name, (a, b) in metrics.items()]
     rows = [f"| {what} | {losses[key]:.4f} |" for key, what in _LOSSES if losses.get(key) is not None]
     return "\n".join(
         [
@@ -116,7 +120,8 @@ def card(config: Config, base: Base, data: Data, figures: dict[str, Any], adapte
             f"{figures['trained_parameters']:,} of {figures['parameters']:,} parameters, {figures['steps']:,} steps, "
             f"{data.lengths['train'].examples:,} examples.",
             "",
-            *(["| loss, nats a token | |", "|---|---:|", *rows, ""] if rows else []),
+            *([f"| loss, nats {objective.unit} | |", "|---|---:|", *rows, ""] if rows else []),
+            *(["| validation | before | after |", "|---|---:|---:|", *columns, ""] if columns else []),
             "```yaml",
             as_yaml(dataclasses.replace(config, model=name, out=Path(config.out).name)).rstrip(),
             "```",

@@ -38,6 +38,7 @@ def save_result(trainer: Any, prepared: Prepared, directory: TrainingDirectory) 
     else:
         _save_model(model, state, base, directory.result)
     base.tokenizer.save_pretrained(directory.result)
+    prepared.objective.finish(directory.result, model)
 
 
 def _save_model(model: Any, state: dict[str, Any] | None, base: Base, folder: Path) -> None:
@@ -59,13 +60,27 @@ def write_records(
     """Log, curve, manifest and card; a note for the user if something is left out."""
     config, result, log = prepared.config, directory.result, trainer.state.log_history
     write_json(result / LOG, log)
-    note = draw_losses(log, result / CURVE)
+    note = draw_losses(log, result / CURVE, prepared.objective.unit)
     write_json(result / MANIFEST, manifest(config, prepared.base, prepared.data, digests, figures))
-    text = card(config, prepared.base, prepared.data, figures, TRAINABLES[config.train].adapter)
+    adapter = TRAINABLES[config.train].adapter
+    text = card(config, prepared.base, prepared.data, prepared.objective, figures, adapter)
     (result / "README.md").write_text(text, encoding="utf-8")
     if config.tensorboard and (directory.partial / "tensorboard").is_dir():
         shutil.copytree(directory.partial / "tensorboard", result / "tensorboard")
     return note
+
+
+def summarise_metrics(log: list[dict[str, Any]], best: bool) -> dict[str, tuple[float, float]]:
+    """Figures of the objective by name: before training, and of the kept checkpoint."""
+    held_out = [entry for entry in log if "eval_loss" in entry]
+    if len(held_out) < 2:
+        return {}
+    after = min(held_out[1:], key=lambda entry: float(entry["eval_loss"])) if best else held_out[-1]
+    return {
+        name.removeprefix("eval_"): (held_out[0][name], after[name])
+        for name in after
+        if name.startswith("eval_") and not name.startswith("eval_loss") and name in held_out[0]
+    }
 
 
 def summarise_losses(log: list[dict[str, Any]], best: bool) -> dict[str, float | None]:

@@ -26,11 +26,13 @@ from finetune.data import Data, encode_samples, read_samples
 from finetune.data.encode import set_up_tokenizer
 from finetune.keys import Config
 from finetune.libraries import quiet_libraries
-from finetune.models import Base, load_model, mixed_precision, open_base, pick_device
-from finetune.objectives import OBJECTIVES
+from finetune.models import Base, load_model, local_device, mixed_precision, open_base, pick_device
+from finetune.objectives import OBJECTIVES, Objective, bind_objective
+from finetune.objectives.base import Run
 from finetune.output import TrainingDirectory
 from finetune.record import weight_digests
-from finetune.result import save_result, summarise_losses, write_records
+from finetune.result import save_result, summarise_losses, summarise_metrics, write_records
+from finetune.rope import scale_rope
 from finetune.trainables import TRAINABLES, count_parameters, make_trainable
 from merge.errors import UsageError
 from merge.output.directory import check_out
@@ -42,12 +44,14 @@ _OPTIMIZERS = {"adamw": "adamw_torch_fused", "adamw_8bit": "adamw_bnb_8bit", "pa
 
 @dataclass(frozen=True)
 class Report:
-    """What came out. Losses in nats a token; `tokens`: read by this process since it started or resumed."""
+    """What came out. Losses in nats a token (or example, or pair: see objectives/); `metrics`: figures of the
+    validation set before and after, by name; `tokens`: read by this process since it started or resumed."""
 
     out: str
     steps: int
     resumed_from: int
     losses: dict[str, float | None]
+    metrics: dict[str, tuple[float, float]]
     trained_parameters: int
     parameters: int
     tokens: int
@@ -63,6 +67,7 @@ class Prepared:
     config: Config
     base: Base
     data: Data
+    objective: Objective
     new_ids: tuple[int, ...]
     notes: tuple[str, ...]
 
@@ -75,11 +80,14 @@ def prepare(config: Config, folder: Path | None = None) -> Prepared:
     """
     samples = read_samples(config, folder)
     with quiet_libraries():
-        base = open_base(config.model, folder, config.adapter)
+        base = scale_rope(open_base(config.model, folder, config.adapter), config)
     before = len(base.tokenizer)
-    notes = set_up_tokenizer(base.tokenizer, config, folder)
-    data = encode_samples(samples, config, base.tokenizer, base.context)
-    return Prepared(config, base, data, tuple(range(before, len(base.tokenizer))), (*notes, *data.notes))
+    writes = OBJECTIVES[samples.objective].pipeline == "text-generation"
+    notes = set_up_tokenizer(base.tokenizer, config, folder, writes)
+    with quiet_libraries():
+        objective = bind_objective(samples.objective, Run(config, base, folder, samples.train, samples.validation))
+    data = encode_samples(samples, config, base.tokenizer, base.context, objective)
+    return Prepared(config, base, data, objective, tuple(range(before, len(base.tokenizer))), (*notes, *data.notes))
 
 
 def finetune(
@@ -123,23 +131,30 @@ def _finetune(
     if threads is not None:
         torch.set_num_threads(threads)
     digests = weight_digests(base)
-    identity = {"config": dataclasses.asdict(config), "data files": data.files, "base weights": digests}
-    objective = OBJECTIVES[data.objective]
+    objective = prepared.objective
+    kept = objective.record()
+    identity = {"config": dataclasses.asdict(config), "data files": data.files, "base weights": digests, **kept}
     set_seed(config.seed)
-    model = load_model(base, config, objective.model_class, device)
+    model = load_model(base, config, objective.model_class, device, objective.loading())
     model = make_trainable(model, config, objective.task_type, list(prepared.new_ids))
     trained, total = count_parameters(model)
     say(f"{config.train}: trains {trained:,} of {total:,} parameters ({trained / total:.2%})")
+    if model.new_parameters:
+        say(f"{len(model.new_parameters)} parameters are not in the base and start at random: {_few(model)}")
     _check_model(model, prepared, device, out)
+    objective.begin(model, data, config, device)
     with TrainingDirectory(out, identity, force, first) as directory:
         trainer, resumed, seconds = _train(model, prepared, device, directory, say, progress)
         losses = summarise_losses(trainer.state.log_history, keeps_best(config))
+        metrics = summarise_metrics(trainer.state.log_history, keeps_best(config))
         figures = {
             "trained_parameters": trained,
             "parameters": total,
             "steps": trainer.state.global_step,
             "best_step": trainer.state.best_global_step if keeps_best(config) else None,
             "losses": losses,
+            "metrics": metrics,
+            **kept,
         }
         notes = list(prepared.notes)
         save_result(trainer, prepared, directory)
@@ -152,6 +167,7 @@ def _finetune(
         trainer.state.global_step,
         resumed,
         losses,
+        metrics,
         trained,
         total,
         trainer.tokens,
@@ -166,13 +182,14 @@ def _check_model(model: Any, prepared: Prepared, device: str, out: Path) -> None
 
     check_space(model, out, TRAINABLES[prepared.config.train].adapter)
     if prepared.config.packing:
-        model.to(_torch_device(device))
+        model.to(local_device(device))
         pad = prepared.base.tokenizer.pad_token_id
-        check_packing(model, prepared.data, OBJECTIVES[prepared.data.objective], pad)
+        check_packing(model, prepared.data, prepared.objective, pad)
 
 
-def _torch_device(device: str) -> str:
-    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if device == "cuda" else device
+def _few(model: Any) -> str:
+    names = model.new_parameters
+    return ", ".join(names[:4]) + (" ..." if len(names) > 4 else "")
 
 
 def _check_packages(config: Config) -> None:
@@ -205,7 +222,7 @@ def _train(
     trainer = Tuner(
         model,
         args,
-        OBJECTIVES[data.objective],
+        prepared.objective,
         data.train,
         data.validation,
         prepared.base.tokenizer.pad_token_id,

@@ -5,13 +5,14 @@ To add one: its name in finetune/keys.py, a function here, a line in TRAINABLES.
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from finetune.adapters import put_adapter
-from finetune.keys import Config
+from finetune.keys import _LORA, Config
 from merge.errors import UsageError
 
 
@@ -24,15 +25,15 @@ class Trainable:
     checkpointing: goes with gradient checkpointing.
     """
 
-    prepare: Callable[[Any, Config, str, list[int]], Any]
+    prepare: Callable[[Any, Config, str | None, list[int]], Any]
     learning_rate: float
     adapter: bool = True
     checkpointing: bool = True
     paper: str = ""
 
 
-def make_trainable(model: Any, config: Config, task_type: str, new_ids: list[int]) -> Any:
-    """The model with only what the config names left to train.
+def make_trainable(model: Any, config: Config, task_type: str | None, new_ids: list[int]) -> Any:
+    """The model with only what the config names left to train, and what the base lacks: a new head.
 
     Raises:
         UsageError: nothing is left, a pattern or module fits nothing, or PEFT does not know the architecture.
@@ -42,17 +43,44 @@ def make_trainable(model: Any, config: Config, task_type: str, new_ids: list[int
         raise UsageError(f"train: {config.train} does not go with gradient_checkpointing; set one of them otherwise.")
     if new_ids and kind.adapter and config.train not in ("lora", "qlora"):
         raise UsageError(f"new_tokens: train: {config.train} does not train embeddings; use lora, qlora or full.")
+    new = list(getattr(model, "new_parameters", ()))
+    saves_new = not kind.adapter or config.train == "bottleneck"
+    if new and not saves_new and not config.adapter:
+        config = _with_heads(config, task_type, new)
     try:
         model = put_adapter(model, config) if config.adapter else kind.prepare(model, config, task_type, new_ids)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(f"train: {config.train} does not fit this model: {str(error).strip()[:300]}") from error
+    model.new_parameters = new
     if config.gradient_checkpointing:
         _let_gradients_in(model)
+    if saves_new:
+        for name, parameter in model.named_parameters():
+            if name in new:
+                parameter.requires_grad_(True)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise UsageError(
             f"train: {config.train} leaves nothing to train in this model. {_NOTHING.get(config.train, '')}"
         )
     return model
+
+
+_HEADS = ("classifier", "score")  # PEFT trains these itself in classification
+
+
+def _with_heads(config: Config, task_type: str | None, new: list[str]) -> Config:
+    """With the modules of new parameters in modules_to_save: an adapter is of no use without them."""
+    modules = dict.fromkeys(name.rpartition(".")[0] for name in new)
+    own = [name for name in modules if not any(part in _HEADS for part in name.split("."))]
+    if task_type == "FEATURE_EXTRACTION":
+        return config  # a pooler, which the mean of hidden states does not use
+    if task_type != "SEQ_CLS" or (own and config.train not in (*_LORA, "ia3")):
+        raise UsageError(
+            f"train: {config.train} does not train {new[0]}, which is new to the base; use lora, bottleneck or full."
+            if task_type == "SEQ_CLS"
+            else f"the base lacks {new[0]}, so there is nothing for an adapter to start from; use train: full."
+        )
+    return dataclasses.replace(config, modules_to_save=(*config.modules_to_save, *own))
 
 
 _NOTHING = {
@@ -88,11 +116,11 @@ def _let_gradients_in(model: Any) -> None:
         base.enable_input_require_grads()
 
 
-def _full(model: Any, config: Config, task_type: str, new_ids: list[int]) -> Any:
+def _full(model: Any, config: Config, task_type: str | None, new_ids: list[int]) -> Any:
     return model.requires_grad_(True)
 
 
-def _partial(model: Any, config: Config, task_type: str, new_ids: list[int]) -> Any:
+def _partial(model: Any, config: Config, task_type: str | None, new_ids: list[int]) -> Any:
     """train_only and train_last choose, freeze_first and freeze take away."""
     parameters = dict(model.named_parameters())
     chosen = dict.fromkeys(parameters, not (config.train_only or config.train_last))
@@ -137,13 +165,13 @@ def _matching(pattern: str, key: str, names: Any) -> list[str]:
     return found
 
 
-def _bitfit(model: Any, config: Config, task_type: str, new_ids: list[int]) -> Any:
+def _bitfit(model: Any, config: Config, task_type: str | None, new_ids: list[int]) -> Any:
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name.endswith("bias"))
     return model
 
 
-def _lora(model: Any, config: Config, task_type: str, new_ids: list[int]) -> Any:
+def _lora(model: Any, config: Config, task_type: str | None, new_ids: list[int]) -> Any:
     from peft import LoraConfig, get_peft_model
 
     settings = LoraConfig(
@@ -158,10 +186,20 @@ def _lora(model: Any, config: Config, task_type: str, new_ids: list[int]) -> Any
         target_modules=list(config.target_modules) or "all-linear",
         modules_to_save=list(config.modules_to_save) or None,
         trainable_token_indices=_token_rows(model, config, new_ids),
-        ensure_weight_tying=bool(config.modules_to_save and model.config.tie_word_embeddings),
+        ensure_weight_tying=_trains_tied(model, config),
     )
     _check_patterns(model, config)
     return get_peft_model(model, settings)
+
+
+def _trains_tied(model: Any, config: Config) -> bool:
+    """modules_to_save names embeddings that are the head too, so both have to stay one."""
+    head = model.get_output_embeddings()
+    words = model.get_input_embeddings()
+    if head is None or head.weight is not words.weight:
+        return False
+    names = (name.rpartition(".")[2] for name, module in model.named_modules() if module is head or module is words)
+    return any(name in config.modules_to_save for name in names)
 
 
 def _token_rows(model: Any, config: Config, new_ids: list[int]) -> Any:
@@ -187,14 +225,14 @@ def _check_patterns(model: Any, config: Config) -> None:
                 raise UsageError(f'{key}: no module matches "{pattern}"; write for example "q_proj" or ".*mlp.*".')
 
 
-def _qlora(model: Any, config: Config, task_type: str, new_ids: list[int]) -> Any:
+def _qlora(model: Any, config: Config, task_type: str | None, new_ids: list[int]) -> Any:
     from peft import prepare_model_for_kbit_training
 
     # Checkpointing is switched on by the trainer, as for every other way.
     return _lora(prepare_model_for_kbit_training(model, use_gradient_checkpointing=False), config, task_type, new_ids)
 
 
-def _ia3(model: Any, config: Config, task_type: str, new_ids: list[int]) -> Any:
+def _ia3(model: Any, config: Config, task_type: str | None, new_ids: list[int]) -> Any:
     from peft import IA3Config, get_peft_model
 
     targets, inner = list(config.target_modules) or None, list(config.feedforward_modules) or None
@@ -209,7 +247,7 @@ def _ia3(model: Any, config: Config, task_type: str, new_ids: list[int]) -> Any:
     return get_peft_model(model, settings)
 
 
-def _prompt(model: Any, config: Config, task_type: str, new_ids: list[int]) -> Any:
+def _prompt(model: Any, config: Config, task_type: str | None, new_ids: list[int]) -> Any:
     from peft import PromptTuningConfig, PromptTuningInit, get_peft_model
 
     start: dict[str, Any] = {"prompt_tuning_init": PromptTuningInit.SAMPLE_VOCAB}
@@ -224,7 +262,7 @@ def _prompt(model: Any, config: Config, task_type: str, new_ids: list[int]) -> A
     )
 
 
-def _prefix(model: Any, config: Config, task_type: str, new_ids: list[int]) -> Any:
+def _prefix(model: Any, config: Config, task_type: str | None, new_ids: list[int]) -> Any:
     from peft import PrefixTuningConfig, get_peft_model
 
     settings = PrefixTuningConfig(
@@ -236,7 +274,7 @@ def _prefix(model: Any, config: Config, task_type: str, new_ids: list[int]) -> A
     return get_peft_model(model, settings)
 
 
-def _ptuning(model: Any, config: Config, task_type: str, new_ids: list[int]) -> Any:
+def _ptuning(model: Any, config: Config, task_type: str | None, new_ids: list[int]) -> Any:
     from peft import PromptEncoderConfig, get_peft_model
 
     settings = PromptEncoderConfig(
@@ -245,7 +283,7 @@ def _ptuning(model: Any, config: Config, task_type: str, new_ids: list[int]) -> 
     return get_peft_model(model, settings)
 
 
-def _bottleneck(model: Any, config: Config, task_type: str, new_ids: list[int]) -> Any:
+def _bottleneck(model: Any, config: Config, task_type: str | None, new_ids: list[int]) -> Any:
     from finetune.bottleneck import add_bottlenecks
 
     add_bottlenecks(model, config.bottleneck, config.target_modules)

@@ -103,15 +103,18 @@ class Tuner(Trainer):  # type: ignore[misc]  # transformers is untyped here
         for batch in self.get_eval_dataloader(eval_dataset):
             batch = self._prepare_inputs(batch)
             with torch.no_grad():
-                losses = self.objective.loss(model, batch)
-            examples = torch.tensor(batch["examples"], device=losses.device)
-            parts.append(
-                self.accelerator.gather_for_metrics(
-                    torch.stack([losses.double(), self.objective.weights(batch).double(), examples.double()], 1)
-                ).cpu()
-            )
+                losses, columns = self.objective.measure(model, batch)
+            weights = self.objective.weights(batch)
+            examples = torch.tensor(batch["examples"], device=losses.device).double()  # not exact in float32
+            sums = torch.stack([losses.double(), weights.double(), examples], 1)
+            table = torch.cat([sums, columns.double()], 1)
+            parts.append(self.accelerator.gather_for_metrics(table).cpu())
         rows = self.eval_dataset if eval_dataset is None else eval_dataset
-        metrics = _means(torch.cat(parts), rows, metric_key_prefix)
+        table = torch.cat(parts)
+        metrics = _means(table[:, :3], rows, metric_key_prefix)
+        examples = [rows.examples[int(number)] for number in table[:, 2]]
+        more = self.objective.metrics(table[:, 3:], examples)
+        metrics |= {f"{metric_key_prefix}_{name}": value for name, value in more.items()}
         self.log(metrics)
         self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics

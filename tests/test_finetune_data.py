@@ -307,7 +307,11 @@ def test_wrong_files_are_explained_all_at_once(tmp_path: Path) -> None:
         ([{"text": "a"}], {"format": "alpaca"}, "format alpaca needs the columns instruction, output; found: text."),
         ([{"messages": [{"role": "user", "content": "a"}]}], {}, "has no turn of the assistant, so nothing is learnt."),
         ([{"messages": [{"role": "boss", "content": "a"}]}], {}, 'turn 1 of "messages" must have role and content'),
-        ([{"prompt": "p", "chosen": "c", "rejected": "r"}], {}, "holds preference pairs; name an objective"),
+        (
+            [{"prompt": "p", "chosen": "c", "rejected": "r"}],
+            {"objective": "supervised"},
+            "holds preference pairs; the objective supervised takes conversations or prompts with completions",
+        ),
         ([{"text": "a"}], {"objective": "supervised"}, "holds texts; the objective supervised takes conversations or"),
         (
             [{"prompt": "a" * 70, "completion": "B"}, {"prompt": "a", "completion": "B"}],

@@ -36,7 +36,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def run(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     """run(train="lora", out="x", ...) -> Report; flags as on the command line. No curve: it takes longest."""
-    monkeypatch.setattr("finetune.result.draw_losses", lambda log, path: None)
+    monkeypatch.setattr("finetune.result.draw_losses", lambda *_: None)
 
     def start(*, watch: Any = None, force: bool = False, **keys: Any) -> Report:
         usual = {

@@ -46,8 +46,9 @@ class Lengths:
     def __str__(self) -> str:
         packed = f" in {self.rows:,} rows" if self.rows != self.examples else ""
         lost = "".join(f", {n:,} {what}" for n, what in ((self.dropped, "too long: dropped"), (self.cut, "cut")) if n)
+        learnt = f", {self.learnt:,} in the loss" if self.learnt else ""  # of labels and embeddings there are none
         return (
-            f"{self.examples:,} examples{packed}, {self.tokens:,} tokens, {self.learnt:,} in the loss; "
+            f"{self.examples:,} examples{packed}, {self.tokens:,} tokens{learnt}; "
             f"length {self.median:,} in the median, {self.longest:,} at most{lost}"
         )
 
@@ -128,9 +129,6 @@ def _objective(config: Config, samples: list[Sample]) -> str:
 
     first = samples[0]
     name = config.objective or KINDS[type(first.content)].objective
-    if name is None:
-        what = KINDS[type(first.content)].name
-        raise UsageError(f"data {first.place}: holds {what}; name an objective, or give templates for other columns.")
     for sample in samples:
         if not isinstance(sample.content, OBJECTIVES[name].takes):
             takes = " or ".join(KINDS[kind].name for kind in OBJECTIVES[name].takes)
@@ -140,19 +138,22 @@ def _objective(config: Config, samples: list[Sample]) -> str:
     return name
 
 
-def encode_samples(samples: Samples, config: Config, tokenizer: Any, context: int | None) -> Data:
+def encode_samples(
+    samples: Samples, config: Config, tokenizer: Any, context: int | None, objective: Objective | None = None
+) -> Data:
     """Samples -> examples -> rows.
 
     Args:
         context: tokens the model can see, None if it does not say.
+        objective: bound to this run; by default the one of the samples as it is.
 
     Raises:
         UsageError, RecipeError: sequences that do not fit, examples of which nothing is learnt, no chat template.
     """
     from finetune.objectives import OBJECTIVES
 
-    objective = OBJECTIVES[samples.objective]
-    max_length = _max_length(config, context)
+    objective = objective or OBJECTIVES[samples.objective]
+    length = max_length(config, context)
     everything = [*samples.train, *samples.validation]
     chat = any(isinstance(sample.content, Conversation) for sample in everything) or config.chat
     if chat and tokenizer.chat_template is None:
@@ -165,10 +166,10 @@ def encode_samples(samples: Samples, config: Config, tokenizer: Any, context: in
     for part, wanted in (("train", samples.train), ("validation", samples.validation)):
         if not wanted:
             continue
-        encoder = Encoder(tokenizer, config, max_length, prompt_weight=None if part == "train" else 0.0)
-        examples = _encode(wanted, encoder, objective, max_length)
+        encoder = Encoder(tokenizer, config, length, held_out=part == "validation")
+        examples = _encode(wanted, encoder, objective, length)
         # Validation is not packed: a row is an example, so losses can be told apart by task.
-        rows[part] = make_rows(examples, max_length, config.packing and part == "train")
+        rows[part] = make_rows(examples, length, config.packing and part == "train")
         sizes = np.array([len(example) for example in examples])
         learnt = sum(int((example.weights > 0).sum()) for example in examples)
         lengths[part] = Lengths(
@@ -180,12 +181,11 @@ def encode_samples(samples: Samples, config: Config, tokenizer: Any, context: in
                 f"{part}: in {encoder.straddling:,} of {len(wanted):,} examples the end of the prompt and the "
                 "start of the response are one token, which counts as response; end prompts without a space"
             )
-    return Data(
-        samples.objective, rows["train"], rows.get("validation"), lengths, samples.files, max_length, tuple(notes)
-    )
+    return Data(samples.objective, rows["train"], rows.get("validation"), lengths, samples.files, length, tuple(notes))
 
 
-def _max_length(config: Config, context: int | None) -> int:
+def max_length(config: Config, context: int | None) -> int:
+    """Tokens that a sequence may have. Raises UsageError for more than the model can see."""
     length = config.max_length or min(context or 2048, 2048)
     if context is not None and length > context:
         raise UsageError(f"max_length: {length:,} is more than the model's context of {context:,} tokens.")
@@ -201,16 +201,17 @@ def _encode(samples: list[Sample], encoder: Encoder, objective: Objective, max_l
         if key not in done:
             done[key] = objective.encode(sample, encoder)
         examples += done[key]
-    long = [example for example in examples if len(example) > max_length]
+    long = [example for example in examples if example.longest > max_length]
     if long:
-        worst = max(long, key=len)
+        worst = max(long, key=lambda example: example.longest)
+        ways = "truncate, drop or split" if objective.splits else "truncate or drop"
         raise UsageError(
-            f"data {worst.place}: {len(worst):,} tokens, and a sequence may have {max_length:,}; so {len(long):,} of "
-            f"{len(examples):,} examples are too long. Raise max_length as far as the model's context, or set "
-            "too_long: truncate, drop or split."
+            f"data {worst.place}: {worst.longest:,} tokens, and a sequence may have {max_length:,}; so {len(long):,} "
+            f"of {len(examples):,} examples are too long. Raise max_length as far as the model's context, or set "
+            f"too_long: {ways}."
         )
     nothing = [example for example in examples if not (example.weights >= 1).any()]  # 1 is a response's
-    if nothing:
+    if nothing and objective.by_token:
         places = ", ".join(example.place for example in nothing[:_SHOWN])
         raise UsageError(
             f"data {places}{' ...' if len(nothing) > _SHOWN else ''}: no token of a response in {len(nothing):,} of "

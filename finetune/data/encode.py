@@ -30,15 +30,34 @@ CHATML = (
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One sequence. ids (token,) int32; weights (token,) float32: of the loss of this token, 0 for the first."""
+    """One sequence. ids (token,) int32; weights (token,) float32: of the loss of this token, 0 for the first.
+
+    starts: where further sequences begin, of an example that compares several.
+    targets: (token,) int32, what is to be predicted at each place, where that is not the next token.
+    label: the class of the whole text.
+    """
 
     ids: NDArray[np.int32]
     weights: NDArray[np.float32]
     place: str
     task: str | None = None
+    starts: tuple[int, ...] = ()
+    targets: NDArray[np.int32] | None = None
+    label: int | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @property
+    def sequences(self) -> list[tuple[NDArray[np.int32], NDArray[np.float32]]]:
+        """(ids, weights) of each sequence."""
+        ends = (*self.starts, len(self.ids))
+        return [(self.ids[a:b], self.weights[a:b]) for a, b in zip((0, *self.starts), ends, strict=True)]
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest sequence."""
+        return max(len(ids) for ids, _ in self.sequences)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +71,10 @@ class Segment:
 class Encoder:
     """A tokenizer with the settings of one run."""
 
-    def __init__(self, tokenizer: Any, config: Config, max_length: int, prompt_weight: float | None = None) -> None:
-        """`prompt_weight`: in place of the config's; validation has 0, so that losses of all settings compare."""
-        self.tokenizer, self.config, self.max_length = tokenizer, config, max_length
-        self.prompt_weight = config.prompt_loss_weight if prompt_weight is None else prompt_weight
+    def __init__(self, tokenizer: Any, config: Config, max_length: int, held_out: bool = False) -> None:
+        """`held_out`: validation, which measures responses alone, so that losses of all settings compare."""
+        self.tokenizer, self.config, self.max_length, self.held_out = tokenizer, config, max_length, held_out
+        self.prompt_weight = 0.0 if held_out else config.prompt_loss_weight
         self.straddling = 0  # samples in which a token holds the end of the prompt and the start of the response
         self.dropped = self.cut = 0  # samples that were too long
 
@@ -65,6 +84,74 @@ class Encoder:
 
     def text(self, text: str) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
         return self.segments([Segment(text, 1.0)], special=True)
+
+    def bare(self, text: str) -> list[int]:
+        """Token numbers of a piece of text, without any marks."""
+        return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+    @property
+    def opening(self) -> list[int]:
+        """The mark that the tokenizer puts before every text, if it does."""
+        first = list(self.tokenizer("", add_special_tokens=True)["input_ids"][:1])
+        return first if first == [self.tokenizer.bos_token_id] else []
+
+    def marked(self, text: str, too_long: str) -> NDArray[np.int32] | None:
+        """A whole text with the tokenizer's own marks and no end mark; None if it is dropped as too long."""
+        ids = self.tokenizer(text, verbose=False)["input_ids"]
+        if len(ids) > self.max_length and too_long == "drop":
+            self.dropped += 1
+            return None
+        if len(ids) > self.max_length and too_long == "truncate":
+            self.cut += 1
+            ids = self.tokenizer(text, truncation=True, max_length=self.max_length)["input_ids"]
+        return np.array(ids, np.int32)
+
+    def pieces(self, text: str, length: int) -> list[str]:
+        """The text in parts of at most `length` tokens each."""
+        if not self.tokenizer.is_fast:
+            ids = self.bare(text)
+            return [self.tokenizer.decode(ids[at : at + length]) for at in range(0, len(ids), length)]
+        found = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        starts = [start for start, _ in found["offset_mapping"]][::length]
+        ends = [*starts[1:], len(text)]
+        return [text[a:b] for a, b in zip([0, *starts[1:]], ends, strict=True) if b > a]
+
+    def chunks(self, text: str, too_long: str) -> list[tuple[NDArray[np.int32], list[int | None]]]:
+        """(ids, words) of the text, each part with the tokenizer's own marks; words (token,): the number of the word a
+        token is of, None for marks."""
+        room = self.max_length - len(self.tokenizer("", add_special_tokens=True)["input_ids"])
+        whole = self.bare(text)
+        pieces = [text]
+        if len(whole) > room and too_long == "drop":
+            self.dropped += 1
+            return []
+        if len(whole) > room and too_long in ("truncate", "split"):
+            pieces = self.pieces(text, room)
+        if too_long == "truncate" and len(pieces) > 1:
+            self.cut += 1
+            pieces = pieces[:1]
+        found = []
+        for piece in pieces:
+            more = {} if too_long == "error" else {"truncation": True, "max_length": self.max_length}
+            coded = self.tokenizer(piece, return_special_tokens_mask=True, verbose=False, **more)
+            marks = coded["special_tokens_mask"]
+            words = coded.word_ids() if self.tokenizer.is_fast else list(range(len(marks)))
+            words = [None if mark else word for mark, word in zip(marks, words, strict=True)]
+            if any(word is not None for word in words):
+                found.append((np.array(coded["input_ids"], np.int32), words))
+        return found
+
+    def last_answer(self, messages: Messages, place: str) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+        """A conversation of which only the last turn counts."""
+        whole, before = self.render(messages, place), self.render(messages[:-1], place, prompt=True)
+        if not whole.startswith(before):
+            before = self.render(messages[:-1], place)
+        if not whole.startswith(before):
+            raise UsageError(
+                f"data {place}: the chat template writes earlier turns otherwise when an answer follows, so its tokens "
+                "cannot be told apart. Give another chat_template."
+            )
+        return self.segments([Segment(before, 0.0), Segment(whole[len(before) :], 1.0)], special=False)
 
     def conversation(self, messages: Messages, place: str) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
         return self.segments(self.turns(messages, place), special=False)
@@ -161,8 +248,10 @@ class Encoder:
         return parts
 
 
-def set_up_tokenizer(tokenizer: Any, config: Config, folder: Path | None) -> list[str]:
+def set_up_tokenizer(tokenizer: Any, config: Config, folder: Path | None, writes: bool = True) -> list[str]:
     """Adds tokens, the end and padding marks and the chat template that the config names; notes for the user.
+
+    `writes`: the model is to write text, and so to learn to stop.
 
     Raises:
         UsageError: a mark is not in the vocabulary, or there is none to end and to fill with.
@@ -186,7 +275,7 @@ def set_up_tokenizer(tokenizer: Any, config: Config, folder: Path | None) -> lis
             "the tokenizer has neither an end mark nor a padding token: a tuned model would not learn to stop. "
             'Name one of its tokens, for example eos_token: "</s>", or add one with new_tokens.'
         )
-    if tokenizer.eos_token_id is None:
+    if tokenizer.eos_token_id is None and writes:
         notes.append(
             "the tokenizer has no end mark, so examples end without one and a tuned model does not learn to stop"
         )

@@ -217,11 +217,20 @@ def _preference(row: Row) -> Content:
     return Preference(_text(row, "prompt"), _text(row, "chosen"), _text(row, "rejected"))
 
 
+def _anchor(row: Row) -> Content:
+    """Texts that belong together, and one that does not belong to the first, if there is one."""
+    anchor, positive = _one(row, "anchor", "query"), _text(row, "positive")
+    if "negative" in row.columns:
+        return Preference(anchor, positive, _text(row, "negative"))
+    return Pair(anchor, positive)
+
+
 # Detected in this order: the columns of a later format may be among those of an earlier one.
 NEEDS: dict[str, tuple[str, ...]] = {
     "messages": ("messages",),
     "sharegpt": ("conversations",),
     "preference": ("chosen", "rejected"),
+    "anchor_positive": ("anchor|query", "positive"),
     "alpaca": ("instruction", "output"),
     "prompt_completion": ("prompt", "completion|response|answer"),
     "text_label": ("text|sentence", "label"),
@@ -231,6 +240,7 @@ _READERS: dict[str, Callable[[Row], Content]] = {
     "messages": _conversation("messages"),
     "sharegpt": _conversation("conversations"),
     "preference": _preference,
+    "anchor_positive": _anchor,
     "alpaca": _alpaca,
     "prompt_completion": lambda row: Pair(_text(row, "prompt"), _one(row, "completion", "response", "answer")),
     "text_label": lambda row: Labelled(_one(row, "text", "sentence"), _text(row, "label")),

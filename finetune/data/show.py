@@ -20,7 +20,9 @@ def show_examples(examples: list[Example], tokenizer: Any, console: Any) -> None
 
     for example in examples:
         counted = int((example.weights > 0).sum())
-        console.print(f"{example.place}: {len(example)} tokens, {counted} in the loss", style="bold")
+        learnt = f"{counted} in the loss" if example.label is None else f"label {example.label}"
+        learnt = f", {learnt}" if counted or example.label is not None else ""  # of embeddings there is nothing to say
+        console.print(f"{example.place}: {len(example)} tokens{learnt}", style="bold")
         line = Text()
         for weight, run in itertools.groupby(range(len(example)), key=lambda i: round(float(example.weights[i]), 6)):
             text = tokenizer.decode([int(example.ids[i]) for i in run], skip_special_tokens=False)

@@ -8,11 +8,12 @@ from typing import Any
 from finetune.data.encode import Encoder, Example
 from finetune.data.pack import IGNORED, Row, collate
 from finetune.data.samples import Conversation, Pair, Sample, Text
+from finetune.objectives.base import Basics, model_inputs
 
 
-class _Causal:
-    model_class = "AutoModelForCausalLM"
-    task_type = "CAUSAL_LM"
+class Causal(Basics):
+    packs = True
+    splits = True
 
     def collate(self, rows: Sequence[Row], pad: int) -> dict[str, Any]:
         return collate(rows, pad)
@@ -22,22 +23,30 @@ class _Causal:
 
     def loss(self, model: Any, batch: dict[str, Any]) -> Any:
         """(row,) float32: the weighted sum of -log p(target) in nats, of every row."""
-        import torch
-
-        inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "position_ids") if name in batch}
         targets = batch["targets"]
-        # use_cache=False: packing is recognised only without a cache. A learnt prompt has logits too: cut off.
-        logits = model(**inputs, use_cache=False).logits[:, -targets.shape[1] :]
-        losses = torch.nn.functional.cross_entropy(
-            logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED, reduction="none"
-        )
-        return (losses.view_as(targets) * batch["weights"]).sum(1)
+        return (token_losses(logits_of(model, batch), targets) * batch["weights"]).sum(1)
 
 
-class Supervised(_Causal):
+def logits_of(model: Any, batch: dict[str, Any]) -> Any:
+    """(row, token, vocabulary)."""
+    # use_cache=False: packing is recognised only without a cache. A learnt prompt has logits too: cut off.
+    return model(**model_inputs(batch), use_cache=False).logits[:, -batch["input_ids"].shape[1] :]
+
+
+def token_losses(logits: Any, targets: Any) -> Any:
+    """logits (row, token, vocabulary), targets (row, token) -> -log p (row, token) float32; 0 where IGNORED."""
+    import torch
+
+    losses = torch.nn.functional.cross_entropy(
+        logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED, reduction="none"
+    )
+    return losses.view_as(targets)
+
+
+class Supervised(Causal):
     """Responses count 1, prompts prompt_loss_weight."""
 
-    takes = (Conversation, Pair)
+    takes: tuple[type, ...] = (Conversation, Pair)
     too_long = "error"
 
     def encode(self, sample: Sample, encoder: Encoder) -> list[Example]:
@@ -52,10 +61,10 @@ class Supervised(_Causal):
         return encoder.fit(ids, weights, sample.place, sample.task, config.too_long or self.too_long)
 
 
-class TextPretraining(_Causal):
+class TextPretraining(Causal):
     """Every token counts; longer texts are split."""
 
-    takes = (Text,)
+    takes: tuple[type, ...] = (Text,)
     too_long = "split"
 
     def encode(self, sample: Sample, encoder: Encoder) -> list[Example]:

@@ -41,7 +41,7 @@ def _option(name: str, key: Key) -> Callable[[Any], Any]:
     names = [f"--{flag}", *(["-o"] if name == "out" else [])]
     default = next(field.default for field in dataclasses.fields(Config) if field.name == name)
     shown = f"  [default: {default}]" if default not in (None, (), "", False, True) else ""
-    only = f"  ({', '.join(key.only)})" if key.only else ""
+    only = f"  ({', '.join(key.only or key.objectives)})" if key.only or key.objectives else ""
     help_text = key.help + only + shown
     if key.kind == "bool":
         return click.option(f"--{flag}/--no-{flag}", name, default=None, help=help_text)
@@ -178,6 +178,8 @@ def _print(report: Report, as_json: bool) -> None:
         f"; validation loss {before:.4f} before, {after:.4f} after" if before is not None and after is not None else ""
     )
     click.echo(f"{printable(report.out)}: {report.steps:,} steps{held_out}")
+    for name, (first, last) in report.metrics.items():
+        click.echo(f"{name.replace('_', ' ')}: {first:.4f} before, {last:.4f} after")
     rate = report.tokens / max(report.seconds, 1e-9)
     click.echo(f"{report.seconds:.1f} s, {rate:,.0f} tokens/s, peak memory {memory(report.peak_memory)}")
 

@@ -1,0 +1,92 @@
+"""What most objectives share, and what an objective is told about the run it is for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from finetune.data.encode import Example
+from finetune.data.samples import Sample
+from finetune.keys import Config
+
+if TYPE_CHECKING:
+    from finetune.data import Data
+    from finetune.models import Base
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is known when the data is read and the model is not. `folder`: of the config file."""
+
+    config: Config
+    base: Base
+    folder: Path | None
+    train: Sequence[Sample]
+    validation: Sequence[Sample]
+
+    @property
+    def tokenizer(self) -> Any:
+        return self.base.tokenizer
+
+
+class Basics:
+    """Defaults of an objective; see Objective in __init__.py for what they mean."""
+
+    model_class = "AutoModelForCausalLM"
+    task_type: str | None = "CAUSAL_LM"
+    pipeline = "text-generation"
+    unit = "a token"
+    by_token = True
+    packs = False
+    splits = False
+    prompts = True
+
+    def bind(self, run: Run) -> Self:
+        return self
+
+    def loading(self) -> dict[str, Any]:
+        return {}
+
+    def begin(self, model: Any, data: Data, config: Config, device: str) -> None:
+        return None
+
+    def measure(self, model: Any, batch: dict[str, Any]) -> tuple[Any, Any]:
+        losses = self.loss(model, batch)
+        return losses, losses.new_zeros(len(losses), 0)
+
+    def metrics(self, columns: Any, examples: Sequence[Example]) -> dict[str, float]:
+        return {}
+
+    def record(self) -> dict[str, Any]:
+        return {}
+
+    def finish(self, folder: Path, model: Any) -> None:
+        return None
+
+    def loss(self, model: Any, batch: dict[str, Any]) -> Any:
+        raise NotImplementedError
+
+
+def pad_rows(sequences: Sequence[NDArray[Any]], fill: float, dtype: Any = np.int64) -> Any:
+    """Sequences of any lengths -> (row, token) tensor, filled up on the right."""
+    import torch
+
+    table = np.full((len(sequences), max(map(len, sequences))), fill, dtype)
+    for row, values in enumerate(sequences):
+        table[row, : len(values)] = values
+    return torch.from_numpy(table)
+
+
+def inputs_of(sequences: Sequence[NDArray[Any]], pad: int) -> dict[str, Any]:
+    """input_ids and attention_mask (row, token) int64."""
+    mask = pad_rows([np.ones(len(ids)) for ids in sequences], 0)
+    return {"input_ids": pad_rows(sequences, pad), "attention_mask": mask}
+
+
+def model_inputs(batch: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: batch[name] for name in ("input_ids", "attention_mask", "position_ids") if name in batch}
