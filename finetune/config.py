@@ -52,11 +52,25 @@ def load_config(
         RecipeError: everything that is wrong, in order.
     """
     place = _Place(file)
-    values: dict[str, Any] = {}
+    root = None
     if file is not None:
         root = read_document(
             read_text(Path(file)), file, what="config", begins="model: org/base", needs="model and data"
         )
+    config = read_config(place, root, flags, defaults)
+    place.raise_if_any()
+    return config
+
+
+def read_config(
+    place: _Place,
+    root: yaml.Node | None,
+    flags: Mapping[str, Sequence[str]] | None = None,
+    defaults: Mapping[str, Any] | None = None,
+) -> Config:
+    """As load_config, from a node; what is wrong goes to `place`."""
+    values: dict[str, Any] = {}
+    if root is not None:
         for name, node in _known(place, root, "", KEYS, "the config"):
             values[name] = _value(place, node, name, KEYS[name])
     for name, texts in (flags or {}).items():
@@ -66,7 +80,6 @@ def load_config(
     good = {name: value for name, value in values.items() if value is not _WRONG}
     config = Config(**{**(defaults or {}), **good})
     _check_together(_Complaints(place, values, flags or {}), config)
-    place.raise_if_any()
     return config
 
 

@@ -16,6 +16,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import yaml
+
 from merge.errors import Problem, RecipeError
 from merge.methods.registry import all_methods
 from merge.recipe import not_yet
@@ -55,6 +57,7 @@ __all__ = [
     "load_recipe",
     "parse_recipe",
     "parse_reference",
+    "recipe_of",
     "resolve",
 ]
 
@@ -82,7 +85,11 @@ def parse_recipe(text: str, file: str | None = None) -> Recipe:
     Raises:
         RecipeError: with every problem of the recipe, in its order.
     """
-    root = read_document(text, file)
+    return recipe_of(read_document(text, file), text, file)
+
+
+def recipe_of(root: yaml.MappingNode, text: str, file: str | None = None) -> Recipe:
+    """As parse_recipe, from a tree whose nodes know their lines: a recipe that is a part of another document."""
     for key, _ in root.value:
         if key.value in not_yet.MIXTURE_KEYS:
             raise RecipeError(Problem(not_yet.MIXTURE, place(file, line_of(key))))
