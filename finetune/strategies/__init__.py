@@ -8,8 +8,8 @@ config.py   YAML -> TaskSet               stages.py   one training each, none of
 merges.py   parts of recipes, filled in   score.py    held-out loss and exact match of a model on every task
 table.py    results as a table, as JSON, and what was forgotten
 
-OUT/simultaneous, OUT/sequential/1-NAME, OUT/parallel/NAME and OUT/merged/NAME are models or adapters as merge finetune and
-merge run write them; OUT/results.json has the scores.
+OUT/simultaneous, OUT/sequential/1-NAME, OUT/parallel/NAME and OUT/merged/NAME are models or adapters as merge finetune
+and merge run write them; OUT/results.json has the scores.
 """
 
 from __future__ import annotations

@@ -155,9 +155,9 @@ def run_merge(merge: Merge, base: str, inputs: Mapping[str, str], out: Path, *, 
     from merge.recipe import parse_recipe
 
     text = merge.text(base, inputs)
-    if not again and (out / MANIFEST).is_file():
-        if json.loads((out / MANIFEST).read_text(encoding="utf-8")).get("recipe") == text:
-            return False
+    file = out / MANIFEST
+    if not again and file.is_file() and json.loads(file.read_text(encoding="utf-8")).get("recipe") == text:
+        return False
     from merge.engine.run import run_plan
 
     run_plan(build_plan(parse_recipe(text)), out, force=True, **options)

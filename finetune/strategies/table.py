@@ -41,7 +41,7 @@ class Result:
 
 
 def forgetting(tasks: Sequence[str], results: Sequence[Result]) -> dict[str, dict[str, float | None]] | None:
-    """task -> how much worse it is after the last stage than after its own: loss (nats), exact (share). Not the last task.
+    """task -> how much worse it is after the last stage than after its own: loss (nats), exact (share). Not the last.
 
     The negative of backward transfer in Lopez-Paz and Ranzato 2017 (arXiv:1706.08840), section 2, by task.
     """
