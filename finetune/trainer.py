@@ -198,7 +198,8 @@ class _Progress(TrainerCallback):  # type: ignore[misc]
         self._progress = progress
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        control.should_log |= state.global_step >= state.max_steps
+        # A logged loss is the mean since the log before. One with each checkpoint: a resumed run logs the same means.
+        control.should_log |= control.should_save
         if state.is_world_process_zero:
             self._progress(state.global_step, state.max_steps, {})
 

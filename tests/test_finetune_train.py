@@ -255,6 +255,7 @@ def test_a_run_that_was_killed_ends_in_the_same_bits(run: Run, tmp_path: Path, s
         "gradient_accumulation": 2,
         "batch_size": 8,
         "save_every": 2,
+        "log_every": 3,
         "eval_every": 2,
     }
     whole = run(out="whole", **keys)

@@ -23,8 +23,8 @@ VERBS = {
     "plan": ("merge.cli.plan", "Show what a recipe would do; nothing is written."),
     "verify": ("merge.cli.verify", "Check a merged checkpoint against its manifest."),
     "methods": ("merge.cli.methods", "List the merge methods, or explain one."),
-    "finetune": ("merge.cli.finetune", "Train a model or an adapter on your data."),
     "statistics": ("merge.cli.statistics", "Collect what regmean and fisher need to know of a model."),
+    "finetune": ("merge.cli.finetune", "Train a model or an adapter on your data."),
 }
 
 
