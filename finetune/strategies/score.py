@@ -102,7 +102,8 @@ def _score(model: Any, prepared: Prepared, exact: bool, device: str) -> Score:
     objective = OBJECTIVES[data.objective]
     pad = prepared.base.tokenizer.pad_token_id
     # Of about one length in a batch: less filling up. Sums in this order are the same for every model.
-    order = sorted(range(len(data.validation)), key=lambda i: (len(data.validation.examples[i]), i))
+    lengths = [len(example) for example in data.validation.examples]
+    order = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
     loss = weight = 0.0
     right = 0
     seen = _Seen(model)

@@ -35,7 +35,7 @@ GENRES = {
 }
 WORDS = 100  # a passage
 HELD_OUT_FILES = 3  # the last of each genre
-HELD_OUT_PASSAGES = 10  # the first of each of these files
+HELD_OUT_PASSAGES = 5  # the first of each of these files
 
 
 def plain(tagged: str) -> str:

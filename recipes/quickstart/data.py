@@ -1,7 +1,7 @@
 """Writes what the quickstart family starts from: training data for each skill, and a base with random weights.
 
-    python recipes/quickstart/data.py merged/quickstart-data            # data and random/
-    python recipes/quickstart/data.py merged/quickstart-data --seed 1   # others
+    python recipes/quickstart/data.py                # merged/quickstart-data: what the configs beside this file read
+    python recipes/quickstart/data.py DIR --seed 1   # others, elsewhere
 
 Files: NAME.jsonl to train on and NAME-held-out.jsonl to score with, for the three scored skills of eval/exact_match.py,
 and general.jsonl: copy, shift and rotate, which keep an expert from forgetting how to handle letters. Training files
@@ -110,7 +110,13 @@ def write_random_model(out: Path, seed: int = 0) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Write the quickstart family's data and a base with random weights.")
-    parser.add_argument("out", type=Path, help="folder to make")
+    parser.add_argument(
+        "out",
+        type=Path,
+        nargs="?",
+        default=Path("merged/quickstart-data"),
+        help="folder to make  [default: %(default)s]",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of questions and weights")
     arguments = parser.parse_args()
     write_data(arguments.out, arguments.seed)
