@@ -1,4 +1,4 @@
-"""Writes what the quickstart family starts from: training data for each skill, and a base with random weights.
+"""What the quickstart family starts from: data of each skill, as files; a tokenizer, and a model without training.
 
     python recipes/quickstart/data.py                # merged/quickstart-data: what the configs beside this file read
     python recipes/quickstart/data.py DIR --seed 1   # others, elsewhere
@@ -82,14 +82,10 @@ def build_tokenizer() -> Any:
     )
 
 
-def write_random_model(out: Path, seed: int = 0) -> None:
-    """A Llama of 996,736 parameters in bfloat16 that has learnt nothing."""
-    import torch
+def build_model(tokenizer: Any) -> Any:
+    """A Llama of 996,736 parameters that has learnt nothing; weights are drawn from torch's generator."""
     from transformers import LlamaConfig, LlamaForCausalLM
-    from transformers.utils import logging
 
-    logging.disable_progress_bar()
-    tokenizer = build_tokenizer()
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=128,
@@ -103,13 +99,11 @@ def write_random_model(out: Path, seed: int = 0) -> None:
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    torch.manual_seed(seed)
-    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(out)
-    tokenizer.save_pretrained(out)
+    return LlamaForCausalLM(config)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Write the quickstart family's data and a base with random weights.")
+    parser = argparse.ArgumentParser(description="Write the quickstart family's data.")
     parser.add_argument(
         "out",
         type=Path,
@@ -117,10 +111,9 @@ def main() -> None:
         default=Path("merged/quickstart-data"),
         help="folder to make  [default: %(default)s]",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of questions and weights")
+    parser.add_argument("--seed", type=int, default=0, help="of the questions")
     arguments = parser.parse_args()
     write_data(arguments.out, arguments.seed)
-    write_random_model(arguments.out / "random", arguments.seed)
     print(f"{arguments.out}: {', '.join(sorted(path.name for path in arguments.out.iterdir()))}")
 
 
