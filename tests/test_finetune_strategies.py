@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import gc
 import json
+import multiprocessing
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -162,14 +164,21 @@ def test_processes_give_the_same_bits(tasks: Callable[..., Path], tmp_path: Path
 
 
 def test_what_fails_in_a_process_is_said(tasks: Callable[..., Path], tmp_path: Path) -> None:
-    file = tasks("parallel")
-    for task in ("up", "rev"):
-        (tmp_path / f"out/parallel/{task}.partial").mkdir(parents=True)
-        (tmp_path / f"out/parallel/{task}.partial/mine").touch()
-    (tmp_path / "out/strategies.json").write_text("{}")
-    with pytest.raises(UsageError, match=r"parallel: (up|rev): .*parallel/(up|rev)\.partial .* not unfinished work"):
-        run(file, workers=2)
-    assert not (tmp_path / "out/results.json").exists()
+    loaded = load_tasks(str(tasks("parallel")))
+    config = dataclasses.replace(loaded.tasks[0].config, out=str(tmp_path / "up"))
+    (tmp_path / "up.partial").mkdir()
+    (tmp_path / "up.partial" / "mine").touch()
+    here, there = multiprocessing.Pipe(duplex=False)
+    stages._work(config, loaded.folder, "cpu", 1, False, there)
+    ended = SimpleNamespace(join=lambda: None, exitcode=0)
+    ((name, text, code),) = stages._outcome("parallel: up", ended, here, no_training)
+    assert (name, code) == ("parallel: up", 2)
+    assert "up.partial exists and is not unfinished work of merge finetune" in text
+    there.close()  # as when the system kills a process that takes too much memory
+    ended.exitcode = -9
+    assert stages._outcome("parallel: up", ended, here, no_training) == [
+        ("parallel: up", "its process ended with exit code -9; out of memory?", 1)
+    ]
 
 
 def test_exact_match_is_that_of_greedy_decoding(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from finetune.keys import Config
 from finetune.record import MANIFEST, weight_digests
 from finetune.train import Prepared, Progress, Say, finetune, prepare
 from merge.errors import MergeError, OutputError, UsageError
+from merge.output.writer import partial_of
 
 ProgressBar = Callable[[str], AbstractContextManager[Progress]]
 
@@ -101,8 +102,9 @@ def train_stages(stages: Sequence[Stage], workers: int, machine: Machine) -> lis
             todo.append(stage)
     for stage in todo:
         for path in stage.derived:
-            if path.exists():
-                shutil.rmtree(path)
+            for made in (path, partial_of(path)):
+                if made.exists():
+                    shutil.rmtree(made)
     if workers > 1 and len(todo) > 1:
         _train_in_processes(todo, workers, machine)
         return todo
