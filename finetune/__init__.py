@@ -9,4 +9,5 @@ models.py       the base and its tokenizer
 checks.py       what only the loaded model shows: disk space, packing
 train.py        the whole way; trainer.py: the loop; adapters.py: going on from an adapter
 output.py       OUT.partial -> OUT; result.py, record.py: what is written there
+strategies/     several tasks: simultaneous, sequential, parallel and merged, in one table
 """
