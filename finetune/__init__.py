@@ -10,4 +10,5 @@ rope.py         longer contexts
 checks.py       what only the loaded model shows: disk space, packing
 train.py        the whole way; trainer.py: the loop; adapters.py: going on from an adapter
 output.py       OUT.partial -> OUT; result.py, record.py: what is written there
+strategies/     several tasks: simultaneous, sequential, parallel and merged, in one table
 """

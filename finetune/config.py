@@ -20,13 +20,13 @@ from merge.recipe.document import Kind, read_document, read_text
 from merge.recipe.names import suggest
 from merge.recipe.reader import Reader, as_integer, one_of, shown
 
-_KIND = Kind("config", "model: org/base", "model and data")
+KIND = Kind("config", "model: org/base", "model and data")
 _TAG = "tag:yaml.org,2002:"
 _NULL, _STR = f"{_TAG}null", f"{_TAG}str"
-_WRONG = object()  # a value with a problem; the default stands in until all problems are raised
+WRONG = object()  # a value with a problem; the default stands in until all problems are raised
 
 
-class _Place(Reader):
+class ConfigReader(Reader):
     """A recipe reader whose problems may stand at a flag instead of a line."""
 
     def __init__(self, file: str | None) -> None:
@@ -52,20 +52,33 @@ def load_config(
     Raises:
         RecipeError: everything that is wrong, in order.
     """
-    place = _Place(file)
-    values: dict[str, Any] = {}
+    place = ConfigReader(file)
+    root = None
     if file is not None:
-        root = read_document(read_text(Path(file)), file, _KIND)
+        root = read_document(read_text(Path(file)), file, KIND)
+    config = read_config(place, root, flags, defaults)
+    place.raise_if_any()
+    return config
+
+
+def read_config(
+    place: ConfigReader,
+    root: yaml.Node | None,
+    flags: Mapping[str, Sequence[str]] | None = None,
+    defaults: Mapping[str, Any] | None = None,
+) -> Config:
+    """As load_config, from a node; what is wrong goes to `place`."""
+    values: dict[str, Any] = {}
+    if root is not None:
         for name, node in _known(place, root, "", KEYS, "the config"):
-            values[name] = _value(place, node, name, KEYS[name])
+            values[name] = read_value(place, node, name, KEYS[name])
     for name, texts in (flags or {}).items():
         place.flag = f"--{name.replace('_', '-')}"
         values[name] = _flag(place, texts, name, KEYS[name])
     place.flag = None
-    good = {name: value for name, value in values.items() if value is not _WRONG}
+    good = {name: value for name, value in values.items() if value is not WRONG}
     config = Config(**{**(defaults or {}), **good})
     _check_together(_Complaints(place, values, flags or {}), config)
-    place.raise_if_any()
     return config
 
 
@@ -87,7 +100,7 @@ def from_record(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _known(
-    place: _Place, node: yaml.Node, path: str, keys: Mapping[str, Key], what: str
+    place: ConfigReader, node: yaml.Node, path: str, keys: Mapping[str, Key], what: str
 ) -> list[tuple[str, yaml.Node]]:
     found = []
     for name, key_node, value in place.pairs(node, path, what):
@@ -98,7 +111,7 @@ def _known(
     return found
 
 
-def _flag(place: _Place, texts: Sequence[str], name: str, key: Key) -> Any:
+def _flag(place: ConfigReader, texts: Sequence[str], name: str, key: Key) -> Any:
     """A flag's texts are read as YAML reads them, so that both ways have the same rules."""
     if key.kind in ("str", "data", "fraction|data"):
         if name in ("prompt", "completion", "text"):  # a shell does not write line breaks easily
@@ -111,7 +124,7 @@ def _flag(place: _Place, texts: Sequence[str], name: str, key: Key) -> Any:
     else:
         nodes = [_plain(text) for text in texts]
     single = len(nodes) == 1 and key.kind not in ("words", "data")
-    return _value(place, nodes[0] if single else yaml.SequenceNode(f"{_TAG}seq", nodes, *_MARKS), name, key)
+    return read_value(place, nodes[0] if single else yaml.SequenceNode(f"{_TAG}seq", nodes, *_MARKS), name, key)
 
 
 _MARK = yaml.Mark("", 0, 0, 0, None, 0)
@@ -126,36 +139,36 @@ def _plain(text: str) -> yaml.Node:
     return node or yaml.ScalarNode(_STR, text, *_MARKS)
 
 
-def _value(place: _Place, node: yaml.Node, path: str, key: Key) -> Any:
+def read_value(place: ConfigReader, node: yaml.Node, path: str, key: Key) -> Any:
     kind = key.kind
     if kind == "str":
         text = place.text(node, path)
         if text is None:
-            return _WRONG
+            return WRONG
         if key.choices and text not in key.choices:
             place.problem(node, f'"{path}" is "{text}"; {suggest(text, key.choices)}')
-            return _WRONG
+            return WRONG
         return text
     if kind == "bool":
         if isinstance(node, yaml.ScalarNode) and node.tag == f"{_TAG}bool":
             return node.value.lower() in ("true", "yes", "on")
         place.problem(node, f'"{path}" must be true or false, not {shown(node)}')
-        return _WRONG
+        return WRONG
     if kind in ("int", "float"):
         return _ranged(place, node, path, key)
     if kind == "words":
         items = place.items(node, path, path) if isinstance(node, yaml.SequenceNode) else [node]
         words = [place.text(item, path) for item in items]
-        return _WRONG if None in words else tuple(words)
+        return WRONG if None in words else tuple(words)
     if kind == "table":
         found = {name: _ranged(place, value, f"{path}.{name}", key) for name, _, value in place.pairs(node, path, path)}
-        return _WRONG if not found or _WRONG in found.values() else found
+        return WRONG if not found or WRONG in found.values() else found
     if kind == "fraction|data" and _number(node) is not None:
         return _ranged(place, node, path, dataclasses.replace(key, kind="float", above=0, high=0.9))
     return _sources(place, node, path)
 
 
-def _ranged(place: _Place, node: yaml.Node, path: str, key: Key) -> Any:
+def _ranged(place: ConfigReader, node: yaml.Node, path: str, key: Key) -> Any:
     value: float | None = as_integer(node) if key.kind == "int" else _number(node)
     good = (
         value is not None
@@ -174,7 +187,7 @@ def _ranged(place: _Place, node: yaml.Node, path: str, key: Key) -> Any:
     span = f" {' and '.join(limits)}" if limits else ""
     whole = "whole number" if key.kind == "int" else "number"
     place.problem(node, f'"{path}" must be a {whole}{span}, not {shown(node)}')
-    return _WRONG
+    return WRONG
 
 
 def _number(node: yaml.Node) -> float | None:
@@ -187,7 +200,7 @@ def _number(node: yaml.Node) -> float | None:
         return None
 
 
-def _sources(place: _Place, node: yaml.Node, path: str) -> Any:
+def _sources(place: ConfigReader, node: yaml.Node, path: str) -> Any:
     items = place.items(node, path, path) if isinstance(node, yaml.SequenceNode) else [node]
     if not items:
         place.problem(node, f'"{path}" is empty; name at least one file')
@@ -196,28 +209,28 @@ def _sources(place: _Place, node: yaml.Node, path: str) -> Any:
         here = f"{path}.{i}"
         if not isinstance(item, yaml.MappingNode):
             text = place.text(item, here)
-            sources.append(_WRONG if text is None else Source(text))
+            sources.append(WRONG if text is None else Source(text))
             continue
         values = {
-            name: _value(place, value, f"{here}.{name}", SOURCE_KEYS[name])
+            name: read_value(place, value, f"{here}.{name}", SOURCE_KEYS[name])
             for name, value in _known(place, item, here, SOURCE_KEYS, f'an entry of "{path}"')
         }
         if "path" not in values:
             place.problem(item, f'an entry of "{path}" needs the key "path": the file')
-        if "path" not in values or _WRONG in values.values():
-            sources.append(_WRONG)
+        if "path" not in values or WRONG in values.values():
+            sources.append(WRONG)
         else:
             sources.append(Source(**values))
-    return _WRONG if not sources or _WRONG in sources else tuple(sources)
+    return WRONG if not sources or WRONG in sources else tuple(sources)
 
 
 class _Complaints:
     """Puts a problem with a key where the key was given: at its flag, its line, or the file."""
 
-    def __init__(self, place: _Place, values: Mapping[str, Any], flags: Mapping[str, Any]) -> None:
+    def __init__(self, place: ConfigReader, values: Mapping[str, Any], flags: Mapping[str, Any]) -> None:
         self._place, self._flags = place, flags
-        self.given = [name for name, value in values.items() if value is not _WRONG]
-        self.wrong = [name for name, value in values.items() if value is _WRONG]
+        self.given = [name for name, value in values.items() if value is not WRONG]
+        self.wrong = [name for name, value in values.items() if value is WRONG]
 
     def __call__(self, name: str, message: str) -> None:
         if name in self.wrong:  # said already

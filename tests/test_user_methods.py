@@ -127,9 +127,10 @@ def test_another_version_of_the_file_does_not_go_on_with_the_work(
     def stop(*arguments: object) -> None:
         raise Stopped
 
-    with monkeypatch.context() as patch, pytest.raises(Stopped):
+    with monkeypatch.context() as patch:
         patch.setattr("merge.output.writer.OutputDirectory.complete", stop)
-        run_plan(before, models / "out")
+        with pytest.raises(Stopped):
+            run_plan(before, models / "out")
     (models / "my_method.py").write_text(from_guide("my_method.py") + "# changed\n", encoding="utf-8")
     load_method_file(models / "my_method.py")
     with pytest.raises(UsageError, match=r"unfinished work of another recipe"):

@@ -68,12 +68,15 @@ Examples:
   merge finetune --model org/base --data train.jsonl --validation 0.05 -o tuned/mine
   merge finetune config.yaml --show 3            what is trained on, with the loss mask; nothing is trained
   merge finetune continue tuned/mine --data more.jsonl -o tuned/more
+  merge finetune tasks.yaml --strategy sequential,parallel --workers 2
   accelerate launch -m merge finetune config.yaml
 Killed or stopped, the same command goes on where it was.""",
 )
 @click.argument("words", nargs=-1, metavar="[CONFIG.yaml | continue ADAPTER [CONFIG.yaml]]")
 @_with_keys
 @click.option("--show", type=click.IntRange(1), metavar="N", help="Print N examples with their loss mask, and stop.")
+@click.option("--strategy", metavar="A,B", help="Of a config with tasks: simultaneous, sequential, parallel.")
+@click.option("--workers", type=click.IntRange(1, 64), help="Processes of the parallel strategy.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Default: a GPU if there is one.")
 @click.option("--threads", type=click.IntRange(1, 1024), help="Threads of torch.")
 @click.option("--force", is_flag=True, help="Replace an existing result; discard other unfinished work.")
@@ -82,6 +85,8 @@ Killed or stopped, the same command goes on where it was.""",
 def command(
     words: tuple[str, ...],
     show: int | None,
+    strategy: str | None,
+    workers: int | None,
     device: str | None,
     threads: int | None,
     force: bool,
@@ -101,6 +106,14 @@ def command(
         if not quiet:
             click.echo(printable(text), err=True)
 
+    if _has_tasks(words, strategy, workers, show):
+        _check_installed()
+        from merge.cli.finetune_tasks import run_tasks
+
+        machine: dict[str, Any] = {"device": device, "threads": threads, "force": force}
+        own: dict[str, Any] = {"strategy": strategy, "workers": workers, "quiet": quiet, "as_json": as_json}
+        run_tasks(words[0], _given(flags), **own, **machine, say=say, bar=_progress)
+        return
     file, config = _read(words, flags, show is not None)
     _check_installed()
     from finetune.train import finetune, prepare
@@ -121,6 +134,31 @@ def command(
         _print(report, as_json)
 
 
+def _has_tasks(words: tuple[str, ...], strategy: str | None, workers: int | None, show: int | None) -> bool:
+    """Whether this is a config with tasks. Raises UsageError for flags that do not go with what it is."""
+    from finetune.strategies.config import is_task_file
+    from merge.errors import UsageError
+
+    found = len(words) == 1 and is_task_file(words[0])
+    if found and show is not None:
+        raise UsageError("--show: the config has several tasks; show the data of one by a config of its own.")
+    if not found and (strategy is not None or workers is not None):
+        flag = "--workers" if strategy is None else "--strategy"
+        raise UsageError(f"{flag}: belongs to a config with tasks; see docs/finetune.md.")
+    return found
+
+
+def _given(flags: dict[str, Any]) -> dict[str, list[str]]:
+    """The flags that were given, as texts."""
+    return {
+        name: [str(value).lower() if isinstance(value, bool) else value]
+        if not isinstance(value, tuple)
+        else list(value)
+        for name, value in flags.items()
+        if value is not None and value != ()
+    }
+
+
 def _read(words: tuple[str, ...], flags: dict[str, Any], only_shown: bool) -> tuple[str | None, Config]:
     """The words after `finetune`, and the flags -> (config file, config)."""
     from finetune.config import load_config
@@ -136,15 +174,8 @@ def _read(words: tuple[str, ...], flags: dict[str, Any], only_shown: bool) -> tu
         words = words[2:]
     if len(words) > 1:
         raise UsageError(f'merge finetune: one config file, not "{" ".join(words)}"; flags take what goes over it.')
-    given = {
-        name: [str(value).lower() if isinstance(value, bool) else value]
-        if not isinstance(value, tuple)
-        else list(value)
-        for name, value in flags.items()
-        if value is not None and value != ()
-    }
     file = words[0] if words else None
-    return file, load_config(file, given, defaults)
+    return file, load_config(file, _given(flags), defaults)
 
 
 def _check_installed() -> None:

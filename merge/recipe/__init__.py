@@ -58,6 +58,7 @@ __all__ = [
     "load_recipe",
     "parse_recipe",
     "parse_reference",
+    "recipe_of",
     "resolve",
 ]
 

@@ -1,0 +1,182 @@
+"""Several tasks, three ways: run_strategies(load_tasks("tasks.yaml")). Read this file first.
+
+simultaneous  one training on the data of all tasks, mixed by weight
+sequential    task after task, each from the one before; scored after every stage, which shows what is forgotten
+parallel      each task from the base, in several processes if asked for; then merged by recipes
+
+config.py   YAML -> TaskSet               stages.py   one training each, none of them twice
+merges.py   parts of recipes, filled in   score.py    held-out loss and exact match of a model on every task
+table.py    results as a table, as JSON, and what was forgotten
+
+OUT/simultaneous, OUT/sequential/1-NAME, OUT/parallel/NAME and OUT/merged/NAME are models or adapters as merge finetune
+and merge run write them; OUT/results.json has the scores.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import filelock
+
+from finetune.libraries import quiet_libraries
+from finetune.models import pick_device
+from finetune.strategies.config import TaskSet, load_tasks, mixture
+from finetune.strategies.merges import run_merge
+from finetune.strategies.score import Scorer, is_adapter
+from finetune.strategies.stages import Machine, ProgressBar, Stage, train_stages
+from finetune.strategies.table import RESULTS, Result, write_results
+from finetune.train import Prepared, Progress, Say, prepare
+from merge.errors import OutputError, UsageError
+
+__all__ = ["Result", "TaskSet", "load_tasks", "run_strategies"]
+MARKER, LOCK = "strategies.json", "run.lock"
+
+
+@dataclass(frozen=True)
+class Run:
+    """What every strategy needs. `prepared`: task -> its data and the base, checked."""
+
+    tasks: TaskSet
+    prepared: dict[str, Prepared]
+    machine: Machine
+    scorer: Scorer
+
+    @property
+    def adapters(self) -> bool:
+        return is_adapter(self.tasks.shared.train)
+
+    def result(self, strategy: str, stage: str, path: Path | None, adapter: bool) -> Result:
+        self.machine.say(f"scoring {f'{strategy}: {stage}' if stage else strategy}")
+        return Result(strategy, stage, "" if path is None else str(path), self.scorer.score(path, adapter))
+
+
+@contextlib.contextmanager
+def _no_progress(name: str) -> Iterator[Progress]:
+    yield lambda step, steps, logs: None
+
+
+def run_strategies(
+    tasks: TaskSet,
+    *,
+    device: str | None = None,
+    threads: int | None = None,
+    force: bool = False,
+    say: Say = lambda text: None,
+    progress: ProgressBar = _no_progress,
+) -> list[Result]:
+    """Trains, merges and scores what the task file asks for; writes tasks.out.
+
+    Args:
+        device, threads: as finetune(); with workers, threads of each.
+        force: train what was trained otherwise before again.
+        say: called with a line to tell the user.
+        progress: name of a stage -> a context with the progress of its training.
+
+    Returns:
+        The base first, then every model in the order it was made.
+
+    Raises:
+        MergeError: as prepare(), finetune() and run_plan(). What is done is kept, and not done again.
+    """
+    machine = Machine(device, threads, force, say, progress)
+    prepared = {task.name: prepare(task.config, tasks.folder) for task in tasks.tasks}
+    with _directory(tasks.out), quiet_libraries():
+        scorer = Scorer(prepared, tasks.folder, pick_device(tasks.shared, device))
+        run = Run(tasks, prepared, machine, scorer)
+        results = [run.result("base", "", None, False)]
+        for strategy in tasks.strategies:
+            results += _STRATEGIES[strategy](run)
+        write_results(tasks.out, [task.name for task in tasks.tasks], results)
+    return results
+
+
+def _simultaneous(run: Run) -> list[Result]:
+    out = run.tasks.out / "simultaneous"
+    config = dataclasses.replace(mixture(run.tasks), out=str(out))
+    train_stages([Stage("simultaneous", prepare(config, run.tasks.folder), run.tasks.folder)], 1, run.machine)
+    return [run.result("simultaneous", "", out, run.adapters)]
+
+
+def _sequential(run: Run) -> list[Result]:
+    results = []
+    before: Path | None = None
+    names = [task.name for task in run.tasks.tasks]
+    outs = [run.tasks.out / "sequential" / f"{number}-{name}" for number, name in enumerate(names, start=1)]
+    for number, (name, out) in enumerate(zip(names, outs, strict=True), start=1):
+        stage = Stage(
+            f"sequential {number}: {name}",
+            _after(run.prepared[name], before, out, run.adapters),
+            run.tasks.folder,
+            tuple(outs[number:]),
+        )
+        train_stages([stage], 1, run.machine)
+        results.append(run.result("sequential", f"{number} {name}", out, run.adapters))
+        before = out
+    return results
+
+
+def _after(prepared: Prepared, before: Path | None, out: Path, adapters: bool) -> Prepared:
+    """The task's training from the model, or the adapter, of the stage before."""
+    config = dataclasses.replace(prepared.config, out=str(out))
+    base = prepared.base
+    if before is not None and adapters:
+        config = dataclasses.replace(config, adapter=str(before))
+    elif before is not None:
+        config = dataclasses.replace(config, model=str(before))
+        base = dataclasses.replace(base, path=str(before), revision=None)
+    return dataclasses.replace(prepared, config=config, base=base)
+
+
+def _parallel(run: Run) -> list[Result]:
+    tasks = run.tasks
+    outs = {name: tasks.out / "parallel" / name for name in run.prepared}
+    merged = {merge.name: tasks.out / "merged" / merge.name for merge in tasks.merges}
+    stages = [
+        Stage(
+            f"parallel: {name}",
+            dataclasses.replace(one, config=dataclasses.replace(one.config, out=str(outs[name]))),
+            tasks.folder,
+            tuple(merged.values()),
+        )
+        for name, one in run.prepared.items()
+    ]
+    trained = train_stages(stages, tasks.workers, run.machine)
+    results = [run.result("parallel", name, out, run.adapters) for name, out in outs.items()]
+    base = next(iter(run.prepared.values())).base.path
+    for merge in tasks.merges:
+        inputs = {name: f"{base}+{out}" if run.adapters and merge.fold else str(out) for name, out in outs.items()}
+        run_merge(merge, base, inputs, merged[merge.name], again=bool(trained), threads=run.machine.threads)
+        results.append(run.result("merged", merge.name, merged[merge.name], run.adapters and not merge.fold))
+    return results
+
+
+_STRATEGIES: dict[str, Callable[[Run], list[Result]]] = {
+    "simultaneous": _simultaneous,
+    "sequential": _sequential,
+    "parallel": _parallel,
+}
+
+
+@contextlib.contextmanager
+def _directory(out: Path) -> Iterator[None]:
+    """OUT, of which only what a task file makes is known; one run at a time."""
+    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / MARKER).is_file())):
+        raise UsageError(f"{out} exists and holds no tasks of merge finetune; nothing was changed. Choose another out.")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / MARKER).write_text(json.dumps({"format": 1, "results": RESULTS}) + "\n", encoding="utf-8")
+        lock = filelock.FileLock(out / LOCK)
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        raise OutputError(f"{out} is being written by another run. Wait for it, or choose another out.") from None
+    except OSError as error:
+        raise OutputError(f"{out}: cannot write: {error.strerror or error}. Choose another out.") from error
+    try:
+        yield
+    finally:
+        lock.release()

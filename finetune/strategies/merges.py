@@ -1,0 +1,164 @@
+"""Recipes over trained tasks: a part of a tasks file -> a recipe of merge's own, its inputs filled in.
+
+A part is a recipe without models. `tasks: {sort: {weight: 0.7}}` gives parameters to single inputs. LoRA adapters are
+folded into the base, unless the part says `fold: false`: then the adapters themselves are merged, into an adapter.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from finetune.trainables import TRAINABLES
+from merge.errors import RecipeError
+
+if TYPE_CHECKING:
+    from finetune.config import ConfigReader
+
+_TAG = "tag:yaml.org,2002:"
+_LORA = ("lora", "qlora")
+_FILLED = ("models", "slices", "modules")
+
+
+@dataclass(frozen=True)
+class Merge:
+    """One recipe part. `node`: its keys as written; `parameters`: task -> node; `fold`: models are merged."""
+
+    name: str
+    method: str
+    node: yaml.MappingNode
+    parameters: Mapping[str, yaml.Node]
+    fold: bool
+    file: str | None
+
+    def recipe(self, base: str, inputs: Mapping[str, str]) -> yaml.MappingNode:
+        """The whole recipe. `inputs`: task -> model, or adapter if not `fold`. Its nodes know the part's lines."""
+        given = {key.value for key, _ in self.node.value}
+        pairs = list(self.node.value)
+        if "base_model" not in given and self.fold and self._base_is_required():
+            pairs.append((self._text("base_model"), self._text(base)))
+        models: list[yaml.Node] = []
+        for task, model in inputs.items():
+            source: list[tuple[yaml.Node, yaml.Node]] = [(self._text("model"), self._text(model))]
+            if task in self.parameters:
+                source.append((self._text("parameters"), self.parameters[task]))
+            models.append(yaml.MappingNode(f"{_TAG}map", source, *self._marks()))
+        pairs.append((self._text("models"), yaml.SequenceNode(f"{_TAG}seq", models, *self._marks())))
+        return yaml.MappingNode(f"{_TAG}map", pairs, *self._marks())
+
+    def text(self, base: str, inputs: Mapping[str, str]) -> str:
+        return str(yaml.serialize(self.recipe(base, inputs), Dumper=yaml.SafeDumper))
+
+    def _base_is_required(self) -> bool:
+        from merge.methods.registry import all_methods
+
+        method = all_methods().get(self.method)
+        return method is not None and method.base == "required"
+
+    def _marks(self) -> tuple[yaml.Mark, yaml.Mark]:
+        return self.node.start_mark, self.node.end_mark
+
+    def _text(self, text: str) -> yaml.ScalarNode:
+        return yaml.ScalarNode(f"{_TAG}str", text, *self._marks())
+
+
+def read_merges(place: ConfigReader, node: yaml.Node, tasks: Sequence[str], train: str) -> tuple[Merge, ...]:
+    """One part, or a list; problems go to `place`, those of the recipes too, with their lines."""
+    parts = place.items(node, "merge", "merge") if isinstance(node, yaml.SequenceNode) else [node]
+    if not parts:
+        place.problem(node, '"merge" is empty; give it a recipe such as {merge_method: ties}')
+    if TRAINABLES[train].adapter and train not in _LORA:
+        place.problem(
+            node, f"train: {train} makes nothing that recipes merge; use full, partial, bitfit, lora or qlora"
+        )
+        return ()
+    merges: list[Merge] = []
+    for i, part in enumerate(parts):
+        merge = _read_merge(place, part, f"merge.{i}", tasks, train, [merge.name for merge in merges])
+        if merge is not None:
+            merges.append(merge)
+    return tuple(merges)
+
+
+def _read_merge(
+    place: ConfigReader, node: yaml.Node, path: str, tasks: Sequence[str], train: str, taken: Sequence[str]
+) -> Merge | None:
+    kept: list[tuple[yaml.Node, yaml.Node]] = []
+    parameters: dict[str, yaml.Node] = {}
+    fold, name, method = True, "", ""
+    for key, key_node, value in place.pairs(node, path, "a recipe"):
+        if key in _FILLED:
+            place.problem(key_node, f'"{key}" is filled in here: the models are the trained tasks')
+        elif key == "tasks":
+            parameters = {task: one for task, _, one in place.pairs(value, f"{path}.tasks", '"tasks"')}
+            for task in parameters.keys() - set(tasks):
+                place.problem(value, f'"{task}" is not a task; there are {", ".join(tasks)}')
+        elif key == "fold":
+            if value.tag != f"{_TAG}bool" or train not in _LORA:
+                place.problem(value, '"fold" is true or false, and belongs to train: lora or qlora')
+            fold = not (isinstance(value, yaml.ScalarNode) and value.value.lower() in ("false", "no", "off"))
+        else:
+            kept.append((key_node, value))
+            if isinstance(value, yaml.ScalarNode):
+                name = value.value if key == "name" else name
+                method = value.value if key == "merge_method" else method
+    if not isinstance(node, yaml.MappingNode):
+        return None
+    stem = name or method
+    number = 2
+    name = stem
+    while name in taken:
+        name, number = f"{stem}-{number}", number + 1
+    merge = Merge(
+        name, method, yaml.MappingNode(node.tag, kept, node.start_mark, node.end_mark), parameters, fold, place.file
+    )
+    if fold and tasks:
+        _check(place, merge, tasks)
+    return merge
+
+
+def _check(place: ConfigReader, merge: Merge, tasks: Sequence[str]) -> None:
+    """Reads the recipe as if the tasks were trained: everything that its text can have wrong is said now."""
+    from merge.recipe import recipe_of
+
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ("base", *tasks):
+            (Path(folder) / f"model-{name}").mkdir()
+        inputs = {task: str(Path(folder) / f"model-{task}") for task in tasks}
+        try:
+            recipe_of(merge.recipe(str(Path(folder) / "model-base"), inputs), "", merge.file)
+        except RecipeError as error:
+            place._problems += [(_line(problem.where), problem) for problem in error.problems]
+
+
+def _line(where: str | None) -> int:
+    """Of file:line."""
+    number = (where or "").rpartition(":")[2]
+    return int(number) if number.isdigit() else 0
+
+
+def run_merge(merge: Merge, base: str, inputs: Mapping[str, str], out: Path, *, again: bool, **options: Any) -> bool:
+    """Carries the recipe out. `again`: even if `out` is its result already. Returns whether anything was done.
+
+    Raises:
+        MergeError: see merge.engine.run.
+    """
+    import json
+
+    from merge.output.manifest import MANIFEST
+    from merge.planners.build import build_plan
+    from merge.recipe import parse_recipe
+
+    text = merge.text(base, inputs)
+    file = out / MANIFEST
+    if not again and file.is_file() and json.loads(file.read_text(encoding="utf-8")).get("recipe") == text:
+        return False
+    from merge.engine.run import run_plan
+
+    run_plan(build_plan(parse_recipe(text)), out, force=True, **options)
+    return True

@@ -1,0 +1,131 @@
+"""Scores of a model on the held-out data of every task: mean loss, and exact match where prompts have one answer.
+
+Exact match is teacher-forced: an answer counts if every token of it, the end mark included, is the likeliest one after
+what comes before. That is the answer that greedy decoding gives, at the price of one pass.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from finetune.data import read_samples
+from finetune.data.pack import IGNORED
+from finetune.data.samples import Pair
+from finetune.models import load_model
+from finetune.objectives import OBJECTIVES
+from finetune.train import Prepared
+from finetune.trainables import TRAINABLES
+
+
+@dataclass(frozen=True)
+class Score:
+    """`loss`: nats a token; `exact`: share of right answers, None where data are no prompts with completions."""
+
+    loss: float
+    exact: float | None
+    examples: int
+
+    @property
+    def exact_error(self) -> float | None:
+        """Standard error of `exact`, binomial, add-one smoothed."""
+        if self.exact is None:
+            return None
+        p = (self.exact * self.examples + 1) / (self.examples + 2)
+        return math.sqrt(p * (1 - p) / self.examples)
+
+
+class Scorer:
+    """Scores models on every task. `prepared`: task -> its data, from the base."""
+
+    def __init__(self, prepared: Mapping[str, Prepared], folder: Path | None, device: str) -> None:
+        self._prepared, self._device = dict(prepared), device
+        self._exact = {
+            name: all(isinstance(sample.content, Pair) for sample in read_samples(one.config, folder).validation)
+            for name, one in prepared.items()
+        }
+
+    def score(self, path: Path | None, adapter: bool = False) -> dict[str, Score]:
+        """A model directory, or an adapter of the base; None is the base itself."""
+        import torch
+
+        first = next(iter(self._prepared.values()))
+        model = _open(first, path, adapter, self._device)
+        model.eval()
+        scores = {}
+        with torch.no_grad():
+            for name, one in self._prepared.items():
+                scores[name] = _score(model, one, self._exact[name], self._device)
+        return scores
+
+
+def _open(prepared: Prepared, path: Path | None, adapter: bool, device: str) -> Any:
+    base, config = prepared.base, prepared.config
+    objective = OBJECTIVES[prepared.data.objective]
+    if path is not None and not adapter:
+        base, config = dataclasses.replace(base, path=str(path)), dataclasses.replace(config, train="full")
+    model = load_model(base, config, objective.model_class, device)
+    if path is not None and adapter:
+        if config.train == "bottleneck":
+            from finetune.bottleneck import load_bottlenecks
+
+            model = load_bottlenecks(model, path)
+        else:
+            from peft import PeftModel
+
+            model = PeftModel.from_pretrained(model, str(path))
+    return model if config.train == "qlora" else model.to(device)
+
+
+class _Seen:
+    """A model that keeps the logits of its last pass."""
+
+    def __init__(self, model: Any) -> None:
+        self._model, self.logits = model, None
+
+    def __call__(self, **inputs: Any) -> Any:
+        out = self._model(**inputs)
+        self.logits = out.logits
+        return out
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+
+def _score(model: Any, prepared: Prepared, exact: bool, device: str) -> Score:
+    data, config = prepared.data, prepared.config
+    assert data.validation is not None
+    objective = OBJECTIVES[data.objective]
+    pad = prepared.base.tokenizer.pad_token_id
+    # Of about one length in a batch: less filling up. Sums in this order are the same for every model.
+    lengths = [len(example) for example in data.validation.examples]
+    order = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
+    loss = weight = 0.0
+    right = 0
+    seen = _Seen(model)
+    for start in range(0, len(order), config.batch_size):
+        rows = [data.validation[i] for i in order[start : start + config.batch_size]]
+        batch = objective.collate(rows, pad)
+        batch = {name: value.to(device) if hasattr(value, "to") else value for name, value in batch.items()}
+        losses = objective.loss(seen if exact else model, batch)
+        loss += float(losses.double().sum())
+        weight += float(objective.weights(batch).double().sum())
+        if exact and seen.logits is not None:
+            right += _right(seen.logits, batch)
+    return Score(loss / weight, right / len(order) if exact else None, len(order))
+
+
+def _right(logits: Any, batch: dict[str, Any]) -> int:
+    """Rows whose every weighted target is the likeliest token. logits (row, position, token)."""
+    targets = batch["targets"]
+    best = logits[:, -targets.shape[1] :].argmax(-1)
+    asked = (targets != IGNORED) & (batch["weights"] >= 1)
+    return int(((best == targets) | ~asked).all(1).sum())
+
+
+def is_adapter(train: str) -> bool:
+    return TRAINABLES[train].adapter

@@ -1,0 +1,192 @@
+"""Stages: single trainings of a task file, each in a directory of its own, none of them done twice.
+
+A stage is done if its directory's manifest has the same config, the same data and the same base weights. What was made
+from a stage (the next of a sequence, merges) is removed before the stage is trained again, so what is there fits.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import multiprocessing
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from finetune.config import from_record
+from finetune.keys import Config
+from finetune.record import MANIFEST, weight_digests
+from finetune.train import Prepared, Progress, Say, finetune, prepare
+from merge.errors import MergeError, OutputError, UsageError
+from merge.output.directory import partial_of
+
+ProgressBar = Callable[[str], AbstractContextManager[Progress]]
+
+
+@dataclass(frozen=True)
+class Machine:
+    """With what it is done."""
+
+    device: str | None
+    threads: int | None
+    force: bool
+    say: Say
+    progress: ProgressBar
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One training. `prepared.config.out` is its directory; `derived`: what was made from its result."""
+
+    name: str
+    prepared: Prepared
+    folder: Path | None
+    derived: tuple[Path, ...] = ()
+
+    @property
+    def out(self) -> Path:
+        return Path(self.prepared.config.out)
+
+
+def is_done(stage: Stage, force: bool) -> bool:
+    """Whether the stage's directory holds its result.
+
+    Raises:
+        UsageError: it holds another one, and may not be replaced.
+    """
+    if not stage.out.exists():
+        return False
+    different = _differences(stage)
+    if not different:
+        return True
+    if force:
+        return False
+    raise UsageError(
+        f"{stage.out} was trained with other: {', '.join(different)}. --force trains what differs again; or choose "
+        "another out."
+    )
+
+
+def _differences(stage: Stage) -> list[str]:
+    try:
+        found = json.loads((stage.out / MANIFEST).read_text(encoding="utf-8"))
+        before = dataclasses.asdict(Config(**from_record(found["config"])))
+        files, digests = found["data"]["files_sha256"], found["base"]["weights_xxh3_128"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return ["an unreadable manifest"]
+    prepared = stage.prepared
+    now = json.loads(json.dumps(dataclasses.asdict(prepared.config)))
+    before = json.loads(json.dumps(before))
+    different = [name for name in now if now[name] != before[name]]
+    if files != prepared.data.files:
+        different.append("data")
+    if digests != weight_digests(prepared.base):
+        different.append("base weights")
+    return list(dict.fromkeys(different))
+
+
+def train_stages(stages: Sequence[Stage], workers: int, machine: Machine) -> list[Stage]:
+    """Trains those that are not done, in several processes if asked for; returns those that it trained.
+
+    Raises:
+        MergeError: of the first that failed; what the others have done is kept.
+    """
+    todo = []
+    for stage in stages:
+        if is_done(stage, machine.force):
+            machine.say(f"{stage.name}: done before")
+        else:
+            todo.append(stage)
+    for stage in todo:
+        for path in stage.derived:
+            for made in (path, partial_of(path)):
+                if made.exists():
+                    shutil.rmtree(made)
+    if workers > 1 and len(todo) > 1:
+        _train_in_processes(todo, workers, machine)
+        return todo
+    for stage in todo:
+        with machine.progress(stage.name) as progress:
+            report = finetune(
+                stage.prepared,
+                device=machine.device,
+                threads=machine.threads,
+                force=machine.force,
+                say=_named(machine.say, stage.name),
+                progress=progress,
+            )
+        machine.say(f"{stage.name}: {report.steps:,} steps, {report.seconds:.1f} s")
+    return todo
+
+
+def _named(say: Say, name: str) -> Say:
+    return lambda text: say(f"{name}: {text}")
+
+
+def _train_in_processes(stages: Sequence[Stage], workers: int, machine: Machine) -> None:
+    """A new process for each stage, `workers` at a time: torch's threads and memory are a process's own."""
+    import os
+
+    threads = machine.threads or max(1, (os.cpu_count() or 1) // workers)
+    context = multiprocessing.get_context("spawn")
+    waiting = list(stages)
+    running: dict[str, tuple[Any, Any]] = {}
+    failed: list[tuple[str, str, int]] = []
+    try:
+        while running or (waiting and not failed):
+            while waiting and len(running) < workers and not failed:
+                stage = waiting.pop(0)
+                here, there = context.Pipe(duplex=False)
+                settings = (stage.prepared.config, stage.folder, machine.device, threads, machine.force, there)
+                process = context.Process(target=_work, args=settings, name=stage.name)
+                process.start()
+                there.close()
+                running[stage.name] = (process, here)
+                machine.say(f"{stage.name}: started, {threads} {'thread' if threads == 1 else 'threads'}")
+            for name in list(_finished(running)):
+                process, here = running.pop(name)
+                failed += _outcome(name, process, here, machine.say)
+    finally:
+        for process, _ in running.values():
+            process.terminate()
+            process.join()
+    if failed:
+        name, text, code = failed[0]
+        raise (UsageError if code == 2 else OutputError)(f"{name}: {text}")
+
+
+def _finished(running: dict[str, tuple[Any, Any]]) -> Iterator[str]:
+    from multiprocessing.connection import wait
+
+    wait([process.sentinel for process, _ in running.values()])
+    for name, (process, _) in running.items():
+        if not process.is_alive():
+            yield name
+
+
+def _outcome(name: str, process: Any, here: Any, say: Say) -> list[tuple[str, str, int]]:
+    process.join()
+    try:
+        text, code = here.recv() if here.poll() else (f"its process ended with exit code {process.exitcode}.", 1)
+    except EOFError:
+        text, code = f"its process ended with exit code {process.exitcode}; out of memory?", 1
+    if code == 0:
+        say(f"{name}: {text}")
+        return []
+    return [(name, text, code)]
+
+
+def _work(config: Config, folder: Path | None, device: str | None, threads: int, force: bool, connection: Any) -> None:
+    """In the process: a training, and what became of it in a line."""
+    import os
+
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        report = finetune(prepare(config, folder), device=device, threads=threads, force=force)
+    except MergeError as error:
+        connection.send((str(error), error.exit_code))
+        return
+    connection.send((f"{report.steps:,} steps, {report.seconds:.1f} s", 0))

@@ -1,0 +1,118 @@
+"""Results of a task file: one table (models x tasks), what a sequence forgot, and the same as JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from finetune.strategies.score import Score
+
+RESULTS = "results.json"
+
+
+@dataclass(frozen=True)
+class Result:
+    """A model and its scores. `stage`: of a sequence, the task of an expert, the name of a merge, or ""."""
+
+    strategy: str
+    stage: str
+    path: str
+    scores: dict[str, Score]
+
+    @property
+    def name(self) -> str:
+        return f"{self.strategy} {self.stage}".strip()
+
+    @property
+    def loss(self) -> float:
+        """Mean over tasks, each counting the same."""
+        return sum(score.loss for score in self.scores.values()) / len(self.scores)
+
+    @property
+    def exact(self) -> float | None:
+        """Mean over tasks, None unless all have it."""
+        shares = [score.exact for score in self.scores.values() if score.exact is not None]
+        return sum(shares) / len(shares) if len(shares) == len(self.scores) else None
+
+
+def forgetting(tasks: Sequence[str], results: Sequence[Result]) -> dict[str, dict[str, float | None]] | None:
+    """task -> how much worse it is after the last stage than after its own: loss (nats), exact (share). Not the last.
+
+    The negative of backward transfer in Lopez-Paz and Ranzato 2017 (arXiv:1706.08840), section 2, by task.
+    """
+    stages = [result for result in results if result.strategy == "sequential"]
+    if not stages:
+        return None
+    found: dict[str, dict[str, float | None]] = {}
+    for task, own in zip(tasks[:-1], stages, strict=False):
+        after, last = own.scores[task], stages[-1].scores[task]
+        exact = None if after.exact is None or last.exact is None else after.exact - last.exact
+        found[task] = {"loss": last.loss - after.loss, "exact": exact}
+    return found
+
+
+def as_json(tasks: Sequence[str], results: Sequence[Result]) -> dict[str, Any]:
+    """`loss`: nats a token, on held-out data; `exact`: share of right answers, `exact_error` its standard error."""
+    return {
+        "format": 1,
+        "tasks": list(tasks),
+        "models": [
+            {
+                "name": result.name,
+                "strategy": result.strategy,
+                "stage": result.stage,
+                "path": result.path,
+                "scores": {
+                    task: {
+                        "loss": score.loss,
+                        "perplexity": math.exp(score.loss) if score.loss < 700 else None,
+                        "exact": score.exact,
+                        "exact_error": score.exact_error,
+                        "examples": score.examples,
+                    }
+                    for task, score in result.scores.items()
+                },
+                "mean": {"loss": result.loss, "exact": result.exact},
+            }
+            for result in results
+        ],
+        "forgetting": forgetting(tasks, results),
+    }
+
+
+def write_results(out: Path, tasks: Sequence[str], results: Sequence[Result]) -> None:
+    """OUT/results.json, whole or not at all."""
+    new = out / f"{RESULTS}.new"
+    new.write_text(json.dumps(as_json(tasks, results), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(new, out / RESULTS)
+
+
+def rows(tasks: Sequence[str], results: Sequence[Result]) -> list[list[str]]:
+    """The table as text: a heading, then a row a model. Loss in nats a token, exact match in %."""
+    exact = all(result.exact is not None for result in results)
+    cell = _both if exact else _loss
+    heading = ["model", *tasks, "mean"]
+    lines = [[r.name, *(cell(s.loss, s.exact) for s in r.scores.values()), cell(r.loss, r.exact)] for r in results]
+    lost = forgetting(tasks, results)
+    if lost:
+        change = [lost.get(task) for task in tasks]
+        cells = ["" if one is None else cell(one["loss"] or 0.0, _negative(one["exact"]), sign="+") for one in change]
+        lines.append(["forgotten in sequence", *cells, ""])
+    return [heading, *lines]
+
+
+def _negative(share: float | None) -> float | None:
+    return None if share is None else -share
+
+
+def _loss(loss: float, exact: float | None, sign: str = "") -> str:
+    return f"{loss:{sign}.3f}"
+
+
+def _both(loss: float, exact: float | None, sign: str = "") -> str:
+    return f"{loss:{sign}.3f}  {100 * (exact or 0.0):{sign}6.1f}%"

@@ -1,0 +1,337 @@
+"""Several tasks: what a task file says and what is wrong with it, strategies, merges, scores, nothing done twice."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import json
+import multiprocessing
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+from safetensors.torch import load_file
+from tiny_llama import make_tiny_llama, words, write_lines
+
+from eval.exact_match import SKILLS, complete, questions
+from finetune.config import load_config
+from finetune.keys import Source
+from finetune.strategies import Result, load_tasks, run_strategies, stages
+from finetune.strategies.config import is_task_file, mixture
+from finetune.strategies.score import Score, Scorer
+from finetune.strategies.table import as_json, forgetting, rows
+from finetune.train import prepare
+from merge.cli import cli
+from merge.errors import RecipeError, UsageError
+
+ROOT = Path(__file__).resolve().parent.parent
+FAMILY = ROOT / "recipes" / "quickstart"
+TASKS = """\
+model: {model}
+out: {out}
+train: {train}
+strategy: [{strategy}]
+batch_size: 16
+max_steps: 3
+learning_rate: 1e-3
+validation: 0.2
+tasks:
+  up: {{data: {data}/up.jsonl, max_steps: 2}}
+  rev: {{data: {data}/rev.jsonl}}
+"""
+MERGE = """\
+merge:
+- {merge_method: task_arithmetic, parameters: {weight: 0.6}}
+- {merge_method: linear, name: mean, parameters: {weight: 1}, tasks: {rev: {weight: 3}}}
+"""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tasks")
+    make_tiny_llama(folder / "model")
+    write_lines(folder / "up.jsonl", words(40))
+    reversed_words = [{"prompt": f"r:{row['prompt']}", "completion": row["prompt"][-2::-1]} for row in words(40, 1)]
+    write_lines(folder / "rev.jsonl", reversed_words)
+    gc.collect()
+    gc.freeze()  # every run collects garbage, and looks through all of torch for it
+    return folder
+
+
+@pytest.fixture
+def tasks(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """tasks("parallel", MERGE) -> a task file over two small data sets; no curves: they take longest."""
+    monkeypatch.setattr("finetune.result.draw_losses", lambda log, path: None)
+
+    def write(strategy: str, more: str = "", train: str = "full") -> Path:
+        text = TASKS.format(model=place / "model", data=place, out=tmp_path / "out", strategy=strategy, train=train)
+        (tmp_path / "tasks.yaml").write_text(text + more, encoding="utf-8")
+        return tmp_path / "tasks.yaml"
+
+    return write
+
+
+def run(file: Path, *, force: bool = False, workers: int = 1, **flags: Any) -> list[Result]:
+    loaded = load_tasks(str(file), {name: [str(value)] for name, value in flags.items()})
+    return run_strategies(dataclasses.replace(loaded, workers=workers), device="cpu", threads=1, force=force)
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(next(folder.glob("*model.safetensors")))
+
+
+def manifest(folder: Path) -> dict[str, Any]:
+    read: dict[str, Any] = json.loads((folder / "finetune_manifest.json").read_text(encoding="utf-8"))
+    return read
+
+
+def no_training(*args: Any, **more: Any) -> Any:
+    raise AssertionError("trained again")
+
+
+def test_three_strategies_and_merges_in_one_table(
+    tasks: Callable[..., Path], place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tasks("simultaneous, sequential, parallel", MERGE)
+    results = run(file)
+    out = tmp_path / "out"
+    assert [result.name for result in results] == [
+        *("base", "simultaneous", "sequential 1 up", "sequential 2 rev", "parallel up", "parallel rev"),
+        *("merged task_arithmetic", "merged mean"),
+    ]
+    scores = {result.name: result.scores for result in results}
+    for name in ("simultaneous", "sequential 2 rev", "merged mean"):
+        assert all(scores[name][task].loss < scores["base"][task].loss for task in ("up", "rev"))
+    # The first stage of a sequence is the expert; the second goes on from it.
+    first, second, expert = (weights(out / name) for name in ("sequential/1-up", "sequential/2-rev", "parallel/up"))
+    assert all(torch.equal(first[name], expert[name]) for name in first)
+    assert manifest(out / "sequential/2-rev")["config"]["model"] == str(out / "sequential/1-up")
+    assert not all(torch.equal(first[name], second[name]) for name in first)
+    assert (manifest(out / "parallel/up")["steps"], manifest(out / "parallel/rev")["steps"]) == (2, 3)
+    # The merge is that of the recipe: weights 1 and 3 of 4.
+    name = "model.layers.0.mlp.up_proj.weight"
+    parts = [weights(out / "parallel" / task)[name].double() for task in ("up", "rev")]
+    mean = (parts[0] + 3 * parts[1]) / 4
+    assert torch.equal(weights(out / "merged/mean")[name], mean.bfloat16())
+    kept = json.loads((out / "results.json").read_text(encoding="utf-8"))
+    assert kept == json.loads(json.dumps(as_json(["up", "rev"], results)))
+    assert kept["forgetting"]["up"]["loss"] == pytest.approx(
+        scores["sequential 2 rev"]["up"].loss - scores["sequential 1 up"]["up"].loss
+    )
+
+    # Again: nothing is trained, the figures are the same.
+    with monkeypatch.context() as patched:
+        patched.setattr(stages, "finetune", no_training)
+        assert run(file) == results
+
+    # Another rate for one task: said, then trained again with --force, with what was made from it.
+    file.write_text(file.read_text().replace("max_steps: 2}", "max_steps: 2, learning_rate: 2e-3}"))
+    with pytest.raises(UsageError, match=r"sequential/1-up was trained with other: learning_rate\. --force"):
+        run(file)
+    before = {path: path.stat().st_ino for path in out.glob("*/*/config.json")}
+    again = run(file, force=True)
+    changed = {path.parent.relative_to(out).as_posix() for path in before if path.stat().st_ino != before[path]}
+    assert changed == {"sequential/1-up", "sequential/2-rev", "parallel/up", "merged/task_arithmetic", "merged/mean"}
+    assert again[1] == results[1]
+
+
+def test_adapters_go_on_in_sequence_and_are_scored_with_their_base(tasks: Callable[..., Path], tmp_path: Path) -> None:
+    results = run(tasks("sequential", train="lora"), learning_rate="2e-2")
+    first, second = (weights(tmp_path / "out/sequential" / name) for name in ("1-up", "2-rev"))
+    assert first.keys() == second.keys()
+    assert any(name.endswith("lora_B.weight") and bool(value.any()) for name, value in first.items())
+    # The second starts from the first, not from nothing: three small steps leave A near to it.
+    a = next(name for name in first if name.endswith("lora_A.weight"))
+    assert torch.nn.functional.cosine_similarity(first[a].flatten(), second[a].flatten(), 0) > 0.8
+    base, one, two = (result.scores for result in results)
+    assert one["up"].loss < base["up"].loss
+    assert two["rev"].loss < one["rev"].loss
+
+
+def test_processes_give_the_same_bits(tasks: Callable[..., Path], tmp_path: Path) -> None:
+    file = tasks("parallel")
+    alone = run(file)
+    kept = {task: weights(tmp_path / "out/parallel" / task) for task in ("up", "rev")}
+    apart = run(file, workers=2, out=tmp_path / "apart")
+    for task, before in kept.items():
+        after = weights(tmp_path / "apart/parallel" / task)
+        assert all(torch.equal(before[name], after[name]) for name in before)
+    assert [result.scores for result in apart] == [result.scores for result in alone]
+
+
+def test_what_fails_in_a_process_is_said(tasks: Callable[..., Path], tmp_path: Path) -> None:
+    loaded = load_tasks(str(tasks("parallel")))
+    config = dataclasses.replace(loaded.tasks[0].config, out=str(tmp_path / "up"))
+    (tmp_path / "up.partial").mkdir()
+    (tmp_path / "up.partial" / "mine").touch()
+    here, there = multiprocessing.Pipe(duplex=False)
+    stages._work(config, loaded.folder, "cpu", 1, False, there)
+    ended = SimpleNamespace(join=lambda: None, exitcode=0)
+    ((name, text, code),) = stages._outcome("parallel: up", ended, here, no_training)
+    assert (name, code) == ("parallel: up", 2)
+    assert "up.partial exists and is not unfinished work of merge finetune" in text
+    there.close()  # as when the system kills a process that takes too much memory
+    ended.exitcode = -9
+    assert stages._outcome("parallel: up", ended, here, no_training) == [
+        ("parallel: up", "its process ended with exit code -9; out of memory?", 1)
+    ]
+
+
+def test_exact_match_is_that_of_greedy_decoding(tmp_path: Path) -> None:
+    import random
+
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    skill = SKILLS["sort"]
+    asked = questions(skill, 60, random.Random(5), test=True)
+    pairs = [{"prompt": skill.prompt(question), "completion": skill.solve(question)} for question in asked]
+    held = write_lines(tmp_path / "held.jsonl", pairs)
+    flags = {"model": [str(FAMILY / "base")], "data": [str(held)], "validation": [str(held)], "out": ["x"]}
+    scorer = Scorer({"sort": prepare(load_config(None, flags))}, None, "cpu")
+    model = AutoModelForCausalLM.from_pretrained(FAMILY / "base", dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(FAMILY / "base")
+    written = complete(model, tokenizer, [row["prompt"] for row in pairs])
+    right = sum(row["completion"] == text for row, text in zip(pairs, written, strict=True))
+    assert 10 < right < 50
+    assert scorer.score(None)["sort"].exact == right / 60
+    assert scorer.score(FAMILY / "sort")["sort"].exact == pytest.approx(1, abs=0.1)
+
+
+def test_the_table_and_what_was_forgotten() -> None:
+    def result(strategy: str, stage: str, a: float, b: float) -> Result:
+        return Result(strategy, stage, "", {"a": Score(1 - a, a, 100), "b": Score(1 - b, b, 100)})
+
+    results = [result("base", "", 0, 0), result("sequential", "1 a", 0.9, 0.2), result("sequential", "2 b", 0.3, 0.8)]
+    lost = forgetting(["a", "b"], results)
+    assert lost is not None
+    assert lost == {"a": {"loss": pytest.approx(0.6), "exact": pytest.approx(0.6)}}
+    assert forgetting(["a", "b"], results[:1]) is None
+    assert [row[1] for row in rows(["a", "b"], results)] == [
+        *("a", "1.000     0.0%", "0.100    90.0%", "0.700    30.0%", "+0.600   -60.0%"),
+    ]
+
+
+def test_the_mixture_has_tasks_weights_and_templates(tmp_path: Path) -> None:
+    file = tmp_path / "t.yaml"
+    file.write_text(
+        "model: m\nout: o\nstrategy: simultaneous\nmax_steps: 9\ntasks:\n"
+        "  a: {data: a.csv, prompt: '{q}', completion: '{a}', validation: ah.csv, weight: 1, max_steps: 2}\n"
+        "  b:\n    weight: 3\n    validation: bh.jsonl\n"
+        "    data: [{path: b.jsonl, weight: 3}, {path: c.jsonl, weight: 1, format: text}]\n"
+    )
+    config = mixture(load_tasks(str(file)))
+    assert config.max_steps == 9
+    assert config.data == (
+        Source("a.csv", prompt="{q}", completion="{a}", weight=1.0, task="a"),
+        Source("b.jsonl", weight=2.25, task="b"),
+        Source("c.jsonl", weight=0.75, format="text", task="b"),
+    )
+    assert config.validation == (
+        Source("ah.csv", prompt="{q}", completion="{a}", task="a"),
+        Source("bh.jsonl", task="b"),
+    )
+
+
+HEAD = "model: m\nout: o\nvalidation: 0.1\n"
+TWO = "tasks:\n  a: {data: a.jsonl}\n  b: {data: b.jsonl}\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (f"{HEAD}{TWO}", 't.yaml:1: "strategy" is missing: one or several of simultaneous, sequential, parallel'),
+        (f"{HEAD}strategy: paralel\n{TWO}", 't.yaml:4: "strategy" is "paralel"; did you mean "parallel"?'),
+        (f"{HEAD}strategy: parallel\n", '"tasks" is missing: a name for each, with its data'),
+        (f"{HEAD}strategy: parallel\ntasks: {{a: {{data: a}}}}\n", "t.yaml:5: 1 task; several tasks are trained"),
+        (f"{HEAD}strategy: parallel\ntaks: 3\n{TWO}", 't.yaml:5: unknown key "taks"; did you mean "tasks"?'),
+        (
+            f"{HEAD}strategy: parallel\ndata: x\n{TWO}",
+            '"data" stands where there are no tasks; each task names its own',
+        ),
+        (f"{HEAD}strategy: parallel\n{TWO}  c/d: {{data: x}}\n", "t.yaml:8: a task is named by letters, digits"),
+        (
+            f"{HEAD}strategy: parallel\n{TWO}  c: {{data: x, rnak: 3}}\n",
+            'unknown key "rnak" of task "c"; did you mean "rank"?',
+        ),
+        (
+            f"{HEAD}strategy: parallel\n{TWO}  c: {{data: x, train: full}}\n",
+            '"train" is one for all tasks; move it beside',
+        ),
+        (f"{HEAD}strategy: parallel\n{TWO}  c: {{}}\n", '"data" is missing: what to train on'),
+        (
+            f"{HEAD}strategy: parallel\n{TWO}  c: {{data: x, epochs: 0}}\n",
+            't.yaml:8: "epochs" must be a number above 0',
+        ),
+        (f"model: m\nout: o\nstrategy: parallel\n{TWO}", 't.yaml:5: task "a" has no "validation"'),
+        (f"{HEAD}strategy: sequential\ntrain: prefix\n{TWO}", "train: prefix cannot be gone on with"),
+        (f"{HEAD}strategy: sequential\n{TWO}merge: {{merge_method: ties}}\n", '"merge" belongs to strategy: parallel'),
+        (
+            f"{HEAD}strategy: parallel\ntrain: ia3\n{TWO}merge: {{merge_method: ties}}\n",
+            "train: ia3 makes nothing that recipes",
+        ),
+        (f"{HEAD}strategy: parallel\ntrain: full\n{TWO}merge: {{merge_method: tise}}\n", "t.yaml:9: "),
+        (f"{HEAD}strategy: parallel\ntrain: full\n{TWO}merge:\n- {{merge_method: ties, densty: 1}}\n", "densty"),
+        (
+            f"{HEAD}strategy: parallel\ntrain: full\n{TWO}merge: {{merge_method: ties, models: []}}\n",
+            '"models" is filled in here',
+        ),
+        (
+            f"{HEAD}strategy: parallel\ntrain: full\n{TWO}merge: {{merge_method: ties, fold: false}}\n",
+            '"fold" is true or false',
+        ),
+        (
+            f"{HEAD}strategy: parallel\ntrain: full\n{TWO}merge: {{merge_method: ties, tasks: {{x: {{weight: 1}}}}}}\n",
+            '"x" is not a task; there are a, b',
+        ),
+        (f"{HEAD}strategy: simultaneous\n{TWO}  c: {{data: x, weight: 2}}\n", 'give every task a "weight", or none'),
+        (f"{HEAD}strategy: simultaneous\n{TWO}  c: {{data: x, validation: y}}\n", "give every task the same share"),
+        (f"{HEAD}strategy: parallel\nworkers: 0\n{TWO}", '"workers" must be a whole number at least 1 and at most 64'),
+    ],
+)
+def test_what_is_wrong_is_said_with_its_line(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "t.yaml").write_text(text)
+    assert is_task_file(str(tmp_path / "t.yaml"))
+    with pytest.raises(RecipeError) as caught:
+        load_tasks(str(tmp_path / "t.yaml"))
+    assert message in str(caught.value)
+
+
+def test_flags_stand_over_all_tasks_and_some_do_not_go(tmp_path: Path) -> None:
+    file = tmp_path / "t.yaml"
+    file.write_text(f"{HEAD}strategy: parallel\n{TWO}")
+    loaded = load_tasks(str(file), {"max_steps": ["7"]}, "sequential,parallel")
+    assert (loaded.strategies, {task.config.max_steps for task in loaded.tasks}) == (("sequential", "parallel"), {7})
+    with pytest.raises(RecipeError, match="--data: the config has tasks; each task names its own"):
+        load_tasks(str(file), {"data": ["x"]})
+    for words_, message in (
+        ([str(file), "--show", "1"], "--show: the config has several tasks"),
+        (["--workers", "2"], "--workers: belongs to a config with tasks"),
+    ):
+        done = CliRunner().invoke(cli, ["finetune", *words_])
+        assert isinstance(done.exception, UsageError)
+        assert message in str(done.exception)
+
+
+def test_a_directory_of_something_else_is_left_alone(tasks: Callable[..., Path], tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine").touch()
+    with pytest.raises(UsageError, match="holds no tasks of merge finetune; nothing was changed"):
+        run(tasks("parallel"))
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine"]
+
+
+@pytest.mark.parametrize("file", ["quickstart/strategies.yaml", "finetune/brown.yaml"])
+def test_the_task_files_in_recipes_are_right(file: str) -> None:
+    assert len(load_tasks(str(ROOT / "recipes" / file)).tasks) in (2, 3)
+
+
+@pytest.mark.parametrize("skill", SKILLS)
+def test_the_quickstart_configs_are_right(skill: str) -> None:
+    config = load_config(str(FAMILY / f"{skill}.yaml"))
+    both = {task.name: task.config for task in load_tasks(str(FAMILY / "strategies.yaml")).tasks}[skill]
+    kept = ("model", "data", "validation", "train", "max_steps", "batch_size", "learning_rate", "warmup", "scheduler")
+    assert [getattr(config, name) for name in kept] == [getattr(both, name) for name in kept]
