@@ -65,7 +65,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def tasks(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
     """tasks("parallel", MERGE) -> a task file over two small data sets; no curves: they take longest."""
-    monkeypatch.setattr("finetune.result.draw_losses", lambda log, path: None)
+    monkeypatch.setattr("finetune.result.draw_losses", lambda log, path, unit: None)
 
     def write(strategy: str, more: str = "", train: str = "full") -> Path:
         text = TASKS.format(model=place / "model", data=place, out=tmp_path / "out", strategy=strategy, train=train)
