@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
 
@@ -61,8 +60,9 @@ def command(
     cuts it. zero: zeros. copy-only: the mean of all copied rows.
     """
     from merge.cli.run import check_device
+    from merge.engine.memory import processors
     from merge.errors import UsageError
-    from merge.output.directory import partial_of
+    from merge.output.directory import check_out, partial_of
     from merge.recipe.references import parse_reference
     from merge.vocabulary import transplant as work
 
@@ -70,10 +70,9 @@ def command(
         refs = [parse_reference(text) for text in (model, donor)]
     except ValueError as error:
         raise UsageError(f"{error}.") from None
-    if out.exists() and not force:
-        raise UsageError(f"{out} exists; nothing was changed. Choose another --out, or --force to replace it.")
+    check_out(out, force)
     check_device(device)
-    threads = threads or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    threads = threads or processors()
     job = work.prepare(refs[0], refs[1], method, k)
     batches = work.threads_within(job, threads, max_ram)
     rows_file = partial_of(out).with_name(out.name + ".rows.safetensors")
