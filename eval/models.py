@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import os
 import shutil
@@ -27,8 +28,6 @@ from merge.output.manifest import read_manifest
 from merge.plan import Plan
 from merge.recipe.pipeline import Pipeline
 from merge.recipe.references import parse_reference
-
-_BLOCK = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -182,10 +181,7 @@ def _file_digest(path: Path, memory: Memory) -> str:
     key = key_of("file", str(path.resolve()), info.st_size, info.st_mtime_ns)
     known = memory.digest(key)
     if known is None:
-        digest = xxhash.xxh3_128()
         with path.open("rb") as file:
-            while block := file.read(_BLOCK):
-                digest.update(block)
-        known = digest.hexdigest()
+            known = hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()
         memory.store_digest(key, known)
     return known

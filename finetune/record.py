@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import platform
 from importlib import metadata
@@ -31,18 +32,14 @@ _PACKAGES = (
     "safetensors",
     "bitsandbytes",
 )
-_CHUNK = 1 << 23
 
 
 def weight_digests(base: Base) -> dict[str, str]:
     """File name -> xxh3-128 of the base's weight files."""
     digests = {}
     for path in weight_files(base.path):
-        state = xxhash.xxh3_128()
         with path.open("rb") as file:
-            while chunk := file.read(_CHUNK):
-                state.update(chunk)
-        digests[path.name] = state.hexdigest()
+            digests[path.name] = hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()
     if not digests:
         raise CheckpointError(f"{base.path}: there are no weights (.safetensors or .bin) beside config.json.")
     return digests

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +35,7 @@ class Run:
         return self.base.tokenizer
 
 
-class Basics:
+class Basics(ABC):
     """Defaults of an objective; see Objective in __init__.py for what they mean."""
 
     model_class = "AutoModelForCausalLM"
@@ -68,8 +69,8 @@ class Basics:
     def finish(self, folder: Path, model: Any) -> None:
         return None
 
-    def loss(self, model: Any, batch: dict[str, Any]) -> Any:
-        raise NotImplementedError
+    @abstractmethod
+    def loss(self, model: Any, batch: dict[str, Any]) -> Any: ...
 
 
 def pad_rows(sequences: Sequence[NDArray[Any]], fill: float, dtype: Any = np.int64) -> Any:

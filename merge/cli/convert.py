@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from merge.cli.show import Size, console, printable, progress_bar
+from merge.cli.show import Size, console, progress_bar, show_notes
 
 if TYPE_CHECKING:
     from merge.output.rounding import Rounding
@@ -58,9 +58,7 @@ def command(
     from merge.planners.convert import convert_plan
 
     plan = convert_plan(model, dtype, shard_bytes=shard_size, allow=allow)
-    if not quiet:
-        for note in plan.notes:
-            click.echo(f"note: {printable(note)}", err=True)
+    show_notes(plan.notes, quiet)
     total = sum(step.nbytes for step in plan.steps)
     try:
         with progress_bar(plan.name, total, quiet or not sys.stderr.isatty()) as progress:

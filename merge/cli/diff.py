@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from merge.cli.show import console, printable, progress_bar
+from merge.cli.show import console, printable, progress_bar, show_notes
 
 if TYPE_CHECKING:
     from merge.diff import Diff, Sums
@@ -58,9 +58,7 @@ def command(
     total = sum(tensor.nbytes for ref in refs for tensor in open_checkpoint(ref).tensors.values())
     with progress_bar("diff", total, quiet or not sys.stderr.isatty()) as progress:
         found = diff_models(*refs, threads=threads, progress=lambda done, _: progress(done))
-    if not quiet:
-        for note in found.notes:
-            click.echo(f"note: {printable(note)}", err=True)
+    show_notes(found.notes, quiet)
     if as_json:
         click.echo(json.dumps(_as_dict(found)))
     else:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from merge.cli.show import Size, console, printable, progress_bar, size
+from merge.cli.show import Size, console, printable, progress_bar, show_notes, size
 
 if TYPE_CHECKING:
     from merge.extract import Summary
@@ -66,9 +66,7 @@ def fold(
     if dtype is not None:
         recipe["dtype"] = dtype
     plan = build_plan(parse_recipe(json.dumps(recipe, indent=2, ensure_ascii=False)), shard_bytes=shard_size)
-    if not quiet:
-        for note in plan.notes:
-            click.echo(f"note: {printable(note)}", err=True)
+    show_notes(plan.notes, quiet)
     with progress_bar(plan.name, plan.bytes_written, quiet or not sys.stderr.isatty()) as progress:
         report = run_plan(plan, out, threads=threads, force=force, progress=progress)
     if as_json:
@@ -175,9 +173,7 @@ def extract(
     if as_json:
         click.echo(json.dumps(dataclasses.asdict(summary)))
         return
-    if not quiet:
-        for note in summary.notes:
-            click.echo(f"note: {printable(note)}", err=True)
+    show_notes(summary.notes, quiet)
     _print_extracted(summary)
 
 

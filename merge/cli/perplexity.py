@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from merge.cli.show import Size, printable, progress_bar
+from merge.cli.show import Size, printable, progress_bar, show_notes
 
 if TYPE_CHECKING:
     from eval.perplexity import Distance, Estimate, Perplexity
@@ -79,9 +79,7 @@ def command(
             budget=hidden_ram,
             progress=lambda share: progress(round(share * _SHOWN)),
         )
-    if not quiet:
-        for note in own.notes:
-            click.echo(f"note: {printable(note)}", err=True)
+    show_notes(own.notes, quiet)
     if as_json:
         found = {"model": _as_json(model, own), "seconds": round(time.monotonic() - began, 3)}
         if against is not None and other is not None and distance is not None:

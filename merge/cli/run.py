@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from merge.cli.show import METHOD_FILE_HELP, STAGES_DIR_HELP, Size, memory, printable, progress_bar, size
+from merge.cli.show import METHOD_FILE_HELP, STAGES_DIR_HELP, Size, memory, printable, progress_bar, show_notes, size
 
 if TYPE_CHECKING:
     from merge.engine.run import Report
@@ -71,9 +71,7 @@ def command(
         return
     plan = build_plan(pipeline.stages[0].recipe, shard_bytes=shard_size)
     out = out or Path("merged") / plan.name
-    if not quiet:
-        for note in plan.notes:
-            click.echo(f"note: {printable(note)}", err=True)
+    show_notes(plan.notes, quiet)
     check_device(device)
     run_single(plan, out, {"threads": threads, "max_ram": max_ram, "device": device, "force": force}, quiet, as_json)
 

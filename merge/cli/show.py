@@ -6,7 +6,7 @@ import contextlib
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 import click
@@ -56,6 +56,13 @@ def console() -> Console:
 def printable(text: str) -> str:
     """A name from a file, with what would move the cursor or colour the terminal spelt out."""
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
+
+
+def show_notes(notes: Iterable[str], quiet: bool) -> None:
+    """What is worth knowing and no error, on stderr."""
+    if not quiet:
+        for note in notes:
+            click.echo(f"note: {printable(note)}", err=True)
 
 
 def memory(n_bytes: float) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from merge.cli.show import printable, progress_bar
+from merge.cli.show import printable, progress_bar, show_notes
 
 
 @click.command(
@@ -84,9 +84,7 @@ def command(
             force=force,
             progress=progress,
         )
-    if not quiet:
-        for note in summary.notes:
-            click.echo(f"note: {printable(note)}", err=True)
+    show_notes(summary.notes, quiet)
     if as_json:
         click.echo(json.dumps(dataclasses.asdict(summary)))
         return

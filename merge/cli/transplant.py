@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from merge.cli.show import Size, memory, printable, progress_bar, size
+from merge.cli.show import Size, memory, printable, progress_bar, show_notes, size
 
 
 @click.command(
@@ -85,9 +85,7 @@ def command(
     with progress_bar(f"{label}: new rows", job.bytes_combined, bar_off or not job.bytes_combined) as progress:
         rows = work.make_rows(job, rows_file, batches, device, progress)
     plan = work.plan_transplant(job, rows, shard_size, out.name)
-    if not quiet:
-        for note in plan.notes:
-            click.echo(f"note: {printable(note)}", err=True)
+    show_notes(plan.notes, quiet)
     from merge.engine.run import run_plan
 
     with progress_bar(label, sum(step.nbytes for step in plan.steps), bar_off) as progress:
