@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import importlib
 import re
 import runpy
@@ -10,15 +11,19 @@ import shlex
 from pathlib import Path
 
 import pytest
+from click.exceptions import Exit
 
 from merge.cli import VERBS, cli
 from merge.methods import all_methods
-from merge.recipe import parse_recipe
+from merge.recipe.pipeline import parse_pipeline
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 GUIDE = "docs/methods.md"
-DOCUMENTS = {name: (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "CONTRIBUTING.md", GUIDE)}
+DOCUMENTS = {
+    path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
+    for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
+}
 MADE = ("build", "dist", "merged")  # folders that commands make here
 
 
@@ -33,6 +38,7 @@ def blocks(language: str) -> list[str]:
 def commands() -> list[str]:
     """Every `merge ...` that a document shows, in a block or in a line of text."""
     in_blocks = [line for block in blocks("sh") for line in block.splitlines() if line.startswith("merge ")]
+    in_blocks += re.findall(r"^ {4}(merge [a-z]+ [^|[]+)$", "\n".join(DOCUMENTS.values()), re.MULTILINE)
     in_text = re.findall(r"`(merge [a-z]+ [^`\n]+)`", "\n".join(DOCUMENTS.values()))
     return list(dict.fromkeys([*in_blocks, *in_text]))
 
@@ -42,7 +48,7 @@ def test_commands_parse(line: str) -> None:
     _, *words = shlex.split(line, comments=True)
     with cli.make_context("merge", words) as context:
         name, command, rest = cli.resolve_command(context, words)
-        with command.make_context(name, rest, parent=context):
+        with contextlib.suppress(Exit), command.make_context(name, rest, parent=context):  # --help ends with Exit
             pass
 
 
@@ -66,7 +72,8 @@ def test_python_compiles_and_its_imports_resolve(code: str) -> None:
 
 @pytest.mark.parametrize("text", blocks("yaml"))
 def test_recipes_parse(text: str) -> None:
-    assert parse_recipe(text).merge_method in all_methods()
+    stages = parse_pipeline(text).stages
+    assert all(stage.recipe.merge_method in all_methods() for stage in stages)
 
 
 def test_tables_list_every_verb_and_method() -> None:
