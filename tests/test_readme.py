@@ -38,7 +38,7 @@ def blocks(language: str) -> list[str]:
 def commands() -> list[str]:
     """Every `merge ...` that a document shows, in a block or in a line of text."""
     in_blocks = [line for block in blocks("sh") for line in block.splitlines() if line.startswith("merge ")]
-    in_blocks += re.findall(r"^ {4}(merge [a-z]+ [^|[]+)$", "\n".join(DOCUMENTS.values()), re.MULTILINE)
+    in_blocks += re.findall(r"^ {4}(merge [a-z]+ [^|[\n]+)$", "\n".join(DOCUMENTS.values()), re.MULTILINE)
     in_text = re.findall(r"`(merge [a-z]+ [^`\n]+)`", "\n".join(DOCUMENTS.values()))
     return list(dict.fromkeys([*in_blocks, *in_text]))
 
