@@ -144,6 +144,7 @@ def test_the_same_bytes_from_any_threads_and_after_a_kill(
     tmp_path: Path, pair: tuple[Path, Path], run_cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from merge.recipe import parse_reference
+    from merge.vocabulary import new_rows
     from merge.vocabulary import transplant as work
 
     monkeypatch.setattr(omp, "_SCORES", 1200)  # several batches
@@ -151,18 +152,18 @@ def test_the_same_bytes_from_any_threads_and_after_a_kill(
     assert len(job.combined) > 3 * omp.batch_size(len(job.shared))
     seen: list[int] = []
     for threads in (1, 3):
-        file = work.make_rows(job, tmp_path / f"{threads}.safetensors", threads, progress=seen.append)
+        file = new_rows.make_rows(job, tmp_path / f"{threads}.safetensors", threads, progress=seen.append)
         assert file is not None
     assert (tmp_path / "1.safetensors").read_bytes() == (tmp_path / "3.safetensors").read_bytes()
     assert max(seen) == job.bytes_combined
     before = (tmp_path / "1.safetensors").stat().st_mtime_ns
     residuals = dict(job.residuals)
     job.residuals.clear()
-    assert work.make_rows(job, tmp_path / "1.safetensors") is not None  # found, not computed again
+    assert new_rows.make_rows(job, tmp_path / "1.safetensors") is not None  # found, not computed again
     assert (tmp_path / "1.safetensors").stat().st_mtime_ns == before
     assert job.residuals == pytest.approx(residuals, abs=1e-6)
     other = work.prepare(parse_reference(str(pair[0])), parse_reference(str(pair[1])), k=5)
-    work.make_rows(other, tmp_path / "1.safetensors")
+    new_rows.make_rows(other, tmp_path / "1.safetensors")
     assert (tmp_path / "1.safetensors").read_bytes() != (tmp_path / "3.safetensors").read_bytes()
 
 

@@ -64,6 +64,7 @@ def command(
     from merge.errors import UsageError
     from merge.output.directory import check_out, partial_of
     from merge.recipe.references import parse_reference
+    from merge.vocabulary import new_rows
     from merge.vocabulary import transplant as work
 
     try:
@@ -74,16 +75,16 @@ def command(
     check_device(device)
     threads = threads or processors()
     job = work.prepare(refs[0], refs[1], method, k)
-    batches = work.threads_within(job, threads, max_ram)
+    batches = new_rows.threads_within(job, threads, max_ram)
     rows_file = partial_of(out).with_name(out.name + ".rows.safetensors")
     rows_file.parent.mkdir(parents=True, exist_ok=True)
     label = printable(out.name)
     if job.bytes_combined and not quiet:
-        held, written = memory(work.peak_bytes(job, batches)), size(job.bytes_combined)
+        held, written = memory(new_rows.peak_bytes(job, batches)), size(job.bytes_combined)
         click.echo(f"note: finding combinations takes up to {held} of memory and {written} of disk meanwhile", err=True)
     bar_off = quiet or not sys.stderr.isatty()
     with progress_bar(f"{label}: new rows", job.bytes_combined, bar_off or not job.bytes_combined) as progress:
-        rows = work.make_rows(job, rows_file, batches, device, progress)
+        rows = new_rows.make_rows(job, rows_file, batches, device, progress)
     plan = work.plan_transplant(job, rows, shard_size, out.name)
     show_notes(plan.notes, quiet)
     from merge.engine.run import run_plan

@@ -7,6 +7,7 @@ write.py       adapter_config.json, model card and manifest
 run.py         extract_adapter: all of it, resumable
 """
 
-from merge.extract.run import Summary, extract_adapter
+from merge.extract.finish import Summary
+from merge.extract.run import extract_adapter
 
 __all__ = ["Summary", "extract_adapter"]

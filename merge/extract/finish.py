@@ -1,0 +1,172 @@
+"""The end of an extraction: the parts become an adapter with config, card and manifest, and OUT appears."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from merge.architecture import is_embedding
+from merge.errors import UsageError
+from merge.extract.write import CONFIG, card_text, config_text, manifest_text
+from merge.output.directory import LOCK, swap, write_durably
+from merge.output.manifest import MANIFEST
+from merge.planners.inputs import Input
+from merge.statistics.parts import Parts
+
+if TYPE_CHECKING:
+    from merge.extract.run import Work
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What was extracted. Errors are relative Frobenius norms, ‖D - B·A‖ / ‖D‖.
+
+    Attributes:
+        modules: {module, shape, rank, error, share}; share: of the squared length of all differences.
+        others: {tensor, change, share, saved} of differing tensors without factors; change: ‖D‖ / ‖base‖.
+        unchanged: how many tensors are the same in both models.
+        error: over the modules with factors; total_error: over everything, with what was left out.
+        parameters: numbers in the adapter.
+    """
+
+    out: str
+    modules: tuple[dict[str, Any], ...]
+    others: tuple[dict[str, Any], ...]
+    unchanged: int
+    error: float
+    total_error: float
+    parameters: int
+    bytes_written: int
+    resumed: int
+    seconds: float
+    notes: tuple[str, ...]
+
+
+def finish(
+    out: Path,
+    parts: Parts,
+    work: Work,
+    saved: Mapping[str, str],
+    models: tuple[Input, Input],
+    asked: Mapping[str, Any],
+    notes: list[str],
+) -> Summary:
+    """Joins `parts` to OUT.
+
+    Args:
+        saved: tensors kept whole -> the module they belong to.
+        models: the base, and the fine-tune.
+        asked: the settings, for the manifest.
+
+    Raises:
+        UsageError: no matrix differs.
+    """
+    base, tuned = models
+    if not work.names:
+        shutil.rmtree(parts.out.parent, ignore_errors=True)
+        raise UsageError(
+            f"{tuned.ref.text} equals {base.ref.text} in every matrix that an adapter could change; there is nothing "
+            "to extract. See --embeddings and --save-modules."
+        )
+    partial = parts.out.parent
+    parts.complete(work.names, {"format": "pt"})
+    total = sum(each["energy"] for each in work.results) + sum(squares for _, squares, _ in work.others)
+    modules, others = _shares(work, saved, total)
+    lost = sum(each["lost"] for each in work.results)
+    energy = sum(each["energy"] for each in work.results)
+    left_out = sum(squares for pair, squares, _ in work.others if pair.name not in saved)
+    summary = Summary(
+        out=str(out),
+        modules=modules,
+        others=others,
+        unchanged=sum(not each["rank"] for each in work.results) + sum(not squares for _, squares, _ in work.others),
+        error=_root(lost, energy),
+        total_error=_root(lost + left_out, total),
+        parameters=0,
+        bytes_written=os.path.getsize(parts.out),
+        resumed=work.resumed,
+        seconds=0.0,
+        notes=(*notes, *work.selection.notes, *_tie_notes(base, work)),
+    )
+    files = _small_files(out, work, saved, base, tuned, summary)
+    for name, data in files.items():
+        write_durably(partial / name, data)
+    settings = {"model": tuned.ref.text, "base": base.ref.text, **asked}
+    results = [*modules, *others]
+    write_durably(partial / MANIFEST, manifest_text(partial, files, settings, results).encode())
+    parameters = sum(
+        math.prod(tensor["shape"]) for tensor in json.loads((partial / MANIFEST).read_text())["tensors"].values()
+    )
+    swap(partial, out)
+    (out / LOCK).unlink(missing_ok=True)
+    return dataclasses.replace(summary, parameters=parameters)
+
+
+def _shares(
+    work: Work, saved: Mapping[str, str], total: float
+) -> tuple[tuple[dict[str, Any], ...], tuple[dict[str, Any], ...]]:
+    modules = tuple(
+        {
+            "module": each["module"],
+            "shape": each["shape"],
+            "rank": each["rank"],
+            "error": _root(each["lost"], each["energy"]),
+            "share": each["energy"] / total,
+        }
+        for each in work.results
+        if each["rank"]
+    )
+    others = tuple(
+        {"tensor": pair.name, "change": _root(squares, size), "share": squares / total, "saved": pair.name in saved}
+        for pair, squares, size in work.others
+        if squares
+    )
+    return modules, others
+
+
+def _small_files(
+    out: Path, work: Work, saved: Mapping[str, str], base: Input, tuned: Input, summary: Summary
+) -> dict[str, bytes]:
+    ranks = {each["module"]: each["rank"] for each in summary.modules}
+    architectures = base.config.get("architectures") or []
+    biases = any(module in ranks for module in saved.values())
+    whole = list(dict.fromkeys(module for module in saved.values() if module not in ranks))
+    config = config_text(
+        base=base.ref.path if base.checkpoint.revision else base.ref.text,
+        revision=base.ref.revision,
+        causal=any(str(name).endswith("ForCausalLM") for name in architectures),
+        ranks=ranks,
+        others=[name.rpartition(".")[0] for name in base.tensors if name.rpartition(".")[0] not in ranks],
+        modules_to_save=whole,
+        biases=biases,
+        fan_in_fan_out=work.selection.fan_in_fan_out,
+    )
+    if base.tied and tuned.tied and any(is_embedding(name) for name in saved):
+        config = json.dumps(json.loads(config) | {"ensure_weight_tying": True}, indent=2) + "\n"
+    is_hub = base.checkpoint.revision is not None
+    table = [
+        f"{len(ranks)} modules, ranks {min(ranks.values(), default=0)} to {max(ranks.values(), default=0)}; relative "
+        f"error {summary.error:.3g} over them, {summary.total_error:.3g} over all tensors that differ.",
+        "",
+        f"`{MANIFEST}` has the error of each module and the digests; `merge verify` checks them.",
+    ]
+    name = Path(os.path.abspath(out)).name
+    card = card_text(name, base.ref.text, is_hub, tuned.ref.text, table)
+    return {CONFIG: config.encode(), "README.md": card.encode("utf-8", "backslashreplace")}
+
+
+def _tie_notes(base: Input, work: Work) -> list[str]:
+    if base.tied and any(is_embedding(f"{each['module']}.weight") and each["rank"] for each in work.results):
+        return ["the head is tied to the embedding: fold the adapter to have both changed; PEFT alone changes one"]
+    return []
+
+
+def _root(part: float, whole: float) -> float:
+    return float((part / whole) ** 0.5) if whole else 0.0
