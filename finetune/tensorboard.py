@@ -1,7 +1,7 @@
 """TensorBoard events of a run, in OUT.partial/tensorboard while it trains: the numbers of training_log.json.
 
-A run that goes on from a checkpoint begins a file that says from which step it replaces what was written before; that is
-TensorBoard's own way (SessionLog.START), so steps that were trained twice are shown once.
+A run that goes on from a checkpoint begins a file that says from which step it replaces what was written before; that
+is TensorBoard's own way (SessionLog.START), so steps that were trained twice are shown once.
 """
 
 from __future__ import annotations
