@@ -35,7 +35,14 @@ def launch(tmp_path: Path) -> Launch:
     def start(
         out: str, processes: int, mode: str = "plain", environment: dict[str, str] | None = None, **keys: Any
     ) -> subprocess.CompletedProcess[str]:
-        usual = {"learning_rate": 3e-3, "log_every": 1, "eval_every": 3, "save_every": 3, "max_steps": 16, "train": "full"}
+        usual = {
+            "learning_rate": 3e-3,
+            "log_every": 1,
+            "eval_every": 3,
+            "save_every": 3,
+            "max_steps": 16,
+            "train": "full",
+        }
         flags = {"model": "model", "data": "data.jsonl", "validation": 0.2, "out": out, **usual, **keys}
         flags["batch_size"] = 8 // processes
         arguments = [text for name, value in flags.items() for text in (f"--{name.replace('_', '-')}", str(value))]
@@ -102,8 +109,10 @@ def test_when_one_process_ends_all_end_and_the_run_can_go_on(launch: Launch, tmp
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("train", ["full", "lora", "bottleneck"])
-@pytest.mark.parametrize("state", ["FULL_STATE_DICT", "SHARDED_STATE_DICT"])
+@pytest.mark.parametrize(
+    ("train", "state"),
+    [("full", "FULL_STATE_DICT"), ("lora", "SHARDED_STATE_DICT"), ("bottleneck", "FULL_STATE_DICT")],
+)
 def test_sharded_parameters_train_as_whole_ones_do(launch: Launch, tmp_path: Path, train: str, state: str) -> None:
     sharded = {**FSDP, "FSDP_STATE_DICT_TYPE": state}
     assert launch("one", 1, train=train).returncode == 0
