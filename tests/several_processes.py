@@ -1,7 +1,7 @@
 """Runs `merge finetune` as one of several processes, for tests: python several_processes.py MODE ARGUMENTS.
 
-MODE, words joined by commas: `fsdp` shards on processors, which accelerate itself does on GPUs only (the plugin and torch
-are the real ones); `killed:N` and `failing:N` end the second process at step N.
+MODE, words joined by commas: `fsdp` shards on processors, which accelerate itself does on GPUs only (the plugin and
+torch are the real ones); `killed:N` and `failing:N` end the second process at step N.
 """
 
 from __future__ import annotations

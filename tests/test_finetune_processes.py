@@ -53,7 +53,9 @@ def launch(tmp_path: Path) -> Launch:
             cwd=tmp_path,
             env={
                 **os.environ,
-                **{"PYTHONPATH": str(HERE.parent), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
+                "PYTHONPATH": str(HERE.parent),
+                "OMP_NUM_THREADS": "1",
+                "ACCELERATE_USE_CPU": "true",
                 **(environment or {}),
             },
             capture_output=True,
