@@ -275,7 +275,12 @@ class Config:
         group="Watching",
     )
     log_every: int = key(10, "int", "Steps.", low=1, group="Watching")
-    tensorboard: bool = key(False, "bool", "Write TensorBoard events to OUT/tensorboard.", group="Watching")
+    tensorboard: bool = key(
+        False,
+        "bool",
+        "Write TensorBoard events to OUT/tensorboard (OUT.partial/tensorboard meanwhile).",
+        group="Watching",
+    )
 
 
 KEYS: dict[str, Key] = {one.name: one.metadata["key"] for one in fields(Config)}

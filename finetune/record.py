@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from finetune.objectives import Objective
 
 MANIFEST, LOG, CURVE = "finetune_manifest.json", "training_log.json", "loss.png"
+TENSORBOARD = "tensorboard"  # the folder of its events
 FORMAT = 1
 _PACKAGES = (
     "merge-workbench",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from finetune.models import Base
 from finetune.output import TrainingDirectory
-from finetune.record import CURVE, LOG, MANIFEST, card, draw_losses, manifest, write_json
+from finetune.record import CURVE, LOG, MANIFEST, TENSORBOARD, card, draw_losses, manifest, write_json
 from finetune.trainables import TRAINABLES
 
 if TYPE_CHECKING:
@@ -21,8 +21,7 @@ def save_result(trainer: Any, prepared: Prepared, directory: TrainingDirectory) 
     from finetune.bottleneck import save_bottlenecks
 
     config, base = prepared.config, prepared.base
-    sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
-    state = trainer.accelerator.get_state_dict(trainer.model_wrapped) if sharded else None
+    state = trainer.accelerator.get_state_dict(trainer.model_wrapped) if trainer.sharded else None
     if not directory.first:
         return
     model = trainer.accelerator.unwrap_model(trainer.model)
@@ -65,8 +64,8 @@ def write_records(
     adapter = TRAINABLES[config.train].adapter
     text = card(config, prepared.base, prepared.data, prepared.objective, figures, adapter)
     (result / "README.md").write_text(text, encoding="utf-8")
-    if config.tensorboard and (directory.partial / "tensorboard").is_dir():
-        shutil.copytree(directory.partial / "tensorboard", result / "tensorboard")
+    if config.tensorboard:
+        shutil.copytree(directory.partial / TENSORBOARD, result / TENSORBOARD)
     return note
 
 

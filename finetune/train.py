@@ -24,13 +24,14 @@ from typing import Any
 from finetune.config import keeps_best
 from finetune.data import Data, encode_samples, read_samples
 from finetune.data.encode import set_up_tokenizer
+from finetune.distributed import check_launch, is_first
 from finetune.keys import Config
 from finetune.libraries import quiet_libraries
 from finetune.models import Base, load_model, local_device, mixed_precision, open_base, pick_device
 from finetune.objectives import OBJECTIVES, Objective, bind_objective
 from finetune.objectives.base import Run
 from finetune.output import TrainingDirectory
-from finetune.record import weight_digests
+from finetune.record import TENSORBOARD, weight_digests
 from finetune.result import save_result, summarise_losses, summarise_metrics, write_records
 from finetune.rope import scale_rope
 from finetune.trainables import TRAINABLES, count_parameters, make_trainable
@@ -123,11 +124,12 @@ def _finetune(
 
     config, base, data = prepared.config, prepared.base, prepared.data
     out = Path(config.out)
-    first = os.environ.get("RANK", "0") == "0"
+    first = is_first()
     if first:
         check_out(out, force)
     device = pick_device(config, device)
     _check_packages(config)
+    check_launch(config, device)
     if threads is not None:
         torch.set_num_threads(threads)
     digests = weight_digests(base)
@@ -195,13 +197,13 @@ def _few(model: Any) -> str:
 def _check_packages(config: Config) -> None:
     import importlib.util
 
-    for wanted, package in (
-        (config.tensorboard, "tensorboard"),
-        (config.optimizer.endswith("8bit"), "bitsandbytes"),
-        (config.attention == "flash_attention_2", "flash_attn"),
+    for wanted, package, install in (
+        (config.tensorboard, "tensorboard", "'merge-workbench[tensorboard]'"),
+        (config.optimizer.endswith("8bit"), "bitsandbytes", "bitsandbytes"),
+        (config.attention == "flash_attention_2", "flash_attn", "flash_attn"),
     ):
         if wanted and importlib.util.find_spec(package) is None:
-            raise UsageError(f"{package} is not installed, and the config asks for it: pip install {package}.")
+            raise UsageError(f"{package} is not installed, and the config asks for it: pip install {install}.")
 
 
 def _train(
@@ -213,7 +215,6 @@ def _train(
     from finetune.trainer import Tuner, last_checkpoint
 
     config, data = prepared.config, prepared.data
-    os.environ["TENSORBOARD_LOGGING_DIR"] = str(directory.partial / "tensorboard")
     args = arguments(prepared, device, directory.partial)
     args.distributed_state.wait_for_everyone()  # until the first process has cleared OUT.partial
     checkpoint = last_checkpoint(directory.partial, remove=directory.first)
@@ -231,6 +232,10 @@ def _train(
     if config.early_stopping is not None:
         trainer.add_callback(EarlyStoppingCallback(config.early_stopping))
     resumed = 0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2])
+    if config.tensorboard:
+        from finetune.tensorboard import Events
+
+        trainer.add_callback(Events(directory.partial / TENSORBOARD, resumed))
     if resumed:
         say(f"going on from step {resumed:,}")
     started = time.monotonic()
@@ -276,7 +281,7 @@ def arguments(prepared: Prepared, device: str, folder: Path) -> Any:
         load_best_model_at_end=keeps_best(config),
         metric_for_best_model="loss" if validated else None,
         greater_is_better=False if validated else None,
-        report_to=["tensorboard"] if config.tensorboard else "none",
+        report_to="none",
         disable_tqdm=True,
         remove_unused_columns=False,
         dataloader_pin_memory=device == "cuda",

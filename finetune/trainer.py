@@ -62,15 +62,24 @@ class Tuner(Trainer):  # type: ignore[misc]  # transformers is untyped here
         """The batches of one optimiser step, and the sum of their weights over all processes."""
         batches = list(itertools.islice(epoch_iterator, num_batches))
         self.tokens += sum(len(self.train_dataset.examples[i]) for batch in batches for i in batch["examples"])
-        weight = sum((self.objective.weights(batch).sum() for batch in batches), torch.zeros(()))
+        if batches and self.args.world_size > 1 and self.accelerator.gradient_state.end_of_dataloader:
+            batches[-1]["counted"] = self._counted()
+        weight = sum((self.objective.weights(b)[: b.get("counted")].sum() for b in batches), torch.zeros(()))
         if self.args.world_size > 1:
             weight = self.accelerator.gather(weight.to(device)).sum()
         return batches, weight
 
+    def _counted(self) -> int | None:
+        """Rows of this process in the last batches of an epoch that are not repeated: accelerate makes all batches
+        full, with rows from the epoch's start behind its last ones, which would count twice."""
+        each = self.args.per_device_train_batch_size
+        rest = len(self.train_dataset) % (each * self.args.world_size)
+        return max(rest - self.args.process_index * each, 0) if rest else None
+
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        losses = self.objective.loss(model, inputs)
+        losses = self.objective.loss(model, inputs)[: inputs.get("counted")]
         if not bool(torch.isfinite(losses).all()):
             self._stop(losses.detach(), inputs["examples"])
         # Gradients are averaged over processes: each gives its part of the sum, times their number.
@@ -122,19 +131,29 @@ class Tuner(Trainer):  # type: ignore[misc]  # transformers is untyped here
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         return 0  # nobody reads it, and counting parameters at every step takes time
 
-    # Checkpoints. Parameters that are sharded over processes go the library's way.
+    # Checkpoints. Parameters that are sharded over processes go the library's way, beside the optimizer's states.
+
+    @property
+    def sharded(self) -> bool:
+        return bool(self.is_fsdp_enabled or self.is_deepspeed_enabled)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        if not self.sharded:
+            super().save_model(output_dir, _internal_call)
+        elif self.args.should_save:  # the trainer takes a checkpoint for the best only if its folder is there
+            Path(output_dir or self.args.output_dir).mkdir(parents=True, exist_ok=True)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        if not self.args.should_save:
+            return
         folder = Path(output_dir or self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
         model = self.accelerator.unwrap_model(self.model)
         parameters = {name: value for name, value in model.named_parameters() if value.requires_grad}
-        if state_dict is not None:
-            parameters = {name: value for name, value in state_dict.items() if name in parameters}
         save_file({name: value.detach().cpu().contiguous() for name, value in parameters.items()}, folder / PARAMETERS)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+        if self.sharded:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
             return
         saved = load_file(Path(resume_from_checkpoint) / PARAMETERS)
@@ -146,7 +165,7 @@ class Tuner(Trainer):  # type: ignore[misc]  # transformers is untyped here
                 value.copy_(saved[name])
 
     def _load_best_model(self) -> None:
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+        if self.sharded:
             super()._load_best_model()
             return
         self._load_from_checkpoint(self.state.best_model_checkpoint)
@@ -177,10 +196,11 @@ class _Keeper(TrainerCallback):  # type: ignore[misc]
     """Marks a checkpoint complete, and then removes those that are neither the newest nor the best."""
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        args.distributed_state.wait_for_everyone()  # each process writes its random state, and its shards
         if not state.is_world_process_zero:
             return
         newest = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        for file in newest.iterdir():
+        for file in newest.rglob("*"):
             if file.is_file():
                 _sync(file)
         (newest / MARKER).touch()

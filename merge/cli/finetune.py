@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from finetune.distributed import is_first
 from finetune.keys import KEYS, Config, Key
 from merge.cli.show import memory, printable
 
@@ -99,7 +100,7 @@ def command(
     Every key of CONFIG.yaml is also a flag, which stands over the file.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # it would warn when data loaders fork
-    first = os.environ.get("RANK", "0") == "0"  # of the processes that accelerate launched
+    first = is_first()
     quiet = quiet or not first
 
     def say(text: str) -> None:

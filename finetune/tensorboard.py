@@ -1,0 +1,47 @@
+"""TensorBoard events of a run, in OUT.partial/tensorboard while it trains: the numbers of training_log.json.
+
+A run that goes on from a checkpoint begins a file that says from which step it replaces what was written before; that
+is TensorBoard's own way (SessionLog.START), so steps that were trained twice are shown once.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+from transformers.integrations.integration_utils import rewrite_logs
+
+
+class Events(TrainerCallback):  # type: ignore[misc]  # transformers is untyped here
+    """Writes every logged number under transformers' names: train/loss, eval/loss, train/learning_rate and so on.
+
+    `resumed`: the step that the run goes on from; at 0 what an earlier attempt wrote is removed.
+    """
+
+    def __init__(self, folder: Path, resumed: int) -> None:
+        self._folder, self._resumed = folder, resumed
+        self._writer: Any = None
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        if not state.is_world_process_zero:
+            return
+        if self._writer is None:
+            self._writer = self._open()
+        for name, value in rewrite_logs(logs or {}).items():
+            self._writer.add_scalar(name, value, state.global_step)
+        self._writer.flush()  # before the checkpoint of this step, so that no step is missing
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+    def _open(self) -> Any:
+        from torch.utils.tensorboard import SummaryWriter
+
+        if self._resumed:
+            return SummaryWriter(str(self._folder), purge_step=self._resumed + 1)
+        shutil.rmtree(self._folder, ignore_errors=True)
+        return SummaryWriter(str(self._folder))
