@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -62,6 +63,14 @@ def open_base(text: str, folder: Path | None, adapter: str | None = None, key: s
     tokenizer.padding_side = "right"
     context = getattr(config.get_text_config(), "max_position_embeddings", None)
     return Base(place.path, place.revision, config, tokenizer, context if isinstance(context, int) else None)
+
+
+def trained_from(base: Base, path: str) -> Base:
+    """The model that was trained from this base and lies in `path`, with the base's tokenizer."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(path, local_files_only=True)
+    return dataclasses.replace(base, path=path, revision=None, config=config)
 
 
 def load_model(base: Base, config: Config, model_class: str, device: str, more: Mapping[str, Any] | None = None) -> Any:

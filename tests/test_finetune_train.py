@@ -16,7 +16,7 @@ from tiny_llama import make_tiny_llama, words, write_lines
 from finetune.config import load_config
 from finetune.keys import TRAIN
 from finetune.train import Report, finetune, prepare
-from merge.errors import MergeError, NumbersError, OutputError, UsageError
+from merge.errors import CheckpointError, MergeError, NumbersError, OutputError, UsageError
 
 Run = Callable[..., Report]
 EXTRA: dict[str, dict[str, Any]] = {"partial": {"train_last": 1}, "ia3": {"learning_rate": 0.05}}
@@ -359,6 +359,27 @@ def test_continue_goes_on_from_an_adapter(run: Run, place: Path, tmp_path: Path)
         load_config(None, {"out": ["x"], "rank": ["8"]}, defaults)
     with pytest.raises(MergeError, match=r"not an adapter"):
         adapter_defaults(place / "model")
+
+
+@pytest.mark.parametrize("train", ["prompt", "prefix"])
+def test_continue_goes_on_from_a_learnt_prompt(run: Run, tmp_path: Path, train: str) -> None:
+    from finetune.adapters import adapter_defaults
+
+    first = run(train=train, out="first", **({"prompt_init": "abc"} if train == "prompt" else {}))
+    config = load_config(None, {"out": [str(tmp_path / "second")]}, adapter_defaults(tmp_path / "first"))
+    second = finetune(prepare(config), device="cpu", threads=1)
+    assert second.losses["validation_before"] == pytest.approx(first.losses["validation"], rel=1e-5)
+    assert second.trained_parameters == first.trained_parameters
+    assert (second.losses["validation"] or 9) < (first.losses["validation"] or 0)
+
+
+@pytest.mark.parametrize(("train", "keys"), [("ptuning", {}), ("prefix", {"encoder_hidden": 8})])
+def test_a_prompt_encoder_cannot_be_gone_on_with(run: Run, tmp_path: Path, train: str, keys: dict[str, Any]) -> None:
+    from finetune.adapters import adapter_defaults
+
+    run(train=train, max_steps=1, **keys)
+    with pytest.raises(CheckpointError, match="a prompt encoder cannot be gone on with: PEFT keeps the prompt that"):
+        adapter_defaults(tmp_path / "out")
 
 
 def test_an_existing_result_and_other_unfinished_work_are_refused(run: Run, tmp_path: Path) -> None:
