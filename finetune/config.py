@@ -180,7 +180,7 @@ def _ranged(place: ConfigReader, node: yaml.Node, path: str, key: Key) -> Any:
     if good:
         return value
     limits = [
-        f"{word} {limit:g}"
+        f"{word} {limit:.10g}"
         for word, limit in (("at least", key.low), ("above", key.above), ("at most", key.high))
         if limit is not None
     ]

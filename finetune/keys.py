@@ -224,7 +224,7 @@ class Config:
     learning_rate: float | None = key(
         None,
         "float",
-        "Default: 2e-5 full and partial, 2e-4 LoRA, 1e-3 others, prompts 1e-2.",
+        "Default: 2e-5 full and partial, 2e-4 LoRA, 1e-3 BitFit and bottlenecks, 3e-3 IA3, 1e-2 prompts.",
         above=0,
         high=10,
         group="Training",
