@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from finetune.libraries import quiet_libraries
+from finetune.models import keep_4_bit_layout
 from finetune.record import MANIFEST
 from merge.errors import CheckpointError, MergeError, UsageError
 
@@ -80,6 +81,7 @@ def _load(text: str, path: str, adapter: str | None, kind: str) -> Loaded:
             output_loading_info=True,
             ignore_mismatched_sizes=bool(labels),  # a head for other labels than the adapter's
         )
+        keep_4_bit_layout(network, trained=False)
         mismatched = {name if isinstance(name, str) else name[0] for name in info["mismatched_keys"]}
         missing = sorted({*info["missing_keys"], *mismatched} - _saved_with(adapter))
         if missing:  # transformers would go on with random numbers in their place

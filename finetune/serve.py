@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,9 +62,11 @@ def generate(loaded: Loaded, prompt: str, sampling: Sampling, templated: bool = 
     most = getattr(network.config.get_text_config(), "max_position_embeddings", None)
     room = most - n_tokens if most is not None else None
     if room is not None and room < (sampling.max_tokens or 1):
+        asked = (
+            f" and --max-tokens is {sampling.max_tokens:,}" if sampling.max_tokens else ", which leaves none to write"
+        )
         raise UsageError(
-            f"{loaded.name}: has {most:,} positions; the prompt has {n_tokens:,} tokens and --max-tokens is "
-            f"{sampling.max_tokens or 1:,}. Give fewer."
+            f"{loaded.name}: has {most:,} positions; the prompt has {n_tokens:,} tokens{asked}. Give fewer."
         )
     streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
     settings: dict[str, Any] = {
@@ -128,10 +130,13 @@ def _overlap(text: str, stop: str) -> int:
     return next((n for n in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:n])), 0)
 
 
-def classify(loaded: Loaded, texts: Sequence[str], batch: int = 16) -> list[dict[str, float]]:
+def classify(
+    loaded: Loaded, texts: Sequence[str], batch: int = 16, say: Callable[[str], None] = lambda text: None
+) -> list[dict[str, float]]:
     """For each text the probability of each label, the likeliest first.
 
     One label: sigmoid of its logit. A config with problem_type multi_label_classification: sigmoids; else softmax.
+    Texts longer than the model's context are cut, which `say` is told.
 
     Raises:
         UsageError: a text without a token.
@@ -143,15 +148,18 @@ def classify(loaded: Loaded, texts: Sequence[str], batch: int = 16) -> list[dict
     independent = len(names) == 1 or network.config.problem_type == "multi_label_classification"
     if tokenizer.pad_token is None or network.config.pad_token_id is None:
         batch = 1  # without padding every text is on its own
+    most = min(tokenizer.model_max_length, getattr(network.config, "max_position_embeddings", 1 << 30))
+    lengths = [len(tokenizer(text, verbose=False)["input_ids"]) for text in texts]
+    if not all(lengths):
+        raise UsageError(f"text {lengths.index(0) + 1}: expected some text, found none.")
+    if cut := sum(length > most for length in lengths):
+        say(f"note: {cut:,} of {len(texts):,} texts are longer than the model's {most:,} tokens, and are cut")
     found = []
     with torch.inference_mode():
         for start in range(0, len(texts), batch):
             part = list(texts[start : start + batch])
-            most = min(tokenizer.model_max_length, getattr(network.config, "max_position_embeddings", 1 << 30))
             tokens = tokenizer(part, return_tensors="pt", padding=batch > 1, truncation=True, max_length=most)
             tokens = {name: tokens[name] for name in ("input_ids", "attention_mask")}
-            if tokens["input_ids"].shape[1] == 0:
-                raise UsageError("--text: expected some text, found none.")
             logits = network(**tokens).logits.float()
             shares = logits.sigmoid() if independent else logits.softmax(-1)
             for row in shares.tolist():

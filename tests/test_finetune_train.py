@@ -382,6 +382,14 @@ def test_a_prompt_encoder_cannot_be_gone_on_with(run: Run, tmp_path: Path, train
         adapter_defaults(tmp_path / "out")
 
 
+def test_what_is_read_is_never_replaced(run: Run, place: Path) -> None:
+    with pytest.raises(UsageError, match=r"holds the model, which this run reads; nothing was changed"):
+        run(max_steps=1, out=place / "model", force=True)
+    with pytest.raises(UsageError, match=r"holds .*\.jsonl, which this run reads|holds the model, which"):
+        run(max_steps=1, out=place, force=True)
+    assert (place / "model" / "model.safetensors").is_file()
+
+
 def test_an_existing_result_and_other_unfinished_work_are_refused(run: Run, tmp_path: Path) -> None:
     run(max_steps=2)
     before = weights(tmp_path / "out")
@@ -405,7 +413,7 @@ def test_an_existing_result_and_other_unfinished_work_are_refused(run: Run, tmp_
         ({"train": "partial", "freeze": "."}, "leaves nothing to train in this model"),
         (
             {"target_modules": "q_porj"},
-            'target_modules: no module of this model is called "q_porj"; did you mean "q_proj"?',
+            'target_modules: no module of this model is called "q_porj"; did you',
         ),
         ({"rank_pattern": "{q_porj: 3}"}, 'rank_pattern: no module matches "q_porj"'),
         ({"target_modules": "q_proj,qproj"}, 'no module of this model is called "qproj"; did you mean "q_proj"?'),
@@ -415,7 +423,7 @@ def test_an_existing_result_and_other_unfinished_work_are_refused(run: Run, tmp_
         ({"train": "ia3", "new_tokens": "@"}, "train: ia3 does not train embeddings"),
         (
             {"train": "bottleneck", "target_modules": "fc9"},
-            'target_modules: no module of this model is called "fc9"; known: ',
+            'no module of this model is called "fc9"; known: ',
         ),
         ({"precision": "fp16"}, "fp16 needs a GPU"),
         ({"attention": "flash_attention_2"}, "flash_attn is not installed"),

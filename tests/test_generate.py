@@ -156,6 +156,9 @@ def test_an_adapter_brings_its_head_and_its_labels(tmp_path: Path) -> None:
 
 
 def test_an_adapter_with_new_tokens_is_put_into_a_larger_base(tmp_path: Path) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
     from finetune.config import load_config
     from finetune.train import finetune, prepare
 
@@ -166,6 +169,11 @@ def test_an_adapter_with_new_tokens_is_put_into_a_larger_base(tmp_path: Path) ->
     finetune(prepare(load_config(None, {name: [str(value)] for name, value in flags.items()})), device="cpu")
     assert "".join(generate(load(str(tmp_path / "out")), "@a=", Sampling(max_tokens=8))) == "@@A"
     assert not any("base_layer" in name for name in load_file(tmp_path / "out" / "adapter_model.safetensors"))
+    base = AutoModelForCausalLM.from_pretrained(model)
+    base.resize_token_embeddings(len(tokenizer := AutoTokenizer.from_pretrained(tmp_path / "out")))
+    PeftModel.from_pretrained(base, tmp_path / "out").merge_and_unload().save_pretrained(tmp_path / "whole")
+    tokenizer.save_pretrained(tmp_path / "whole")  # as docs/finetune.md says
+    assert "".join(generate(load(str(tmp_path / "whole")), "@a=", Sampling(max_tokens=8))) == "@@A"
     with pytest.raises(CheckpointError, match=r"rows for tokens up to 79, and .* ends with 78\. Fold it with PEFT"):
         open_model(parse_reference(f"{model}+{tmp_path / 'out'}"))
 
@@ -193,6 +201,13 @@ def test_classify_prints_a_table_and_json(classifier: Path) -> None:
     assert line["label"] == max(line["probabilities"], key=line["probabilities"].get)
 
 
+def test_what_is_cut_is_said_and_nothing_is_no_text(classifier: Path) -> None:
+    done = run("classify", classifier, "--text", "w1 " * 80, "--text", "w2", "--json")
+    assert "note: 1 of 2 texts are longer than the model's 64 tokens" in done.stderr
+    empty = run("classify", classifier, "--text", "w1", "--text", "")
+    assert "text 2: expected some text, found none" in str(empty.exception)
+
+
 def test_a_language_model_is_no_classifier(model: Path) -> None:
     result = run("classify", model, "--text", "w1")
     assert isinstance(result.exception, CheckpointError)
@@ -209,6 +224,8 @@ def test_a_language_model_is_no_classifier(model: Path) -> None:
         (["--file", "nowhere.txt"], "cannot be read"),
         (["--prompt", ""], "found none"),
         (["--prompt", "w1", "--stop", ""], "--stop"),
+        (["--prompt", "w1 " * 80], "the prompt has 80 tokens, which leaves none to write"),
+        (["--prompt", "w1", "--temperature", "nan"], "--temperature: expected a number"),
     ],
 )
 def test_bad_arguments(model: Path, args: list[str], message: str) -> None:

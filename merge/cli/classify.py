@@ -34,7 +34,7 @@ def command(model: str, texts: tuple[str, ...], file: Path | None, top: int, bat
         raise UsageError("merge classify: expected --text or --file.")
     given = list(texts) if file is None else read_lines(file)
     with opened(model, "AutoModelForSequenceClassification") as loaded:
-        found = classify(loaded, given, batch)
+        found = classify(loaded, given, batch, lambda text: click.echo(printable(text), err=True))
     if as_json:
         for text, labels in zip(given, found, strict=True):
             click.echo(json.dumps({"text": text, "label": next(iter(labels)), "probabilities": labels}))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,7 +40,7 @@ Examples:
 )
 @click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), default=1.0, show_default=True)
 @click.option("--top-k", type=click.IntRange(0), default=0, show_default=True, help="0: all tokens.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of sampling.")
+@click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Of sampling.")
 @click.option("--stop", multiple=True, help="Text that ends it; may be given several times.")
 @click.option("--stream/--no-stream", default=True, help="Show the text as it comes.")
 @click.option("--json", "as_json", is_flag=True, help="A line of JSON for each prompt.")
@@ -59,6 +60,7 @@ def command(
     as_json: bool,
 ) -> None:
     """Have MODEL write: a directory, hub id, model+adapter, or a recipe."""
+    from finetune.libraries import quiet_libraries
     from finetune.loaded import opened
     from finetune.serve import Sampling
     from merge.errors import UsageError
@@ -68,6 +70,8 @@ def command(
     prompts = [prompt] if prompt is not None else read_lines(file) if file is not None else None
     if system is not None and (chat is False or (chat is None and prompts is not None)):
         raise UsageError("--system: needs --chat.")
+    if not math.isfinite(temperature):
+        raise UsageError(f"--temperature: expected a number, found {temperature}.")
     if "" in stop:
         raise UsageError("--stop: expected some text, found none.")
     if prompts is None and not sys.stdin.isatty():
@@ -76,7 +80,7 @@ def command(
         raise UsageError("--json: needs --prompt or --file.")
     sampling = Sampling(max_tokens, temperature, top_p, top_k, seed, stop)
     first = [{"role": "system", "content": system}] if system else []
-    with opened(model, say=lambda text: click.echo(printable(text), err=True)) as loaded:
+    with quiet_libraries(), opened(model, say=lambda text: click.echo(printable(text), err=True)) as loaded:
         if prompts is None:
             from merge.cli.talk import talk
 
