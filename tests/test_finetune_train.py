@@ -357,6 +357,8 @@ def test_continue_goes_on_from_an_adapter(run: Run, place: Path, tmp_path: Path)
     assert (second.losses["validation"] or 9) < (first.losses["validation"] or 0)
     with pytest.raises(MergeError, match='"rank" comes from the adapter'):
         load_config(None, {"out": ["x"], "rank": ["8"]}, defaults)
+    with pytest.raises(MergeError, match="--train: the adapter that is gone on with is of train: lora"):
+        load_config(None, {"out": ["x"], "train": ["full"]}, defaults)
     with pytest.raises(MergeError, match=r"not an adapter"):
         adapter_defaults(place / "model")
 
