@@ -10,5 +10,6 @@ rope.py         longer contexts
 checks.py       what only the loaded model shows: disk space, packing
 train.py        the whole way; trainer.py: the loop; adapters.py: going on from an adapter
 output.py       OUT.partial -> OUT; result.py, record.py: what is written there
+loaded.py       a model to look at: merge generate and classify; serve.py: what they do with it
 strategies/     several tasks: simultaneous, sequential, parallel and merged, in one table
 """

@@ -40,11 +40,15 @@ def _what_it_is(folder: Path, trained_as: str | None) -> dict[str, Any]:
         raise CheckpointError(f"{folder}: not an adapter: there is neither {_PEFT} nor {bottleneck.CONFIG}.")
     settings = _json(folder / _PEFT)
     kind = _TYPES.get(str(settings.get("peft_type")))
-    if kind is None or settings.get("prefix_projection"):
-        what = "a prefix with projection" if kind else str(settings.get("peft_type"))
+    if settings.get("prefix_projection") or settings.get("peft_type") == "P_TUNING":
         raise CheckpointError(
-            f"{folder}: {what} cannot be gone on with: its file holds what it computes, not what was trained, or it is "
-            f"of a kind not known here. These can: {', '.join(_TYPES.values())}, bottleneck."
+            f"{folder}: a prompt encoder cannot be gone on with: PEFT keeps the prompt that it computes, not the "
+            "encoder that was trained. Train with all the data, or use train: prompt, or prefix without encoder_hidden."
+        )
+    if kind is None:
+        raise CheckpointError(
+            f"{folder}: {settings.get('peft_type')} is a kind of adapter not known here. These can be gone on with: "
+            f"{', '.join(_TYPES.values())}, bottleneck."
         )
     if kind == "lora" and trained_as == "qlora":
         kind = "qlora"
@@ -56,12 +60,22 @@ def put_adapter(model: Any, config: Config) -> Any:
     folder = Path(config.adapter or "")
     if config.train == "bottleneck":
         return bottleneck.load_bottlenecks(model, folder)
-    from peft import PeftModel, prepare_model_for_kbit_training
+    from peft import PeftConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
+    from peft.utils.save_and_load import load_peft_weights, set_peft_model_state_dict
 
     if config.train == "qlora":
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     try:
-        return PeftModel.from_pretrained(model, str(folder), is_trainable=True)
+        if config.train not in ("prompt", "prefix"):
+            return PeftModel.from_pretrained(model, str(folder), is_trainable=True)
+        # PEFT loads no learnt prompt to be trained; but what its file holds is just what was trained.
+        settings = PeftConfig.from_pretrained(str(folder))
+        settings.inference_mode = False
+        if config.train == "prompt":
+            settings.prompt_tuning_init = "RANDOM"  # not from a text again
+        tuned = get_peft_model(model, settings)
+        set_peft_model_state_dict(tuned, load_peft_weights(str(folder), device="cpu"))
+        return tuned
     except (RuntimeError, ValueError, KeyError, OSError) as error:
         line = str(error).strip().partition("\n")[0][:200]
         raise UsageError(

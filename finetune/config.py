@@ -78,7 +78,10 @@ def read_config(
     place.flag = None
     good = {name: value for name, value in values.items() if value is not WRONG}
     config = Config(**{**(defaults or {}), **good})
-    _check_together(_Complaints(place, values, flags or {}), config)
+    problem = _Complaints(place, values, flags or {})
+    if config.adapter and defaults and config.train != defaults.get("train", config.train):
+        problem("train", f'the adapter that is gone on with is of train: {defaults["train"]}; remove "train"')
+    _check_together(problem, config)
     return config
 
 
@@ -180,7 +183,7 @@ def _ranged(place: ConfigReader, node: yaml.Node, path: str, key: Key) -> Any:
     if good:
         return value
     limits = [
-        f"{word} {limit:g}"
+        f"{word} {limit:.10g}"
         for word, limit in (("at least", key.low), ("above", key.above), ("at most", key.high))
         if limit is not None
     ]

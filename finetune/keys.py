@@ -224,7 +224,7 @@ class Config:
     learning_rate: float | None = key(
         None,
         "float",
-        "Default: 2e-5 full and partial, 2e-4 LoRA, 1e-3 others, prompts 1e-2.",
+        "Default: 2e-5 full and partial, 2e-4 LoRA, 1e-3 BitFit and bottlenecks, 3e-3 IA3, 1e-2 prompts.",
         above=0,
         high=10,
         group="Training",
@@ -234,7 +234,7 @@ class Config:
     optimizer: str = key(
         "adamw", "str", "8 bit ones need bitsandbytes and a GPU.", choices=OPTIMIZERS, group="Training"
     )
-    weight_decay: float = key(0.0, "float", "Of AdamW.", low=0, high=1, group="Training")
+    weight_decay: float = key(0.0, "float", "Of AdamW, on all but norms and biases.", low=0, high=1, group="Training")
     max_grad_norm: float = key(1.0, "float", "Gradients are clipped to this norm; 0: not.", low=0, group="Training")
     precision: str = key(
         "auto",

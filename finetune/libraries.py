@@ -20,6 +20,7 @@ def quiet_libraries() -> Iterator[None]:
     transformers_logging.set_verbosity_error()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # peft calls what transformers will remove in its version 6
+        warnings.filterwarnings("ignore", "Position ids are not supported")  # a learnt prompt has none, peft says
         try:
             yield
         finally:

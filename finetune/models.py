@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -64,6 +65,14 @@ def open_base(text: str, folder: Path | None, adapter: str | None = None, key: s
     return Base(place.path, place.revision, config, tokenizer, context if isinstance(context, int) else None)
 
 
+def trained_from(base: Base, path: str) -> Base:
+    """The model that was trained from this base and lies in `path`, with the base's tokenizer."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(path, local_files_only=True)
+    return dataclasses.replace(base, path=path, revision=None, config=config)
+
+
 def load_model(base: Base, config: Config, model_class: str, device: str, more: Mapping[str, Any] | None = None) -> Any:
     """The model in memory, in the config's dtype; quantised to NF4 for QLoRA; embeddings for new tokens added.
 
@@ -100,11 +109,7 @@ def load_model(base: Base, config: Config, model_class: str, device: str, more: 
             f"{base.path}: {model.new_parameters[0]} and {len(model.new_parameters) - 1} other parameters of a model "
             "that writes are not there. Is it of another kind (objective: mlm, classification, embeddings)?"
         )
-    for module in model.modules():
-        # bitsandbytes would lay 4-bit weights out anew for AVX-512 at the first evaluation, for good, and its product
-        # with that layout has no gradient: training would go on without most of it.
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
+    keep_4_bit_layout(model)
     rows = model.get_input_embeddings().weight.shape[0]
     if len(base.tokenizer) > rows:
         if not config.new_tokens and not config.adapter:
@@ -115,6 +120,17 @@ def load_model(base: Base, config: Config, model_class: str, device: str, more: 
         model.resize_token_embeddings(len(base.tokenizer), mean_resizing=True)
     model.config.use_cache = True  # as saved; training asks for none
     return model
+
+
+def keep_4_bit_layout(model: Any, trained: bool = True) -> None:
+    """bitsandbytes would lay 4-bit weights out anew for AVX-512 at the first evaluation, for good.
+
+    The product with that layout has no gradient: training would go on without most of it. And there is no such layout
+    for rows that are no multiple of 32, which it does not look at before.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu") and (trained or module.out_features % 32):
+            module.support_avx512bf16_for_cpu = False
 
 
 def pick_device(config: Config, asked: str | None) -> str:

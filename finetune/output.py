@@ -9,25 +9,30 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from merge.errors import UsageError
 from merge.output.directory import LOCK, check_out, check_partial, explained, partial_of, swap, take_lock
 
+Sources = Sequence[tuple[str, str]]  # (name, path) of what is read, which a result may never replace
 RUN, RESULT = "run.json", "result"
 
 
 class TrainingDirectory:
     """Context manager; on an exception OUT.partial stays for the next run. Of several processes only the first acts."""
 
-    def __init__(self, out: Path, identity: dict[str, Any], force: bool, first: bool = True) -> None:
+    def __init__(
+        self, out: Path, identity: dict[str, Any], force: bool, first: bool = True, sources: Sources = ()
+    ) -> None:
         self.out, self.partial, self.identity, self.force, self.first = out, partial_of(out), identity, force, first
+        self.sources = sources
         self.result = self.partial / RESULT
 
     def __enter__(self) -> TrainingDirectory:
         if self.first:
-            check_out(self.out, self.force)
+            check_out(self.out, self.force, self.sources)
             with explained(self.partial):
                 self._open()
         return self
@@ -70,7 +75,7 @@ class TrainingDirectory:
             if path.is_file():
                 with path.open("rb+") as stream:
                     os.fsync(stream.fileno())
-        check_out(self.out, self.force)
+        check_out(self.out, self.force, self.sources)
         swap(self.result, self.out)
         self._lock.release()
         shutil.rmtree(self.partial)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
 
-from merge.errors import CheckpointError, UsageError
+from merge.errors import UsageError
 from merge.statistics.data import make_batches, read_texts
 
 SAMPLE = (
@@ -30,21 +29,19 @@ def perplexity(model: str, data: Path | None, max_tokens: int = 4096, length: in
         CheckpointError: transformers cannot load the model.
     """
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging
+
+    from finetune.loaded import load
 
     texts = list(SAMPLE) if data is None else read_texts(data)
-    logging.disable_progress_bar()
     try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(model, local_files_only=True)
-        network = AutoModelForCausalLM.from_pretrained(model, dtype="auto", local_files_only=True).eval()
-    except ImportError as error:
-        raise UsageError(f"{model}: {_line(error)} Install it, or give --no-perplexity.") from error
-    except (ValueError, KeyError, OSError, TypeError, RuntimeError) as error:
-        raise CheckpointError(f"{model}: transformers cannot load it ({_line(error)}).") from error
+        loaded = load(model)
+    except UsageError as error:
+        raise UsageError(f"{error} Install it, or give --no-perplexity.") from error
+    network = loaded.network
+    length = min(length, getattr(network.config.get_text_config(), "max_position_embeddings", None) or length)
     loss, n_predicted = 0.0, 0
     with torch.inference_mode():
-        for batch in make_batches(tokenizer, texts, max_tokens, length, 1, 0).all:
+        for batch in make_batches(loaded.tokenizer, texts, max_tokens, length, 1, 0).all:
             tokens = torch.tensor(batch)
             logits = network(input_ids=tokens).logits[:, :-1].float()
             loss += float(
@@ -52,7 +49,3 @@ def perplexity(model: str, data: Path | None, max_tokens: int = 4096, length: in
             )
             n_predicted += tokens[:, 1:].numel()
     return math.exp(min(loss / n_predicted, 700.0))
-
-
-def _line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0][:200] or type(error).__name__

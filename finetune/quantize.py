@@ -23,7 +23,7 @@ from merge.checkpoint.reader import SourceReader
 from merge.chunks import Chunks, digest_of
 from merge.dtypes import DTYPES, torch_name
 from merge.engine.space import check_space
-from merge.errors import UsageError
+from merge.errors import NumbersError, UsageError
 from merge.output.manifest import MANIFEST, manifest_bytes, side_file_bytes
 from merge.output.shards import INDEX, index_text, lay_out
 from merge.output.writer import OutputDirectory
@@ -70,6 +70,7 @@ def quantize(
 
     Raises:
         UsageError: the model is quantised already, or no layer is left.
+        NumbersError: NaN or infinite weights, with their file and tensor.
         MergeError: see merge.errors; OUT.partial stays.
     """
     checkpoint = open_checkpoint(model)
@@ -242,7 +243,11 @@ class _Writer:
             values = np.empty((min(ROWS, rows - start), columns), np.float32)
             self._reader.read_values(ref, start * columns, values.reshape(-1))
             if not np.isfinite(values).all():
-                raise UsageError(f"{ref.name}: holds NaN or infinity, which cannot be quantised. Use --exclude.")
+                module = ref.name.removesuffix(".weight")
+                raise NumbersError(
+                    f"{ref.file}: {ref.name}: NaN or infinite values, which cannot be quantised. Repair the model, or "
+                    f"leave the module as it is: --exclude {module}."
+                )
             pieces, meant = self._quantizer.encode(values)
             for suffix, piece in pieces.items():
                 self._write(by_suffix[suffix], places[suffix], piece)

@@ -32,8 +32,8 @@ def save_result(trainer: Any, prepared: Prepared, directory: TrainingDirectory) 
     elif TRAINABLES[config.train].adapter:
         for settings in model.peft_config.values():
             settings.base_model_name_or_path = name
-        resized = bool(prepared.new_ids) and model.get_input_embeddings().weight.shape[0] != base.config.vocab_size
-        model.save_pretrained(directory.result, state_dict=state, save_embedding_layers=resized)
+        # New tokens have rows of their own, or modules_to_save has the embeddings: the base's need not be kept.
+        model.save_pretrained(directory.result, state_dict=state, save_embedding_layers=False)
     else:
         _save_model(model, state, base, directory.result)
     base.tokenizer.save_pretrained(directory.result)

@@ -1,111 +1,26 @@
-"""A model, with or without an adapter, in memory to generate or classify with."""
+"""Text from a model, a piece at a time; labels from a classifier."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from merge.errors import CheckpointError, UsageError
+from finetune.loaded import Loaded, one_line
+from merge.errors import UsageError
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """`temperature` 0: always the likeliest token. `top_k` 0 and `top_p` 1: no cut."""
+    """`temperature` 0: always the likeliest token. `top_k` 0 and `top_p` 1: no cut. `max_tokens` None: 256, or as many
+    as the model has positions for."""
 
-    max_tokens: int = 256
+    max_tokens: int | None = None
     temperature: float = 0.0
     top_p: float = 1.0
     top_k: int = 0
     seed: int = 0
     stop: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Loaded:
-    name: str
-    network: Any
-    tokenizer: Any
-
-
-def load(text: str, kind: str = "AutoModelForCausalLM") -> Loaded:
-    """A directory, hub id, `model+adapter`, or the directory of an adapter whose config names its base.
-
-    Raises:
-        UsageError: not a model's name, or a package is missing.
-        CheckpointError: it cannot be loaded.
-    """
-    import os
-
-    import transformers
-    from transformers.utils import logging
-
-    from merge.checkpoint.hub import locate
-    from merge.recipe.references import parse_reference
-
-    try:
-        ref = parse_reference(text)
-    except ValueError as error:
-        raise UsageError(f"{error}.") from None
-    adapter = None if ref.adapter is None else _adapter_path(ref.adapter)
-    if os.path.isfile(os.path.join(ref.path, "adapter_config.json")) and adapter is None:
-        adapter, base = ref.path, _base_of(ref.path)
-        try:
-            ref = parse_reference(base)
-        except ValueError as error:
-            raise CheckpointError(f"{adapter}/adapter_config.json: base_model_name_or_path: {error}.") from None
-    path = locate(ref).path
-    logging.disable_progress_bar()
-    try:
-        network, info = getattr(transformers, kind).from_pretrained(
-            path, dtype="auto", local_files_only=True, output_loading_info=True
-        )
-        if adapter is not None:
-            from peft import PeftModel
-
-            network = PeftModel.from_pretrained(network, adapter)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(_tokenizer_path(adapter, path), local_files_only=True)
-    except ImportError as error:
-        raise UsageError(f"{text}: {_line(error)}") from error
-    except Exception as error:  # tokenizers raises bare ones
-        raise CheckpointError(f"{text}: transformers cannot load it ({_line(error)}).") from error
-    if info["missing_keys"] and adapter is None:  # transformers would go on with random numbers in their place
-        missing = sorted(info["missing_keys"])
-        raise CheckpointError(
-            f"{text}: lacks {missing[0]} ({len(missing)} tensors in all) for {type(network).__name__}. "
-            "Name a model that was saved as one."
-        )
-    return Loaded(text, network.eval(), tokenizer)
-
-
-def _adapter_path(ref: Any) -> str:
-    import os
-
-    from merge.checkpoint.hub import locate
-
-    path = ref.path if os.path.isdir(ref.path) else locate(ref).path
-    if not os.path.isfile(os.path.join(path, "adapter_config.json")):
-        raise CheckpointError(f"{path}: has no adapter_config.json, so it is no adapter.")
-    return str(path)
-
-
-def _base_of(adapter: str) -> str:
-    import os
-
-    from merge.checkpoint.files import read_json
-
-    path = os.path.join(adapter, "adapter_config.json")
-    base = read_json(path, unique=False).get("base_model_name_or_path")
-    if not isinstance(base, str) or not base:
-        raise CheckpointError(f"{path}: names no base model. Write MODEL+{adapter}.")
-    return base
-
-
-def _tokenizer_path(adapter: str | None, model: str) -> str:
-    """The adapter's, if it brings one: it may have new tokens."""
-    import os
-
-    return adapter if adapter and os.path.isfile(os.path.join(adapter, "tokenizer_config.json")) else model
 
 
 def as_chat(loaded: Loaded, messages: Sequence[dict[str, str]]) -> str:
@@ -121,7 +36,7 @@ def as_chat(loaded: Loaded, messages: Sequence[dict[str, str]]) -> str:
     try:
         text: str = loaded.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
     except Exception as error:  # templates raise what they like
-        raise UsageError(f"{loaded.name}: its chat template refuses these messages ({_line(error)}).") from error
+        raise UsageError(f"{loaded.name}: its chat template refuses these messages ({one_line(error)}).") from error
     return text
 
 
@@ -145,14 +60,17 @@ def generate(loaded: Loaded, prompt: str, sampling: Sampling, templated: bool = 
     if n_tokens == 0:
         raise UsageError("--prompt: expected some text, found none.")
     most = getattr(network.config.get_text_config(), "max_position_embeddings", None)
-    if most is not None and n_tokens + sampling.max_tokens > most:
+    room = most - n_tokens if most is not None else None
+    if room is not None and room < (sampling.max_tokens or 1):
+        asked = (
+            f" and --max-tokens is {sampling.max_tokens:,}" if sampling.max_tokens else ", which leaves none to write"
+        )
         raise UsageError(
-            f"{loaded.name}: has {most:,} positions; the prompt has {n_tokens:,} tokens and --max-tokens is "
-            f"{sampling.max_tokens:,}. Give fewer."
+            f"{loaded.name}: has {most:,} positions; the prompt has {n_tokens:,} tokens{asked}. Give fewer."
         )
     streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
     settings: dict[str, Any] = {
-        "max_new_tokens": sampling.max_tokens,
+        "max_new_tokens": sampling.max_tokens or min(256, room or 256),
         "do_sample": sampling.temperature > 0,
         "pad_token_id": tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
     }
@@ -212,10 +130,13 @@ def _overlap(text: str, stop: str) -> int:
     return next((n for n in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:n])), 0)
 
 
-def classify(loaded: Loaded, texts: Sequence[str], batch: int = 16) -> list[dict[str, float]]:
+def classify(
+    loaded: Loaded, texts: Sequence[str], batch: int = 16, say: Callable[[str], None] = lambda text: None
+) -> list[dict[str, float]]:
     """For each text the probability of each label, the likeliest first.
 
     One label: sigmoid of its logit. A config with problem_type multi_label_classification: sigmoids; else softmax.
+    Texts longer than the model's context are cut, which `say` is told.
 
     Raises:
         UsageError: a text without a token.
@@ -227,22 +148,21 @@ def classify(loaded: Loaded, texts: Sequence[str], batch: int = 16) -> list[dict
     independent = len(names) == 1 or network.config.problem_type == "multi_label_classification"
     if tokenizer.pad_token is None or network.config.pad_token_id is None:
         batch = 1  # without padding every text is on its own
+    most = min(tokenizer.model_max_length, getattr(network.config, "max_position_embeddings", 1 << 30))
+    lengths = [len(tokenizer(text, verbose=False)["input_ids"]) for text in texts]
+    if not all(lengths):
+        raise UsageError(f"text {lengths.index(0) + 1}: expected some text, found none.")
+    if cut := sum(length > most for length in lengths):
+        say(f"note: {cut:,} of {len(texts):,} texts are longer than the model's {most:,} tokens, and are cut")
     found = []
     with torch.inference_mode():
         for start in range(0, len(texts), batch):
             part = list(texts[start : start + batch])
-            most = min(tokenizer.model_max_length, getattr(network.config, "max_position_embeddings", 1 << 30))
             tokens = tokenizer(part, return_tensors="pt", padding=batch > 1, truncation=True, max_length=most)
             tokens = {name: tokens[name] for name in ("input_ids", "attention_mask")}
-            if tokens["input_ids"].shape[1] == 0:
-                raise UsageError("--text: expected some text, found none.")
             logits = network(**tokens).logits.float()
             shares = logits.sigmoid() if independent else logits.softmax(-1)
             for row in shares.tolist():
                 ranked = sorted(enumerate(row), key=lambda item: (-item[1], item[0]))
                 found.append({names[i]: share for i, share in ranked})
     return found
-
-
-def _line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0][:200] or type(error).__name__

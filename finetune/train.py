@@ -24,6 +24,7 @@ from typing import Any
 from finetune.config import keeps_best
 from finetune.data import Data, encode_samples, read_samples
 from finetune.data.encode import set_up_tokenizer
+from finetune.data.files import find_file
 from finetune.distributed import check_launch, is_first
 from finetune.keys import Config
 from finetune.libraries import quiet_libraries
@@ -37,6 +38,7 @@ from finetune.rope import scale_rope
 from finetune.trainables import TRAINABLES, count_parameters, make_trainable
 from merge.errors import UsageError
 from merge.output.directory import check_out
+from merge.recipe.references import parse_reference
 
 Progress = Callable[[int, int, dict[str, float]], None]
 Say = Callable[[str], None]
@@ -63,7 +65,7 @@ class Report:
 
 @dataclass(frozen=True)
 class Prepared:
-    """Everything that is known before the weights are read."""
+    """Everything that is known before the weights are read. `sources`: (name, path) of all that is read."""
 
     config: Config
     base: Base
@@ -71,6 +73,7 @@ class Prepared:
     objective: Objective
     new_ids: tuple[int, ...]
     notes: tuple[str, ...]
+    sources: tuple[tuple[str, str], ...]
 
 
 def prepare(config: Config, folder: Path | None = None) -> Prepared:
@@ -88,7 +91,14 @@ def prepare(config: Config, folder: Path | None = None) -> Prepared:
     with quiet_libraries():
         objective = bind_objective(samples.objective, Run(config, base, folder, samples.train, samples.validation))
     data = encode_samples(samples, config, base.tokenizer, base.context, objective)
-    return Prepared(config, base, data, objective, tuple(range(before, len(base.tokenizer))), (*notes, *data.notes))
+    new_ids = tuple(range(before, len(base.tokenizer)))
+    files = ((path, str(find_file(path, folder))) for path in data.files)
+    sources = [("the model", base.path), *files]
+    if config.adapter is not None:
+        sources.append(("the adapter", config.adapter))
+    if config.teacher is not None:
+        sources.append(("the teacher", parse_reference(config.teacher, folder).path))
+    return Prepared(config, base, data, objective, new_ids, (*notes, *data.notes), tuple(sources))
 
 
 def finetune(
@@ -126,7 +136,7 @@ def _finetune(
     out = Path(config.out)
     first = is_first()
     if first:
-        check_out(out, force)
+        check_out(out, force, prepared.sources)
     device = pick_device(config, device)
     _check_packages(config)
     check_launch(config, device)
@@ -145,7 +155,7 @@ def _finetune(
         say(f"{len(model.new_parameters)} parameters are not in the base and start at random: {_few(model)}")
     _check_model(model, prepared, device, out)
     objective.begin(model, data, config, device)
-    with TrainingDirectory(out, identity, force, first) as directory:
+    with TrainingDirectory(out, identity, force, first, prepared.sources) as directory:
         trainer, resumed, seconds = _train(model, prepared, device, directory, say, progress)
         losses = summarise_losses(trainer.state.log_history, keeps_best(config))
         metrics = summarise_metrics(trainer.state.log_history, keeps_best(config))
@@ -231,6 +241,8 @@ def _train(
     )
     if config.early_stopping is not None:
         trainer.add_callback(EarlyStoppingCallback(config.early_stopping))
+    if config.scheduler != "constant" and args.get_warmup_steps(args.max_steps) >= args.max_steps:
+        say(f"note: warm-up takes all {args.max_steps:,} steps, so the learning rate is never reached; see warmup")
     resumed = 0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2])
     if config.tensorboard:
         from finetune.tensorboard import Events

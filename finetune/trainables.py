@@ -14,6 +14,7 @@ from typing import Any
 from finetune.adapters import put_adapter
 from finetune.keys import _LORA, Config
 from merge.errors import UsageError
+from merge.recipe.names import suggest
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,8 @@ def make_trainable(model: Any, config: Config, task_type: str | None, new_ids: l
     saves_new = not kind.adapter or config.train == "bottleneck"
     if new and not saves_new and not config.adapter:
         config = _with_heads(config, task_type, new)
+    if not config.adapter:
+        _check_names(model, config)
     try:
         model = put_adapter(model, config) if config.adapter else kind.prepare(model, config, task_type, new_ids)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -216,13 +219,29 @@ def _token_rows(model: Any, config: Config, new_ids: list[int]) -> Any:
     return {name.rpartition(".")[2]: new_ids for name in left} or None
 
 
+def _check_names(model: Any, config: Config) -> None:
+    """PEFT asks that some name fits; those that fit nothing it would leave out without a word."""
+    modules = [name for name, _ in model.named_modules() if name]
+    for key in ("target_modules", "feedforward_modules", "modules_to_save"):
+        for word in getattr(config, key):
+            if not any(f".{name}".endswith(f".{word}") for name in modules):
+                known = list(dict.fromkeys(name.rpartition(".")[2] for name in modules if not name[-1].isdigit()))
+                raise UsageError(f'{key}: no module of this model is called "{word}"; {suggest(word, known)}')
+
+
 def _check_patterns(model: Any, config: Config) -> None:
     """A pattern that fits no module would leave its rank unused without a word."""
     names = [name for name, _ in model.named_modules()]
     for key in ("rank_pattern", "alpha_pattern"):
-        for pattern in getattr(config, key) or {}:
-            if not any(re.match(rf"(.*\.)?({pattern})$", name) for name in names):
+        for pattern, value in (getattr(config, key) or {}).items():
+            try:
+                fits = any(re.match(rf"(.*\.)?({pattern})$", name) for name in names)
+            except re.error as error:
+                raise UsageError(f'{key}: "{pattern}" is not a regular expression ({error}).') from None
+            if not fits:
                 raise UsageError(f'{key}: no module matches "{pattern}"; write for example "q_proj" or ".*mlp.*".')
+            if key == "rank_pattern" and value != int(value):
+                raise UsageError(f'{key}: the rank of "{pattern}" must be a whole number, not {value:g}.')
 
 
 def _qlora(model: Any, config: Config, task_type: str | None, new_ids: list[int]) -> Any:

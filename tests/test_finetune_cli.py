@@ -85,6 +85,13 @@ def test_messages(words: list[str], message: str) -> None:
     assert message in str(done.exception)
 
 
+def test_help_has_the_choices_and_the_defaults() -> None:
+    text = " ".join(invoke("--help").output.split())
+    assert "What is trained. One of full, partial, bitfit, lora, qlora," in text
+    assert "Passes over the data. [default: 1]" in text
+    assert "Quantise the scales too. (qlora) [default: true]" in text
+
+
 def test_a_misspelt_flag_gets_the_nearest_one() -> None:
     done = invoke("--rnak", "8")
     assert done.exit_code == 2

@@ -273,6 +273,18 @@ def test_padding_changes_no_loss(model: Path, tmp_path: Path) -> None:
     assert torch.allclose(together, alone, rtol=1e-6)
 
 
+def test_tables_as_they_come_from_real_life(tmp_path: Path) -> None:
+    path = tmp_path / "d.csv"
+    long = "a" * 200_000
+    path.write_bytes(f'\ufeffprompt,completion\r\n"say ""x"",\r\nor\u2028y",A\r\n\r\n{long},B\r\n'.encode())
+    rows = read_rows(path)
+    assert [row.columns["prompt"] for row in rows] == ['say "x",\nor\u2028y', long]
+    assert [row.place for row in rows] == [f"{path}:3", f"{path}:5"]
+    path.write_text("text,text\na,b\n", encoding="utf-8")
+    with pytest.raises(UsageError, match=r'd\.csv:1: two columns are called "text"; rename one'):
+        read_rows(path)
+
+
 # ---- wrong data
 
 
@@ -330,6 +342,31 @@ def test_wrong_files_are_explained_all_at_once(tmp_path: Path) -> None:
             "max_length: 65 is more than the model's context of 64",
         ),
         ([{"prompt": "a", "completion": "B"}], {"eos_token": "</s>"}, 'eos_token: "</s>" is not in the vocabulary'),
+        (
+            [{"prompt": "\ud83d", "completion": "B"}],
+            {},
+            "\"prompt\" has half a letter, '\\ud83d'. Remove it.",
+        ),
+        (
+            [{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "", "tool_calls": [1]}]}],
+            {},
+            'd.jsonl:1: turn 2 of "messages" has tool_calls, which are not read here',
+        ),
+        (
+            [{"prompt": "a", "completion": "B"}],
+            {"prompt": "{prompt!r}", "completion": "B"},
+            'prompt template "{prompt!r}": write {prompt} alone',
+        ),
+        (
+            [{"prompt": "a", "completion": "B"}],
+            {"train": "prompt", "virtual_tokens": 64},
+            "virtual_tokens: 64 and sequences of 2 tokens are more than the model's context of 64",
+        ),
+        (
+            [{"prompt": "a" * 46, "completion": "B"}],
+            {"train": "ptuning"},
+            "d.jsonl:1: 48 tokens, and a sequence may have 44",
+        ),
     ],
 )
 def test_wrong_data_is_explained(

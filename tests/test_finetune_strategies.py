@@ -26,7 +26,8 @@ from finetune.strategies.score import Score, Scorer
 from finetune.strategies.table import as_json, forgetting, rows
 from finetune.train import prepare
 from merge.cli import cli
-from merge.errors import RecipeError, UsageError
+from merge.errors import MergeError, OutputError, RecipeError, UsageError
+from merge.output.directory import take_lock
 
 ROOT = Path(__file__).resolve().parent.parent
 FAMILY = ROOT / "recipes" / "quickstart"
@@ -267,7 +268,11 @@ TWO = "tasks:\n  a: {data: a.jsonl}\n  b: {data: b.jsonl}\n"
             't.yaml:8: "epochs" must be a number above 0',
         ),
         (f"model: m\nout: o\nstrategy: parallel\n{TWO}", 't.yaml:5: task "a" has no "validation"'),
-        (f"{HEAD}strategy: sequential\ntrain: prefix\n{TWO}", "train: prefix cannot be gone on with"),
+        (f"{HEAD}strategy: sequential\ntrain: ptuning\n{TWO}", "train: ptuning cannot be gone on with"),
+        (
+            f"{HEAD}strategy: sequential\ntrain: prefix\nencoder_hidden: 8\n{TWO}",
+            "train: prefix with encoder_hidden cannot be gone on with",
+        ),
         (f"{HEAD}strategy: sequential\n{TWO}merge: {{merge_method: ties}}\n", '"merge" belongs to strategy: parallel'),
         (
             f"{HEAD}strategy: parallel\ntrain: ia3\n{TWO}merge: {{merge_method: ties}}\n",
@@ -300,6 +305,74 @@ def test_what_is_wrong_is_said_with_its_line(tmp_path: Path, text: str, message:
     assert message in str(caught.value)
 
 
+LORA = f"{HEAD}strategy: parallel\n{TWO}merge: "
+
+
+@pytest.mark.parametrize(
+    ("merge", "message"),
+    [
+        ("{merge_method: tiess, fold: false}", 't.yaml:8: unknown method "tiess"; did you mean "ties"?'),
+        (
+            "{merge_method: ties, fold: false, parameters: {weight: 1, densty: 1}}",
+            'unknown key "densty"; did you mean "density"',
+        ),
+        ("{merge_method: ties, fold: false}", 't.yaml:8: ties needs the parameter "weight" for model "a"'),
+        ("{merge_method: karcher, fold: false}", "t.yaml:8: karcher does not merge LoRA adapters"),
+        ("{merge_method: cat, fold: false, parameters: {rank: 3}}", "cat keeps all of the adapters"),
+        ("{merge_method: knots, fold: false, tokenizer_source: union}", '"tokenizer_source" is for whole models'),
+        ("{merge_method: cat}", 'cat merges LoRA adapters, and these are models. Use train: lora and "fold: false"'),
+        ("{experts: []}", "a mixture of experts is made with merge run"),
+    ],
+)
+def test_a_merge_of_adapters_is_checked_by_its_text(tmp_path: Path, merge: str, message: str) -> None:
+    (tmp_path / "t.yaml").write_text(LORA + merge)
+    with pytest.raises(RecipeError) as caught:
+        load_tasks(str(tmp_path / "t.yaml"))
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("train", "keys", "merge", "message"),
+    [
+        ("lora", {}, "ties, align: permutation, parameters: {weight: 1}", "found no layer whose units may change"),
+        ("lora", {"dora": "true"}, "ties, fold: false, parameters: {weight: 1}", "a is a DoRA adapter"),
+        ("lora", {"new_tokens": "@"}, "cat, fold: false", "a replaces rows of .*, which is no change"),
+        ("full", {"new_tokens": "@"}, "ties, parameters: {weight: 1}", "Set tokenizer_source: union"),
+        ("full", {}, "linear, parameters: {weight: 1}, tokenizer_source: nowhere", "no such directory"),
+    ],
+)
+def test_a_merge_that_does_not_fit_the_model_is_said_before_training(
+    tasks: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    train: str,
+    keys: dict[str, str],
+    merge: str,
+    message: str,
+) -> None:
+    monkeypatch.setattr(stages, "finetune", no_training)
+    text = tasks("parallel", f"merge: {{merge_method: {merge}}}\n", train).read_text()
+    file = tasks("parallel")
+    file.write_text(text.replace("  up:", "  a:").replace("  rev:", "  b:"))
+    with pytest.raises(MergeError, match=message):
+        run(file, **keys)
+    assert not (file.parent / "out").exists()
+
+
+def test_new_tokens_go_through_all_strategies(tasks: Callable[..., Path], tmp_path: Path) -> None:
+    merge = "merge: {merge_method: task_arithmetic, tokenizer_source: union, parameters: {weight: 0.5}}\n"
+    results = run(tasks("sequential, parallel", merge), new_tokens="@")
+    assert [result.name for result in results][-1] == "merged task_arithmetic"
+    assert all(weights(Path(result.path))["lm_head.weight"].shape[0] == 80 for result in results[1:])
+
+
+def test_one_run_at_a_time(tasks: Callable[..., Path], tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    lock = take_lock(tmp_path / "out")
+    with pytest.raises(OutputError, match="out is being written by another run"):
+        run(tasks("parallel"))
+    lock.release()
+
+
 def test_flags_stand_over_all_tasks_and_some_do_not_go(tmp_path: Path) -> None:
     file = tmp_path / "t.yaml"
     file.write_text(f"{HEAD}strategy: parallel\n{TWO}")
@@ -319,7 +392,7 @@ def test_flags_stand_over_all_tasks_and_some_do_not_go(tmp_path: Path) -> None:
 def test_a_directory_of_something_else_is_left_alone(tasks: Callable[..., Path], tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").touch()
-    with pytest.raises(UsageError, match="holds no tasks of merge finetune; nothing was changed"):
+    with pytest.raises(UsageError, match="out exists and is not unfinished work of merge finetune with tasks"):
         run(tasks("parallel"))
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine"]
 

@@ -16,7 +16,7 @@ from tiny_llama import make_tiny_llama, words, write_lines
 from finetune.config import load_config
 from finetune.keys import TRAIN
 from finetune.train import Report, finetune, prepare
-from merge.errors import MergeError, NumbersError, OutputError, UsageError
+from merge.errors import CheckpointError, MergeError, NumbersError, OutputError, UsageError
 
 Run = Callable[..., Report]
 EXTRA: dict[str, dict[str, Any]] = {"partial": {"train_last": 1}, "ia3": {"learning_rate": 0.05}}
@@ -357,8 +357,39 @@ def test_continue_goes_on_from_an_adapter(run: Run, place: Path, tmp_path: Path)
     assert (second.losses["validation"] or 9) < (first.losses["validation"] or 0)
     with pytest.raises(MergeError, match='"rank" comes from the adapter'):
         load_config(None, {"out": ["x"], "rank": ["8"]}, defaults)
+    with pytest.raises(MergeError, match="--train: the adapter that is gone on with is of train: lora"):
+        load_config(None, {"out": ["x"], "train": ["full"]}, defaults)
     with pytest.raises(MergeError, match=r"not an adapter"):
         adapter_defaults(place / "model")
+
+
+@pytest.mark.parametrize("train", ["prompt", "prefix"])
+def test_continue_goes_on_from_a_learnt_prompt(run: Run, tmp_path: Path, train: str) -> None:
+    from finetune.adapters import adapter_defaults
+
+    first = run(train=train, out="first", **({"prompt_init": "abc"} if train == "prompt" else {}))
+    config = load_config(None, {"out": [str(tmp_path / "second")]}, adapter_defaults(tmp_path / "first"))
+    second = finetune(prepare(config), device="cpu", threads=1)
+    assert second.losses["validation_before"] == pytest.approx(first.losses["validation"], rel=1e-5)
+    assert second.trained_parameters == first.trained_parameters
+    assert (second.losses["validation"] or 9) < (first.losses["validation"] or 0)
+
+
+@pytest.mark.parametrize(("train", "keys"), [("ptuning", {}), ("prefix", {"encoder_hidden": 8})])
+def test_a_prompt_encoder_cannot_be_gone_on_with(run: Run, tmp_path: Path, train: str, keys: dict[str, Any]) -> None:
+    from finetune.adapters import adapter_defaults
+
+    run(train=train, max_steps=1, **keys)
+    with pytest.raises(CheckpointError, match="a prompt encoder cannot be gone on with: PEFT keeps the prompt that"):
+        adapter_defaults(tmp_path / "out")
+
+
+def test_what_is_read_is_never_replaced(run: Run, place: Path) -> None:
+    with pytest.raises(UsageError, match=r"holds the model, which this run reads; nothing was changed"):
+        run(max_steps=1, out=place / "model", force=True)
+    with pytest.raises(UsageError, match=r"holds .*\.jsonl, which this run reads|holds the model, which"):
+        run(max_steps=1, out=place, force=True)
+    assert (place / "model" / "model.safetensors").is_file()
 
 
 def test_an_existing_result_and_other_unfinished_work_are_refused(run: Run, tmp_path: Path) -> None:
@@ -382,10 +413,20 @@ def test_an_existing_result_and_other_unfinished_work_are_refused(run: Run, tmp_
         ({"train": "partial", "freeze": "nothing_like_it"}, 'freeze: no parameter matches "nothing_like_it"; one is'),
         ({"train": "partial", "freeze": "("}, 'freeze: "(" is not a regular expression'),
         ({"train": "partial", "freeze": "."}, "leaves nothing to train in this model"),
-        ({"target_modules": "q_porj"}, "train: lora does not fit this model: "),
+        (
+            {"target_modules": "q_porj"},
+            'target_modules: no module of this model is called "q_porj"; did you',
+        ),
         ({"rank_pattern": "{q_porj: 3}"}, 'rank_pattern: no module matches "q_porj"'),
+        ({"target_modules": "q_proj,qproj"}, 'no module of this model is called "qproj"; did you mean "q_proj"?'),
+        ({"modules_to_save": "wte"}, 'modules_to_save: no module of this model is called "wte"'),
+        ({"rank_pattern": "{q_proj: 4.5}"}, 'the rank of "q_proj" must be a whole number, not 4.5'),
+        ({"rank_pattern": "{'(': 4}"}, 'rank_pattern: "(" is not a regular expression'),
         ({"train": "ia3", "new_tokens": "@"}, "train: ia3 does not train embeddings"),
-        ({"train": "bottleneck", "target_modules": "fc9"}, "no module is named fc9"),
+        (
+            {"train": "bottleneck", "target_modules": "fc9"},
+            'no module of this model is called "fc9"; known: ',
+        ),
         ({"precision": "fp16"}, "fp16 needs a GPU"),
         ({"attention": "flash_attention_2"}, "flash_attn is not installed"),
         ({"model": "no/such/model/here"}, 'there is no directory "no/such/model/here"'),

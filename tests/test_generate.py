@@ -10,9 +10,15 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 from conftest import TOKENIZER, Output, llama_config, write_json
+from safetensors.torch import load_file
+from tiny_llama import make_tiny_llama, words, write_lines
+from toy_data import moods
 
-from finetune.serve import Sampling, _until, as_chat, classify, generate, load
+from finetune.loaded import load
+from finetune.serve import Sampling, _until, as_chat, classify, generate
 from merge.errors import CheckpointError, MergeError, UsageError
+from merge.planners.adapters import open_model
+from merge.recipe.references import parse_reference
 
 pytestmark = pytest.mark.filterwarnings("default::FutureWarning")  # peft's, of a name in transformers
 
@@ -110,6 +116,68 @@ def test_a_file_of_prompts_gives_a_line_of_json_each(
     assert all(line["text"] for line in lines)
 
 
+def test_a_recipe_is_merged_on_the_fly(model: Path, tmp_path: Path, run_cli: Callable[..., Output]) -> None:
+    (tmp_path / "work").mkdir()
+    single = f"merge_method: linear\nmodels:\n- {{model: {model}, parameters: {{weight: 1}}}}\n"
+    (tmp_path / "one.yaml").write_text(single)
+    (tmp_path / "two.yaml").write_text(
+        f"name: first\n{single}---\nmerge_method: linear\nmodels:\n- {{model: first, parameters: {{weight: 1}}}}\n"
+    )
+    asked = ["--prompt", "w1 w2", "--max-tokens", "5", "--json"]
+    alone = run_cli(["generate", model, *asked])
+    assert (alone.code, alone.stderr) == (0, "")
+    for file in ("one.yaml", "two.yaml"):
+        merged = run_cli(["generate", file, *asked], env={"MERGE_EVAL_TMP": str(tmp_path / "work")})
+        assert (merged.code, merged.stdout, merged.stderr) == (0, alone.stdout, f"merging {file}\n")
+    assert list((tmp_path / "work").iterdir()) == []
+
+
+def test_an_adapter_brings_its_head_and_its_labels(tmp_path: Path) -> None:
+    from finetune.config import load_config
+    from finetune.train import finetune, prepare
+
+    model = make_tiny_llama(tmp_path / "model")
+    data = write_lines(tmp_path / "moods.jsonl", moods(60))
+    for train in ("lora", "bottleneck"):
+        flags = {"model": model, "data": data, "out": tmp_path / train, "train": train, "max_steps": 60}
+        flags |= {"learning_rate": 1e-2}
+        finetune(prepare(load_config(None, {name: [str(value)] for name, value in flags.items()})), device="cpu")
+        rows = moods(60)
+        for text in (str(tmp_path / train), f"{model}+{tmp_path / train}"):
+            loaded = load(text, "AutoModelForSequenceClassification")
+            found = classify(loaded, [row["text"] for row in rows])
+            assert set(found[0]) == {"flat", "high", "low"}
+            right = [next(iter(labels)) == row["label"] for labels, row in zip(found, rows, strict=True)]
+            assert sum(right) > 50
+    causal = {"model": model, "data": write_lines(tmp_path / "words.jsonl", words(8)), "out": tmp_path / "writer"}
+    finetune(prepare(load_config(None, {name: [str(value)] for name, value in causal.items()})), device="cpu")
+    with pytest.raises(CheckpointError, match=r"lacks score\.weight"):
+        load(str(tmp_path / "writer"), "AutoModelForSequenceClassification")
+
+
+def test_an_adapter_with_new_tokens_is_put_into_a_larger_base(tmp_path: Path) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from finetune.config import load_config
+    from finetune.train import finetune, prepare
+
+    model = make_tiny_llama(tmp_path / "model")
+    rows = [{"prompt": "@a=", "completion": "@@A"}] * 8
+    flags = {"model": model, "data": write_lines(tmp_path / "d.jsonl", rows), "out": tmp_path / "out"}
+    flags |= {"new_tokens": "@", "learning_rate": 2e-2, "max_steps": 60}
+    finetune(prepare(load_config(None, {name: [str(value)] for name, value in flags.items()})), device="cpu")
+    assert "".join(generate(load(str(tmp_path / "out")), "@a=", Sampling(max_tokens=8))) == "@@A"
+    assert not any("base_layer" in name for name in load_file(tmp_path / "out" / "adapter_model.safetensors"))
+    base = AutoModelForCausalLM.from_pretrained(model)
+    base.resize_token_embeddings(len(tokenizer := AutoTokenizer.from_pretrained(tmp_path / "out")))
+    PeftModel.from_pretrained(base, tmp_path / "out").merge_and_unload().save_pretrained(tmp_path / "whole")
+    tokenizer.save_pretrained(tmp_path / "whole")  # as docs/finetune.md says
+    assert "".join(generate(load(str(tmp_path / "whole")), "@a=", Sampling(max_tokens=8))) == "@@A"
+    with pytest.raises(CheckpointError, match=r"rows for tokens up to 79, and .* ends with 78\. Fold it with PEFT"):
+        open_model(parse_reference(f"{model}+{tmp_path / 'out'}"))
+
+
 def test_probabilities_are_the_softmax_of_the_models_logits(classifier: Path) -> None:
     import torch
 
@@ -133,6 +201,13 @@ def test_classify_prints_a_table_and_json(classifier: Path) -> None:
     assert line["label"] == max(line["probabilities"], key=line["probabilities"].get)
 
 
+def test_what_is_cut_is_said_and_nothing_is_no_text(classifier: Path) -> None:
+    done = run("classify", classifier, "--text", "w1 " * 80, "--text", "w2", "--json")
+    assert "note: 1 of 2 texts are longer than the model's 64 tokens" in done.stderr
+    empty = run("classify", classifier, "--text", "w1", "--text", "")
+    assert "text 2: expected some text, found none" in str(empty.exception)
+
+
 def test_a_language_model_is_no_classifier(model: Path) -> None:
     result = run("classify", model, "--text", "w1")
     assert isinstance(result.exception, CheckpointError)
@@ -149,6 +224,8 @@ def test_a_language_model_is_no_classifier(model: Path) -> None:
         (["--file", "nowhere.txt"], "cannot be read"),
         (["--prompt", ""], "found none"),
         (["--prompt", "w1", "--stop", ""], "--stop"),
+        (["--prompt", "w1 " * 80], "the prompt has 80 tokens, which leaves none to write"),
+        (["--prompt", "w1", "--temperature", "nan"], "--temperature: expected a number"),
     ],
 )
 def test_bad_arguments(model: Path, args: list[str], message: str) -> None:

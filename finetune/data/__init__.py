@@ -21,7 +21,7 @@ from finetune.data.files import file_digest, find_file, read_rows
 from finetune.data.mix import hold_out, mix
 from finetune.data.pack import Rows, make_rows
 from finetune.data.samples import Conversation, Sample, make_samples
-from finetune.keys import Config, Source
+from finetune.keys import KEYS, Config, Source
 from merge.errors import Problem, RecipeError, UsageError
 
 if TYPE_CHECKING:
@@ -185,10 +185,18 @@ def encode_samples(
 
 
 def max_length(config: Config, context: int | None) -> int:
-    """Tokens that a sequence may have. Raises UsageError for more than the model can see."""
-    length = config.max_length or min(context or 2048, 2048)
-    if context is not None and length > context:
+    """Tokens that a sequence may have, beside a learnt prompt. Raises UsageError for more than the model can see."""
+    if context is None:
+        return config.max_length or 2048
+    learnt = config.virtual_tokens if config.train in KEYS["virtual_tokens"].only else 0
+    length = config.max_length or min(context - learnt, 2048)
+    if length > context:
         raise UsageError(f"max_length: {length:,} is more than the model's context of {context:,} tokens.")
+    if length + learnt > context or length < 2:
+        raise UsageError(
+            f"virtual_tokens: {learnt:,} and sequences of {max(length, 2):,} tokens are more than the model's context "
+            f"of {context:,}. Use fewer, or a smaller max_length."
+        )
     return length
 
 
@@ -212,11 +220,12 @@ def _encode(samples: list[Sample], encoder: Encoder, objective: Objective, max_l
         )
     nothing = [example for example in examples if not (example.weights >= 1).any()]  # 1 is a response's
     if nothing and objective.by_token:
-        places = ", ".join(example.place for example in nothing[:_SHOWN])
+        found = list(dict.fromkeys(example.place for example in nothing))
+        places = ", ".join(found[:_SHOWN])
         raise UsageError(
-            f"data {places}{' ...' if len(nothing) > _SHOWN else ''}: no token of a response in {len(nothing):,} of "
-            f"{len(examples):,} examples, so all of it is masked: empty, or cut away. Remove these examples, or set "
-            "too_long: drop."
+            f"data {places}{' ...' if len(found) > _SHOWN else ''}: no token of a response in {len(nothing):,} of "
+            f"{len(examples):,} examples, so all of it is masked: empty, or cut away. Remove these examples; those "
+            "that were cut, too_long: drop removes."
         )
     if not examples:
         raise UsageError(f"all {len(samples):,} examples were dropped: longer than max_length {max_length:,}.")

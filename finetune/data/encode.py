@@ -258,6 +258,9 @@ def set_up_tokenizer(tokenizer: Any, config: Config, folder: Path | None, writes
     """
     notes = []
     known = tokenizer.get_vocab()
+    there = [token for token in config.new_tokens if token in known]
+    if there and not config.adapter:
+        notes.append(f"new_tokens: {', '.join(there)} {'is' if len(there) == 1 else 'are'} in the vocabulary already")
     if config.new_tokens:
         tokenizer.add_tokens(list(config.new_tokens), special_tokens=False)
         known = tokenizer.get_vocab()

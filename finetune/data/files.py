@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -114,8 +115,12 @@ def _object(place: str, value: Any) -> Row:
 
 
 def _table(path: Path, text: str, delimiter: str) -> Iterator[Row]:
-    reader = csv.DictReader(text.splitlines(keepends=True), delimiter=delimiter, strict=True)
+    csv.field_size_limit(2**31 - 1)  # by default 131,072 characters: a long text has more
+    reader = csv.DictReader(io.StringIO(text), delimiter=delimiter, strict=True)
     try:
+        names = reader.fieldnames or ()
+        if twice := next((name for name in names if list(names).count(name) > 1), None):
+            raise UsageError(f'data {path}:1: two columns are called "{twice}"; rename one.')
         for row in reader:
             place = f"{path}:{reader.line_num}"
             if None in row or None in row.values():

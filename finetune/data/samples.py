@@ -132,11 +132,14 @@ class Template:
             parts = list(string.Formatter().parse(text))
         except ValueError as error:
             raise UsageError(f'{key} template "{text}": {error}; write {{{{ for a brace.') from None
+        for _, name, form, turned in parts:
+            if form or turned:
+                raise UsageError(f'{key} template "{text}": write {{{name}}} alone; columns are taken as they are.')
         self.parts = [(before, name) for before, name, _, _ in parts]
         for name in filter(None, (name for _, name in self.parts)):
             if name not in first.columns:
                 hint = suggest(name, list(first.columns))
-                raise UsageError(f'{key} template: unknown field "{{{name}}}" in {first.place}; {hint}.')
+                raise UsageError(f'{key} template: unknown field "{{{name}}}" in {first.place}; {hint}')
         if any(name == "" for _, name in self.parts):
             raise UsageError(f'{key} template "{text}": empty braces; name a column, or write {{{{}}}}.')
 
@@ -153,12 +156,20 @@ def _text(row: Row, column: str) -> str:
     if column not in row.columns:
         raise UsageError(f'data {row.place}: no column "{column}"; found: {_columns(row)}.')
     value = row.columns[column]
-    if isinstance(value, str):
-        return value
-    if isinstance(value, (bool, int, float)):
-        return str(value)
-    found = "nothing" if value is None else f"a {type(value).__name__}"
+    if isinstance(value, (str, bool, int, float)):
+        return _whole(str(value), row, column)
+    found = {type(None): "nothing", dict: "an object"}.get(type(value), f"a {type(value).__name__}")
     raise UsageError(f'data {row.place}: "{column}" must be a text, found {found}.')
+
+
+def _whole(text: str, row: Row, column: str) -> str:
+    """Raises UsageError for half of a surrogate pair, as of an emoji cut in two: no tokenizer takes it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = ascii(text[error.start])
+        raise UsageError(f'data {row.place}: "{column}" has half a letter, {half}. Remove it.') from None
+    return text
 
 
 def _one(row: Row, *names: str) -> str:
@@ -172,12 +183,17 @@ def _messages(row: Row, column: str) -> Messages:
     found = []
     for number, turn in enumerate(turns, 1):
         pair = _turn(turn)
+        if isinstance(turn, Mapping) and turn.get("tool_calls"):
+            raise UsageError(
+                f'data {row.place}: turn {number} of "{column}" has tool_calls, which are not read here. Write the '
+                "call into its content, as the model is to write it."
+            )
         if pair is None:
             raise UsageError(
                 f'data {row.place}: turn {number} of "{column}" must have role and content (or from and value), '
                 f"with a role of {', '.join(dict.fromkeys(_ROLES.values()))}; found {str(turn)[:60]!r}."
             )
-        found.append(pair)
+        found.append((pair[0], _whole(pair[1], row, column)))
     return tuple(found)
 
 

@@ -180,5 +180,5 @@ def _class_weights(config: Config, labels: tuple[str, ...], amounts: list[float]
     given = config.class_weights or {}
     for label in given:
         if label not in labels:
-            raise UsageError(f'class_weights: "{label}" is not a label; {suggest(label, list(labels))}.')
+            raise UsageError(f'class_weights: "{label}" is not a label; {suggest(label, list(labels))}')
     return tuple(float(given.get(label, 1.0)) for label in labels)

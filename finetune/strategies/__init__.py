@@ -21,20 +21,18 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import filelock
-
 from finetune.libraries import quiet_libraries
-from finetune.models import pick_device
+from finetune.models import pick_device, trained_from
 from finetune.strategies.config import TaskSet, load_tasks, mixture
-from finetune.strategies.merges import run_merge
+from finetune.strategies.merges import base_of, check_merges, run_merge
 from finetune.strategies.score import Scorer, is_adapter
 from finetune.strategies.stages import Machine, ProgressBar, Stage, train_stages
 from finetune.strategies.table import RESULTS, Result, write_results
 from finetune.train import Prepared, Progress, Say, prepare
-from merge.errors import OutputError, UsageError
+from merge.output.directory import check_partial, explained, take_lock
 
 __all__ = ["Result", "TaskSet", "load_tasks", "run_strategies"]
-MARKER, LOCK = "strategies.json", "run.lock"
+MARKER = "strategies.json"
 
 
 @dataclass(frozen=True)
@@ -85,6 +83,8 @@ def run_strategies(
     """
     machine = Machine(device, threads, force, say, progress)
     prepared = {task.name: prepare(task.config, tasks.folder) for task in tasks.tasks}
+    with quiet_libraries():
+        check_merges(tasks.merges, prepared)
     with _directory(tasks.out), quiet_libraries():
         scorer = Scorer(prepared, tasks.folder, pick_device(tasks.shared, device))
         run = Run(tasks, prepared, machine, scorer)
@@ -128,7 +128,7 @@ def _after(prepared: Prepared, before: Path | None, out: Path, adapters: bool) -
         config = dataclasses.replace(config, adapter=str(before))
     elif before is not None:
         config = dataclasses.replace(config, model=str(before))
-        base = dataclasses.replace(base, path=str(before), revision=None)
+        base = trained_from(base, str(before))
     return dataclasses.replace(prepared, config=config, base=base)
 
 
@@ -147,9 +147,9 @@ def _parallel(run: Run) -> list[Result]:
     ]
     trained = train_stages(stages, tasks.workers, run.machine)
     results = [run.result("parallel", name, out, run.adapters) for name, out in outs.items()]
-    base = next(iter(run.prepared.values())).base.path
+    base = base_of(run.prepared)
     for merge in tasks.merges:
-        inputs = {name: f"{base}+{out}" if run.adapters and merge.fold else str(out) for name, out in outs.items()}
+        inputs = merge.listed(base, {name: str(out) for name, out in outs.items()}, run.adapters)
         run_merge(merge, base, inputs, merged[merge.name], again=bool(trained), threads=run.machine.threads)
         results.append(run.result("merged", merge.name, merged[merge.name], run.adapters and not merge.fold))
     return results
@@ -165,18 +165,13 @@ _STRATEGIES: dict[str, Callable[[Run], list[Result]]] = {
 @contextlib.contextmanager
 def _directory(out: Path) -> Iterator[None]:
     """OUT, of which only what a task file makes is known; one run at a time."""
-    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / MARKER).is_file())):
-        raise UsageError(f"{out} exists and holds no tasks of merge finetune; nothing was changed. Choose another out.")
-    try:
+    check_partial(out, MARKER, "merge finetune with tasks")
+    with explained(out):
         out.mkdir(parents=True, exist_ok=True)
-        (out / MARKER).write_text(json.dumps({"format": 1, "results": RESULTS}) + "\n", encoding="utf-8")
-        lock = filelock.FileLock(out / LOCK)
-        lock.acquire(timeout=0)
-    except filelock.Timeout:
-        raise OutputError(f"{out} is being written by another run. Wait for it, or choose another out.") from None
-    except OSError as error:
-        raise OutputError(f"{out}: cannot write: {error.strerror or error}. Choose another out.") from error
+        lock = take_lock(out)
     try:
+        with explained(out):
+            (out / MARKER).write_text(json.dumps({"format": 1, "results": RESULTS}) + "\n", encoding="utf-8")
         yield
     finally:
         lock.release()

@@ -36,7 +36,7 @@ _WEIGHT = Key("float", "share of a task in the simultaneous mixture", above=0)
 # One value for all tasks: models are compared, gone on with and merged.
 _SHARED = ("model", "out", "train", "adapter", "seed", "new_tokens", "eos_token", "pad_token", "chat_template")
 _SHAPE = ("format", "prompt", "completion", "text")
-_SEQUENTIAL = ("full", "partial", "bitfit", "lora", "qlora", "ia3", "prompt", "bottleneck")
+_SEQUENTIAL = ("full", "partial", "bitfit", "lora", "qlora", "ia3", "prompt", "prefix", "bottleneck")
 _NAME = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_."
 
 
@@ -224,8 +224,10 @@ def _shared_config(
 def _check_tasks(place: ConfigReader, tasks: list[Task], strategies: tuple[str, ...], shared: Config) -> None:
     """What needs all tasks."""
     at = place.line("tasks")
-    if "sequential" in strategies and shared.train not in _SEQUENTIAL:
-        place.problem(at, f"train: {shared.train} cannot be gone on with, as strategy: sequential does")
+    encoder = shared.encoder_hidden is not None
+    if "sequential" in strategies and (shared.train not in _SEQUENTIAL or encoder):
+        what = f"{shared.train} with encoder_hidden" if encoder and shared.train in _SEQUENTIAL else shared.train
+        place.problem(at, f"train: {what} cannot be gone on with, as strategy: sequential does")
     if "sequential" in strategies and shared.new_tokens and TRAINABLES[shared.train].adapter:
         place.problem(at, "an adapter that is gone on with keeps its vocabulary: new_tokens and sequential do not go")
     if "simultaneous" not in strategies:

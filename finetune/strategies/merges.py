@@ -6,6 +6,8 @@ folded into the base, unless the part says `fold: false`: then the adapters them
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,11 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from finetune.trainables import TRAINABLES
-from merge.errors import RecipeError
+from finetune.trainables import TRAINABLES, make_trainable
+from merge.errors import Problem, RecipeError
+from merge.output.shards import header_text
 
 if TYPE_CHECKING:
     from finetune.config import ConfigReader
+    from finetune.train import Prepared
 
 _TAG = "tag:yaml.org,2002:"
 _LORA = ("lora", "qlora")
@@ -50,6 +54,10 @@ class Merge:
             models.append(yaml.MappingNode(f"{_TAG}map", source, *self._marks()))
         pairs.append((self._text("models"), yaml.SequenceNode(f"{_TAG}seq", models, *self._marks())))
         return yaml.MappingNode(f"{_TAG}map", pairs, *self._marks())
+
+    def listed(self, base: str, outs: Mapping[str, str], adapters: bool) -> dict[str, str]:
+        """task -> how the recipe calls its result, which lies in `outs`."""
+        return {name: f"{base}+{out}" if adapters and self.fold else out for name, out in outs.items()}
 
     def text(self, base: str, inputs: Mapping[str, str]) -> str:
         return str(yaml.serialize(self.recipe(base, inputs), Dumper=yaml.SafeDumper))
@@ -94,6 +102,9 @@ def _read_merge(
     for key, key_node, value in place.pairs(node, path, "a recipe"):
         if key in _FILLED:
             place.problem(key_node, f'"{key}" is filled in here: the models are the trained tasks')
+        elif key == "experts":
+            place.problem(key_node, "a mixture of experts is made with merge run, of models that are trained before")
+            return None
         elif key == "tasks":
             parameters = {task: one for task, _, one in place.pairs(value, f"{path}.tasks", '"tasks"')}
             for task in parameters.keys() - set(tasks):
@@ -101,6 +112,7 @@ def _read_merge(
         elif key == "fold":
             if value.tag != f"{_TAG}bool" or train not in _LORA:
                 place.problem(value, '"fold" is true or false, and belongs to train: lora or qlora')
+                return None
             fold = not (isinstance(value, yaml.ScalarNode) and value.value.lower() in ("false", "no", "off"))
         else:
             kept.append((key_node, value))
@@ -117,23 +129,102 @@ def _read_merge(
     merge = Merge(
         name, method, yaml.MappingNode(node.tag, kept, node.start_mark, node.end_mark), parameters, fold, place.file
     )
-    if fold and tasks:
+    if tasks:
         _check(place, merge, tasks)
     return merge
 
 
 def _check(place: ConfigReader, merge: Merge, tasks: Sequence[str]) -> None:
     """Reads the recipe as if the tasks were trained: everything that its text can have wrong is said now."""
+    from merge.methods import get_method
+    from merge.planners.adapter_inputs import refuse_models, unfit
     from merge.recipe import recipe_of
 
     with tempfile.TemporaryDirectory() as folder:
         for name in ("base", *tasks):
             (Path(folder) / f"model-{name}").mkdir()
+            if not merge.fold and name != "base":
+                (Path(folder) / f"model-{name}" / "adapter_config.json").write_text("{}")
         inputs = {task: str(Path(folder) / f"model-{task}") for task in tasks}
         try:
-            recipe_of(merge.recipe(str(Path(folder) / "model-base"), inputs), "", merge.file)
+            recipe = recipe_of(merge.recipe(str(Path(folder) / "model-base"), inputs), "", merge.file)
+            method = get_method(recipe.merge_method)
+            assert method is not None, recipe.merge_method  # the recipe was checked against the registry
+            if not merge.fold and (problems := list(unfit(recipe, method))):
+                raise RecipeError(problems)
+            if merge.fold and method.inputs == "adapters":
+                said = f"{method.name} merges LoRA adapters, and these are models."
+                raise RecipeError(Problem(said, recipe.where("merge_method"), 'Use train: lora and "fold: false".'))
+            if merge.fold:
+                refuse_models(recipe, method)
         except RecipeError as error:
-            place._problems += [(_line(problem.where), problem) for problem in error.problems]
+            place._problems += [(_line(one.where), one) for one in _by_task(error, f"{folder}/model-")]
+
+
+def _by_task(error: RecipeError, stand_in: str) -> list[Problem]:
+    """Problems that call a model by its task."""
+    return [dataclasses.replace(problem, message=problem.message.replace(stand_in, "")) for problem in error.problems]
+
+
+def check_merges(merges: Sequence[Merge], prepared: Mapping[str, Prepared]) -> None:
+    """Plans every recipe before anything is trained, with stand-ins for the tasks: for models the base, for adapters
+    files of the shapes that training will write.
+
+    Raises:
+        MergeError: what does not fit this model, or what make_trainable raises.
+    """
+    from merge.planners.build import build_plan
+    from merge.recipe import recipe_of
+
+    if not merges:
+        return
+    base = base_of(prepared)
+    with tempfile.TemporaryDirectory() as folder:
+        inputs = {task: str(Path(folder) / task) for task in prepared}
+        adapters = next(iter(prepared.values())).config.train in _LORA
+        for task, path in inputs.items():
+            if adapters:
+                _adapter_headers(prepared[task], Path(path))
+            else:
+                Path(path).symlink_to(Path(base).absolute(), target_is_directory=True)
+        for merge in merges:
+            listed = merge.listed(base, inputs, adapters)
+            recipe = recipe_of(merge.recipe(base, listed), merge.text(base, listed), merge.file)
+            grown = any(one.new_ids for one in prepared.values()) and not adapters
+            if grown and recipe.base_model is not None and not (recipe.tokenizer_source or recipe.tokenizer):
+                said = "the trained models have new_tokens that the base lacks."
+                raise RecipeError(Problem(said, recipe.where("merge_method"), "Set tokenizer_source: union."))
+            try:
+                build_plan(recipe)
+            except RecipeError as error:
+                raise RecipeError(_by_task(error, f"{folder}/")) from None
+
+
+def _adapter_headers(prepared: Prepared, folder: Path) -> None:
+    """An adapter as training will write it, without its numbers: PEFT's own modules, of a model without memory."""
+    import torch
+    import transformers
+    from peft import get_peft_model_state_dict
+
+    objective = prepared.objective
+    with torch.device("meta"):
+        model = getattr(transformers, objective.model_class).from_config(prepared.base.config)
+        if prepared.new_ids:
+            model.resize_token_embeddings(len(prepared.base.tokenizer), mean_resizing=False)
+        config = dataclasses.replace(prepared.config, train="lora")
+        model = make_trainable(model, config, objective.task_type, list(prepared.new_ids))
+        state = get_peft_model_state_dict(model, save_embedding_layers=False)
+    shapes = {name: tuple(value.shape) for name, value in state.items()}
+    header, _ = header_text(shapes, {"format": "pt"})
+    model.peft_config["default"].save_pretrained(str(folder))
+    with (folder / "adapter_model.safetensors").open("wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        file.truncate(file.tell() + sum(4 * math.prod(shape) for shape in shapes.values()))
+
+
+def base_of(prepared: Mapping[str, Prepared]) -> str:
+    """All tasks have one base."""
+    return next(iter(prepared.values())).base.path
 
 
 def _line(where: str | None) -> int:

@@ -16,7 +16,7 @@ from typing import Any
 from finetune.data import read_samples
 from finetune.data.pack import IGNORED
 from finetune.data.samples import Pair
-from finetune.models import load_model
+from finetune.models import load_model, trained_from
 from finetune.objectives import OBJECTIVES
 from finetune.train import Prepared
 from finetune.trainables import TRAINABLES
@@ -67,7 +67,7 @@ def _open(prepared: Prepared, path: Path | None, adapter: bool, device: str) -> 
     base, config = prepared.base, prepared.config
     objective = OBJECTIVES[prepared.data.objective]
     if path is not None and not adapter:
-        base, config = dataclasses.replace(base, path=str(path)), dataclasses.replace(config, train="full")
+        base, config = trained_from(base, str(path)), dataclasses.replace(config, train="full")
     model = load_model(base, config, objective.model_class, device)
     if path is not None and adapter:
         if config.train == "bottleneck":

@@ -24,15 +24,17 @@ Examples:
 @click.option("--batch", type=click.IntRange(1), default=16, show_default=True, help="Texts at once.")
 @click.option("--json", "as_json", is_flag=True, help="A line of JSON for each text, with all labels.")
 def command(model: str, texts: tuple[str, ...], file: Path | None, top: int, batch: int, as_json: bool) -> None:
-    """Label texts by MODEL, a sequence classifier: directory, hub id, or model+adapter."""
-    from finetune.serve import classify, load
+    """Label texts by MODEL, a sequence classifier: a directory, hub id, model+adapter, or recipe."""
+    from finetune.loaded import opened
+    from finetune.serve import classify
     from merge.cli.generate import read_lines
     from merge.errors import UsageError
 
     if bool(texts) == (file is not None):
         raise UsageError("merge classify: expected --text or --file.")
     given = list(texts) if file is None else read_lines(file)
-    found = classify(load(model, "AutoModelForSequenceClassification"), given, batch)
+    with opened(model, "AutoModelForSequenceClassification") as loaded:
+        found = classify(loaded, given, batch, lambda text: click.echo(printable(text), err=True))
     if as_json:
         for text, labels in zip(given, found, strict=True):
             click.echo(json.dumps({"text": text, "label": next(iter(labels)), "probabilities": labels}))

@@ -41,15 +41,22 @@ def _option(name: str, key: Key) -> Callable[[Any], Any]:
     flag = name.replace("_", "-")
     names = [f"--{flag}", *(["-o"] if name == "out" else [])]
     default = next(field.default for field in dataclasses.fields(Config) if field.name == name)
-    shown = f"  [default: {default}]" if default not in (None, (), "", False, True) else ""
+    plain = isinstance(default, (bool, int, float, str)) and default is not False and default != ""
+    shown = f"  [default: {_as_written(default)}]" if plain else ""
     only = f"  ({', '.join(key.only or key.objectives)})" if key.only or key.objectives else ""
-    help_text = key.help + only + shown
+    choices = f"  One of {', '.join(key.choices)}." if len(key.choices) > _INLINE else ""
+    help_text = key.help + choices + only + shown
     if key.kind == "bool":
         return click.option(f"--{flag}/--no-{flag}", name, default=None, help=help_text)
-    metavar = "|".join(key.choices) if 0 < len(key.choices) < 5 else _METAVARS.get(key.kind, "TEXT")
+    metavar = "|".join(key.choices) if 0 < len(key.choices) <= _INLINE else _METAVARS.get(key.kind, "TEXT")
     return click.option(*names, name, multiple=key.kind in _REPEATED, metavar=metavar, help=help_text)
 
 
+def _as_written(default: object) -> str:
+    return f"{default:g}" if isinstance(default, float) else str(default).lower()
+
+
+_INLINE = 4  # so many choices stand in place of the value
 _METAVARS = {"int": "N", "float": "X", "data": "FILE", "fraction|data": "X|FILE", "words": "A,B", "table": "{A: N}"}
 
 
@@ -64,7 +71,7 @@ def _with_keys(command: Callable[..., None]) -> Callable[..., None]:
     cls=_Grouped,
     epilog="""\b
 Examples:
-  merge finetune recipes/finetune.yaml
+  merge finetune recipes/finetune/sort.yaml
   merge finetune config.yaml --rank 32 --epochs 3 -o tuned/rank-32
   merge finetune --model org/base --data train.jsonl --validation 0.05 -o tuned/mine
   merge finetune config.yaml --show 3            what is trained on, with the loss mask; nothing is trained

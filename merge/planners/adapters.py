@@ -205,9 +205,14 @@ class _Fold:
     def _rows(self, place: str, rows: TensorRef, indices: tuple[int, ...]) -> None:
         weight = self._float(place, rows.file)
         last = max(indices, default=0)
-        if len(weight.shape) != 2 or rows.shape[1] != weight.shape[1] or last >= weight.shape[0]:
+        if len(weight.shape) == 2 and last >= weight.shape[0]:
             raise CheckpointError(
-                f"{rows.file}: {rows.name}: rows {list(rows.shape)} for tokens up to {last:,} do not fit "
+                f"{rows.file}: {rows.name}: has rows for tokens up to {last:,}, and {place} of {self.checkpoint.path} "
+                f"ends with {weight.shape[0] - 1:,}. Fold it with PEFT, into the model with its embeddings resized."
+            )
+        if len(weight.shape) != 2 or rows.shape[1] != weight.shape[1]:
+            raise CheckpointError(
+                f"{rows.file}: {rows.name}: rows {list(rows.shape)} do not fit "
                 f"{place} of {self.checkpoint.path}, which has shape {list(weight.shape)}.{self._trained_on()}"
             )
         self._set(place, replace_rows(weight, rows, indices))

@@ -1,0 +1,168 @@
+"""A model in memory, to look at: a directory, hub id, model+adapter, adapter alone, or recipe, merged on the fly."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from finetune.libraries import quiet_libraries
+from finetune.models import keep_4_bit_layout
+from finetune.record import MANIFEST
+from merge.errors import CheckpointError, MergeError, UsageError
+
+
+@dataclass(frozen=True)
+class Loaded:
+    name: str
+    network: Any
+    tokenizer: Any
+
+
+@contextlib.contextmanager
+def opened(
+    text: str, kind: str = "AutoModelForCausalLM", say: Callable[[str], None] = lambda text: None
+) -> Iterator[Loaded]:
+    """As load(); a recipe, of one document or several, is merged into a directory that is removed at the end."""
+    if not text.endswith((".yaml", ".yml")):
+        yield load(text, kind)
+        return
+    from eval.models import directory, subjects
+
+    say(f"merging {text}")
+    with directory(subjects([text])[0]) as path:
+        yield dataclasses.replace(load(str(path), kind), name=text)
+
+
+def load(text: str, kind: str = "AutoModelForCausalLM") -> Loaded:
+    """A directory, hub id, `model+adapter`, or the directory of an adapter that names its base.
+
+    Raises:
+        UsageError: not a model's name, or a package is missing.
+        CheckpointError: it cannot be loaded.
+    """
+    from merge.checkpoint.hub import locate
+    from merge.recipe.references import parse_reference
+
+    try:
+        ref = parse_reference(text)
+    except ValueError as error:
+        raise UsageError(f"{error}.") from None
+    adapter = None if ref.adapter is None else _adapter_path(ref.adapter)
+    if adapter is None and (config := _adapter_config(ref.path)) is not None:
+        adapter = ref.path
+        try:
+            ref = parse_reference(_base_of(config))
+        except ValueError as error:
+            raise CheckpointError(f"{config}: base_model_name_or_path: {error}.") from None
+    with quiet_libraries():
+        return _load(text, locate(ref).path, adapter, kind)
+
+
+def _load(text: str, path: str, adapter: str | None, kind: str) -> Loaded:
+    import transformers
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(_tokenizer_path(adapter, path), local_files_only=True)
+        config = transformers.AutoConfig.from_pretrained(path, local_files_only=True)
+        labels = () if adapter is None else _labels(adapter)
+        if labels:
+            config.id2label, config.label2id = dict(enumerate(labels)), {name: i for i, name in enumerate(labels)}
+        network, info = getattr(transformers, kind).from_pretrained(
+            path,
+            config=config,
+            dtype="auto",
+            local_files_only=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=bool(labels),  # a head for other labels than the adapter's
+        )
+        keep_4_bit_layout(network, trained=False)
+        mismatched = {name if isinstance(name, str) else name[0] for name in info["mismatched_keys"]}
+        missing = sorted({*info["missing_keys"], *mismatched} - _saved_with(adapter))
+        if missing:  # transformers would go on with random numbers in their place
+            raise CheckpointError(
+                f"{text}: lacks {missing[0]} ({len(missing)} tensors in all) for {type(network).__name__}. "
+                "Name a model that was saved as one."
+            )
+        if adapter is not None:
+            network = _put(network, adapter, len(tokenizer))
+    except MergeError:
+        raise
+    except ImportError as error:
+        raise UsageError(f"{text}: {one_line(error)}") from error
+    except Exception as error:  # tokenizers raises bare ones
+        raise CheckpointError(f"{text}: transformers cannot load it ({one_line(error)}).") from error
+    return Loaded(text, network.eval(), tokenizer)
+
+
+def _put(network: Any, adapter: str, n_tokens: int) -> Any:
+    """The network with the adapter in it, its embeddings enlarged for tokens that came with the adapter."""
+    from peft import PeftModel
+
+    from finetune import bottleneck
+
+    if n_tokens > network.get_input_embeddings().weight.shape[0]:
+        network.resize_token_embeddings(n_tokens, mean_resizing=False)
+    if os.path.isfile(os.path.join(adapter, bottleneck.CONFIG)):
+        return bottleneck.load_bottlenecks(network, adapter)
+    return PeftModel.from_pretrained(network, adapter)
+
+
+def _labels(adapter: str) -> tuple[str, ...]:
+    """Those that an adapter was trained on; () if its record does not say. An adapter has no config.json for them."""
+    from merge.checkpoint.files import read_json
+
+    file = os.path.join(adapter, MANIFEST)
+    return tuple(read_json(file, unique=False).get("labels") or ()) if os.path.isfile(file) else ()
+
+
+def _saved_with(adapter: str | None) -> set[str]:
+    """The parameters of the base that an adapter brings along: its head."""
+    from safetensors import safe_open
+
+    found: set[str] = set()
+    for name in ("adapter_model.safetensors", "bottleneck.safetensors"):
+        if adapter is not None and os.path.isfile(file := os.path.join(adapter, name)):
+            with safe_open(file, "np") as weights:
+                found |= {key.removeprefix("base_model.model.") for key in weights.keys()}  # noqa: SIM118
+    return found
+
+
+def _adapter_config(folder: str) -> str | None:
+    """The file that makes a directory an adapter."""
+    from finetune import bottleneck
+
+    files = (os.path.join(folder, name) for name in ("adapter_config.json", bottleneck.CONFIG))
+    return next((file for file in files if os.path.isfile(file)), None)
+
+
+def _adapter_path(ref: Any) -> str:
+    from merge.checkpoint.hub import locate
+
+    path = ref.path if os.path.isdir(ref.path) else locate(ref).path
+    if _adapter_config(path) is None:
+        raise CheckpointError(f"{path}: has no adapter_config.json, so it is no adapter.")
+    return str(path)
+
+
+def _base_of(config: str) -> str:
+    from merge.checkpoint.files import read_json
+
+    base = read_json(config, unique=False).get("base_model_name_or_path")
+    if not isinstance(base, str) or not base:
+        raise CheckpointError(f"{config}: names no base model. Write MODEL+{os.path.dirname(config)}.")
+    return base
+
+
+def _tokenizer_path(adapter: str | None, model: str) -> str:
+    """The adapter's, if it brings one: it may have new tokens."""
+    return adapter if adapter and os.path.isfile(os.path.join(adapter, "tokenizer_config.json")) else model
+
+
+def one_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0][:200] or type(error).__name__
