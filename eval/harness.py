@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import importlib
+import io
 import logging
 import os
 import time
@@ -12,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.memory import Memory
-from eval.missing import unloadable
+from eval.missing import first_line, unloadable
 from eval.models import Subject, directory, known_digest, remember_digest
 from eval.results import Questions, Results, TaskResult, Verdicts
 from eval.tasks import Task, task_manager
@@ -113,7 +116,7 @@ def load_tasks(tasks: Sequence[Task], settings: Settings) -> list[Loaded]:
     found, missing = [], []
     for task in tasks:
         try:
-            tree = manager.load([task.spec])
+            tree = _load(manager, task)
         except Exception as error:  # lm-eval, datasets and the hub raise what they like
             missing.append((task, error))
             continue
@@ -124,6 +127,39 @@ def load_tasks(tasks: Sequence[Task], settings: Settings) -> list[Loaded]:
         raise unloadable(missing, known=len(found)) from missing[0][1]
     _check_settings(found, settings)
     return found
+
+
+def _load(manager: Any, task: Task) -> dict[str, Any]:
+    """A task's data, as lm-eval prepares it: some tasks shuffle the choices of their items while they are read.
+
+    The items are held, so that every model gets the same ones; lm-eval would read them again for each.
+    """
+    _seed()
+    with quietly():
+        tree: dict[str, Any] = manager.load([task.spec])
+    if task.nltk is not None:
+        importlib.import_module("nltk").data.find(task.nltk)
+    for leaf in tree["tasks"].values():
+        read = "test_docs" if leaf.has_test_docs() else "validation_docs"
+        setattr(leaf, read, functools.partial(_same, leaf.eval_docs))
+    return tree
+
+
+def _same(docs: Any) -> Any:
+    return docs
+
+
+def _seed() -> None:
+    """As lm-eval's simple_evaluate does before it loads tasks."""
+    import random
+
+    import numpy as np
+    from lm_eval.defaults import DEFAULT_OTHER_SEED, DEFAULT_RANDOM_SEED
+    from lm_eval.utils import set_torch_seed
+
+    random.seed(DEFAULT_RANDOM_SEED)
+    np.random.seed(DEFAULT_OTHER_SEED)
+    set_torch_seed(DEFAULT_OTHER_SEED)
 
 
 def _check_settings(loaded: Sequence[Loaded], settings: Settings) -> None:
@@ -219,9 +255,8 @@ def _one_task(
     except MergeError:
         raise
     except Exception as error:  # tasks, backends and tokenizers raise what they like
-        first = str(error).strip().splitlines()[0][:300] if str(error).strip() else "no message"
         raise MergeError(
-            f"{subject.name} on {each.task.name}: lm-eval stopped with {type(error).__name__}: {first}"
+            f"{subject.name} on {each.task.name}: lm-eval stopped with {type(error).__name__}: {first_line(error)}"
         ) from error
     each.n_requests = model.asked + model.remembered - before
     found, each.questions = TaskResult.read(each.task, raw)
@@ -236,16 +271,10 @@ def _run(each: Loaded, model: Any, settings: Settings) -> dict[str, Any]:
 
     simple_evaluate itself would also describe the machine, which takes seconds for every call.
     """
-    import random
-
-    import numpy as np
-    from lm_eval.defaults import DEFAULT_OTHER_SEED, DEFAULT_RANDOM_SEED
+    from lm_eval.defaults import DEFAULT_OTHER_SEED
     from lm_eval.evaluator import evaluate as evaluate_tasks
-    from lm_eval.utils import set_torch_seed
 
-    random.seed(DEFAULT_RANDOM_SEED)
-    np.random.seed(DEFAULT_OTHER_SEED)
-    set_torch_seed(DEFAULT_OTHER_SEED)
+    _seed()
     for leaf in each.tree["tasks"].values():
         fewshot = leaf.get_config("num_fewshot")
         if each.task.num_fewshot is not None:
@@ -288,8 +317,9 @@ def load_model(path: Path, settings: Settings) -> Any:
                 arguments, {"batch_size": settings.batch_size or _batch_size(settings), "device": settings.device}
             )
     except Exception as error:  # backends raise what they like
-        first = str(error).strip().splitlines()[0][:300] if str(error).strip() else ""
-        raise MergeError(f"{path}: {settings.backend} cannot load it: {type(error).__name__}: {first}") from error
+        raise MergeError(
+            f"{path}: {settings.backend} cannot load it: {type(error).__name__}: {first_line(error)}"
+        ) from error
     if settings.backend == "hf" and settings.device == "cpu":
         _one_thread_if_small(model.model)
     return model
@@ -323,7 +353,7 @@ def _quiet() -> None:
 
 @contextlib.contextmanager
 def quietly() -> Iterator[None]:
-    """Nothing inside draws a progress bar of tqdm's: there is one bar, ours."""
+    """Nothing inside draws a progress bar of tqdm's, or prints: there is one bar, and stdout is for results."""
     import tqdm
 
     before = tqdm.tqdm.__init__
@@ -333,6 +363,7 @@ def quietly() -> Iterator[None]:
 
     tqdm.tqdm.__init__ = silent
     try:
-        yield
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
     finally:
         tqdm.tqdm.__init__ = before

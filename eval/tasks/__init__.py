@@ -30,7 +30,9 @@ class Task:
         needs: the dataset's name where it does not come with a package, for the message if it is not there.
         num_fewshot: examples in each prompt that belong to the task's definition; None: lm-eval's, or --num-fewshot.
         score: what a leaderboard makes of the raw scores, all that were found by name; tables show that instead.
-        extra: of the package lm-eval, which has to be installed for the task.
+        extra: what pip has to install for the task, besides lm-eval.
+        nltk: a resource of NLTK that the task needs, as nltk.data.find takes it.
+        also: lm-eval's keys of further metrics whose items are kept, for a score that is made of them.
     """
 
     name: str
@@ -40,6 +42,8 @@ class Task:
     num_fewshot: int | None = None
     score: Callable[[Mapping[str, TaskResult]], TaskResult] | None = None
     extra: str | None = None
+    nltk: str | None = None
+    also: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -75,17 +79,22 @@ def resolve(
     """The tasks asked for, in order, each once.
 
     Args:
-        names: of lm-eval, of `include`, or paths of .jsonl and .yaml files.
+        names: of lm-eval, of `include`, or paths of .jsonl and .yaml files. Names of tasks of the suite pick those of
+            it; others are added.
         include: a directory with tasks of one's own: lm-eval's YAML, or jsonl.
         data: a text whose loss is measured.
 
     Raises:
         UsageError: an unknown name, with the nearest ones; a file that cannot be read.
     """
-    tasks = list(get_suite(suite).tasks) if suite else []
+    known = get_suite(suite).tasks if suite else ()
+    picked = {task.name: task for task in known if task.name in names}
+    tasks = [] if picked else list(known)
     own = _own(include) if include else {}
     for name in names:
-        if name in own:
+        if name in picked:
+            tasks.append(picked[name])
+        elif name in own:
             tasks.append(own[name])
         elif name.endswith((".jsonl", ".yaml", ".yml")):
             tasks.append(_file(Path(name)))
