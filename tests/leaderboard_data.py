@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
-from eval.tasks.leaderboards import BBH, MUSR
+from eval.tasks.leaderboards import MUSR
 
 Rows = list[dict[str, Any]]
 _WORDS = ["red", "green", "blue", "stone", "river", "cat", "dog", "seven", "nine", "tall", "old", "quick"]
@@ -84,30 +85,22 @@ def _gsm8k(draw: random.Random, name: str | None, n: int) -> dict[str, Rows]:
 
 
 def _bbh(draw: random.Random, name: str | None, n: int) -> dict[str, Rows]:
-    from lm_eval.tasks import TaskManager
-
-    assert name is not None
-    choices = _choices(TaskManager, f"leaderboard_bbh_{name}")
+    choices = _bbh_choices(str(name))
 
     def one() -> dict[str, Any]:
         return {"input": _text(draw), "target": draw.choice(choices)}
 
-    return _made(draw, n + len(name) % 3, one, ["test"])
+    return _made(draw, n + len(str(name)) % 3, one, ["test"])
 
 
-_known: dict[str, list[str]] = {}
-
-
-def _choices(manager: Any, task: str) -> list[str]:
+def _bbh_choices(name: str) -> list[str]:
     """The answers that lm-eval's task has."""
-    if not _known:
-        import yaml
+    import lm_eval
+    import yaml
 
-        index = manager().task_index
-        for name in BBH:
-            path = index[f"leaderboard_bbh_{name}"].yaml_path
-            _known[f"leaderboard_bbh_{name}"] = yaml.safe_load(path.read_text(encoding="utf-8"))["doc_to_choice"]
-    return _known[task]
+    folder = Path(lm_eval.__file__).parent / "tasks" / "leaderboard" / "bbh_mc"
+    found = yaml.safe_load((folder / f"{name}.yaml").read_text(encoding="utf-8"))["doc_to_choice"]
+    return [str(choice) for choice in found]
 
 
 def _musr(draw: random.Random, name: str | None, n: int) -> dict[str, Rows]:
