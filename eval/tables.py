@@ -167,7 +167,7 @@ def interval(best: Difference, percent: bool) -> str:
 
 
 def signed(value: float, percent: bool) -> str:
-    return f"{round(100 * value, 1) + 0.0:+.1f}" if percent else f"{value:+.4g}"  # + 0.0: never -0.0
+    return f"{round(100 * value, 1) + 0.0:+.1f}" if percent else f"{value + 0.0:+.4g}"  # + 0.0: never -0.0
 
 
 def shown(value: float, percent: bool) -> str:

@@ -35,7 +35,7 @@ def command(
     if is_path:
         from eval.path import judge_path
 
-        results = judge_path(models, how.of, how.settings)
+        results = judge_path(models, how.of, how.settings, how.keep)
     else:
         results = how.judge(models)
     if out is not None:
