@@ -16,7 +16,7 @@ from typing import Any
 
 from eval.memory import Memory
 from eval.missing import first_line, unloadable
-from eval.models import Subject, directory, known_digest, remember_digest
+from eval.models import Subject, check_files, directory, known_digest, remember_digest
 from eval.results import Questions, Results, TaskResult, Verdicts
 from eval.tasks import Task, task_manager
 from merge.errors import MergeError, UsageError
@@ -317,6 +317,7 @@ def load_model(path: Path, settings: Settings) -> Any:
                 arguments, {"batch_size": settings.batch_size or _batch_size(settings), "device": settings.device}
             )
     except Exception as error:  # backends raise what they like
+        check_files(path)
         raise MergeError(
             f"{path}: {settings.backend} cannot load it: {type(error).__name__}: {first_line(error)}"
         ) from error

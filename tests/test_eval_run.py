@@ -14,15 +14,16 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from test_adapters import make_adapter
 
 from eval.harness import Settings, evaluate
 from eval.memory import Memory, key_of
 from eval.models import subjects
 from eval.path import judge_path
 from eval.results import Results
-from eval.soup import greedy_soup
+from eval.soup import Soup, greedy_soup
 from eval.tasks import Task, resolve
-from merge import build_plan, load_recipe, run_plan, verify_output
+from merge import build_plan, load_recipe, parse_recipe, run_plan, verify_output
 from merge.cli import cli
 from merge.errors import MergeError, NumbersError, UsageError
 
@@ -282,6 +283,68 @@ def test_a_path_has_its_ends_and_nine_points_between(tmp_path: Path, tiny: Run, 
     assert len({model.digest for model in found.models}) == 11
     with pytest.raises(UsageError, match="--path: expected two models, found 1"):
         judge_path(ends[:1], lambda judged, settings: found, Settings())
+
+
+@pytest.fixture
+def parents(tmp_path: Path, tiny: Run, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """a and b, an adapter of a, recipes; and what they make, in made/."""
+    monkeypatch.chdir(tmp_path)
+    tiny(tmp_path / "a")
+    tiny(tmp_path / "b", base=tmp_path / "a", delta=0.2, seed=1)
+    make_adapter(tmp_path / "lora", tmp_path / "a", noise=0.3)
+    (tmp_path / "mean.yaml").write_text(
+        "merge_method: linear\nmodels: [{model: a}, {model: b}]\nparameters: {weight: 1}\n"
+    )
+    (tmp_path / "a+lora.yaml").write_text("merge_method: passthrough\nmodels: [{model: a+lora}]\n")
+    for name in ("mean", "a+lora"):
+        run_plan(build_plan(load_recipe(tmp_path / f"{name}.yaml")), tmp_path / "made" / name)
+    return tmp_path
+
+
+@pytest.mark.filterwarnings("ignore")  # what transformers and peft warn of is not ours
+def test_a_path_between_a_recipe_and_an_adapter(parents: Path, memory: Memory) -> None:
+    (parents / "text.txt").write_text("w1 w2 w3\nw4 w5\nw6 w7 w8\n")
+    tasks = resolve([], None, data=parents / "text.txt")
+
+    def along(*ends: str) -> Results:
+        return judge_path(ends, lambda judged, settings: evaluate(judged, tasks, settings, memory), Settings())
+
+    found, expected = along("mean.yaml", "a+lora"), along("made/mean", "made/a+lora")
+    assert [model.tasks for model in found.models] == [model.tasks for model in expected.models]
+    assert len({model.tasks["text"].value for model in found.models}) == 11
+    assert {model.asked for model in expected.models} == {0}  # the same weights, whatever they were called
+
+
+@pytest.mark.filterwarnings("ignore")  # what transformers and peft warn of is not ours
+def test_a_soup_of_a_recipe_an_adapter_and_a_model(parents: Path, memory: Memory) -> None:
+    (parents / "text.txt").write_text("w1 w2 w3\nw4 w5\nw6 w7 w8\nw9 w10\n")
+    tasks = resolve([], None, data=parents / "text.txt")
+
+    def soup(*models: str, keep: Path | None = None) -> Soup:
+        return greedy_soup(
+            models, lambda judged, settings: evaluate(judged, tasks, settings, memory), Settings(), 0.5, keep=keep
+        )
+
+    found, expected = soup("mean.yaml", "a+lora", "b"), soup("made/mean", "made/a+lora", "b")
+    assert [(step.score, step.kept) for step in found.steps] == [(step.score, step.kept) for step in expected.steps]
+    assert [model.tasks for model in found.report.models] == [model.tasks for model in expected.report.models]
+    assert {"mean.yaml", "a+lora"} & set(found.members)
+    kept = soup("mean.yaml", "a+lora", "b", keep=parents / "kept")
+    if "mean.yaml" in found.members:
+        assert "# First: merge run mean.yaml -o merged/mean\n" in found.recipe
+        assert str(parents / "kept" / "mean") in kept.recipe
+    run_plan(build_plan(parse_recipe(kept.recipe)), parents / "soup")
+    with Memory(parents / "new.sqlite") as new:
+        (model,) = judged([parents / "soup"], tasks, new, Settings(holdout=0.5)).models
+    assert model.tasks == found.report.models[-1].tasks
+
+
+@pytest.mark.filterwarnings("ignore")  # what transformers and peft warn of is not ours
+def test_a_soup_that_is_written_names_what_it_is_made_of(parents: Path, choices: Path) -> None:
+    with pytest.raises(UsageError, match=r"--out: .* mean.yaml is merged on the fly. .* --keep DIR"):
+        CliRunner().invoke(
+            cli, ["soup", "mean.yaml", "b", "--tasks", str(choices), "-o", "out"], catch_exceptions=False
+        )
 
 
 def test_compare_from_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
