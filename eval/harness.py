@@ -18,10 +18,11 @@ from eval.memory import Memory
 from eval.missing import first_line, unloadable
 from eval.models import Subject, check_files, directory, known_digest, remember_digest
 from eval.results import Questions, Results, TaskResult, Verdicts
-from eval.tasks import Task, task_manager
+from eval.tasks import Task, suggest, task_manager
 from merge.errors import MergeError, UsageError
 
 _SMALL = 20_000_000  # parameters
+_READ_FILES = ("hf", "vllm")  # run the weights in the directory; others ask a server, and what that runs is not known
 
 # progress(model, task, requests answered, requests in all)
 Progress = Callable[[str, str, int, int], None]
@@ -218,11 +219,15 @@ def _judge(
             path = stack.enter_context(directory(subject, keep))
             digest = remember_digest(subject, path, memory)
 
+        @functools.cache
         def load() -> Any:
             at = path if path is not None else stack.enter_context(directory(subject, keep))
             return load_model(at, settings)
 
-        model = RememberingLM(load, memory, digest, settings.of_numbers())
+        numbers = settings.of_numbers()
+        if settings.backend not in _READ_FILES:
+            numbers["fingerprint"] = _fingerprint(subject, load)
+        model = RememberingLM(load, memory, digest, numbers)
         done = [_one_task(subject, each, model, settings, progress) for each in loaded]
         return Verdicts(
             name=subject.name,
@@ -235,6 +240,25 @@ def _judge(
             remembered=model.remembered,
             tasks={key: value for part in done for key, value in part.items()},
         )
+
+
+def _fingerprint(subject: Subject, load: Callable[[], Any]) -> list[Any]:
+    """Raises MergeError if the server does not answer."""
+    from eval.model_proxy import fingerprint
+
+    try:
+        with quietly():
+            return fingerprint(load)
+    except MergeError:
+        raise
+    except Exception as error:  # backends raise what they like
+        raise MergeError(
+            f"{subject.name}: the server does not answer ({_said(error)}). Name it with --model-args base_url=..."
+        ) from error
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {first_line(error)}"
 
 
 def _one_task(
@@ -302,8 +326,13 @@ def load_model(path: Path, settings: Settings) -> Any:
     Raises:
         MergeError: a backend that is not installed, or a model that it cannot load.
     """
-    from lm_eval.api.registry import get_model
+    from lm_eval.api.registry import get_model, model_registry
 
+    try:
+        kind = get_model(settings.backend)
+    except (ValueError, KeyError):
+        near = suggest(settings.backend, sorted(model_registry), 100)
+        raise UsageError(f"--backend {settings.backend}: lm-eval has none of that name; {near}") from None
     arguments: dict[str, Any] = dict(settings.model_args)
     if settings.backend == "hf":
         arguments |= {"pretrained": str(path), "dtype": settings.used_dtype}
@@ -313,7 +342,7 @@ def load_model(path: Path, settings: Settings) -> Any:
         arguments.setdefault("pretrained", str(path))
     try:
         with quietly():
-            model = get_model(settings.backend).create_from_arg_obj(
+            model = kind.create_from_arg_obj(
                 arguments, {"batch_size": settings.batch_size or _batch_size(settings), "device": settings.device}
             )
     except Exception as error:  # backends raise what they like

@@ -31,13 +31,19 @@ def join(files: Sequence[tuple[Path, Results]]) -> tuple[Results, tuple[str, ...
     models: list[Verdicts] = []
     for path, other in files:
         for model in other.models:
-            if any(model.digest == known.digest and model.name == known.name for known in models):
+            if any(_same(model, known, tasks) for known in models):
                 continue  # judged in both
             taken = any(model.name == known.name for known in models)
             models.append(dataclasses.replace(model, name=f"{model.name} ({path.stem})") if taken else model)
     questions = {name: asked for _, other in files for name, asked in other.questions.items()}
     line = first.path if len(files) == 1 else ()
     return dataclasses.replace(first, models=tuple(models), tasks=tasks, questions=questions, path=line), tuple(notes)
+
+
+def _same(model: Verdicts, other: Verdicts, tasks: Sequence[str]) -> bool:
+    """One model, whose answers do not depend on what may differ (dtype, backend ...)."""
+    named = (model.name, model.digest) == (other.name, other.digest)
+    return named and all(model.tasks[task].metrics == other.tasks[task].metrics for task in tasks)
 
 
 def _check_alike(first_path: Path, first: Results, path: Path, other: Results, tasks: Sequence[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import secrets
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -94,6 +95,25 @@ class RememberingLM(LM):  # type: ignore[misc]
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         return str(self.inner.apply_chat_template(chat_history, add_generation_prompt=add_generation_prompt))
+
+
+_PROBES = (
+    ("The quick brown fox", " jumps over the lazy dog, and the cat sleeps in the sun."),
+    ("1 + 1 =", " 2, 2 + 2 = 4, 3 + 5 = 8 and 7 * 6 = 42."),
+)
+
+
+def fingerprint(load: Callable[[], LM]) -> list[Any]:
+    """What tells a model behind a server from others: its log-likelihoods of two texts, to the last bit.
+
+    Where it gives none, a random number: nothing that it answers is then found again by a later run.
+    """
+    model = load()
+    asked = [Instance("loglikelihood", {}, probe, 0) for probe in _PROBES]
+    try:
+        return [list(answer) for answer in model.loglikelihood(asked, disable_tqdm=True)]
+    except NotImplementedError:
+        return [secrets.token_hex()]
 
 
 class _Recorder(CacheHook):  # type: ignore[misc]

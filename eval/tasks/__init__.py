@@ -67,7 +67,7 @@ SUITES = {
 def get_suite(name: str) -> Suite:
     """Raises UsageError for a name that is none."""
     if name not in SUITES:
-        raise UsageError(f'unknown suite "{name}"; {_suggest(name, list(SUITES))}')
+        raise UsageError(f'unknown suite "{name}"; {suggest(name, list(SUITES))}')
     module, _, function = SUITES[name].partition(":")
     found: Suite = getattr(importlib.import_module(module), function)()
     return found
@@ -150,14 +150,15 @@ def task_manager(include: Path | None, defaults: bool) -> Any:
 def _check_known(name: str, own: list[str]) -> None:
     known = task_manager(None, True).all_tasks
     if name not in known:
-        raise UsageError(f'unknown task "{name}"; {_suggest(name, [*own, *known])}')
+        raise UsageError(f'unknown task "{name}"; {suggest(name, [*own, *known])}')
 
 
-def _suggest(name: str, known: list[str]) -> str:
+def suggest(name: str, known: list[str], most: int = 20) -> str:
+    """What might have been meant."""
     near = difflib.get_close_matches(name, known, 3, 0.6)
     if near:
         return f"did you mean {' or '.join(near)}?"
-    return f"known: {', '.join(known)}" if len(known) < 20 else "`lm-eval ls tasks` lists what there is."
+    return f"known: {', '.join(known)}" if len(known) < most else "`lm-eval ls tasks` lists what there is."
 
 
 def _read_yaml(text: str) -> Any:
