@@ -112,6 +112,8 @@ def _difference(model: Verdicts, other: Verdicts, task: str, value: float, tasks
     why = ""
     if any(math.isnan(leaf.share) for term in terms for leaf in term.leaves):
         why = "it is neither the mean over its items nor over its tasks"
+    elif len(steps) < 2:
+        why = "there is a single item"
     else:
         low, high, p = _bootstrap(terms, items)
     if right and (why or (len(terms) == 1 and _counts_items(terms[0], items))):

@@ -88,6 +88,9 @@ def evaluate(
     Raises:
         MergeError: a model that cannot be loaded, a task whose data is missing, a model that gives NaN.
     """
+    names = [subject.name for subject in subjects]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UsageError(f"{twice[0]}: is named twice.")
     _quiet()
     loaded = load_tasks(tasks, settings)
     results = [_judge(subject, loaded, settings, memory, keep, progress) for subject in subjects]

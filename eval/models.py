@@ -31,6 +31,8 @@ from merge.recipe.model import ModelRef
 from merge.recipe.pipeline import Pipeline
 from merge.recipe.references import parse_reference
 
+_TOKENIZERS = ("tokenizer.", "spiece", "sentencepiece", "tekken", "vocab")
+
 
 @dataclass(frozen=True)
 class Subject:
@@ -180,9 +182,12 @@ def directory_digest(path: Path, memory: Memory) -> str:
 
 
 def check_files(path: Path) -> None:
-    """Raises CheckpointError with the file's name for one that is cut short, empty, or no JSON where it should be."""
+    """Raises CheckpointError with the name of a file that is missing, cut short, or no JSON where it should be."""
     open_checkpoint(ModelRef(str(path), str(path)))
-    for name in list_side_files(str(path)):
+    names = list_side_files(str(path))
+    if not any(name.startswith(_TOKENIZERS) for name in names):
+        raise CheckpointError(f"{path}: holds no tokenizer. Copy the tokenizer's files of its base into it.")
+    for name in names:
         if not (path / name).exists():
             raise CheckpointError(f"{path / name}: is a link to a file that is gone. Download the file again.")
         if name.endswith(".json"):

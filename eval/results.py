@@ -219,6 +219,9 @@ class Results:
             found = _results(data)
             if not found.models:
                 raise ValueError("no model")
+            for model in found.models:
+                for name in found.tasks:
+                    model.tasks[name].value  # noqa: B018 - is there
             return found
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UsageError(f"{path}: holds no results of merge eval ({type(error).__name__}: {error}).") from None

@@ -133,9 +133,11 @@ def _file(path: Path) -> Task:
         config = _read_yaml(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UsageError(f"{path}: cannot be read as YAML ({error}).") from None
-    name = (config.get("task") or config.get("group")) if isinstance(config, dict) else None
+    name = (config.get("group") or config.get("task")) if isinstance(config, dict) else None
     if not isinstance(name, str):
-        raise UsageError(f'{path}: expected a task of lm-eval, with the key "task" and a name. See docs/eval.md.')
+        raise UsageError(
+            f'{path}: expected a task or group of lm-eval, with the key "task" or "group" and a name. See docs/eval.md.'
+        )
     return Task(name, str(path.resolve()))
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from merge.cli.judging import judging, judging_options, write_text
+from merge.cli.judging import check_files, judging, judging_options, write_text
 from merge.errors import UsageError
 
 if TYPE_CHECKING:
@@ -48,8 +48,9 @@ def command(
     **asked: Any,
 ) -> None:
     """Average those of the MODELs that make the average better: directories, hub ids, model+adapter, or recipes."""
-    if out is not None and out.exists() and not force and any(out.iterdir()):
+    if out is not None and out.exists() and not force and (out.is_file() or any(out.iterdir())):
         raise UsageError(f"{out} exists; nothing was changed. Choose another --out, or --force to replace it.")
+    check_files(html=html)
     how = judging(asked)
     from eval.blends import is_recipe
     from eval.compare import compare
