@@ -174,6 +174,11 @@ def _check_settings(loaded: Sequence[Loaded], settings: Settings) -> None:
             f"--num-fewshot: the suite says how many examples {', '.join(fixed)} get. Leave it out, or name the tasks "
             "with --tasks."
         )
+    shots: dict[str, int | None] = {}
+    for each in loaded:
+        for name in each.tree["tasks"]:
+            if shots.setdefault(name, each.task.num_fewshot) != each.task.num_fewshot:
+                raise UsageError(f"{name}: is asked by itself and in {each.task.name} or a suite, with other examples.")
     unsafe = [name for each in loaded for name, leaf in each.tree["tasks"].items() if _runs_code(leaf)]
     if unsafe and not settings.unsafe_code:
         raise UsageError(
@@ -241,8 +246,16 @@ def _judge(
             seconds=time.monotonic() - began,
             asked=model.asked,
             remembered=model.remembered,
-            tasks={key: value for part in done for key, value in part.items()},
+            tasks=_joined(done),
         )
+
+
+def _joined(done: Sequence[dict[str, TaskResult]]) -> dict[str, TaskResult]:
+    """All results by name; of a task that is asked by itself and in a group, that of the group, which needs it."""
+    found: dict[str, TaskResult] = {}
+    for part in done:
+        found |= {name: each for name, each in part.items() if each.group is not None or name not in found}
+    return found
 
 
 def _fingerprint(subject: Subject, load: Callable[[], Any]) -> list[Any]:

@@ -117,10 +117,11 @@ def _own(include: Path) -> dict[str, Task]:
     files = sorted(path for path in include.iterdir() if path.suffix in (".jsonl", ".yaml", ".yml"))
     if not files:
         raise UsageError(f"--include {include}: holds no .jsonl and no .yaml file.")
-    return {task.name: task for task in map(_file, files)}
+    return {task.name: task for task in (_file(path, indexed=True) for path in files)}
 
 
-def _file(path: Path) -> Task:
+def _file(path: Path, indexed: bool = False) -> Task:
+    """indexed: whether lm-eval finds what is in the file's directory by name, as a group needs for its tasks."""
     if not path.is_file():
         raise UsageError(f"{path}: there is no such task file.")
     if path.suffix == ".jsonl":
@@ -138,7 +139,9 @@ def _file(path: Path) -> Task:
         raise UsageError(
             f'{path}: expected a task or group of lm-eval, with the key "task" or "group" and a name. See docs/eval.md.'
         )
-    return Task(name, str(path.resolve()))
+    if "group" in config and not indexed:
+        raise UsageError(f"{path}: is a group of tasks. Give the directory that holds them with --include.")
+    return Task(name, name if indexed else str(path.resolve()))
 
 
 @functools.cache
