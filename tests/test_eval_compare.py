@@ -232,6 +232,9 @@ def test_files_are_joined_and_what_was_asked_otherwise_is_refused() -> None:
     both, notes = join([(Path("x.json"), one), (Path("y.json"), two)])
     assert [model.name for model in both.models] == ["a", "merge"]  # the digests of a are equal
     assert notes == ()
+    half = dataclasses.replace(two, settings=dict(two.settings) | {"dtype": "float16"})
+    both, _ = join([(Path("x.json"), one), (Path("y.json"), half)])
+    assert [model.name for model in both.models] == ["a", "a (y)", "merge"]  # the same weights, other answers
     other = dataclasses.replace(two.models[0], digest="else")
     both, _ = join([(Path("x.json"), one), (Path("y.json"), dataclasses.replace(two, models=(other,)))])
     assert [model.name for model in both.models] == ["a", "a (y)"]
