@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from eval.models import Subject
+from eval.models import Subject, directory, subjects
 from merge import build_plan, parse_recipe
 from merge.errors import UsageError
 
@@ -26,13 +27,32 @@ def blend(models: Sequence[str], weights: Sequence[float], name: str) -> Subject
     return Subject(name, name, plan=plan)
 
 
-def check_models(models: Sequence[str], verb: str) -> None:
-    """Raises UsageError for what no recipe can name."""
-    for model in models:
-        if model.endswith((".yaml", ".yml")):
-            raise UsageError(f"{verb}: {model} is a recipe. Run it first (merge run) and name its output.")
+@contextlib.contextmanager
+def on_disk(models: Sequence[str], verb: str, keep: Path | None = None) -> Iterator[list[Subject]]:
+    """What the texts name, each with a `text` that a recipe can name: recipes are merged into directories first.
+
+    Args:
+        verb: for messages.
+        keep: where those directories stay; None: they are removed at the end.
+
+    Raises:
+        UsageError: a model that is named twice.
+        MergeError: a recipe or model that is wrong.
+    """
     if len(set(models)) < len(models):
         raise UsageError(f"{verb}: a model is named twice.")
+    with contextlib.ExitStack() as stack:
+        found = []
+        for subject in subjects(list(models)):
+            if is_recipe(subject.text):
+                path = stack.enter_context(directory(subject, keep)).resolve()
+                subject = Subject(str(path), subject.name, path=path)
+            found.append(subject)
+        yield found
+
+
+def is_recipe(model: str) -> bool:
+    return model.endswith((".yaml", ".yml"))
 
 
 def short_names(models: Sequence[str]) -> list[str]:

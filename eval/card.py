@@ -76,11 +76,12 @@ def model_index(model: Verdicts, comparison: Comparison) -> str:
     for name in comparison.results.tasks:
         task = model.tasks[name]
         metric = task.metric.partition(",")[0]
+        shown = f"{name} (sample, no leaderboard score)" if comparison.results.is_sample(name) else name
         lines += [
             "  - task:",
             "      type: text-generation",
             "    dataset:",
-            f"      name: {json.dumps(name)}",
+            f"      name: {json.dumps(shown)}",
             f"      type: {json.dumps(name)}",
             "    metrics:",
             f"    - type: {json.dumps(metric)}",

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import importlib
+import io
 import logging
 import os
 import time
@@ -12,13 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from eval.memory import Memory
-from eval.missing import unloadable
-from eval.models import Subject, directory, known_digest, remember_digest
+from eval.missing import first_line, unloadable
+from eval.models import Subject, check_files, directory, known_digest, remember_digest
 from eval.results import Questions, Results, TaskResult, Verdicts
-from eval.tasks import Task, task_manager
+from eval.tasks import Task, suggest, task_manager
 from merge.errors import MergeError, UsageError
 
 _SMALL = 20_000_000  # parameters
+_READ_FILES = ("hf", "vllm")  # run the weights in the directory; others ask a server, and what that runs is not known
 
 # progress(model, task, requests answered, requests in all)
 Progress = Callable[[str, str, int, int], None]
@@ -84,6 +88,9 @@ def evaluate(
     Raises:
         MergeError: a model that cannot be loaded, a task whose data is missing, a model that gives NaN.
     """
+    names = [subject.name for subject in subjects]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UsageError(f"{twice[0]}: is named twice.")
     _quiet()
     loaded = load_tasks(tasks, settings)
     results = [_judge(subject, loaded, settings, memory, keep, progress) for subject in subjects]
@@ -113,7 +120,7 @@ def load_tasks(tasks: Sequence[Task], settings: Settings) -> list[Loaded]:
     found, missing = [], []
     for task in tasks:
         try:
-            tree = manager.load([task.spec])
+            tree = _load(manager, task)
         except Exception as error:  # lm-eval, datasets and the hub raise what they like
             missing.append((task, error))
             continue
@@ -126,6 +133,39 @@ def load_tasks(tasks: Sequence[Task], settings: Settings) -> list[Loaded]:
     return found
 
 
+def _load(manager: Any, task: Task) -> dict[str, Any]:
+    """A task's data, as lm-eval prepares it: some tasks shuffle the choices of their items while they are read.
+
+    The items are held, so that every model gets the same ones; lm-eval would read them again for each.
+    """
+    _seed()
+    with quietly():
+        tree: dict[str, Any] = manager.load([task.spec])
+    if task.nltk is not None:
+        importlib.import_module("nltk").data.find(task.nltk)
+    for leaf in tree["tasks"].values():
+        read = "test_docs" if leaf.has_test_docs() else "validation_docs"
+        setattr(leaf, read, functools.partial(_same, leaf.eval_docs))
+    return tree
+
+
+def _same(docs: Any) -> Any:
+    return docs
+
+
+def _seed() -> None:
+    """As lm-eval's simple_evaluate does before it loads tasks."""
+    import random
+
+    import numpy as np
+    from lm_eval.defaults import DEFAULT_OTHER_SEED, DEFAULT_RANDOM_SEED
+    from lm_eval.utils import set_torch_seed
+
+    random.seed(DEFAULT_RANDOM_SEED)
+    np.random.seed(DEFAULT_OTHER_SEED)
+    set_torch_seed(DEFAULT_OTHER_SEED)
+
+
 def _check_settings(loaded: Sequence[Loaded], settings: Settings) -> None:
     """Raises UsageError for settings that a task does not allow, before a model is loaded."""
     fixed = [each.task.name for each in loaded if each.task.num_fewshot is not None]
@@ -134,6 +174,11 @@ def _check_settings(loaded: Sequence[Loaded], settings: Settings) -> None:
             f"--num-fewshot: the suite says how many examples {', '.join(fixed)} get. Leave it out, or name the tasks "
             "with --tasks."
         )
+    shots: dict[str, int | None] = {}
+    for each in loaded:
+        for name in each.tree["tasks"]:
+            if shots.setdefault(name, each.task.num_fewshot) != each.task.num_fewshot:
+                raise UsageError(f"{name}: is asked by itself and in {each.task.name} or a suite, with other examples.")
     unsafe = [name for each in loaded for name, leaf in each.tree["tasks"].items() if _runs_code(leaf)]
     if unsafe and not settings.unsafe_code:
         raise UsageError(
@@ -182,11 +227,15 @@ def _judge(
             path = stack.enter_context(directory(subject, keep))
             digest = remember_digest(subject, path, memory)
 
+        @functools.cache
         def load() -> Any:
             at = path if path is not None else stack.enter_context(directory(subject, keep))
             return load_model(at, settings)
 
-        model = RememberingLM(load, memory, digest, settings.of_numbers())
+        numbers = settings.of_numbers()
+        if settings.backend not in _READ_FILES:
+            numbers["fingerprint"] = _fingerprint(subject, load)
+        model = RememberingLM(load, memory, digest, numbers)
         done = [_one_task(subject, each, model, settings, progress) for each in loaded]
         return Verdicts(
             name=subject.name,
@@ -197,8 +246,35 @@ def _judge(
             seconds=time.monotonic() - began,
             asked=model.asked,
             remembered=model.remembered,
-            tasks={key: value for part in done for key, value in part.items()},
+            tasks=_joined(done),
         )
+
+
+def _joined(done: Sequence[dict[str, TaskResult]]) -> dict[str, TaskResult]:
+    """All results by name; of a task that is asked by itself and in a group, that of the group, which needs it."""
+    found: dict[str, TaskResult] = {}
+    for part in done:
+        found |= {name: each for name, each in part.items() if each.group is not None or name not in found}
+    return found
+
+
+def _fingerprint(subject: Subject, load: Callable[[], Any]) -> list[Any]:
+    """Raises MergeError if the server does not answer."""
+    from eval.model_proxy import fingerprint
+
+    try:
+        with quietly():
+            return fingerprint(load)
+    except MergeError:
+        raise
+    except Exception as error:  # backends raise what they like
+        raise MergeError(
+            f"{subject.name}: the server does not answer ({_said(error)}). Name it with --model-args base_url=..."
+        ) from error
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {first_line(error)}"
 
 
 def _one_task(
@@ -219,9 +295,8 @@ def _one_task(
     except MergeError:
         raise
     except Exception as error:  # tasks, backends and tokenizers raise what they like
-        first = str(error).strip().splitlines()[0][:300] if str(error).strip() else "no message"
         raise MergeError(
-            f"{subject.name} on {each.task.name}: lm-eval stopped with {type(error).__name__}: {first}"
+            f"{subject.name} on {each.task.name}: lm-eval stopped with {type(error).__name__}: {first_line(error)}"
         ) from error
     each.n_requests = model.asked + model.remembered - before
     found, each.questions = TaskResult.read(each.task, raw)
@@ -236,16 +311,10 @@ def _run(each: Loaded, model: Any, settings: Settings) -> dict[str, Any]:
 
     simple_evaluate itself would also describe the machine, which takes seconds for every call.
     """
-    import random
-
-    import numpy as np
-    from lm_eval.defaults import DEFAULT_OTHER_SEED, DEFAULT_RANDOM_SEED
+    from lm_eval.defaults import DEFAULT_OTHER_SEED
     from lm_eval.evaluator import evaluate as evaluate_tasks
-    from lm_eval.utils import set_torch_seed
 
-    random.seed(DEFAULT_RANDOM_SEED)
-    np.random.seed(DEFAULT_OTHER_SEED)
-    set_torch_seed(DEFAULT_OTHER_SEED)
+    _seed()
     for leaf in each.tree["tasks"].values():
         fewshot = leaf.get_config("num_fewshot")
         if each.task.num_fewshot is not None:
@@ -273,8 +342,13 @@ def load_model(path: Path, settings: Settings) -> Any:
     Raises:
         MergeError: a backend that is not installed, or a model that it cannot load.
     """
-    from lm_eval.api.registry import get_model
+    from lm_eval.api.registry import get_model, model_registry
 
+    try:
+        kind = get_model(settings.backend)
+    except (ValueError, KeyError):
+        near = suggest(settings.backend, sorted(model_registry), 100)
+        raise UsageError(f"--backend {settings.backend}: lm-eval has none of that name; {near}") from None
     arguments: dict[str, Any] = dict(settings.model_args)
     if settings.backend == "hf":
         arguments |= {"pretrained": str(path), "dtype": settings.used_dtype}
@@ -284,12 +358,14 @@ def load_model(path: Path, settings: Settings) -> Any:
         arguments.setdefault("pretrained", str(path))
     try:
         with quietly():
-            model = get_model(settings.backend).create_from_arg_obj(
+            model = kind.create_from_arg_obj(
                 arguments, {"batch_size": settings.batch_size or _batch_size(settings), "device": settings.device}
             )
     except Exception as error:  # backends raise what they like
-        first = str(error).strip().splitlines()[0][:300] if str(error).strip() else ""
-        raise MergeError(f"{path}: {settings.backend} cannot load it: {type(error).__name__}: {first}") from error
+        check_files(path)
+        raise MergeError(
+            f"{path}: {settings.backend} cannot load it: {type(error).__name__}: {first_line(error)}"
+        ) from error
     if settings.backend == "hf" and settings.device == "cpu":
         _one_thread_if_small(model.model)
     return model
@@ -323,7 +399,7 @@ def _quiet() -> None:
 
 @contextlib.contextmanager
 def quietly() -> Iterator[None]:
-    """Nothing inside draws a progress bar of tqdm's: there is one bar, ours."""
+    """Nothing inside draws a progress bar of tqdm's, or prints: there is one bar, and stdout is for results."""
     import tqdm
 
     before = tqdm.tqdm.__init__
@@ -333,6 +409,7 @@ def quietly() -> Iterator[None]:
 
     tqdm.tqdm.__init__ = silent
     try:
-        yield
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
     finally:
         tqdm.tqdm.__init__ = before

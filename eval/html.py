@@ -14,7 +14,7 @@ from eval import agreement, svg
 from eval.compare import AVERAGE, Comparison, Difference, average, average_error, has_average
 from eval.path import barrier, barrier_text
 from eval.results import Results, Verdicts
-from eval.tables import Cell, cells, columns, percent_of, signed, verdict
+from eval.tables import Cell, cells, columns, notes, percent_of, signed, verdict
 
 _EXAMPLES = 6  # of each kind and task
 
@@ -62,7 +62,8 @@ def _scores(comparison: Comparison) -> str:
         for model, row in zip(results.models, cells(results), strict=True)
     ]
     caption = "± standard error. The best of each column is bold; ↓ means that less is better."
-    return "<h2>Scores</h2>" + _table(["model", *heads], rows, caption)
+    said = "".join(f'<p class="soft">{escape(note)}</p>' for note in notes(comparison))
+    return "<h2>Scores</h2>" + _table(["model", *heads], rows, caption) + said
 
 
 def _score(cell: Cell) -> str:

@@ -11,6 +11,7 @@ from merge.errors import UsageError
 
 # What may differ: it changes how fast the answers come, or is said of each task besides.
 _FREE = ("batch_size", "device", "dtype", "backend", "model_args", "samples", "include", "unsafe_code")
+_NUMBERS = ("backend", "model_args", "dtype")  # what makes other answers of the same weights
 
 
 def join(files: Sequence[tuple[Path, Results]]) -> tuple[Results, tuple[str, ...]]:
@@ -29,10 +30,14 @@ def join(files: Sequence[tuple[Path, Results]]) -> tuple[Results, tuple[str, ...
         if left := [name for name in other.tasks if name not in tasks]:
             notes.append(f"{path}: {', '.join(left)} left out: not in all files.")
     models: list[Verdicts] = []
+    judged = set()
     for path, other in files:
+        how = [str(other.settings.get(key)) for key in _NUMBERS]
         for model in other.models:
-            if any(model.digest == known.digest and model.name == known.name for known in models):
-                continue  # judged in both
+            key = (model.name, model.digest, *how)
+            if key in judged:
+                continue  # in both
+            judged.add(key)
             taken = any(model.name == known.name for known in models)
             models.append(dataclasses.replace(model, name=f"{model.name} ({path.stem})") if taken else model)
     questions = {name: asked for _, other in files for name, asked in other.questions.items()}

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 
 from eval.tasks import Task
 from merge.errors import MergeError
+
+_CONTROL = re.compile(r"\x1b\[[0-9;]*m")  # colours
 
 
 def unloadable(missing: Sequence[tuple[Task, Exception]], known: int) -> MergeError:
@@ -26,21 +29,30 @@ def unloadable(missing: Sequence[tuple[Task, Exception]], known: int) -> MergeEr
             f"{','.join(data)}); it lies in HF_HOME (~/.cache/huggingface), which can be copied to this machine."
         )
     if known:
-        lines.append("The other tasks can be run without them: name them with --tasks.")
+        lines.append("The other tasks can be run without them: name them with --tasks, beside --suite.")
     return MergeError("\n".join(lines))
 
 
 def _line(task: Task, error: Exception) -> str:
-    said = next(iter(str(error).strip().splitlines()), "")[:300]
+    said = first_line(error)
     if isinstance(error, ImportError):
         what = f"a package is not installed ({said.rstrip('.')})"
         if task.extra:
-            what = f'a package is not installed; pip install "lm-eval[{task.extra}]"'
+            what = f"{what}; pip install {task.extra}"
         return f"{task.name}: {what}." + (f" It needs the dataset {task.needs}." if task.needs else "")
+    if task.nltk and isinstance(error, LookupError):
+        name = task.nltk.rpartition("/")[2]
+        return f"{task.name}: NLTK's {name} is not installed; python -m nltk.downloader {name}, or copy ~/nltk_data."
     if _is_data(error):
         what = f"the dataset {task.needs}" if task.needs else "its dataset"
         return f"{task.name}: {what} is neither cached nor reachable ({said})."
     return f"{task.name}: cannot be loaded ({type(error).__name__}: {said})."
+
+
+def first_line(error: Exception) -> str:
+    """The first line of what an error says that has words in it."""
+    lines = _CONTROL.sub("", str(error)).splitlines()
+    return next((line.strip()[:300] for line in lines if any(map(str.isalnum, line))), "no message")
 
 
 def _is_data(error: Exception) -> bool:

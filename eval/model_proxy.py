@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+import secrets
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM, CacheHook
 
 from eval.memory import Memory, request_key
-from merge.errors import NumbersError
+from merge.errors import NumbersError, UsageError
 
 Tick = Callable[[int], None]  # requests answered since the last call
 
@@ -59,7 +61,8 @@ class RememberingLM(LM):  # type: ignore[misc]
         self.asked += len(missing)
         self.tick(len(requests) - len(missing))
         if missing:
-            answers = getattr(self.inner, kind)(list(missing.values()), disable_tqdm=True)
+            with _refusing_nan(self.inner, next(iter(missing.values()))) if kind == "generate_until" else nullcontext():
+                answers = getattr(self.inner, kind)(list(missing.values()), disable_tqdm=True)
             for (key, request), answer in zip(missing.items(), answers, strict=True):
                 self._check(request, answer)
                 known[key] = answer
@@ -77,10 +80,7 @@ class RememberingLM(LM):  # type: ignore[misc]
 
     def _check(self, request: Instance, answer: Any) -> None:
         if _is_nan(answer):
-            raise NumbersError(
-                f"{request.task_name}: the model gives NaN for {str(request.args[0])[-60:]!r}. Its weights hold NaN or "
-                "overflow in this dtype: try --dtype float32, and look at the model with merge diff."
-            )
+            raise _nan(request, f" for {str(request.args[0])[-60:]!r}")
 
     # What lm-eval asks besides; only chat templates need the real model.
 
@@ -93,7 +93,31 @@ class RememberingLM(LM):  # type: ignore[misc]
         return found
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        return str(self.inner.apply_chat_template(chat_history, add_generation_prompt=add_generation_prompt))
+        try:
+            return str(self.inner.apply_chat_template(chat_history, add_generation_prompt=add_generation_prompt))
+        except ValueError as error:
+            if getattr(getattr(self.inner, "tokenizer", None), "chat_template", "") is None:
+                raise UsageError("--chat-template: the model has none. Leave the option out.") from error
+            raise
+
+
+_PROBES = (
+    ("The quick brown fox", " jumps over the lazy dog, and the cat sleeps in the sun."),
+    ("1 + 1 =", " 2, 2 + 2 = 4, 3 + 5 = 8 and 7 * 6 = 42."),
+)
+
+
+def fingerprint(load: Callable[[], LM]) -> list[Any]:
+    """What tells a model behind a server from others: its log-likelihoods of two texts, to the last bit.
+
+    Where it gives none, a random number: nothing that it answers is then found again by a later run.
+    """
+    model = load()
+    asked = [Instance("loglikelihood", {}, probe, 0) for probe in _PROBES]
+    try:
+        return [list(answer) for answer in model.loglikelihood(asked, disable_tqdm=True)]
+    except NotImplementedError:
+        return [secrets.token_hex()]
 
 
 class _Recorder(CacheHook):  # type: ignore[misc]
@@ -105,6 +129,33 @@ class _Recorder(CacheHook):  # type: ignore[misc]
 
     def add_partial(self, attr: str, req: Any, res: Any) -> None:
         self._model.record(attr, req, res)
+
+
+@contextmanager
+def _refusing_nan(model: LM, request: Instance) -> Iterator[None]:
+    """Texts show no NaN, only tokens chosen among NaN: so the logits are looked at where there is a torch model."""
+    inner: Any = getattr(model, "model", None)
+    if not hasattr(inner, "register_forward_hook"):
+        yield
+        return
+
+    def look(module: Any, given: Any, output: Any) -> None:
+        logits = getattr(output, "logits", None)
+        if logits is not None and bool(logits[:, -1].isnan().any()):
+            raise _nan(request, "")
+
+    handle = inner.register_forward_hook(look)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _nan(request: Instance, where: str) -> NumbersError:
+    return NumbersError(
+        f"{request.task_name}: the model gives NaN{where}. Its weights hold NaN or overflow in this dtype: try --dtype "
+        "float32, and look at the model with merge diff."
+    )
 
 
 def _is_sampled(request: Instance) -> bool:

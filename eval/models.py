@@ -20,14 +20,18 @@ from pathlib import Path
 import xxhash
 
 from eval.memory import Memory, key_of
-from merge.checkpoint.files import list_side_files, weight_file
+from merge.checkpoint.checkpoint import open_checkpoint
+from merge.checkpoint.files import list_side_files, read_json, weight_file
 from merge.checkpoint.hub import locate
 from merge.checkpoint.layout import find_weights
-from merge.errors import OutputError, UsageError
+from merge.errors import CheckpointError, OutputError, UsageError
 from merge.output.manifest import read_manifest
 from merge.plan import Plan
+from merge.recipe.model import ModelRef
 from merge.recipe.pipeline import Pipeline
 from merge.recipe.references import parse_reference
+
+_TOKENIZERS = ("tokenizer.", "spiece", "sentencepiece", "tekken", "vocab")
 
 
 @dataclass(frozen=True)
@@ -91,7 +95,8 @@ def _subject(text: str) -> Subject:
         plan = build_plan(parse_recipe(recipe))
         return Subject(text, Path(ref.adapter.path).name, plan=plan)
     path = Path(locate(ref).path)
-    return Subject(text, path.name if ref.revision is None else text, path=path)
+    name = path.name if os.path.isdir(os.path.expanduser(ref.path)) else ref.path.rpartition("/")[2]
+    return Subject(text, name if ref.revision is None else text, path=path)
 
 
 def _recipe(file: str) -> Subject:
@@ -174,6 +179,19 @@ def directory_digest(path: Path, memory: Memory) -> str:
     return xxhash.xxh3_128_hexdigest(
         json.dumps([(short, _file_digest(name, memory)) for short, name in parts]).encode()
     )
+
+
+def check_files(path: Path) -> None:
+    """Raises CheckpointError with the name of a file that is missing, cut short, or no JSON where it should be."""
+    open_checkpoint(ModelRef(str(path), str(path)))
+    names = list_side_files(str(path))
+    if not any(name.startswith(_TOKENIZERS) for name in names):
+        raise CheckpointError(f"{path}: holds no tokenizer. Copy the tokenizer's files of its base into it.")
+    for name in names:
+        if not (path / name).exists():
+            raise CheckpointError(f"{path / name}: is a link to a file that is gone. Download the file again.")
+        if name.endswith(".json"):
+            read_json(str(path / name), unique=False)
 
 
 def _file_digest(path: Path, memory: Memory) -> str:

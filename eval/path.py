@@ -13,11 +13,12 @@ import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from eval.blends import blend, check_models, short_names
+from eval.blends import blend, on_disk, short_names
 from eval.compare import is_share
 from eval.harness import Settings
-from eval.models import Subject, subjects
+from eval.models import Subject
 from eval.results import Results
 from eval.tables import score_table, shown
 from merge.errors import UsageError
@@ -38,23 +39,26 @@ class Barrier:
 
 
 def judge_path(
-    models: Sequence[str], judge: Callable[[Sequence[Subject], Settings], Results], how: Settings
+    models: Sequence[str],
+    judge: Callable[[Sequence[Subject], Settings], Results],
+    how: Settings,
+    keep: Path | None = None,
 ) -> Results:
     """Every point of the line from the first model to the second.
 
     Args:
         judge: evaluates subjects.
+        keep: where ends stay that are recipes.
 
     Raises:
         UsageError: not two models.
     """
     if len(models) != 2:
         raise UsageError(f"--path: expected two models, found {len(models)}.")
-    check_models(models, "--path")
     places = [step / (POINTS - 1) for step in range(POINTS)]
-    first, last = subjects(list(models))
-    inner = [blend(models, (1 - t, t), f"t = {t:.1f}") for t in places[1:-1]]
-    results = judge([first, *inner, last], how)
+    with on_disk(models, "--path", keep) as (first, last):
+        inner = [blend((first.text, last.text), (1 - t, t), f"t = {t:.1f}") for t in places[1:-1]]
+        results = judge([first, *inner, last], how)
     return dataclasses.replace(results, path=tuple(places))
 
 

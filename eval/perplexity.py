@@ -155,7 +155,7 @@ def read_documents(path: Path) -> list[str]:
     if path.suffix in (".jsonl", ".json"):
         return read_texts(path)
     try:
-        return [path.read_text(encoding="utf-8")]
+        return [path.read_text(encoding="utf-8-sig")]
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"--data {path}: cannot be read as UTF-8 text ({error}).") from None
 

@@ -15,7 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eval.samples import Item, read_samples
+import numpy as np
+
+from eval.samples import Floats, Item, read_samples
 from merge.errors import UsageError
 
 if TYPE_CHECKING:
@@ -43,6 +45,19 @@ _PREFERRED = (
 
 
 @dataclass(frozen=True)
+class Part:
+    """A raw score of those that a leaderboard's is the mean of: task, lm-eval's key of the metric, what chance gets."""
+
+    task: str
+    metric: str
+    chance: float = 0.0
+
+    def normalised(self, value: Floats | float) -> Any:
+        """Chance is 0, everything right is 1, and less than chance counts as chance."""
+        return np.maximum(0.0, (value - self.chance) / (1 - self.chance))
+
+
+@dataclass(frozen=True)
 class TaskResult:
     """One model on one task.
 
@@ -55,6 +70,8 @@ class TaskResult:
         version: of the task.
         items: the metric of each item, in the order of doc_ids; () for groups, and where items have no score.
         answers: what the model said to the first of them, cut short.
+        also: items of further metrics, by their keys, in the order of doc_ids.
+        parts: of a leaderboard's score; () for all others.
     """
 
     name: str
@@ -67,6 +84,8 @@ class TaskResult:
     doc_ids: tuple[int, ...] = ()
     items: tuple[Item, ...] = ()
     answers: tuple[str, ...] = ()
+    also: Mapping[str, tuple[Item, ...]] = field(default_factory=dict)
+    parts: tuple[Part, ...] = ()
 
     @property
     def value(self) -> float:
@@ -93,7 +112,8 @@ class TaskResult:
             if not metrics:
                 continue  # a group without a score of its own
             metric = _main_metric(task.metric, metrics)
-            samples = read_samples(raw.get("samples", {}).get(name, ()), metric, metrics[metric])
+            logged = raw.get("samples", {}).get(name, ())
+            samples = read_samples(logged, metric, metrics[metric])
             if samples.questions:
                 questions[name] = samples.questions
             better = raw.get("higher_is_better", {}).get(name, {}).get(metric.partition(",")[0])
@@ -108,6 +128,7 @@ class TaskResult:
                 doc_ids=samples.doc_ids,
                 items=samples.items,
                 answers=samples.answers,
+                also={key: read_samples(logged, key, metrics[key]).items for key in task.also if key in metrics},
             )
         return found, questions
 
@@ -121,7 +142,7 @@ def _main_metric(wanted: str | None, metrics: Mapping[str, float]) -> str:
     scores = [key for key in metrics if "_stderr," not in key]
     for name in (wanted, *_PREFERRED):
         for key in scores:
-            if key.partition(",")[0] == name:
+            if name in (key, key.partition(",")[0]):
                 return key
     return scores[0]
 
@@ -166,8 +187,27 @@ class Results:
         questions = {name: asked for each in loaded for name, asked in each.questions.items()}
         return Results(tuple(models), names, said | {"samples": samples}, _versions(), questions)
 
+    def is_sample(self, task: str) -> bool:
+        """Whether a leaderboard's task was asked in part, so that its score is none of the leaderboard's."""
+        part = any(self.settings.get(key) for key in ("limit", "holdout"))
+        return part and any(model.tasks[task].parts for model in self.models)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What has to be said wherever the scores are shown."""
+        names = [name for name in self.tasks if self.is_sample(name)]
+        if not names:
+            return ()
+        limit, holdout = (self.settings.get(key) for key in ("limit", "holdout"))
+        size = f"{limit} items a task" if limit else "the items of each task"
+        if holdout:
+            size = f"{holdout if self.settings.get('held_out') else 1 - holdout:.0%} of {size}"
+        return (f"{', '.join(names)}: on a sample of {size}; not a leaderboard score.",)
+
     def to_json(self) -> str:
-        return json.dumps({"format": FORMAT, **dataclasses.asdict(self)}, ensure_ascii=False) + "\n"
+        return (
+            json.dumps({"format": FORMAT, "notes": self.notes, **dataclasses.asdict(self)}, ensure_ascii=False) + "\n"
+        )
 
     @staticmethod
     def load(path: Path) -> Results:
@@ -179,6 +219,9 @@ class Results:
             found = _results(data)
             if not found.models:
                 raise ValueError("no model")
+            for model in found.models:
+                for name in found.tasks:
+                    model.tasks[name].value  # noqa: B018 - is there
             return found
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UsageError(f"{path}: holds no results of merge eval ({type(error).__name__}: {error}).") from None
@@ -208,8 +251,10 @@ def _results(data: dict[str, Any]) -> Results:
                 **task
                 | {
                     "doc_ids": tuple(task["doc_ids"]),
-                    "items": tuple(tuple(item) if isinstance(item, list) else item for item in task["items"]),
+                    "items": _items(task["items"]),
                     "answers": tuple(task["answers"]),
+                    "also": {key: _items(items) for key, items in task.get("also", {}).items()},
+                    "parts": tuple(Part(**part) for part in task.get("parts", ())),
                 }
             )
             for name, task in model["tasks"].items()
@@ -221,3 +266,7 @@ def _results(data: dict[str, Any]) -> Results:
     }
     names, path = tuple(data["tasks"]), tuple(map(float, data["path"]))
     return Results(tuple(models), names, data["settings"], data["versions"], questions, path)
+
+
+def _items(stored: Sequence[Any]) -> tuple[Item, ...]:
+    return tuple(tuple(item) if isinstance(item, list) else item for item in stored)

@@ -78,6 +78,8 @@ def _item(value: Any, metric: str) -> Item | None:
         return (-float(value[0]), float(value[1])) if _is_pair(value) and value[1] > 0 else None
     if isinstance(value, (bool, int, float, np.number)):
         return -float(value) if metric == "perplexity" else float(value)  # lm-eval logs the log-likelihood
+    if isinstance(value, list) and value and all(isinstance(each, bool) for each in value):
+        return float(sum(value)), float(len(value))  # several rights and wrongs in one item
     return None
 
 

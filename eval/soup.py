@@ -10,11 +10,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from eval.blends import blend, blend_recipe, check_models, short_names
+from eval.blends import blend, blend_recipe, is_recipe, on_disk
 from eval.compare import average, is_share
 from eval.harness import Settings
-from eval.models import Subject, subjects
+from eval.models import Subject
 from eval.results import Results, Verdicts
 from merge.errors import UsageError
 
@@ -54,41 +55,61 @@ class Soup:
     report: Results
 
 
-def greedy_soup(models: Sequence[str], judge: Judge, settings: Settings, holdout: float, name: str = "soup") -> Soup:
+def greedy_soup(
+    models: Sequence[str],
+    judge: Judge,
+    settings: Settings,
+    holdout: float,
+    name: str = "soup",
+    keep: Path | None = None,
+) -> Soup:
     """Chooses and reports.
 
     Args:
         judge: evaluates subjects.
         holdout: the share of the items to choose on; the soup is reported on the others.
+        keep: where models stay that are recipes.
 
     Raises:
         UsageError: fewer than two models; tasks whose scores have no common scale.
     """
     if len(models) < 2:
         raise UsageError("merge soup: expected at least two models.")
-    check_models(models, "merge soup")
     choose = dataclasses.replace(settings, holdout=holdout, held_out=True)
-    single = subjects(list(models))
-    singles = judge(single, choose)
-    _check_scale(singles)
-    scores = [_score(singles, model) for model in singles.models]
-    names = short_names(models)
-    order = sorted(range(len(models)), key=lambda place: -scores[place])  # stable: of equals the first named
-    members, best = [order[0]], scores[order[0]]
-    steps = [_step(singles, singles.models[order[0]], names[order[0]], best, True)]
-    for place in order[1:]:
-        tried = [models[member] for member in (*members, place)]
-        found = judge([blend(tried, [1.0] * len(tried), f"{name} + {names[place]}")], choose)
-        score = _score(found, found.models[0])
-        kept = score >= best
-        if kept:
-            members, best = [*members, place], score
-        steps.append(_step(found, found.models[0], names[place], score, kept))
-    kept_models = tuple(models[member] for member in members)
-    equal = [1.0] * len(kept_models)
     rest = dataclasses.replace(settings, holdout=holdout, held_out=False)
-    report = judge([*single, blend(kept_models, equal, name)], rest)
-    return Soup(singles, tuple(steps), kept_models, blend_recipe(kept_models, equal, name), report)
+    with on_disk(models, "merge soup", keep) as single:
+        singles = judge(single, choose)
+        _check_scale(singles)
+        scores = [_score(singles, model) for model in singles.models]
+        order = sorted(range(len(models)), key=lambda place: -scores[place])  # stable: of equals the first named
+        members, best = [order[0]], scores[order[0]]
+        steps = [_step(singles, singles.models[order[0]], single[order[0]].name, best, True)]
+        for place in order[1:]:
+            found = judge([_blend([single[m] for m in (*members, place)], f"{name} + {single[place].name}")], choose)
+            score = _score(found, found.models[0])
+            kept = score >= best
+            if kept:
+                members, best = [*members, place], score
+            steps.append(_step(found, found.models[0], single[place].name, score, kept))
+        chosen = [single[member] for member in members]
+        report = judge([*single, _blend(chosen, name)], rest)
+    named = tuple(models[member] for member in members)
+    return Soup(singles, tuple(steps), named, _recipe(named, chosen, name, keep), report)
+
+
+def _blend(members: Sequence[Subject], name: str) -> Subject:
+    return blend([member.text for member in members], [1.0] * len(members), name)
+
+
+def _recipe(named: Sequence[str], chosen: Sequence[Subject], name: str, keep: Path | None) -> str:
+    """The soup's recipe; members that are recipes themselves, and were not kept, are to be run first."""
+    texts, first = [], ""
+    for text, subject in zip(named, chosen, strict=True):
+        if is_recipe(text) and keep is None:
+            first += f"# First: merge run {text} -o merged/{subject.name}\n"
+            text = f"merged/{subject.name}"
+        texts.append(subject.text if is_recipe(text) else text)
+    return first + blend_recipe(texts, [1.0] * len(texts), name)
 
 
 def _step(results: Results, model: Verdicts, name: str, score: float, kept: bool) -> Step:

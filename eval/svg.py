@@ -70,7 +70,7 @@ def intervals(rows: Sequence[Interval], label: str, percent: bool) -> str:
     step = tick_step(high - low)
     low, high = math.floor(low / step) * step, math.ceil(high / step) * step
     high = high if high > low else low + step
-    left, right = _LABEL + 10, WIDTH - 12
+    left, right = _LABEL + 10, WIDTH - 18  # room for half of the last number
 
     def place(value: float) -> float:
         return left + (value - low) / (high - low) * (right - left)

@@ -86,12 +86,24 @@ def score_table(results: Results) -> Table:
     return table
 
 
+def notes(comparison: Comparison) -> list[str]:
+    """What has to be said below the tables: of the scores, and why a gain has no interval."""
+    said = list(comparison.results.notes)
+    without: dict[str, list[str]] = {}
+    for gain in comparison.gains:
+        if gain.best.why:
+            without.setdefault(gain.best.why, []).append(gain.task)
+    return said + [f"No interval for {', '.join(names)}: {why}." for why, names in without.items()]
+
+
 def print_results(results: Results) -> None:
     """The table, what each model took, and each merge against its parents where they were judged too."""
     from merge.cli.show import console
 
     out = console()
     out.print(score_table(results))
+    for note in results.notes:
+        out.print(note)
     for model in results.models:
         asked = f"{model.asked:,} requests in {model.seconds:.1f} s"
         out.print(f"{model.name}: {asked}, {model.remembered:,} remembered")
@@ -104,11 +116,12 @@ def print_comparison(comparison: Comparison) -> None:
 
     out = console()
     out.print(score_table(comparison.results))
-    if comparison.merge is None:
-        return
-    out.print(verdict(comparison))
+    if comparison.merge is not None:
+        out.print(verdict(comparison))
     for gain in comparison.gains:
         out.print("  " + gain_text(gain, percent_of(comparison.results, gain.task)))
+    for note in notes(comparison):
+        out.print(note)
 
 
 def verdict(comparison: Comparison) -> str:
@@ -154,7 +167,7 @@ def interval(best: Difference, percent: bool) -> str:
 
 
 def signed(value: float, percent: bool) -> str:
-    return f"{100 * value:+.1f}" if percent else f"{value:+.4g}"
+    return f"{round(100 * value, 1) + 0.0:+.1f}" if percent else f"{value + 0.0:+.4g}"  # + 0.0: never -0.0
 
 
 def shown(value: float, percent: bool) -> str:
@@ -176,6 +189,8 @@ def as_markdown(comparison: Comparison) -> str:
         lines.append("|---|---:|---:|---:|---:|---:|---:|")
         for gain in comparison.gains:
             lines.append(_gain_row(gain, percent_of(results, gain.task)))
+    for note in notes(comparison):
+        lines += ["", _md(note)]
     return "\n".join(lines) + "\n"
 
 
@@ -230,6 +245,7 @@ def as_data(comparison: Comparison) -> dict[str, Any]:
         for said, model in zip(models, results.models, strict=True):
             said["average"] = {"value": average(results, model), "stderr": average_error(results, model)}
     found: dict[str, Any] = {"models": models, "merge": comparison.merge and comparison.merge.name}
+    found["notes"] = notes(comparison)
     if comparison.merge is not None:
         found["parents"] = [parent.name for parent in comparison.parents]
         found["gains"] = [dataclasses.asdict(gain) for gain in comparison.gains]

@@ -362,7 +362,9 @@ def test_online_failures_are_told_apart(
     assert found.revision == COMMIT
 
 
-def test_what_is_there_is_downloaded_at_the_resolved_commit(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_there_is_downloaded_by_name_and_known_by_its_commit(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import huggingface_hub
     from huggingface_hub.hf_api import ModelInfo
 
@@ -379,7 +381,7 @@ def test_what_is_there_is_downloaded_at_the_resolved_commit(cache: Path, monkeyp
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     found = open_checkpoint(ModelRef("org/name@main", "org/name", "main"))
     assert found.revision == COMMIT
-    assert asked == [("org/name", {"revision": COMMIT, "allow_patterns": ["config.json", "model.safetensors"]})]
+    assert asked == [("org/name", {"revision": "main", "allow_patterns": ["config.json", "model.safetensors"]})]
 
 
 def test_opening_a_local_model_imports_nothing_heavy(model: Path) -> None:

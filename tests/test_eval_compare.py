@@ -16,9 +16,10 @@ from scipy import stats
 from eval.compare import AVERAGE, average_difference, average_error, compare, difference, mcnemar, parents
 from eval.join import join
 from eval.path import barrier
-from eval.results import Results
+from eval.results import Part, Results
 from eval.samples import read_samples
-from eval.tables import as_csv, as_data, as_markdown, verdict
+from eval.tables import as_csv, as_data, as_markdown, notes, verdict
+from eval.tasks.leaderboards import combine
 from merge.errors import UsageError
 
 
@@ -85,6 +86,80 @@ def test_a_group_is_bootstrapped_within_its_tasks() -> None:
     found = difference(made.model("a", [strange, *one]), b, "g")
     assert (found.low, found.gained) == (None, 30)
     assert found.p == pytest.approx(mcnemar(30, 0))
+
+
+def test_a_normalised_score_is_resampled_within_subtasks_scaled_and_cut_as_the_score_is() -> None:
+    """Against plain loops over single items, with other draws."""
+    rng = np.random.default_rng(5)
+    chances = {"x": 1 / 2, "y": 1 / 5, "z": 1 / 3}
+    wins = {"a": (0.55, 0.5, 0.3), "b": (0.5, 0.2, 0.35)}  # about chance: cut in some resamples
+    sizes = (60, 90, 40)
+    models = []
+    for name, shares in wins.items():
+        tasks = [
+            made.task(task, list((rng.random(n) < p).astype(float)))
+            for task, n, p in zip(chances, sizes, shares, strict=True)
+        ]
+        parts = [Part(task, "acc,none", chance) for task, chance in chances.items()]
+        models.append(made.model(name, [*tasks, combine("All", parts, {task.name: task for task in tasks})]))
+    found = difference(*models, "All")
+    items = [[np.array(model.tasks[task].items) for task in chances] for model in models]
+    drawn = []
+    for _ in range(4000):
+        rows = [rng.integers(0, n, n) for n in sizes]
+        scores = [
+            np.mean([max(0, (x[r].mean() - b) / (1 - b)) for x, r, b in zip(side, rows, chances.values(), strict=True)])
+            for side in items
+        ]
+        drawn.append(scores[0] - scores[1])
+    low, high = np.quantile(drawn, (0.025, 0.975))
+    assert found.value == pytest.approx(models[0].tasks["All"].value - models[1].tasks["All"].value)
+    assert (found.low, found.high) == (pytest.approx(low, abs=0.012), pytest.approx(high, abs=0.012))
+    assert found.why == ""
+    assert found.n == sum(sizes)
+
+
+def test_two_models_below_chance_score_the_same() -> None:
+    models = [
+        made.model(
+            name,
+            [task := made.task("x", [1.0] * right + [0.0] * (40 - right)), combine("X", [part], {"x": task})],
+        )
+        for name, right in (("a", 4), ("b", 2))
+        for part in [Part("x", "acc,none", 0.5)]
+    ]
+    found = difference(*models, "X")
+    assert (found.value, found.low, found.high) == (0, 0, 0)
+    assert found.p == mcnemar(2, 0)
+
+
+def test_metrics_of_the_same_answers_are_drawn_together() -> None:
+    """IFEval: instructions of one prompt each are the prompts, so both metrics are the same and so is the interval."""
+    models = []
+    for name, right in (("a", 30), ("b", 22)):
+        items = [float(i < right) for i in range(50)]
+        one = made.task("i", items, "prompt")
+        one = dataclasses.replace(
+            one,
+            metrics=dict(one.metrics) | {"inst,none": one.value},
+            also={"inst,none": tuple((x, 1.0) for x in items)},
+        )
+        both = combine("Both", [Part("i", "prompt,none"), Part("i", "inst,none")], {"i": one})
+        models.append(made.model(name, [one, both]))
+    single, both = (difference(*models, task) for task in ("i", "Both"))
+    assert (both.low, both.high) == (pytest.approx(single.low), pytest.approx(single.high))
+
+
+def test_why_there_is_no_interval_is_said() -> None:
+    models = [
+        made.model(
+            name, [dataclasses.replace(made.task("f", [0.5], "f1"), items=(), doc_ids=()), made.task("t", [1.0, 0.0])]
+        )
+        for name in ("a", "b")
+    ]
+    found = compare(made.results(models), "a", ["b"])
+    assert [gain.best.low for gain in found.gains] == [None, 0.0, None]
+    assert notes(found) == ["No interval for f, average: its items have no score of their own."]
 
 
 def test_gains_over_the_best_parent_and_the_mean() -> None:
@@ -157,6 +232,9 @@ def test_files_are_joined_and_what_was_asked_otherwise_is_refused() -> None:
     both, notes = join([(Path("x.json"), one), (Path("y.json"), two)])
     assert [model.name for model in both.models] == ["a", "merge"]  # the digests of a are equal
     assert notes == ()
+    half = dataclasses.replace(two, settings=dict(two.settings) | {"dtype": "float16"})
+    both, _ = join([(Path("x.json"), one), (Path("y.json"), half)])
+    assert [model.name for model in both.models] == ["a", "a (y)", "merge"]  # the same weights, other answers
     other = dataclasses.replace(two.models[0], digest="else")
     both, _ = join([(Path("x.json"), one), (Path("y.json"), dataclasses.replace(two, models=(other,)))])
     assert [model.name for model in both.models] == ["a", "a (y)"]

@@ -212,7 +212,7 @@ def test_all_missing_data_is_named_at_once(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_what_is_said_of_a_task_that_cannot_be_loaded() -> None:
     gone, broken = (Task("t", "t", needs="org/data"), ConnectionError("no way")), (Task("u", "u"), KeyError("doc"))
-    package = (Task("v", "v", extra="math"), ModuleNotFoundError("No module named 'math_verify'"))
+    package = (Task("v", "v", extra='"lm-eval[math]"'), ModuleNotFoundError("No module named 'math_verify'"))
     text = str(unloadable([gone, broken, package], known=1))
     assert "t: the dataset org/data is neither cached nor reachable (no way)." in text
     assert "u: cannot be loaded (KeyError: 'doc')." in text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from collections.abc import Callable
 from html.parser import HTMLParser
@@ -15,7 +16,10 @@ import yaml
 from eval.card import write_card
 from eval.compare import Comparison, compare
 from eval.html import page
+from eval.results import Part
 from eval.svg import tick_step
+from eval.tables import as_data, as_markdown
+from eval.tasks.leaderboards import combine
 from merge import build_plan, parse_recipe, run_plan, verify_output
 from merge.errors import OutputError, UsageError
 from merge.output.card import with_evaluation, without_evaluation
@@ -53,6 +57,37 @@ def test_a_card_is_verified_without_its_evaluation(merged: Path, comparison: Com
     assert (merged / "merge_manifest.json").read_bytes() == manifest
     (merged / "README.md").write_bytes(once.replace(b"A merge of", b"A merger of"))
     assert verify_output(merged).problems == (f"{merged / 'README.md'}: changed since the merge",)
+
+
+def test_a_card_of_another_system_keeps_its_line_ends(tmp_path: Path, comparison: Comparison) -> None:
+    before = b"---\r\nlicense: mit\r\n---\r\n\r\n# Hi\r\n"
+    (tmp_path / "README.md").write_bytes(before)
+    write_card(tmp_path, comparison)
+    once = (tmp_path / "README.md").read_bytes()
+    assert once.count(b"\n") == once.count(b"\r\n") > 20
+    assert b"model-index:" in once.split(b"---")[1]
+    write_card(tmp_path, comparison)
+    assert (tmp_path / "README.md").read_bytes() == once
+    assert without_evaluation(once.decode()).encode() == before
+
+
+def test_a_sample_of_a_leaderboard_is_marked_everywhere(tmp_path: Path) -> None:
+    models = []
+    for name in ("a", "merge"):
+        task = made.task("raw", [1.0, 0.0, 1.0])
+        column = combine("ARC", [Part("raw", "acc,none")], {"raw": task})
+        models.append(made.model(name, [column, dataclasses.replace(task, group="none")], ["a"] * (name == "merge")))
+    for limit, said in ((None, False), (3, True)):
+        results = dataclasses.replace(made.results(models), settings={"limit": limit})
+        found = compare(results)
+        note = "ARC: on a sample of 3 items a task; not a leaderboard score."
+        write_card(tmp_path, found)
+        card = (tmp_path / "README.md").read_text(encoding="utf-8")
+        for text in (as_markdown(found), page(found), json.dumps(as_data(found)), results.to_json(), card):
+            assert (note in text) == said
+        (index,) = yaml.safe_load(card.split("---\n")[1])["model-index"]
+        (entry,) = index["results"]
+        assert entry["dataset"]["name"] == ("ARC (sample, no leaderboard score)" if said else "ARC")
 
 
 def test_the_head_has_the_hubs_metadata(merged: Path, comparison: Comparison) -> None:

@@ -14,17 +14,22 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from lm_eval.tasks import TaskManager
+from test_adapters import make_adapter
 
+import eval.harness
+from eval.compare import difference
 from eval.harness import Settings, evaluate
 from eval.memory import Memory, key_of
 from eval.models import subjects
 from eval.path import judge_path
 from eval.results import Results
-from eval.soup import greedy_soup
+from eval.soup import Soup, greedy_soup
 from eval.tasks import Task, resolve
-from merge import build_plan, load_recipe, run_plan, verify_output
+from merge import build_plan, load_recipe, parse_recipe, run_plan, verify_output
 from merge.cli import cli
-from merge.errors import MergeError, NumbersError, UsageError
+from merge.cli.judging import write_text
+from merge.errors import MergeError, NumbersError, OutputError, UsageError
 
 ROOT = Path(__file__).resolve().parent.parent
 FAMILY = ROOT / "recipes" / "quickstart"
@@ -172,6 +177,47 @@ def test_a_model_that_gives_nan_is_refused_and_not_remembered(
             judged([tmp_path / "a"], tasks, memory)
 
 
+def test_nan_is_seen_in_what_a_model_writes_too(tmp_path: Path, tiny: Run, memory: Memory) -> None:
+    tiny(tmp_path / "a", extra={"model.norm.weight": np.full((16,), np.nan, dtype=np.float32)})
+    rows = [{"question": f"w{i}", "answer": "w3"} for i in range(3)]
+    (tmp_path / "write.jsonl").write_text("\ufeff" + "".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    write = resolve([str(tmp_path / "write.jsonl")], None)
+    with pytest.raises(NumbersError, match=r"write: the model gives NaN\. Its weights"):
+        judged([tmp_path / "a"], write, memory, Settings(model_args={"max_length": 96}))
+
+
+def test_a_group_of_ones_own_and_its_tasks(
+    tmp_path: Path, tiny: Run, memory: Memory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Named beside their group, the tasks are still what its score is made of."""
+    folder = tmp_path / "own"
+    folder.mkdir()
+    for name, n in (("one", 3), ("two", 5)):
+        rows = [{"question": f"w{i}", "choices": ["w1", f"w{i + 2}"], "answer": i % 2} for i in range(n)]
+        (tmp_path / f"{name}.json").write_text("\n".join(map(json.dumps, rows)))
+        (folder / f"{name}.yaml").write_text(
+            f"task: {name}\ndataset_path: json\ndataset_kwargs: {{data_files: {{test: {tmp_path}/{name}.json}}}}\n"
+            "test_split: test\noutput_type: multiple_choice\ndoc_to_text: question\ndoc_to_choice: choices\n"
+            "doc_to_target: answer\nmetric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]\n"
+        )
+    (folder / "both.yaml").write_text(
+        "group: both\ntask: [one, two]\naggregate_metric_list: [{metric: acc, weight_by_size: true}]\n"
+    )
+    manager = TaskManager(include_path=str(folder), include_defaults=False)
+    monkeypatch.setattr(eval.harness, "task_manager", lambda include, defaults: manager)
+    for name, seed in (("a", 0), ("b", 7)):
+        tiny(tmp_path / name, seed=seed)
+    found = judged([tmp_path / "a", tmp_path / "b"], resolve([], None, folder), memory, Settings(include=folder))
+    assert set(found.tasks) == {"both", "one", "two"}
+    for model in found.models:
+        items = model.tasks["one"].items + model.tasks["two"].items
+        assert model.tasks["both"].value == pytest.approx(np.mean(items))
+    gain = difference(*found.models, "both")
+    assert (gain.n, gain.why) == (8, "")
+    with pytest.raises(UsageError, match=r"both.yaml: is a group of tasks\. Give .* --include"):
+        resolve([str(folder / "both.yaml")], None)
+
+
 def test_a_model_that_lm_eval_cannot_run_is_one_message(
     tmp_path: Path, make_model: Run, choices: Path, memory: Memory
 ) -> None:
@@ -284,6 +330,68 @@ def test_a_path_has_its_ends_and_nine_points_between(tmp_path: Path, tiny: Run, 
         judge_path(ends[:1], lambda judged, settings: found, Settings())
 
 
+@pytest.fixture
+def parents(tmp_path: Path, tiny: Run, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """a and b, an adapter of a, recipes; and what they make, in made/."""
+    monkeypatch.chdir(tmp_path)
+    tiny(tmp_path / "a")
+    tiny(tmp_path / "b", base=tmp_path / "a", delta=0.2, seed=1)
+    make_adapter(tmp_path / "lora", tmp_path / "a", noise=0.3)
+    (tmp_path / "mean.yaml").write_text(
+        "merge_method: linear\nmodels: [{model: a}, {model: b}]\nparameters: {weight: 1}\n"
+    )
+    (tmp_path / "a+lora.yaml").write_text("merge_method: passthrough\nmodels: [{model: a+lora}]\n")
+    for name in ("mean", "a+lora"):
+        run_plan(build_plan(load_recipe(tmp_path / f"{name}.yaml")), tmp_path / "made" / name)
+    return tmp_path
+
+
+@pytest.mark.filterwarnings("ignore")  # what transformers and peft warn of is not ours
+def test_a_path_between_a_recipe_and_an_adapter(parents: Path, memory: Memory) -> None:
+    (parents / "text.txt").write_text("w1 w2 w3\nw4 w5\nw6 w7 w8\n")
+    tasks = resolve([], None, data=parents / "text.txt")
+
+    def along(*ends: str) -> Results:
+        return judge_path(ends, lambda judged, settings: evaluate(judged, tasks, settings, memory), Settings())
+
+    found, expected = along("mean.yaml", "a+lora"), along("made/mean", "made/a+lora")
+    assert [model.tasks for model in found.models] == [model.tasks for model in expected.models]
+    assert len({model.tasks["text"].value for model in found.models}) == 11
+    assert {model.asked for model in expected.models} == {0}  # the same weights, whatever they were called
+
+
+@pytest.mark.filterwarnings("ignore")  # what transformers and peft warn of is not ours
+def test_a_soup_of_a_recipe_an_adapter_and_a_model(parents: Path, memory: Memory) -> None:
+    (parents / "text.txt").write_text("w1 w2 w3\nw4 w5\nw6 w7 w8\nw9 w10\n")
+    tasks = resolve([], None, data=parents / "text.txt")
+
+    def soup(*models: str, keep: Path | None = None) -> Soup:
+        return greedy_soup(
+            models, lambda judged, settings: evaluate(judged, tasks, settings, memory), Settings(), 0.5, keep=keep
+        )
+
+    found, expected = soup("mean.yaml", "a+lora", "b"), soup("made/mean", "made/a+lora", "b")
+    assert [(step.score, step.kept) for step in found.steps] == [(step.score, step.kept) for step in expected.steps]
+    assert [model.tasks for model in found.report.models] == [model.tasks for model in expected.report.models]
+    assert {"mean.yaml", "a+lora"} & set(found.members)
+    kept = soup("mean.yaml", "a+lora", "b", keep=parents / "kept")
+    if "mean.yaml" in found.members:
+        assert "# First: merge run mean.yaml -o merged/mean\n" in found.recipe
+        assert str(parents / "kept" / "mean") in kept.recipe
+    run_plan(build_plan(parse_recipe(kept.recipe)), parents / "soup")
+    with Memory(parents / "new.sqlite") as new:
+        (model,) = judged([parents / "soup"], tasks, new, Settings(holdout=0.5)).models
+    assert model.tasks == found.report.models[-1].tasks
+
+
+@pytest.mark.filterwarnings("ignore")  # what transformers and peft warn of is not ours
+def test_a_soup_that_is_written_names_what_it_is_made_of(parents: Path, choices: Path) -> None:
+    with pytest.raises(UsageError, match=r"--out: .* mean.yaml is merged on the fly. .* --keep DIR"):
+        CliRunner().invoke(
+            cli, ["soup", "mean.yaml", "b", "--tasks", str(choices), "-o", "out"], catch_exceptions=False
+        )
+
+
 def test_compare_from_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Models, then the saved results; a card that still verifies."""
     monkeypatch.setenv("MERGE_EVAL_CACHE", str(tmp_path / "answers.sqlite"))
@@ -304,15 +412,32 @@ def test_compare_from_the_command_line(tmp_path: Path, monkeypatch: pytest.Monke
     assert all((tmp_path / name).stat().st_size for name in ("t.csv", "t.md", "p.html"))
     assert verify_output(out).problems == ()
     assert json.loads(compare("r.json", "--json")) == json.loads(first)
+    hole = json.loads((tmp_path / "r.json").read_text())
+    hole["models"][0]["tasks"].pop("reverse")
+    (tmp_path / "hole.json").write_text(json.dumps(hole))
     for wrong, said in (
         (["r.json", "--suite", "quickstart"], "--suite: saved results are compared as they are"),
         (["r.json", out], "results and models at once"),
         (["r.json", "--parents", "nobody"], 'no results for "nobody"'),
         (["r.json", "--card", "nowhere"], "--card nowhere: there is no such directory"),
         (["none.json"], "none.json: holds no results of merge eval"),
+        (["hole.json"], "hole.json: holds no results of merge eval .*KeyError: 'reverse'"),
+        (["r.json", "--html", out], "--html .*out: is a directory"),
     ):
         with pytest.raises(UsageError, match=said):
             compare(*wrong)
+
+
+def test_files_are_written_whole_and_devices_stay_devices(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with subprocess.Popen(["cat", str(tmp_path / "pipe")], stdout=subprocess.PIPE) as reader:
+        write_text(tmp_path / "pipe", "text")
+        assert reader.communicate(timeout=60)[0] == b"text"
+    assert (tmp_path / "pipe").is_fifo()
+    write_text(tmp_path / "new" / "file", "text")
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["file"]
+    with pytest.raises(OutputError, match=r"file/below: cannot be written"):
+        write_text(tmp_path / "new" / "file" / "below", "text")
 
 
 def test_the_cache_is_where_it_is_said_to_be(tmp_path: Path) -> None:

@@ -11,11 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from conftest import VOCABULARY
+from test_adapters import make_adapter
 from test_statistics import model_of, sizes
 
 from eval.perplexity import _estimate, cut, measure
 from eval.streamed import HiddenStates, StreamedLogits, open_logits
+from merge import build_plan, load_recipe, run_plan
+from merge.cli import cli
 from merge.errors import NumbersError, UsageError
 
 
@@ -204,3 +208,33 @@ def test_the_command(tmp_path: Path, text: Path, make_model: Callable[..., Path]
     plain = run_cli(["perplexity", "base", "--data", text])
     assert plain.code == 0
     assert "perplexity" in plain.stdout
+
+
+@pytest.mark.filterwarnings("ignore")  # what transformers and peft warn of is not ours
+def test_merged_on_the_fly_is_as_merged_to_the_disk(
+    tmp_path: Path, text: Path, make_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """model+adapter and a recipe, each as the model and as what it is held against."""
+    base = make_model(tmp_path / "base")
+    make_model(tmp_path / "other", base=base, delta=0.05)
+    make_adapter(tmp_path / "lora", base)
+    (tmp_path / "mean.yaml").write_text(
+        "merge_method: linear\nmodels: [{model: base}, {model: other}]\nparameters: {weight: 1}\n", encoding="utf-8"
+    )
+    (tmp_path / "fold.yaml").write_text("merge_method: passthrough\nmodels: [{model: base+lora}]\n", encoding="utf-8")
+    for name in ("mean", "fold"):
+        run_plan(build_plan(load_recipe(tmp_path / f"{name}.yaml")), tmp_path / name)
+
+    monkeypatch.chdir(tmp_path)
+
+    def figures(model: str, against: str) -> dict[str, Any]:
+        words = ["perplexity", model, "--against", against, "--data", str(text), "--context", "30", "--json", "--quiet"]
+        done = CliRunner().invoke(cli, words, catch_exceptions=False)
+        found: dict[str, Any] = json.loads(done.stdout)
+        for each in (found["model"], found["against"], found):
+            each.pop("name", None), each.pop("seconds", None)
+        return found
+
+    assert figures("base+lora", "mean.yaml") == figures("fold", "mean")
+    assert figures("mean.yaml", "base+lora") == figures("mean", "fold")
+    assert figures("base+lora", "base")["kl"]["value"] > 1e-6

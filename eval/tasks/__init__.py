@@ -30,7 +30,9 @@ class Task:
         needs: the dataset's name where it does not come with a package, for the message if it is not there.
         num_fewshot: examples in each prompt that belong to the task's definition; None: lm-eval's, or --num-fewshot.
         score: what a leaderboard makes of the raw scores, all that were found by name; tables show that instead.
-        extra: of the package lm-eval, which has to be installed for the task.
+        extra: what pip has to install for the task, besides lm-eval.
+        nltk: a resource of NLTK that the task needs, as nltk.data.find takes it.
+        also: lm-eval's keys of further metrics whose items are kept, for a score that is made of them.
     """
 
     name: str
@@ -40,6 +42,8 @@ class Task:
     num_fewshot: int | None = None
     score: Callable[[Mapping[str, TaskResult]], TaskResult] | None = None
     extra: str | None = None
+    nltk: str | None = None
+    also: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,7 @@ SUITES = {
 def get_suite(name: str) -> Suite:
     """Raises UsageError for a name that is none."""
     if name not in SUITES:
-        raise UsageError(f'unknown suite "{name}"; {_suggest(name, list(SUITES))}')
+        raise UsageError(f'unknown suite "{name}"; {suggest(name, list(SUITES))}')
     module, _, function = SUITES[name].partition(":")
     found: Suite = getattr(importlib.import_module(module), function)()
     return found
@@ -75,17 +79,22 @@ def resolve(
     """The tasks asked for, in order, each once.
 
     Args:
-        names: of lm-eval, of `include`, or paths of .jsonl and .yaml files.
+        names: of lm-eval, of `include`, or paths of .jsonl and .yaml files. Names of tasks of the suite pick those of
+            it; others are added.
         include: a directory with tasks of one's own: lm-eval's YAML, or jsonl.
         data: a text whose loss is measured.
 
     Raises:
         UsageError: an unknown name, with the nearest ones; a file that cannot be read.
     """
-    tasks = list(get_suite(suite).tasks) if suite else []
+    known = get_suite(suite).tasks if suite else ()
+    picked = {task.name: task for task in known if task.name in names}
+    tasks = [] if picked else list(known)
     own = _own(include) if include else {}
     for name in names:
-        if name in own:
+        if name in picked:
+            tasks.append(picked[name])
+        elif name in own:
             tasks.append(own[name])
         elif name.endswith((".jsonl", ".yaml", ".yml")):
             tasks.append(_file(Path(name)))
@@ -108,10 +117,11 @@ def _own(include: Path) -> dict[str, Task]:
     files = sorted(path for path in include.iterdir() if path.suffix in (".jsonl", ".yaml", ".yml"))
     if not files:
         raise UsageError(f"--include {include}: holds no .jsonl and no .yaml file.")
-    return {task.name: task for task in map(_file, files)}
+    return {task.name: task for task in (_file(path, indexed=True) for path in files)}
 
 
-def _file(path: Path) -> Task:
+def _file(path: Path, indexed: bool = False) -> Task:
+    """indexed: whether lm-eval finds what is in the file's directory by name, as a group needs for its tasks."""
     if not path.is_file():
         raise UsageError(f"{path}: there is no such task file.")
     if path.suffix == ".jsonl":
@@ -124,10 +134,14 @@ def _file(path: Path) -> Task:
         config = _read_yaml(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UsageError(f"{path}: cannot be read as YAML ({error}).") from None
-    name = (config.get("task") or config.get("group")) if isinstance(config, dict) else None
+    name = (config.get("group") or config.get("task")) if isinstance(config, dict) else None
     if not isinstance(name, str):
-        raise UsageError(f'{path}: expected a task of lm-eval, with the key "task" and a name. See docs/eval.md.')
-    return Task(name, str(path.resolve()))
+        raise UsageError(
+            f'{path}: expected a task or group of lm-eval, with the key "task" or "group" and a name. See docs/eval.md.'
+        )
+    if "group" in config and not indexed:
+        raise UsageError(f"{path}: is a group of tasks. Give the directory that holds them with --include.")
+    return Task(name, name if indexed else str(path.resolve()))
 
 
 @functools.cache
@@ -141,14 +155,15 @@ def task_manager(include: Path | None, defaults: bool) -> Any:
 def _check_known(name: str, own: list[str]) -> None:
     known = task_manager(None, True).all_tasks
     if name not in known:
-        raise UsageError(f'unknown task "{name}"; {_suggest(name, [*own, *known])}')
+        raise UsageError(f'unknown task "{name}"; {suggest(name, [*own, *known])}')
 
 
-def _suggest(name: str, known: list[str]) -> str:
+def suggest(name: str, known: list[str], most: int = 20) -> str:
+    """What might have been meant."""
     near = difflib.get_close_matches(name, known, 3, 0.6)
     if near:
         return f"did you mean {' or '.join(near)}?"
-    return f"known: {', '.join(known)}" if len(known) < 20 else "`lm-eval ls tasks` lists what there is."
+    return f"known: {', '.join(known)}" if len(known) < most else "`lm-eval ls tasks` lists what there is."
 
 
 def _read_yaml(text: str) -> Any:

@@ -63,7 +63,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     """The items, with `answer` as a number where there are choices."""
     rows, wrong = [], []
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: cannot be read ({error}).") from None
     for number, line in enumerate(lines, 1):
@@ -100,6 +100,8 @@ def _row(item: Any) -> dict[str, Any]:
         return {"question": question, "answer": answer}
     if not isinstance(choices, list) or len(choices) < 2 or not all(isinstance(c, str) and c for c in choices):
         raise ValueError(f'"choices": expected at least two texts, found {choices!r:.40}.')
+    if len(set(choices)) < len(choices):
+        raise ValueError(f'"choices": the same text twice, {choices!r:.40}.')
     if isinstance(answer, str) and answer in choices:
         answer = choices.index(answer)
     if not isinstance(answer, int) or isinstance(answer, bool) or not 0 <= answer < len(choices):

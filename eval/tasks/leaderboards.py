@@ -11,13 +11,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from eval.results import Part, TaskResult
 from eval.tasks import Suite, Task
-
-if TYPE_CHECKING:
-    from eval.results import TaskResult
 
 METRIC = "score"
 
@@ -51,18 +47,6 @@ BBH = {
 MUSR = {"murder_mysteries": 2, "object_placements": 5, "team_allocation": 3}
 
 
-@dataclass(frozen=True)
-class Part:
-    """One raw score: a task, a metric's key in lm-eval's results, and what chance gets."""
-
-    task: str
-    metric: str
-    chance: float = 0.0
-
-    def normalised(self, value: float) -> float:
-        return max(0.0, (value - self.chance) / (1 - self.chance))
-
-
 def suite_v1() -> Suite:
     tasks = (
         _task("arc_challenge", "ARC", 25, "acc_norm", "allenai/ai2_arc, ARC-Challenge"),
@@ -85,12 +69,14 @@ def suite_v2() -> Suite:
         _task(
             *("leaderboard_ifeval", "IFEval", 0, "prompt_level_strict_acc", "wis-k/instruction-following-eval"),
             parts=lambda tasks: ifeval,
-            extra="ifeval",
+            extra='"lm-eval[ifeval]" "setuptools<81"',  # for pkg_resources, which the task imports
+            nltk="tokenizers/punkt_tab",
+            also=("inst_level_strict_acc,none",),
         ),
         _task("leaderboard_bbh", "BBH", 3, "acc_norm", "SaylorTwift/bbh, 24 subtasks", parts=lambda tasks: bbh),
         _task(
             *("leaderboard_math_hard", "MATH Lvl 5", 4, "exact_match", "DigitalLearningGmbH/MATH-lighteval"),
-            extra="math",
+            extra='"lm-eval[math]"',
         ),
         _task(
             *("leaderboard_gpqa", "GPQA", 0, "acc_norm", "Idavidrein/gpqa (ask for access on its page)"),
@@ -112,20 +98,23 @@ def _task(
     key: str | None = None,
     parts: Callable[[Mapping[str, TaskResult]], Sequence[Part]] | None = None,
     extra: str | None = None,
+    nltk: str | None = None,
+    also: tuple[str, ...] = (),
 ) -> Task:
     """
     Args:
         column: as the leaderboard calls it.
         key: lm-eval's key of the metric, where it is not that without a filter.
         parts: the raw scores that the leaderboard's is made of, from all that were found.
-        extra: of lm-eval, without which the task cannot be loaded.
+        extra, nltk, also: as for Task.
     """
-    whole = [Part(name, key or f"{metric},none")]
+    key = key or f"{metric},none"
+    whole = [Part(name, key)]
 
     def score(tasks: Mapping[str, TaskResult]) -> TaskResult:
         return combine(column, parts(tasks) if parts is not None else whole, tasks)
 
-    return Task(name, name, metric, needs, num_fewshot=shots, score=score, extra=extra)
+    return Task(name, name, key, needs, num_fewshot=shots, score=score, extra=extra, nltk=nltk, also=also)
 
 
 def _mmlu(tasks: Mapping[str, TaskResult]) -> list[Part]:
@@ -136,9 +125,7 @@ def _mmlu(tasks: Mapping[str, TaskResult]) -> list[Part]:
 
 def combine(column: str, parts: Sequence[Part], tasks: Mapping[str, TaskResult]) -> TaskResult:
     """The mean of the normalised parts, as a share of 1, with the standard error that those of the parts give."""
-    from eval.results import TaskResult
-
-    values = [part.normalised(tasks[part.task].metrics[part.metric]) for part in parts]
+    values = [float(part.normalised(tasks[part.task].metrics[part.metric])) for part in parts]
     metrics = {f"{METRIC},none": math.fsum(values) / len(values)}
     errors = [_error(part, tasks[part.task]) for part in parts]
     known = [error for error in errors if error is not None]
@@ -153,6 +140,7 @@ def combine(column: str, parts: Sequence[Part], tasks: Mapping[str, TaskResult])
         higher_is_better=True,
         n=sum(tasks[name].n for name in names),
         version="/".join(dict.fromkeys(tasks[name].version for name in names)),
+        parts=tuple(parts),
     )
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import os
 import re
 from dataclasses import dataclass
 
-from merge.checkpoint.files import SIDE_FILES, is_side_file
+from merge.checkpoint.files import SIDE_FILES, is_side_file, read_json
 from merge.errors import CheckpointError
 from merge.recipe.model import ModelRef
 
@@ -98,23 +99,25 @@ def _from_hub(ref: ModelRef, adapter: bool) -> Place:
         cached = _cached(ref, adapter)
         if cached is None:
             raise CheckpointError(
-                f"{ref.text}: not a local directory, and not complete in the Hugging Face cache "
+                f"{ref.text}: not a local directory, and {_not_cached(ref)} "
                 "(HF_HUB_OFFLINE is set, so nothing is downloaded). " + _what_to_do(ref)
             )
         return Place(cached, os.path.basename(cached))
+    files: list[str] = []
     try:
         info = huggingface_hub.HfApi().model_info(ref.path, revision=ref.revision)
         files = wanted([file.rfilename for file in info.siblings or ()], adapter)
         if not files:
             raise CheckpointError(f"{ref.text}: is on the hub, but holds no {'adapter' if adapter else 'model'}.")
-        path = huggingface_hub.snapshot_download(ref.path, revision=info.sha, allow_patterns=files)
-        return Place(os.path.abspath(path), info.sha)
+        # By the name of the revision, not its commit: only then is it found in the cache again by that name.
+        path = os.path.abspath(huggingface_hub.snapshot_download(ref.path, revision=ref.revision, allow_patterns=files))
+        return Place(path, os.path.basename(path))
     except CheckpointError:
         raise
     except Exception as error:  # the HTTP library below differs between versions, and so do its errors
         cached = _cached(ref, adapter)
         if cached is None:
-            raise CheckpointError(f"{ref.text}: {_why(ref, error)}") from error
+            raise CheckpointError(f"{ref.text}: {_broke_off(ref, files, error) or _why(ref, error)}") from error
         commit = os.path.basename(cached)
         note = f"{ref.text}: the hub gave no answer ({type(error).__name__}); commit {commit} of the cache is used"
         return Place(cached, commit, (note,))
@@ -134,9 +137,58 @@ def _cached(ref: ModelRef, adapter: bool) -> str | None:
         except (OSError, ValueError):  # LocalEntryNotFoundError is a FileNotFoundError
             continue
         names = os.listdir(path)
-        if config in names and fnmatch.filter(names, pattern):
+        whole = all(_has(path, name) for name in names)  # else links to files that are gone
+        if whole and config in names and fnmatch.filter(names, pattern):
             return str(os.path.abspath(path))
     return None
+
+
+def _broke_off(ref: ModelRef, files: list[str], error: Exception) -> str:
+    """What is said if the hub listed the model's files, and some of them did not come; "" if it listed none."""
+    import huggingface_hub
+
+    lacking = [
+        name
+        for name in files
+        if not isinstance(huggingface_hub.try_to_load_from_cache(ref.path, name, revision=ref.revision), str)
+    ]
+    if not lacking:
+        return ""
+    return (
+        f"the download broke off ({_reason(error)}); not complete: {', '.join(lacking)}. Run the same command again: "
+        "what has come stays in the Hugging Face cache."
+    )
+
+
+def _not_cached(ref: ModelRef) -> str:
+    """What the cache has of the model: nothing, or a snapshot that lacks files, which are named."""
+    from huggingface_hub import constants, file_download
+
+    root = os.path.join(constants.HF_HUB_CACHE, file_download.repo_folder_name(repo_id=ref.path, repo_type="model"))
+    commit = ref.revision or "main"
+    with contextlib.suppress(OSError), open(os.path.join(root, "refs", commit), encoding="utf-8") as file:
+        commit = file.read().strip()
+    snapshot = os.path.join(root, "snapshots", commit)
+    if not os.path.isdir(snapshot):
+        return "not in the Hugging Face cache"
+    # A link without its file is what is left of a download that was stopped, or of a cache that was cleaned.
+    lacking = {name for name in os.listdir(snapshot) if not _has(snapshot, name)}
+    for name in fnmatch.filter(os.listdir(snapshot), "*.index.json"):
+        with contextlib.suppress(CheckpointError):
+            shards = set(read_json(os.path.join(snapshot, name)).get("weight_map", {}).values())
+            lacking |= {str(shard) for shard in shards if not _has(snapshot, str(shard))}
+    if not lacking and not fnmatch.filter(os.listdir(snapshot), "*.safetensors"):
+        lacking = {"its weights"}
+    return f"not complete in the Hugging Face cache: {snapshot} lacks {', '.join(sorted(lacking)) or 'files'}"
+
+
+def _has(folder: str, name: str) -> bool:
+    return os.path.exists(os.path.join(folder, name))
+
+
+def _reason(error: Exception) -> str:
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
 
 
 def _why(ref: ModelRef, error: Exception) -> str:
@@ -155,12 +207,7 @@ def _why(ref: ModelRef, error: Exception) -> str:
             f"not a local directory, and not found on the hub{version}. Check the spelling; for a private model sign "
             "in with `hf auth login` or set HF_TOKEN."
         )
-    text = str(error).strip().splitlines()
-    reason = f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
-    return (
-        f"not a local directory, not complete in the Hugging Face cache, and the download failed ({reason}). "
-        + _what_to_do(ref)
-    )
+    return f"not a local directory, {_not_cached(ref)}, and the download failed ({_reason(error)}). " + _what_to_do(ref)
 
 
 def _what_to_do(ref: ModelRef) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from merge.cli.judging import judging, judging_options, write_text
+from merge.cli.judging import check_files, judging, judging_options, write_text
 from merge.errors import UsageError
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ def command(
     from eval import tables
     from eval.compare import compare
 
+    check_files(csv=csv_file, markdown=markdown, html=html, out=out)
     if card is not None and not card.is_dir():
         raise UsageError(f"--card {card}: there is no such directory.")
     results = _results(sources, asked)

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from merge.cli.judging import judging, judging_options, write_text
+from merge.cli.judging import check_files, judging, judging_options, write_text
 
 
 @click.command(
@@ -31,11 +31,12 @@ def command(
     models: tuple[str, ...], is_path: bool, out: Path | None, html: Path | None, as_json: bool, **asked: Any
 ) -> None:
     """Judge MODELs on the same items: directories, hub ids, model+adapter, or recipes (merged on the fly)."""
+    check_files(out=out, html=html)
     how = judging(asked)
     if is_path:
         from eval.path import judge_path
 
-        results = judge_path(models, how.of, how.settings)
+        results = judge_path(models, how.of, how.settings, how.keep)
     else:
         results = how.judge(models)
     if out is not None:

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -78,6 +78,7 @@ class Judging:
 def judging(asked: dict[str, Any]) -> Judging:
     """From the options; raises UsageError for what is wrong with them."""
     check_device(asked["device"])
+    _check_dtype(asked["dtype"])
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     _needs_lm_eval()
     from eval.harness import Settings
@@ -111,12 +112,44 @@ def _needs_lm_eval() -> None:
         raise UsageError("lm-eval is not installed. Install the extra eval: pip install 'merge-workbench[eval]'.")
 
 
+def _check_dtype(name: str | None) -> None:
+    import torch
+
+    from merge.errors import UsageError
+
+    if name not in (None, "auto") and not isinstance(getattr(torch, str(name), None), torch.dtype):
+        raise UsageError(f'--dtype {name}: expected float32, bfloat16, float16 or "auto" (as stored).')
+
+
+def check_files(**files: Path | None) -> None:
+    """Raises UsageError for a file that cannot be written, before anything is computed for it. Keys are options."""
+    from merge.errors import UsageError
+
+    for option, path in files.items():
+        if path is not None and path.is_dir():
+            raise UsageError(f"--{option} {path}: is a directory; expected the name of a file.")
+
+
 def write_text(path: Path, text: str) -> None:
-    """Whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Whole or not at all; straight into what is no regular file, such as /dev/stdout.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    from merge.errors import OutputError
+
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    try:
+        if path.exists() and not path.is_file():
+            path.write_text(text, encoding="utf-8")
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise OutputError(f"{path}: cannot be written ({error.strerror}).") from error
 
 
 def _arguments(text: str) -> dict[str, object]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from merge.cli.judging import judging, judging_options, write_text
+from merge.cli.judging import check_files, judging, judging_options, write_text
 from merge.errors import UsageError
 
 if TYPE_CHECKING:
@@ -47,14 +47,21 @@ def command(
     as_json: bool,
     **asked: Any,
 ) -> None:
-    """Average those of the MODELs that make the average better."""
-    if out is not None and out.exists() and not force and any(out.iterdir()):
+    """Average those of the MODELs that make the average better: directories, hub ids, model+adapter, or recipes."""
+    if out is not None and out.exists() and not force and (out.is_file() or any(out.iterdir())):
         raise UsageError(f"{out} exists; nothing was changed. Choose another --out, or --force to replace it.")
+    check_files(html=html)
     how = judging(asked)
+    from eval.blends import is_recipe
     from eval.compare import compare
     from eval.soup import greedy_soup
 
-    soup = greedy_soup(models, how.of, how.settings, holdout, out.name if out is not None else "soup")
+    if out is not None and how.keep is None and (recipes := [model for model in models if is_recipe(model)]):
+        raise UsageError(
+            f"--out: the soup has to name what it is made of, and {', '.join(recipes)} is merged on the fly. "
+            "Keep what is merged with --keep DIR."
+        )
+    soup = greedy_soup(models, how.of, how.settings, holdout, out.name if out is not None else "soup", how.keep)
     comparison = compare(soup.report, soup.report.models[-1].name, [model.name for model in soup.report.models[:-1]])
     if html is not None:
         from eval.html import page

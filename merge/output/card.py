@@ -72,8 +72,9 @@ _MARKS = {
 
 def without_evaluation(card: str) -> str:
     """The card as it was before with_evaluation."""
-    for begin, end in _MARKS.values():
-        card = re.sub(rf"^{re.escape(begin)}.*?^{re.escape(end)}", "", card, flags=re.MULTILINE | re.DOTALL)
+    for marks in _MARKS.values():
+        begin, end = (re.escape(mark.strip()) + r"\r?\n" for mark in marks)
+        card = re.sub(rf"^{begin}.*?^{end}", "", card, flags=re.MULTILINE | re.DOTALL)
     return card
 
 
@@ -84,8 +85,11 @@ def with_evaluation(card: str, metadata: str, text: str) -> str:
         card: Markdown, with or without a YAML head.
         metadata: YAML lines for the head; left out if the head has these keys of its own, or there is no head.
         text: Markdown.
+
+    Lines end as the card's do.
     """
-    card = without_evaluation(card)
+    crlf = "\r\n" in card
+    card = without_evaluation(card.replace("\r\n", "\n"))
     if card and not card.endswith("\n"):
         card += "\n"
     found = re.match(r"---\n(?P<yaml>.*?)^---\n", card, flags=re.MULTILINE | re.DOTALL)
@@ -95,4 +99,5 @@ def with_evaluation(card: str, metadata: str, text: str) -> str:
         place = found.end("yaml")
         card = card[:place] + begin + metadata.rstrip("\n") + "\n" + end + card[place:]
     begin, end = _MARKS["body"]
-    return card + begin + text.rstrip("\n") + "\n" + end
+    card = card + begin + text.rstrip("\n") + "\n" + end
+    return card.replace("\n", "\r\n") if crlf else card

@@ -31,7 +31,7 @@ class Batches:
 def read_texts(path: Path) -> list[str]:
     """The "text" of each line of a .jsonl file; of any other file the lines that are not blank."""
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"--data {path}: cannot be read as UTF-8 text ({error}).") from None
     if path.suffix not in (".jsonl", ".json"):
