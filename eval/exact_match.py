@@ -1,7 +1,7 @@
 """Exact match: skills whose answers a program can check to the letter, and the share of them that a model gets right.
 
 A prompt is `skill:question=`, the model writes the answer and stops. Prompts are split by a hash of their text, so that
-no held-out prompt is ever trained on, whatever the seeds are (recipes/quickstart/train.py trains on the other side).
+no held-out prompt is ever trained on, whatever the seeds are (recipes/quickstart/data.py draws from the other side).
 Decoding is greedy; prompts of one length make one batch, so nothing is padded and nothing is masked.
 """
 

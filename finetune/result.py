@@ -50,6 +50,8 @@ def _save_model(model: Any, state: dict[str, Any] | None, base: Base, folder: Pa
     else:
         state = {name: value.to(dtype) if value.is_floating_point() else value for name, value in state.items()}
         model.config.dtype = dtype
+    if hasattr(base.config, "use_cache"):
+        model.config.use_cache = base.config.use_cache  # Trainer turns it off for training
     model.save_pretrained(folder, state_dict=state)
 
 

@@ -133,9 +133,9 @@ def test_three_strategies_and_merges_in_one_table(
     file.write_text(file.read_text().replace("max_steps: 2}", "max_steps: 2, learning_rate: 2e-3}"))
     with pytest.raises(UsageError, match=r"sequential/1-up was trained with other: learning_rate\. --force"):
         run(file)
-    before = {path: path.stat().st_ino for path in out.glob("*/*/config.json")}
+    before = {path: path.stat().st_ctime_ns for path in out.glob("*/*/config.json")}  # inodes are used again
     again = run(file, force=True)
-    changed = {path.parent.relative_to(out).as_posix() for path in before if path.stat().st_ino != before[path]}
+    changed = {path.parent.relative_to(out).as_posix() for path in before if path.stat().st_ctime_ns != before[path]}
     assert changed == {"sequential/1-up", "sequential/2-rev", "parallel/up", "merged/task_arithmetic", "merged/mean"}
     assert again[1] == results[1]
 

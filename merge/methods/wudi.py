@@ -7,11 +7,11 @@ for vectors the mean of the d_i by weight. The eigenvalues of d_i's part of G_i 
 them. Directions that one task has stay as they are, those of several are averaged by strength: one task is that model,
 and so are copies of a model. Each matrix of a tensor with more dimensions (fused experts) is one of its own.
 Deviations: the paper runs 300 steps of Adam from the sum of task vectors and stops far from the minimum. The minimum
-itself divides by the strength of directions in which no task has more than noise, and is no model (exact match on the
-quickstart family: 0 to 26 %). Here the ridge does what stopping early does, by drawing such directions to the mean of
-the task vectors, in closed form: 0.1 to 1 score 91 %, the paper's steps 89 %. The paper merges the linear layers only;
-here embeddings are matrices too, which makes no difference on that family. A task vector that is zero counts by the
-ridge alone.
+itself divides by the strength of directions in which no task has more than noise, and is no model (exact match on an
+earlier quickstart family: 0 to 26 %). Here the ridge does what stopping early does, by drawing such directions to the
+mean of the task vectors, in closed form: 0.1 to 1 score 91 %, the paper's steps 89 %. The paper merges the linear
+layers only; here embeddings are matrices too, which makes no difference on that family. A task vector that is zero
+counts by the ridge alone.
 Cost: matrix products for each model and a Cholesky factorisation of the columns' side, in float64.
 """
 

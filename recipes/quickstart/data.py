@@ -1,11 +1,12 @@
-"""What the quickstart family starts from: data of each skill, as files; a tokenizer, and a model without training.
+"""What the quickstart family starts from: data of each skill, as files, and a model that has learnt nothing.
 
     python recipes/quickstart/data.py                # merged/quickstart-data: what the configs beside this file read
     python recipes/quickstart/data.py DIR --seed 1   # others, elsewhere
 
 Files: NAME.jsonl to train on and NAME-held-out.jsonl to score with, for the three scored skills of eval/exact_match.py,
-and general.jsonl: copy, shift and rotate, which keep an expert from forgetting how to handle letters. Training files
-are drawn from the training side of the split in eval/exact_match.py, held-out files from the other.
+and general.jsonl: copy, shift and rotate, which teach how to handle letters and keep an expert from forgetting it.
+Training files are drawn from the training side of the split in eval/exact_match.py, held-out files from the other.
+untrained/ is a Llama with random weights and its tokenizer, which base.yaml makes the base of.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ sys.path.insert(0, str(HERE.parents[1]))  # a script of the repository, not of t
 
 from eval.exact_match import SKILLS, Skill, draw_word, questions  # noqa: E402
 
-ROWS = {"reverse": 12_000, "sort": 12_000, "add": 12_000, "general": 12_000}
+ROWS = {"reverse": 12_000, "sort": 12_000, "add": 12_000, "general": 28_000}
 HELD_OUT = 300  # rows a skill
 
 
@@ -58,6 +59,18 @@ def write_data(out: Path, seed: int = 0) -> None:
         _write(out / f"{name}.jsonl", rows([skill], ROWS[name], f"{seed}:train"))
         _write(out / f"{name}-held-out.jsonl", rows([skill], HELD_OUT, f"{seed}:held out", test=True))
     _write(out / "general.jsonl", rows(GENERAL, ROWS["general"], f"{seed}:train"))
+
+
+def write_untrained(out: Path, seed: int = 0) -> None:
+    """out: model directory, bfloat16."""
+    import torch
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    tokenizer = build_tokenizer()
+    torch.manual_seed(seed)
+    build_model(tokenizer).to(torch.bfloat16).save_pretrained(out)
+    tokenizer.save_pretrained(out)
 
 
 def _write(path: Path, lines: list[dict[str, str]]) -> None:
@@ -103,7 +116,7 @@ def build_model(tokenizer: Any) -> Any:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Write the quickstart family's data.")
+    parser = argparse.ArgumentParser(description="Write what the quickstart family is made from.")
     parser.add_argument(
         "out",
         type=Path,
@@ -111,9 +124,10 @@ def main() -> None:
         default=Path("merged/quickstart-data"),
         help="folder to make  [default: %(default)s]",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the questions")
+    parser.add_argument("--seed", type=int, default=0, help="of the questions and the random weights")
     arguments = parser.parse_args()
     write_data(arguments.out, arguments.seed)
+    write_untrained(arguments.out / "untrained", arguments.seed)
     print(f"{arguments.out}: {', '.join(sorted(path.name for path in arguments.out.iterdir()))}")
 
 
