@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from eval.compare import Comparison
-from eval.results import TaskResult, Verdicts
+from eval.compare import Merged
+from eval.results import Questions, TaskResult
 
 
 @dataclass(frozen=True)
@@ -52,12 +52,11 @@ class Example:
     answers: tuple[tuple[bool, str], ...]
 
 
-def grids(comparison: Comparison) -> Iterator[Grid]:
+def grids(merged: Merged, tasks: Sequence[str]) -> Iterator[Grid]:
     """One for each task with items that are right or wrong."""
-    merge, parents = comparison.merge, comparison.parents
-    assert merge is not None
-    for name in comparison.results.tasks:
-        models = (*parents, merge)
+    merge = merged.model
+    for name in tasks:
+        models = (*merged.parents, merge)
         tables = [_right(model.tasks[name]) for model in models]
         shared = [doc for doc in tables[-1] or {} if all(table is not None and doc in table for table in tables)]
         if not shared:
@@ -74,7 +73,7 @@ def grids(comparison: Comparison) -> Iterator[Grid]:
             Row(model.name, tuple(patterns[doc][place] for doc in ids), "merge" if model is merge else "parent")
             for place, model in enumerate(models)
         )
-        gain = next(gain for gain in comparison.gains if gain.task == name)
+        gain = next(gain for gain in merged.gains if gain.task == name)
         yield Grid(name, ids, rows, tuple(_counts(row, rows[-1]) for row in rows[:-1]), gain.best.other)
 
 
@@ -91,10 +90,10 @@ def _counts(parent: Row, merge: Row) -> Counts:
     )
 
 
-def examples(comparison: Comparison, grid: Grid, kind: str, most: int) -> list[Example]:
-    """Items `gained` or `lost` against the best parent, as far as their texts are kept."""
-    questions = comparison.results.questions.get(grid.name, {})
-    models: dict[str, Verdicts] = {model.name: model for model in (*comparison.parents, *_merge(comparison))}
+def examples(merged: Merged, asked: Questions, grid: Grid, kind: str, most: int) -> list[Example]:
+    """Items `gained` or `lost` against the best parent, as far as their texts are kept in `asked`."""
+    questions = asked.get(grid.name, {})
+    models = {model.name: model for model in (*merged.parents, merged.model)}
     rival = next(place for place, row in enumerate(grid.rows) if row.model == grid.rival)
     wanted = (True, False) if kind == "gained" else (False, True)
     answers = {name: dict(zip(m.tasks[grid.name].doc_ids, m.tasks[grid.name].answers)) for name, m in models.items()}  # noqa: B905 - of the first only
@@ -109,7 +108,3 @@ def examples(comparison: Comparison, grid: Grid, kind: str, most: int) -> list[E
         if len(found) == most:
             break
     return found
-
-
-def _merge(comparison: Comparison) -> tuple[Verdicts, ...]:
-    return () if comparison.merge is None else (comparison.merge,)

@@ -9,7 +9,7 @@ import json
 import os
 from pathlib import Path
 
-from eval.compare import Comparison, pick
+from eval.compare import Comparison
 from eval.results import Verdicts
 from eval.tables import as_markdown
 from merge.errors import OutputError, UsageError
@@ -47,11 +47,11 @@ def write_card(directory: Path, comparison: Comparison) -> Path:
 
 
 def _its_model(directory: Path, comparison: Comparison) -> Verdicts | None:
-    """The model that the card is of: the one judged in this directory, else the merge."""
+    """The model that the card is of: the one judged in this directory, else the only merge."""
     for model in comparison.results.models:
         if model.path is not None and Path(model.path) == directory.resolve():
             return model
-    return pick(comparison.results, comparison.merge.name) if comparison.merge else None
+    return comparison.merges[0].model if len(comparison.merges) == 1 else None
 
 
 def _how(comparison: Comparison) -> str:

@@ -270,8 +270,8 @@ class Gain:
 def gains(results: Results, model: Verdicts, rivals: Sequence[Verdicts]) -> list[Gain]:
     """On each task, and on their average where there is one."""
     found = [_gain(model, [difference(model, rival, task) for rival in rivals], task) for task in results.tasks]
-    if has_average(results):
-        found.append(_gain(model, [average_difference(model, rival, results.tasks) for rival in rivals], AVERAGE))
+    if names := averaged(results):
+        found.append(_gain(model, [average_difference(model, rival, names) for rival in rivals], AVERAGE))
     return found
 
 
@@ -285,21 +285,21 @@ def is_share(task: TaskResult) -> bool:
     return task.higher_is_better and 0.0 <= task.value <= 1.0
 
 
-def has_average(results: Results) -> bool:
-    """Only scores of one scale can be averaged."""
-    return len(results.tasks) > 1 and all(
-        is_share(model.tasks[name]) for model in results.models for name in results.tasks
-    )
+def averaged(results: Results) -> tuple[str, ...]:
+    """The tasks that an average is of: only scores of one scale can be averaged, shares of 1; () for fewer than two."""
+    names = [name for name in results.tasks if all(is_share(model.tasks[name]) for model in results.models)]
+    return tuple(names) if len(names) > 1 else ()
 
 
 def average(results: Results, model: Verdicts) -> float:
-    """Mean of the tasks' scores, each counting the same."""
-    return sum(model.tasks[name].value for name in results.tasks) / len(results.tasks)
+    """Mean of the averaged tasks' scores, each counting the same."""
+    names = averaged(results)
+    return sum(model.tasks[name].value for name in names) / len(names)
 
 
 def average_error(results: Results, model: Verdicts) -> float | None:
     """Standard error of the average; the tasks' items are drawn independently."""
-    errors = [model.tasks[name].error for name in results.tasks]
+    errors = [model.tasks[name].error for name in averaged(results)]
     known = [error for error in errors if error is not None]
     return math.hypot(*known) / len(errors) if len(known) == len(errors) else None
 
@@ -313,42 +313,60 @@ def pick(results: Results, name: str) -> Verdicts:
 
 
 @dataclass(frozen=True)
+class Merged:
+    """A merge among the results, those of its parents that were judged too, and its gains over them, task by task."""
+
+    model: Verdicts
+    parents: tuple[Verdicts, ...]
+    gains: tuple[Gain, ...]
+
+
+@dataclass(frozen=True)
 class Comparison:
-    """A merge, its parents, and the gains; what pages and tables are made from."""
+    """Results and the merges among them; what pages and tables are made from."""
 
     results: Results
-    merge: Verdicts | None
-    parents: tuple[Verdicts, ...] = ()
-    gains: tuple[Gain, ...] = ()
+    merges: tuple[Merged, ...] = ()
+
+    def merged(self, model: Verdicts) -> Merged | None:
+        """`model` as a merge, if it is one."""
+        return next((each for each in self.merges if each.model is model), None)
 
 
-def compare(results: Results, merge: str | None = None, named: Sequence[str] = ()) -> Comparison:
-    """Finds the merge and its parents, if they are not named, by what the merge's manifest or recipe says.
+def compare(results: Results, names: Sequence[str] = (), named: Sequence[str] = ()) -> Comparison:
+    """Finds the merges and their parents, if they are not named, by what the merges' manifests or recipes say.
 
     Args:
-        merge: its name; where none is given, the one merge whose parents are here too.
-        named: the parents' names.
+        names: the merges' names; where none is given, all models whose parents are here too, but for those that are
+            parents of others themselves (an adapter of a merge of adapters).
+        named: the parents' names, of every merge.
 
     Raises:
-        UsageError: a name that no model has; parents without a merge; several merges and none named.
+        UsageError: a name that no model has; parents without a merge.
     """
-    chosen = [pick(results, merge)] if merge else _merges(results, named)
-    if not chosen or (results.path and not merge):  # the points of a path are no rivals
-        return Comparison(results, None)
-    if len(chosen) > 1:
-        raise UsageError(f"several merges: {', '.join(model.name for model in chosen)}. Name one: --merge NAME.")
-    rivals = [pick(results, name) for name in named] or parents(results, chosen[0])
-    rivals = [rival for rival in rivals if rival is not chosen[0]]
+    if results.path and not names:  # the points of a path are no rivals
+        return Comparison(results)
+    chosen = [pick(results, name) for name in names] or _merges(results, named)
+    return Comparison(results, tuple(_merged(results, model, named) for model in chosen))
+
+
+def _merged(results: Results, model: Verdicts, named: Sequence[str]) -> Merged:
+    rivals = [pick(results, name) for name in named] or parents(results, model)
+    rivals = [rival for rival in rivals if rival is not model]
     if not rivals:
-        others = ", ".join(model.name for model in results.models if model is not chosen[0]) or "no other model"
-        raise UsageError(f"no parent of {chosen[0].name} is among {others}. Name them: --parents A,B.")
-    return Comparison(results, chosen[0], tuple(rivals), tuple(gains(results, chosen[0], rivals)))
+        others = ", ".join(other.name for other in results.models if other is not model) or "no other model"
+        raise UsageError(f"no parent of {model.name} is among {others}. Name them: --parents A,B.")
+    return Merged(model, tuple(rivals), tuple(gains(results, model, rivals)))
 
 
 def _merges(results: Results, named: Sequence[str]) -> list[Verdicts]:
     if named:
         rivals = [pick(results, name) for name in named]
         others = [model for model in results.models if model not in rivals]
-        known = [model for model in others if model.parents]
-        return known if len(known) == 1 else others
-    return [model for model in results.models if parents(results, model)]
+        known = [model for model in others if model.parents] or others
+        if len(others) > 1 and known is others:
+            raise UsageError(f"which is the merge of {', '.join(other.name for other in others)}? Say --merge NAME.")
+        return known
+    found = {model.name: parents(results, model) for model in results.models}
+    within = {parent.name for each in found.values() for parent in each if found[parent.name]}
+    return [model for model in results.models if found[model.name] and model.name not in within]

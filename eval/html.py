@@ -11,7 +11,7 @@ from importlib.resources import files
 from string import Template
 
 from eval import agreement, svg
-from eval.compare import AVERAGE, Comparison, Difference, average, average_error, has_average
+from eval.compare import AVERAGE, Comparison, Difference, Merged, average, average_error, averaged
 from eval.path import barrier, barrier_text
 from eval.results import Results, Verdicts
 from eval.tables import Cell, cells, columns, notes, percent_of, signed, verdict
@@ -26,8 +26,8 @@ def page(comparison: Comparison) -> str:
         parts.append(_path(comparison.results))
     else:
         parts.append(_bars(comparison))
-    if comparison.merge is not None:
-        parts += [_gains(comparison), _agreement(comparison)]
+    for merged in comparison.merges:
+        parts += [_gains(comparison, merged), _agreement(comparison, merged)]
     parts.append(_models(comparison.results))
     template = Template(files("eval").joinpath("page.html").read_text(encoding="utf-8"))
     return template.substitute(title=escape(_title(comparison)), body="\n".join(filter(None, parts)))
@@ -37,16 +37,20 @@ def _title(comparison: Comparison) -> str:
     models = comparison.results.models
     if comparison.results.path:
         return f"From {models[0].name} to {models[-1].name}"
-    if comparison.merge is None:
+    if not comparison.merges:
         return f"{len(models)} models on {', '.join(comparison.results.tasks)}"
-    return f"{comparison.merge.name} against its parents"
+    names = [merged.model.name for merged in comparison.merges]
+    return f"{_listed(names)} against {'its' if len(names) == 1 else 'their'} parents"
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
 def _head(comparison: Comparison) -> str:
     results = comparison.results
     parts = [f"<h1>{escape(_title(comparison))}</h1>"]
-    if comparison.merge is not None:
-        parts.append(f'<p class="lead">{escape(verdict(comparison))}</p>')
+    parts += [f'<p class="lead">{escape(verdict(results, merged))}</p>' for merged in comparison.merges]
     n = sum(results.models[0].tasks[name].n for name in results.tasks)
     how = f"{n:,} items; all models were asked the same ones"
     how += f", with lm-eval {results.versions.get('lm_eval', '?')}"
@@ -58,7 +62,7 @@ def _scores(comparison: Comparison) -> str:
     results = comparison.results
     heads = [escape(name) + (f'<br><span class="soft">{escape(m)}</span>' if m else "") for name, m in columns(results)]
     rows = [
-        _row(model.name, [_score(cell) for cell in row], model is comparison.merge)
+        _row(model.name, [_score(cell) for cell in row], comparison.merged(model) is not None)
         for model, row in zip(results.models, cells(results), strict=True)
     ]
     caption = "± standard error. The best of each column is bold; ↓ means that less is better."
@@ -84,15 +88,19 @@ def _table(heads: Sequence[str], rows: Sequence[str], caption: str = "") -> str:
 
 
 def _role(comparison: Comparison, model: Verdicts) -> str:
-    if model is comparison.merge:
+    if comparison.merged(model):
         return "merge"
-    return "parent" if model in comparison.parents or comparison.merge is None else "other"
+    return "parent" if model in _parents(comparison) or not comparison.merges else "other"
+
+
+def _parents(comparison: Comparison) -> list[Verdicts]:
+    return [parent for merged in comparison.merges for parent in merged.parents]
 
 
 def _bars(comparison: Comparison) -> str:
     results = comparison.results
     figures = []
-    if has_average(results):
+    if averaged(results):
         rows = [
             _bar(comparison, model, average(results, model), average_error(results, model), True)
             for model in results.models
@@ -107,9 +115,10 @@ def _bars(comparison: Comparison) -> str:
         plot = svg.bars(rows, f"{name}, {metric}, for each model", 1.0 if percent else None)
         figures.append(_figure(name, plot, metric))
     key = ""
-    if comparison.merge is not None:
-        roles = [("merge", comparison.merge.name), ("parent", "its parents")]
-        roles += [("other", "others")] if len(comparison.parents) + 1 < len(results.models) else []
+    if comparison.merges:
+        names = [merged.model.name for merged in comparison.merges]
+        roles = [("merge", _listed(names)), ("parent", "its parents" if len(names) == 1 else "their parents")]
+        roles += [("other", "others")] if any(_role(comparison, m) == "other" for m in results.models) else []
         key = "".join(f'<span><i style="background:var(--{role})"></i>{escape(t)}</span>' for role, t in roles)
         key = f'<p class="key soft">{key}</p>'
     return f'<h2>By task</h2>{key}<div class="grid">{"".join(figures)}</div>'
@@ -124,18 +133,17 @@ def _figure(title: str, plot: str, more: str = "") -> str:
     return f"<figure><figcaption>{escape(title)}{after}</figcaption>{plot}</figure>"
 
 
-def _gains(comparison: Comparison) -> str:
-    assert comparison.merge is not None
+def _gains(comparison: Comparison, merged: Merged) -> str:
     figures = []
     for percent in (True, False):
-        chosen = [gain for gain in comparison.gains if percent_of(comparison.results, gain.task) == percent]
+        chosen = [gain for gain in merged.gains if percent_of(comparison.results, gain.task) == percent]
         if chosen:
             rows = [_interval(gain.task, gain.best) for gain in chosen]
             unit = "percentage points" if percent else "in the task's unit"
             plot = svg.intervals(rows, "Gain over the best parent of each task", percent)
             figures.append(_figure("Against the best parent of each task", plot, unit))
-    last = comparison.gains[-1]
-    if len(comparison.parents) > 1:
+    last = merged.gains[-1]
+    if len(merged.parents) > 1:
         where = "On average" if last.task == AVERAGE else f"On {last.task}"
         rows = [_interval(each.other, each) for each in last.each]
         plot = svg.intervals(rows, f"{where}, against each parent", percent_of(comparison.results, last.task))
@@ -147,13 +155,14 @@ def _gains(comparison: Comparison) -> str:
     )
     rows_of_table = [
         _gain_row(each, comparison.results, gain.over_mean if each is gain.best else None)
-        for gain in comparison.gains
+        for gain in merged.gains
         for each in gain.each
     ]
     heads = ["task", "against", "gain", "95 % interval", "p", "gained", "lost", "over the parents’ mean"]
     table = _table(heads, rows_of_table, "Items gained are those that the merge gets right and the parent does not.")
     return (
-        f'<h2>Gains</h2><p class="soft">{note}</p><div class="grid">{"".join(figures)}</div>'
+        f'<h2>{_of("Gains", comparison, merged)}</h2><p class="soft">{note}</p>'
+        f'<div class="grid">{"".join(figures)}</div>'
         f"<details><summary>All gains as a table</summary>{table}</details>"
     )
 
@@ -174,10 +183,16 @@ def _gain_row(one: Difference, results: Results, over_mean: float | None) -> str
     return _row(one.task, [escape(one.other), gain, span, p, str(one.gained), str(one.lost), mean])
 
 
-def _agreement(comparison: Comparison) -> str:
+def _of(head: str, comparison: Comparison, merged: Merged) -> str:
+    """Names the merge where there are several."""
+    return head if len(comparison.merges) == 1 else f"{head} of {escape(merged.model.name)}"
+
+
+def _agreement(comparison: Comparison, merged: Merged) -> str:
     """Right and wrong, item by item, of the tasks whose items are one or the other."""
     sections = []
-    for grid in agreement.grids(comparison):
+    questions = comparison.results.questions
+    for grid in agreement.grids(merged, comparison.results.tasks):
         rows = [(row.model, row.right, row.role) for row in grid.rows]
         plot = svg.strips(rows, f"{grid.name}: which items each model gets right")
         counts = [
@@ -195,7 +210,9 @@ def _agreement(comparison: Comparison) -> str:
         table = _table(["against", "both right", "gained", "lost", "both wrong"], counts)
         figure = _figure(f"{len(grid.rows[0].right):,} items", plot)
         examples = "".join(
-            _examples(f"Items {kind} against {grid.rival}", agreement.examples(comparison, grid, kind, _EXAMPLES), grid)
+            _examples(
+                f"Items {kind} against {grid.rival}", agreement.examples(merged, questions, grid, kind, _EXAMPLES), grid
+            )
             for kind in ("gained", "lost")
         )
         sections.append(f'<h3>{escape(grid.name)}</h3><div class="beside">{figure}<div>{table}{examples}</div></div>')
@@ -205,7 +222,7 @@ def _agreement(comparison: Comparison) -> str:
         "Each column is an item, filled where the model is right. Items stand in one order for all models: first those "
         "that the merge gets right."
     )
-    return f'<h2>Item by item</h2><p class="soft">{note}</p>' + "\n".join(sections)
+    return f'<h2>{_of("Item by item", comparison, merged)}</h2><p class="soft">{note}</p>' + "\n".join(sections)
 
 
 def _examples(title: str, found: Sequence[agreement.Example], grid: agreement.Grid) -> str:

@@ -12,12 +12,12 @@ from eval.compare import (
     Comparison,
     Difference,
     Gain,
+    Merged,
     average,
     average_error,
-    gains,
-    has_average,
+    averaged,
+    compare,
     is_share,
-    parents,
 )
 from eval.results import Results, TaskResult, Verdicts
 
@@ -46,14 +46,15 @@ def columns(results: Results) -> list[tuple[str, str]]:
     for name in results.tasks:
         first = results.models[0].tasks[name]
         found.append((name, first.metric.partition(",")[0] + ("" if first.higher_is_better else " ↓")))
-    return found + ([(AVERAGE, "")] if has_average(results) else [])
+    names = averaged(results)
+    return found + ([(AVERAGE, "" if names == results.tasks else f"of {len(names)} tasks")] if names else [])
 
 
 def cells(results: Results) -> list[list[Cell]]:
     """Of each model, in the order of columns()."""
     rows = []
     best = {name: _best(results, name) for name in results.tasks}
-    with_average = has_average(results)
+    with_average = bool(averaged(results))
     top = max(average(results, model) for model in results.models) if with_average else 0.0
     for model in results.models:
         row = []
@@ -89,26 +90,22 @@ def score_table(results: Results) -> Table:
 def notes(comparison: Comparison) -> list[str]:
     """What has to be said below the tables: of the scores, and why a gain has no interval."""
     said = list(comparison.results.notes)
-    without: dict[str, list[str]] = {}
-    for gain in comparison.gains:
+    without: dict[str, dict[str, None]] = {}
+    for gain in (gain for merged in comparison.merges for gain in merged.gains):
         if gain.best.why:
-            without.setdefault(gain.best.why, []).append(gain.task)
+            without.setdefault(gain.best.why, {})[gain.task] = None
     return said + [f"No interval for {', '.join(names)}: {why}." for why, names in without.items()]
 
 
 def print_results(results: Results) -> None:
-    """The table, what each model took, and each merge against its parents where they were judged too."""
+    """What each model took, the table, and each merge against its parents where they were judged too."""
     from merge.cli.show import console
 
     out = console()
-    out.print(score_table(results))
-    for note in results.notes:
-        out.print(note)
     for model in results.models:
         asked = f"{model.asked:,} requests in {model.seconds:.1f} s"
         out.print(f"{model.name}: {asked}, {model.remembered:,} remembered")
-        for gain in gains(results, model, rivals) if (rivals := parents(results, model)) else ():
-            out.print("  " + gain_text(gain, percent_of(results, gain.task)))
+    print_comparison(compare(results))
 
 
 def print_comparison(comparison: Comparison) -> None:
@@ -116,33 +113,57 @@ def print_comparison(comparison: Comparison) -> None:
 
     out = console()
     out.print(score_table(comparison.results))
-    if comparison.merge is not None:
-        out.print(verdict(comparison))
-    for gain in comparison.gains:
-        out.print("  " + gain_text(gain, percent_of(comparison.results, gain.task)))
+    for merged in comparison.merges:
+        out.print(verdict(comparison.results, merged))
+        out.print(gain_table(comparison.results, merged))
     for note in notes(comparison):
         out.print(note)
 
 
-def verdict(comparison: Comparison) -> str:
+def gain_table(results: Results, merged: Merged) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
+    title = f"{merged.model.name}: gain over the best parent of each task; items gained and lost against it"
+    table = Table(title=Text(title), title_justify="left")
+    table.add_column("task")
+    for head in GAINS:
+        table.add_column(head, justify="right")
+    for gain in merged.gains:
+        clear = "bold" if gain.best.significant else ""
+        table.add_row(Text(gain.task), *(Text(cell, style=clear) for cell in gain_cells(gain, results)))
+    return table
+
+
+GAINS = ("over the best parent", "95 % interval", "p", "gained", "lost", "over the parents' mean")
+
+
+def gain_cells(gain: Gain, results: Results) -> list[str]:
+    """As GAINS says."""
+    best, percent = gain.best, percent_of(results, gain.task)
+    counts = ("–", "–") if best.p is None else (str(best.gained), str(best.lost))
+    p = "–" if best.p is None else f"{best.p:.2g}"
+    ahead = f"{signed(best.value, percent)} ({best.other})"
+    return [ahead, interval(best, percent), p, *counts, signed(gain.over_mean, percent)]
+
+
+def verdict(results: Results, merged: Merged) -> str:
     """Whether the merge is better than each of its parents, in one or two sentences."""
-    merge, results = comparison.merge, comparison.results
-    if merge is None:
-        return "No merge is compared with its parents."
-    gain = comparison.gains[-1]
+    gain = merged.gains[-1]
     best, percent = gain.best, percent_of(results, gain.task)
     where = "on average" if gain.task == AVERAGE else f"on {gain.task}"
     size = shown(abs(best.value), percent)
+    name = merged.model.name
     if best.value == 0:
-        text = f"{merge.name} scores {where} the same as its best parent, {best.other}"
+        text = f"{name} scores {where} the same as its best parent, {best.other}"
     else:
-        text = f"{merge.name} is {size} {'better' if best.value > 0 else 'worse'} {where} than {best.other}, "
-        text += "its best parent" if len(comparison.parents) > 1 else "its parent"
+        text = f"{name} is {size} {'better' if best.value > 0 else 'worse'} {where} than {best.other}, "
+        text += "its best parent" if len(merged.parents) > 1 else "its parent"
     said = "" if best.p is None else f"; the difference is {'' if best.significant else 'not '}significant"
     text += said + "."
     if gain.task == AVERAGE:
-        above = [each.task for each in comparison.gains[:-1] if each.best.value > 0]
-        n = len(comparison.gains) - 1
+        above = [each.task for each in merged.gains[:-1] if each.best.value > 0]
+        n = len(merged.gains) - 1
         text += f" It is above the best parent of each task on {len(above)} of {n} tasks."
     return text
 
@@ -151,19 +172,10 @@ def percent_of(results: Results, task: str) -> bool:
     return task == AVERAGE or all(is_share(model.tasks[task]) for model in results.models)
 
 
-def gain_text(gain: Gain, percent: bool) -> str:
-    """One line: task, gain over the best parent with its interval, and over the mean of the parents."""
-    best = gain.best
-    text = f"{gain.task}: {signed(best.value, percent)} against the best parent ({best.other})"
-    if best.p is not None:
-        text += f", {interval(best, percent)}p = {best.p:.2g}, {best.gained} items gained, {best.lost} lost"
-    return text + f"; {signed(gain.over_mean, percent)} over the mean of the parents"
-
-
 def interval(best: Difference, percent: bool) -> str:
     if best.low is None or best.high is None:
-        return ""
-    return f"95 % {signed(best.low, percent)} to {signed(best.high, percent)}, "
+        return "–"
+    return f"{signed(best.low, percent)} to {signed(best.high, percent)}"
 
 
 def signed(value: float, percent: bool) -> str:
@@ -175,7 +187,7 @@ def shown(value: float, percent: bool) -> str:
 
 
 def as_markdown(comparison: Comparison) -> str:
-    """The table and, where there is a merge, its gains; for a model card."""
+    """The table, and the gains of merges; for a model card."""
     results = comparison.results
     heads = [f"{_md(name)}" + (f" ({_md(metric)})" if metric else "") for name, metric in columns(results)]
     lines = [f"| model | {' | '.join(heads)} |", f"|---|{'---:|' * len(heads)}"]
@@ -183,24 +195,13 @@ def as_markdown(comparison: Comparison) -> str:
         shown_cells = [f"**{cell}**" if cell.best else str(cell) for cell in row]
         lines.append(f"| {_md(model.name)} | {' | '.join(shown_cells)} |")
     lines += ["", "± is the standard error; the best of each column is bold, ↓ means that less is better."]
-    if comparison.merge is not None:
-        lines += ["", _md(verdict(comparison)), "", "| task | against the best parent | 95 % interval | p | gained "]
-        lines[-1] += "| lost | over the parents' mean |"
-        lines.append("|---|---:|---:|---:|---:|---:|---:|")
-        for gain in comparison.gains:
-            lines.append(_gain_row(gain, percent_of(results, gain.task)))
+    for merged in comparison.merges:
+        lines += ["", _md(verdict(results, merged)), "", f"| {_md(merged.model.name)} | {' | '.join(GAINS)} |"]
+        lines.append(f"|---|{'---:|' * len(GAINS)}")
+        lines += [f"| {_md(gain.task)} | {' | '.join(map(_md, gain_cells(gain, results)))} |" for gain in merged.gains]
     for note in notes(comparison):
         lines += ["", _md(note)]
     return "\n".join(lines) + "\n"
-
-
-def _gain_row(gain: Gain, percent: bool) -> str:
-    best = gain.best
-    span = interval(best, percent).removeprefix("95 % ").removesuffix(", ") or "–"
-    p = "–" if best.p is None else f"{best.p:.2g}"
-    ahead = f"{signed(best.value, percent)} ({_md(best.other)})"
-    mean = signed(gain.over_mean, percent)
-    return f"| {_md(gain.task)} | {ahead} | {span} | {p} | {best.gained} | {best.lost} | {mean} |"
 
 
 def _md(text: str) -> str:
@@ -219,16 +220,17 @@ def as_csv(comparison: Comparison) -> str:
             *("ci_low", "ci_high", "p", "gained", "lost", "over_parents_mean"),
         ]
     )
-    by_task = {gain.task: gain for gain in comparison.gains}
     for model in comparison.results.models:
+        merged = comparison.merged(model)
+        gains = {gain.task: gain for gain in merged.gains} if merged else {}
         for name in comparison.results.tasks:
             task = model.tasks[name]
             start = [model.name, model.digest, name, task.metric, task.value, task.error, task.n]
-            out.writerow([*start, *_gain_cells(by_task.get(name) if model is comparison.merge else None)])
+            out.writerow([*start, *_gain_numbers(gains.get(name))])
     return file.getvalue()
 
 
-def _gain_cells(gain: Gain | None) -> list[Any]:
+def _gain_numbers(gain: Gain | None) -> list[Any]:
     if gain is None:
         return [None] * 8
     best = gain.best
@@ -236,21 +238,28 @@ def _gain_cells(gain: Gain | None) -> list[Any]:
 
 
 def as_data(comparison: Comparison) -> dict[str, Any]:
-    """For --json: scores, and the merge's gains."""
+    """For --json: scores, and the merges' gains."""
     results = comparison.results
     models = [
         {"model": model.name, "digest": model.digest, "tasks": _scores(results, model)} for model in results.models
     ]
-    if has_average(results):
+    if averaged(results):
         for said, model in zip(models, results.models, strict=True):
             said["average"] = {"value": average(results, model), "stderr": average_error(results, model)}
-    found: dict[str, Any] = {"models": models, "merge": comparison.merge and comparison.merge.name}
-    found["notes"] = notes(comparison)
-    if comparison.merge is not None:
-        found["parents"] = [parent.name for parent in comparison.parents]
-        found["gains"] = [dataclasses.asdict(gain) for gain in comparison.gains]
-        found["verdict"] = verdict(comparison)
-    return found
+    return {
+        "models": models,
+        "merges": [_merge(results, each) for each in comparison.merges],
+        "notes": notes(comparison),
+    }
+
+
+def _merge(results: Results, merged: Merged) -> dict[str, Any]:
+    return {
+        "merge": merged.model.name,
+        "parents": [parent.name for parent in merged.parents],
+        "gains": [dataclasses.asdict(gain) for gain in merged.gains],
+        "verdict": verdict(results, merged),
+    }
 
 
 def _scores(results: Results, model: Verdicts) -> dict[str, Any]:

@@ -13,12 +13,22 @@ import pytest
 import verdicts as made
 from scipy import stats
 
-from eval.compare import AVERAGE, average_difference, average_error, compare, difference, mcnemar, parents
+from eval.compare import (
+    AVERAGE,
+    average,
+    average_difference,
+    average_error,
+    averaged,
+    compare,
+    difference,
+    mcnemar,
+    parents,
+)
 from eval.join import join
 from eval.path import barrier
 from eval.results import Part, Results
 from eval.samples import read_samples
-from eval.tables import as_csv, as_data, as_markdown, notes, verdict
+from eval.tables import as_csv, as_data, as_markdown, columns, notes, verdict
 from eval.tasks.leaderboards import combine
 from merge.errors import UsageError
 
@@ -157,24 +167,25 @@ def test_why_there_is_no_interval_is_said() -> None:
         )
         for name in ("a", "b")
     ]
-    found = compare(made.results(models), "a", ["b"])
-    assert [gain.best.low for gain in found.gains] == [None, 0.0, None]
+    found = compare(made.results(models), ["a"], ["b"])
+    (merged,) = found.merges
+    assert [gain.best.low for gain in merged.gains] == [None, 0.0, None]
     assert notes(found) == ["No interval for f, average: its items have no score of their own."]
 
 
 def test_gains_over_the_best_parent_and_the_mean() -> None:
     found = compare(made.family({"a": (90, 20), "b": (30, 80), "merge": (80, 85)}))
-    assert found.merge is not None
-    assert [parent.name for parent in found.parents] == ["a", "b"]
-    math, code, mean = found.gains
+    (merged,) = found.merges
+    assert [parent.name for parent in merged.parents] == ["a", "b"]
+    math, code, mean = merged.gains
     assert (math.best.other, math.best.value, math.over_mean) == ("a", pytest.approx(-0.1), pytest.approx(0.2))
     assert (code.best.other, code.best.value, code.over_mean) == ("b", pytest.approx(0.05), pytest.approx(0.35))
     assert (mean.task, mean.best.other, mean.best.value) == (AVERAGE, "a", pytest.approx(0.275))
     assert mean.best.significant
-    assert verdict(found).startswith(
+    assert verdict(found.results, merged).startswith(
         "merge is 27.5 points better on average than a, its best parent; the difference is s"
     )
-    assert verdict(found).endswith("It is above the best parent of each task on 1 of 2 tasks.")
+    assert verdict(found.results, merged).endswith("It is above the best parent of each task on 1 of 2 tasks.")
 
 
 def test_average_has_the_interval_and_error_of_independent_tasks() -> None:
@@ -191,17 +202,46 @@ def test_average_has_the_interval_and_error_of_independent_tasks() -> None:
 
 def test_merge_and_parents_are_found_or_named() -> None:
     base = made.family({"a": (1, 2), "b": (2, 3), "merge": (4, 5)})
-    assert [parent.name for parent in compare(base, "merge", ["b"]).parents] == ["b"]
-    assert compare(base, None, ["a", "b"]).merge is base.models[2]
-    second = dataclasses.replace(base.models[2], name="other", digest="d")
-    two = dataclasses.replace(base, models=(*base.models, second))
-    with pytest.raises(UsageError, match=r"several merges: merge, other. Name one: --merge NAME"):
-        compare(two)
+    assert [parent.name for parent in compare(base, ["merge"], ["b"]).merges[0].parents] == ["b"]
+    assert [merged.model for merged in compare(base, (), ["a", "b"]).merges] == [base.models[2]]
     with pytest.raises(UsageError, match='no results for "c"; there are: a, b, merge'):
-        compare(base, "c")
+        compare(base, ["c"])
     with pytest.raises(UsageError, match=r"no parent of a is among b, merge. Name them: --parents"):
-        compare(base, "a")
-    assert compare(dataclasses.replace(base, models=base.models[:2])).merge is None
+        compare(base, ["a"])
+    plain = dataclasses.replace(base, models=tuple(dataclasses.replace(one, parents=()) for one in base.models))
+    with pytest.raises(UsageError, match=r"which is the merge of b, merge\? Say --merge NAME"):
+        compare(plain, (), ["a"])
+    assert compare(dataclasses.replace(base, models=base.models[:2])).merges == ()
+
+
+def test_all_merges_are_compared_but_not_what_they_are_made_of() -> None:
+    """An adapter has a parent, its base, and is no merge where a merge of it is there."""
+    base = made.family({"a": (1, 2), "b": (2, 3), "merge": (4, 5)})
+    a, b, merge = base.models
+    adapter = dataclasses.replace(b, parents=("a",))
+    second = dataclasses.replace(merge, name="other", digest="d", parents=("b",))
+    found = compare(dataclasses.replace(base, models=(a, adapter, merge, second)))
+    assert [merged.model.name for merged in found.merges] == ["merge", "other"]
+    assert [[parent.name for parent in merged.parents] for merged in found.merges] == [["a", "b"], ["b"]]
+    assert as_markdown(found).count("| over the best parent |") == 2
+    assert [each["merge"] for each in as_data(found)["merges"]] == ["merge", "other"]
+    alone = compare(dataclasses.replace(base, models=(a, adapter)))
+    assert [merged.model.name for merged in alone.merges] == ["b"]
+
+
+def test_an_average_is_of_shares_alone() -> None:
+    models = [
+        made.model(name, [made.task("x", [1.0, right]), made.task("y", [right]), bits], ["a"] * (name == "merge"))
+        for name, right, bits in (
+            ("a", 0.0, made.task("bits", [(1.5, 1.0)], "bits_per_byte", better=False)),
+            ("merge", 1.0, made.task("bits", [(1.2, 1.0)], "bits_per_byte", better=False)),
+        )
+    ]
+    found = made.results(models)
+    assert averaged(found) == ("x", "y")
+    assert [average(found, model) for model in found.models] == [0.25, 1.0]
+    assert columns(found)[-1] == (AVERAGE, "of 2 tasks")
+    assert [gain.task for gain in compare(found).merges[0].gains] == ["x", "y", "bits", AVERAGE]
 
 
 def test_parents_are_found_by_directory_before_name(tmp_path: Path) -> None:
@@ -300,8 +340,8 @@ def test_outputs_for_machines_and_for_cards_agree() -> None:
     assert float(rows[-1]["over_best_parent"]) == pytest.approx(0.05)
     assert rows[0]["p"] == ""
     data = json.loads(json.dumps(as_data(found)))
-    assert data["parents"] == ["a", "b|c"]
-    assert data["gains"][1]["best"]["gained"] == 5
+    assert data["merges"][0]["parents"] == ["a", "b|c"]
+    assert data["merges"][0]["gains"][1]["best"]["gained"] == 5
     lines = as_markdown(found).splitlines()
     assert lines[0] == "| model | math (acc) | code (acc) | average |"
     assert lines[3] == r"| b\|c | 30.0 ± 4.6 | 80.0 ± 4.0 | 55.0 ± 3.0 |"

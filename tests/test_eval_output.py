@@ -185,9 +185,9 @@ def pages() -> dict[str, str]:
     even = made.family({"a": (50, 50), "merge": (50, 50)})
     return {
         "merge": page(compare(made.family(SCORES))),
-        "models": page(Comparison(two, None)),
-        "path": page(Comparison(made.results(loss, [0.0, 0.5, 1.0]), None)),
-        "one": page(Comparison(dataclasses.replace(two, models=two.models[:1]), None)),
+        "models": page(Comparison(two)),
+        "path": page(Comparison(made.results(loss, [0.0, 0.5, 1.0]))),
+        "one": page(Comparison(dataclasses.replace(two, models=two.models[:1]))),
         "even": page(compare(even)),
     }
 

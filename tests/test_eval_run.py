@@ -405,7 +405,7 @@ def test_compare_from_the_command_line(tmp_path: Path, monkeypatch: pytest.Monke
     run_plan(build_plan(load_recipe(FAMILY.with_suffix(".yaml"))), out)
     models = [FAMILY / name for name in ("base", "reverse", "sort", "add")]
     first = compare(*models, out, "--suite", "quickstart", "--limit", 6, "-o", "r.json", "--json", "--quiet")
-    assert json.loads(first)["parents"] == ["base", "reverse", "sort", "add"]
+    assert json.loads(first)["merges"][0]["parents"] == ["base", "reverse", "sort", "add"]
     shown = compare("r.json", "--csv", "t.csv", "--markdown", "t.md", "--html", "p.html", "--card", out)
     assert shown.splitlines()[-4:] == ["csv: t.csv", "markdown: t.md", f"card: {out}/README.md", "page: p.html"]
     assert "out is " in shown

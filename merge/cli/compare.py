@@ -27,7 +27,7 @@ Examples:
 Saved results are compared as they are; models are evaluated first, with the options of merge eval.""",
 )
 @click.argument("sources", metavar="RESULTS.json...|MODEL...", nargs=-1, required=True)
-@click.option("--merge", "merge", help="The model that is compared.  [default: the one whose parents are here]")
+@click.option("--merge", "merge", help="What is compared; commas between names.  [default: all whose parents are here]")
 @click.option("--parents", help="What it is compared with; commas between names.  [default: what it was made of]")
 @click.option("--csv", "csv_file", type=click.Path(path_type=Path), help="Write the table as CSV.")
 @click.option("--markdown", type=click.Path(path_type=Path), help="Write it as Markdown.")
@@ -48,7 +48,7 @@ def command(
     as_json: bool,
     **asked: Any,
 ) -> None:
-    """Compare a merge with its parents on the same items: scores, gains, and how sure they are."""
+    """Compare merges with their parents on the same items: scores, gains, and how sure they are."""
     from eval import tables
     from eval.compare import compare
 
@@ -58,8 +58,7 @@ def command(
     results = _results(sources, asked)
     if out is not None:
         write_text(out, results.to_json())
-    named = [name.strip() for name in (parents or "").split(",") if name.strip()]
-    comparison = compare(results, merge, named)
+    comparison = compare(results, names_of(merge), names_of(parents))
     if csv_file is not None:
         write_text(csv_file, tables.as_csv(comparison))
     if markdown is not None:
@@ -75,7 +74,7 @@ def command(
     if as_json:
         click.echo(json.dumps(tables.as_data(comparison), indent=1, ensure_ascii=False))
         return
-    if results.path and comparison.merge is None:
+    if results.path and not comparison.merges:
         from eval.path import print_path
 
         print_path(results)
@@ -84,6 +83,10 @@ def command(
     for label, file in (("results", out), ("csv", csv_file), ("markdown", markdown), ("card", card), ("page", html)):
         if file is not None:
             click.echo(f"{label}: {file}")
+
+
+def names_of(text: str | None) -> list[str]:
+    return [name.strip() for name in (text or "").split(",") if name.strip()]
 
 
 def _results(sources: tuple[str, ...], asked: dict[str, Any]) -> Results:

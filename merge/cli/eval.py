@@ -42,10 +42,10 @@ def command(
     if out is not None:
         write_text(out, results.to_json())
     if html is not None:
-        from eval.compare import Comparison
+        from eval.compare import compare
         from eval.html import page
 
-        write_text(html, page(Comparison(results, None)))
+        write_text(html, page(compare(results)))
     if as_json:
         click.echo(results.to_json(), nl=False)
         return

@@ -62,7 +62,7 @@ def command(
             "Keep what is merged with --keep DIR."
         )
     soup = greedy_soup(models, how.of, how.settings, holdout, out.name if out is not None else "soup", how.keep)
-    comparison = compare(soup.report, soup.report.models[-1].name, [model.name for model in soup.report.models[:-1]])
+    comparison = compare(soup.report, [soup.report.models[-1].name], [model.name for model in soup.report.models[:-1]])
     if html is not None:
         from eval.html import page
 
