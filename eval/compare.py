@@ -241,12 +241,17 @@ def parents(results: Results, model: Verdicts) -> list[Verdicts]:
     """The models among the results that a merge was made of; [] if none of them was judged."""
     found = []
     for text in model.parents:
-        path = str(Path(text).resolve())
-        same = [other for other in results.models if other is not model and path == other.path]
+        place = _place(text)
+        same = [other for other in results.models if other is not model and other.path and place == _place(other.path)]
         near = [other for other in results.models if other is not model and text in (other.text, other.name)]
         named = [other for other in results.models if other is not model and other.name == Path(text).name]
         found += (same or near or named)[:1]
     return list({other.name: other for other in found}.values())
+
+
+def _place(text: str) -> str:
+    """A directory, or BASE+ADAPTER, in full."""
+    return "+".join(str(Path(part).resolve()) for part in text.split("+"))
 
 
 @dataclass(frozen=True)

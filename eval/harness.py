@@ -240,7 +240,7 @@ def _judge(
         return Verdicts(
             name=subject.name,
             text=subject.text,
-            path=None if subject.path is None else str(subject.path.resolve()),
+            path=subject.place,
             digest=digest,
             parents=subject.parents,
             seconds=time.monotonic() - began,

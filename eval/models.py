@@ -20,13 +20,14 @@ from pathlib import Path
 import xxhash
 
 from eval.memory import Memory, key_of
+from merge.checkpoint.adapter import WEIGHTS as ADAPTERS
 from merge.checkpoint.checkpoint import open_checkpoint
 from merge.checkpoint.files import list_side_files, read_json, weight_file
 from merge.checkpoint.hub import locate
 from merge.checkpoint.layout import find_weights
 from merge.errors import CheckpointError, OutputError, UsageError
 from merge.output.manifest import read_manifest
-from merge.plan import Plan
+from merge.plan import Plan, SourceModel
 from merge.recipe.model import ModelRef
 from merge.recipe.pipeline import Pipeline
 from merge.recipe.references import parse_reference
@@ -54,16 +55,42 @@ class Subject:
     pipeline: Pipeline | None = None
 
     @property
+    def place(self) -> str | None:
+        """Its directory, or BASE+ADAPTER of directories; None for recipes."""
+        if self.path is not None:
+            return str(self.path.resolve())
+        single = self.plan is not None and self.plan.models and self.plan.models[0].ref == self.text
+        return _place(self.plan.models[0]) if self.plan is not None and single else None
+
+    @property
     def parents(self) -> tuple[str, ...]:
-        """The models a merge is made of: directories, or, of one that lies on disk, what its manifest calls them."""
-        if self.plan is not None:
-            models = (model for plan in (*self.earlier, self.plan) for model in plan.models)
-            return tuple(dict.fromkeys(model.path for model in models))
-        assert self.path is not None
-        try:
-            return tuple(str(model["model"]) for model in read_manifest(self.path)["models"])
-        except (OutputError, KeyError, TypeError):
-            return ()
+        """The models a merge is made of: their places, or, of one that lies on disk, what its manifest calls them."""
+        if self.path is not None:
+            return _made_of(self.path)
+        assert self.plan is not None
+        models = [model for plan in (*self.earlier, self.plan) for model in plan.models]
+        if self.place is None:
+            return tuple(dict.fromkeys(map(_place, models)))
+        base, *adapters = (models[0].path, *_adapters(models[0]))
+        merged = [f"{base}+{each}" for adapter in adapters for each in _made_of(Path(adapter))]
+        return (base, *merged)  # an adapter is made for its base
+
+
+def _made_of(folder: Path) -> tuple[str, ...]:
+    """What the manifest of a merge calls its models; () for what is no merge."""
+    try:
+        return tuple(str(model["model"]) for model in read_manifest(folder)["models"])
+    except (OutputError, KeyError, TypeError):
+        return ()
+
+
+def _adapters(model: SourceModel) -> list[str]:
+    folders = (os.path.dirname(file.path) for file in model.files if os.path.basename(file.path) in ADAPTERS)
+    return [folder for folder in folders if folder != model.path]
+
+
+def _place(model: SourceModel) -> str:
+    return "+".join([model.path, *_adapters(model)])
 
 
 def subjects(texts: list[str]) -> list[Subject]:

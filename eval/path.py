@@ -90,7 +90,7 @@ def print_path(results: Results) -> None:
     from merge.cli.show import console
 
     out = console()
-    out.print(score_table(results))
+    out.print(score_table(results, out.width))
     ends = short_names([results.models[0].name, results.models[-1].name])
     for task in results.tasks:
         out.print(barrier_text(barrier(results, task), ends))

@@ -149,7 +149,13 @@ def _main_metric(wanted: str | None, metrics: Mapping[str, float]) -> str:
 
 @dataclass(frozen=True)
 class Verdicts:
-    """One model on all tasks. `asked` and `remembered` count requests; `parents` are the models a merge was made of."""
+    """One model on all tasks.
+
+    Attributes:
+        path: its directory, or BASE+ADAPTER; None for what is merged on the fly.
+        parents: the models a merge was made of, by their paths or as its manifest calls them.
+        asked, remembered: requests.
+    """
 
     name: str
     text: str

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from eval.blends import blend, blend_recipe, is_recipe, on_disk
-from eval.compare import average, is_share
+from eval.compare import is_share
 from eval.harness import Settings
 from eval.models import Subject
 from eval.results import Results, Verdicts
@@ -125,5 +125,6 @@ def _check_scale(results: Results) -> None:
 
 def _score(results: Results, model: Verdicts) -> float:
     """More is better."""
-    first = model.tasks[results.tasks[0]]
-    return average(results, model) if first.higher_is_better else -average(results, model)
+    scores = [model.tasks[name] for name in results.tasks]
+    mean = sum(score.value for score in scores) / len(scores)
+    return mean if scores[0].higher_is_better else -mean

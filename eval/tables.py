@@ -73,17 +73,29 @@ def _best(results: Results, name: str) -> float:
     return max(values) if results.models[0].tasks[name].higher_is_better else min(values)
 
 
-def score_table(results: Results) -> Table:
+def score_table(results: Results, width: int) -> Table:
+    """Models x tasks; tasks x models where that is wider than the terminal."""
     from rich.table import Table
     from rich.text import Text
 
-    title = "± standard error; the best of each column is bold"
-    table = Table(title=title, title_justify="left")
-    table.add_column("model")
-    for name, metric in columns(results):
-        table.add_column(Text(f"{name}\n{metric}".rstrip()), justify="right")
-    for model, row in zip(results.models, cells(results), strict=True):
-        table.add_row(Text(model.name), *(Text(str(cell), style="bold" if cell.best else "") for cell in row))
+    tasks = [f"{name}\n{metric}".rstrip() for name, metric in columns(results)]
+    models = [model.name for model in results.models]
+    rows = [[Text(str(cell), style="bold" if cell.best else "") for cell in row] for row in cells(results)]
+    widest = [
+        max(len(line) for text in (head, *(row[place].plain for row in rows)) for line in text.split("\n"))
+        for place, head in enumerate(tasks)
+    ]
+    over, left, heads = "model", models, tasks
+    if sum(widest) + 3 * len(tasks) + max(map(len, models)) + 4 > width:
+        over, left, heads = "task", [task.replace("\n", ", ") for task in tasks], models
+        rows = [list(column) for column in zip(*rows, strict=True)]
+    best = "column" if over == "model" else "row"
+    table = Table(title=f"± standard error; the best of each {best} is bold", title_justify="left")
+    table.add_column(over)
+    for head in heads:
+        table.add_column(Text(head), justify="right")
+    for name, row in zip(left, rows, strict=True):
+        table.add_row(Text(name), *row)
     return table
 
 
@@ -112,7 +124,7 @@ def print_comparison(comparison: Comparison) -> None:
     from merge.cli.show import console
 
     out = console()
-    out.print(score_table(comparison.results))
+    out.print(score_table(comparison.results, out.width))
     for merged in comparison.merges:
         out.print(verdict(comparison.results, merged))
         out.print(gain_table(comparison.results, merged))

@@ -13,12 +13,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import verdicts as made
 from click.testing import CliRunner
 from lm_eval.tasks import TaskManager
 from test_adapters import make_adapter
 
 import eval.harness
 from eval.compare import difference
+from eval.compare import parents as judged_parents
 from eval.harness import Settings, evaluate
 from eval.memory import Memory, key_of
 from eval.models import subjects
@@ -344,6 +346,27 @@ def parents(tmp_path: Path, tiny: Run, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("mean", "a+lora"):
         run_plan(build_plan(load_recipe(tmp_path / f"{name}.yaml")), tmp_path / "made" / name)
     return tmp_path
+
+
+@pytest.mark.filterwarnings("ignore")  # what transformers and peft warn of is not ours
+def test_parents_are_known_by_their_places(parents: Path) -> None:
+    """However they are written: an adapter and its base, a recipe of both, and its output."""
+    (parents / "both.yaml").write_text(
+        "merge_method: linear\nmodels: [{model: ./a+lora}, {model: b}]\nparameters: {weight: 1}\n"
+    )
+    run_plan(build_plan(load_recipe(parents / "both.yaml")), parents / "made" / "both")
+    found = [
+        dataclasses.replace(made.model(str(place), [made.task("t", [1.0])], subject.parents), path=subject.place)
+        for place, subject in enumerate(subjects(["a", "a+lora", "b", "both.yaml", str(parents / "made" / "both")]))
+    ]
+    results = made.results(found)
+    assert [[one.name for one in judged_parents(results, model)] for model in found] == [
+        [],
+        ["0"],
+        [],
+        ["1", "2"],
+        ["1", "2"],
+    ]
 
 
 @pytest.mark.filterwarnings("ignore")  # what transformers and peft warn of is not ours

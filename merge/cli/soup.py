@@ -97,7 +97,7 @@ def _print(soup: Soup) -> None:
 
     out = console()
     out.print("On the held-out items, each model by itself:")
-    out.print(score_table(soup.singles))
+    out.print(score_table(soup.singles, out.width))
     table = Table(title="The soup, step by step", title_justify="left")
     heads = [name for name, _ in columns(soup.singles)]
     for head in ("with", *heads, ""):

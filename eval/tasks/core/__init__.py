@@ -158,7 +158,11 @@ def _code() -> Task:
 
 
 def problems() -> list[dict[str, str]]:
-    """name, prompt (the function up to the end of its docstring), solution (its body), tests."""
+    """name, prompt (the function up to the end of its docstring), solution (the rest of it), tests.
+
+    The line break after the docstring belongs to the solution: tokenizers join it with the indentation that follows, and
+    models asked to go on from a lone one write no code.
+    """
     source = (_HERE / "functions.py").read_text(encoding="utf-8")
     lines = source.splitlines(keepends=True)
     found: list[dict[str, str]] = []
@@ -169,8 +173,8 @@ def problems() -> list[dict[str, str]]:
             found.append(
                 {
                     "name": node.name,
-                    "prompt": "".join(lines[node.lineno - 1 : docstring.end_lineno]),
-                    "solution": "".join(lines[docstring.end_lineno : node.end_lineno]),
+                    "prompt": "".join(lines[node.lineno - 1 : docstring.end_lineno]).rstrip("\n"),
+                    "solution": "\n" + "".join(lines[docstring.end_lineno : node.end_lineno]),
                     "tests": "",
                 }
             )
