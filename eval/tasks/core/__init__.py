@@ -160,8 +160,8 @@ def _code() -> Task:
 def problems() -> list[dict[str, str]]:
     """name, prompt (the function up to the end of its docstring), solution (the rest of it), tests.
 
-    The line break after the docstring belongs to the solution: tokenizers join it with the indentation that follows, and
-    models asked to go on from a lone one write no code.
+    The line break after the docstring belongs to the solution: tokenizers join it with the indentation that follows,
+    and models asked to go on from a lone one write no code.
     """
     source = (_HERE / "functions.py").read_text(encoding="utf-8")
     lines = source.splitlines(keepends=True)
