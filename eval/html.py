@@ -11,7 +11,8 @@ from importlib.resources import files
 from string import Template
 
 from eval import agreement, svg
-from eval.compare import AVERAGE, Comparison, Difference, Merged, average, average_error, averaged
+from eval.compare import Comparison, Merged, average, average_error, averaged
+from eval.difference import AVERAGE, Difference
 from eval.path import barrier, barrier_text
 from eval.results import Results, Verdicts
 from eval.tables import Cell, cells, columns, notes, percent_of, signed, verdict

@@ -17,9 +17,9 @@ from pathlib import Path
 
 from eval.blends import blend, on_disk, short_names
 from eval.compare import is_share
-from eval.harness import Settings
 from eval.models import Subject
 from eval.results import Results
+from eval.settings import Settings
 from eval.tables import score_table, shown
 from merge.errors import UsageError
 

@@ -21,7 +21,8 @@ from eval.samples import Floats, Item, read_samples
 from merge.errors import UsageError
 
 if TYPE_CHECKING:
-    from eval.harness import Loaded, Settings
+    from eval.items import Loaded
+    from eval.settings import Settings
     from eval.tasks import Task
 
 FORMAT = 2

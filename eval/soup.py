@@ -14,9 +14,9 @@ from pathlib import Path
 
 from eval.blends import blend, blend_recipe, is_recipe, on_disk
 from eval.compare import is_share
-from eval.harness import Settings
 from eval.models import Subject
 from eval.results import Results, Verdicts
+from eval.settings import Settings
 from merge.errors import UsageError
 
 Judge = Callable[[Sequence[Subject], Settings], Results]

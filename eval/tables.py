@@ -8,9 +8,7 @@ import io
 from typing import TYPE_CHECKING, Any
 
 from eval.compare import (
-    AVERAGE,
     Comparison,
-    Difference,
     Gain,
     Merged,
     average,
@@ -19,6 +17,7 @@ from eval.compare import (
     compare,
     is_share,
 )
+from eval.difference import AVERAGE, Difference
 from eval.results import Results, TaskResult, Verdicts
 
 if TYPE_CHECKING:

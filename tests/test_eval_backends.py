@@ -15,10 +15,11 @@ from lm_eval.api.model import LM
 from lm_eval.api.registry import register_model
 from tiny_llama import make_tiny_llama
 
-from eval.harness import Settings, evaluate
+from eval.harness import evaluate
 from eval.memory import Memory
 from eval.models import subjects
 from eval.results import Verdicts
+from eval.settings import Settings
 from eval.tasks import resolve
 from merge.errors import MergeError, UsageError
 

@@ -13,17 +13,8 @@ import pytest
 import verdicts as made
 from scipy import stats
 
-from eval.compare import (
-    AVERAGE,
-    average,
-    average_difference,
-    average_error,
-    averaged,
-    compare,
-    difference,
-    mcnemar,
-    parents,
-)
+from eval.compare import average, average_error, averaged, compare, parents
+from eval.difference import AVERAGE, average_difference, difference, mcnemar
 from eval.join import join
 from eval.path import barrier
 from eval.results import Part, Results

@@ -13,10 +13,11 @@ import pytest
 
 pytest.importorskip("lm_eval")
 
-from eval.harness import Settings, load_tasks
+from eval.items import load_tasks
 from eval.missing import unloadable
 from eval.results import TaskResult
 from eval.sandbox import passes
+from eval.settings import Settings
 from eval.tasks import SUITES, Task, get_suite
 from eval.tasks.core import check, problems, sums
 from eval.tasks.leaderboards import BBH, METRIC, MUSR, Part, combine

@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner
 from tiny_llama import make_tiny_llama
 
-import eval.harness
+import eval.items
 import eval.tasks
 from eval.tasks import get_suite, resolve
 from eval.tasks.leaderboards import BBH, MUSR
@@ -66,7 +66,7 @@ def evaluated(tmp_path: Path, models: Path, manager: Any, monkeypatch: pytest.Mo
         return leaderboard_data.load_dataset(path, name, rows=2, **rest)
 
     monkeypatch.setattr(datasets, "load_dataset", load)
-    for module in (eval.tasks, eval.harness):
+    for module in (eval.tasks, eval.items):
         monkeypatch.setattr(module, "task_manager", lambda include, defaults: manager)
     monkeypatch.setenv("MERGE_EVAL_CACHE", str(tmp_path / "answers.sqlite"))
     monkeypatch.chdir(models)

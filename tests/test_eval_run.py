@@ -18,14 +18,15 @@ from click.testing import CliRunner
 from lm_eval.tasks import TaskManager
 from test_adapters import make_adapter
 
-import eval.harness
-from eval.compare import difference
+import eval.items
 from eval.compare import parents as judged_parents
-from eval.harness import Settings, evaluate
+from eval.difference import difference
+from eval.harness import evaluate
 from eval.memory import Memory, key_of
 from eval.models import subjects
 from eval.path import judge_path
 from eval.results import Results
+from eval.settings import Settings
 from eval.soup import Soup, greedy_soup
 from eval.tasks import Task, resolve
 from merge import build_plan, load_recipe, parse_recipe, run_plan, verify_output
@@ -206,7 +207,7 @@ def test_a_group_of_ones_own_and_its_tasks(
         "group: both\ntask: [one, two]\naggregate_metric_list: [{metric: acc, weight_by_size: true}]\n"
     )
     manager = TaskManager(include_path=str(folder), include_defaults=False)
-    monkeypatch.setattr(eval.harness, "task_manager", lambda include, defaults: manager)
+    monkeypatch.setattr(eval.items, "task_manager", lambda include, defaults: manager)
     for name, seed in (("a", 0), ("b", 7)):
         tiny(tmp_path / name, seed=seed)
     found = judged([tmp_path / "a", tmp_path / "b"], resolve([], None, folder), memory, Settings(include=folder))

@@ -16,9 +16,9 @@ import click
 from merge.cli.run import check_device
 
 if TYPE_CHECKING:
-    from eval.harness import Settings
     from eval.models import Subject
     from eval.results import Results
+    from eval.settings import Settings
     from eval.tasks import Task
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -81,7 +81,7 @@ def judging(asked: dict[str, Any]) -> Judging:
     _check_dtype(asked["dtype"])
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     _needs_lm_eval()
-    from eval.harness import Settings
+    from eval.settings import Settings
     from eval.tasks import resolve
 
     names = [name.strip() for name in (asked["tasks"] or "").split(",") if name.strip()]

@@ -1,0 +1,83 @@
+"""lm-eval's models: loaded from directories, or servers that are asked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from eval.missing import first_line
+from eval.models import Subject, check_files
+from eval.quiet import quietly
+from eval.settings import Settings
+from eval.tasks import suggest
+from merge.errors import MergeError, UsageError
+
+_SMALL = 20_000_000  # parameters
+
+
+def load_model(path: Path, settings: Settings) -> Any:
+    """lm-eval's model of a directory.
+
+    Raises:
+        MergeError: a backend that is not installed, or a model that it cannot load.
+    """
+    from lm_eval.api.registry import get_model, model_registry
+
+    try:
+        kind = get_model(settings.backend)
+    except (ValueError, KeyError):
+        near = suggest(settings.backend, sorted(model_registry), 100)
+        raise UsageError(f"--backend {settings.backend}: lm-eval has none of that name; {near}") from None
+    arguments: dict[str, Any] = dict(settings.model_args)
+    if settings.backend == "hf":
+        arguments |= {"pretrained": str(path), "dtype": settings.used_dtype}
+    elif settings.backend == "vllm":
+        arguments |= {"pretrained": str(path), "dtype": settings.dtype or "auto"}
+    else:
+        arguments.setdefault("pretrained", str(path))
+    try:
+        with quietly():
+            model = kind.create_from_arg_obj(
+                arguments, {"batch_size": settings.batch_size or _batch_size(settings), "device": settings.device}
+            )
+    except Exception as error:  # backends raise what they like
+        check_files(path)
+        raise MergeError(
+            f"{path}: {settings.backend} cannot load it: {type(error).__name__}: {first_line(error)}"
+        ) from error
+    if settings.backend == "hf" and settings.device == "cpu":
+        _one_thread_if_small(model.model)
+    return model
+
+
+def _one_thread_if_small(model: Any) -> None:
+    """Matrices of tiny models are not worth sharing: threads that wait for each other can take 15 times as long."""
+    import torch
+
+    if sum(parameter.numel() for parameter in model.parameters()) < _SMALL:
+        torch.set_num_threads(1)
+
+
+def _batch_size(settings: Settings) -> int | str:
+    # On a GPU lm-eval finds the largest that fits. A CPU gains nothing from larger ones, and padding costs.
+    return "auto" if settings.device.startswith("cuda") and settings.backend in ("hf", "vllm") else 8
+
+
+def fingerprint_of(subject: Subject, load: Callable[[], Any]) -> list[Any]:
+    """Raises MergeError if the server does not answer."""
+    from eval.model_proxy import fingerprint
+
+    try:
+        with quietly():
+            return fingerprint(load)
+    except MergeError:
+        raise
+    except Exception as error:  # backends raise what they like
+        raise MergeError(
+            f"{subject.name}: the server does not answer ({_said(error)}). Name it with --model-args base_url=..."
+        ) from error
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {first_line(error)}"

@@ -1,0 +1,41 @@
+"""The libraries below talk much; what matters is said by this package."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+from collections.abc import Iterator
+from typing import Any
+
+
+def quiet() -> None:
+    """Warnings and progress bars of lm-eval, datasets and transformers, for the rest of the process."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    for name in ("lm_eval", "datasets"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    import datasets
+    from transformers.utils import logging as transformers_logging
+
+    datasets.disable_progress_bars()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+
+
+@contextlib.contextmanager
+def quietly() -> Iterator[None]:
+    """Nothing inside draws a progress bar of tqdm's, or prints: there is one bar, and stdout is for results."""
+    import tqdm
+
+    before = tqdm.tqdm.__init__
+
+    def silent(self: Any, *arguments: Any, **keywords: Any) -> None:
+        before(self, *arguments, **keywords | {"disable": True})
+
+    tqdm.tqdm.__init__ = silent
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        tqdm.tqdm.__init__ = before
