@@ -78,11 +78,11 @@ def seed() -> None:
 
     import numpy as np
     from lm_eval.defaults import DEFAULT_OTHER_SEED, DEFAULT_RANDOM_SEED
-    from lm_eval.utils import set_torchseed
+    from lm_eval.utils import set_torch_seed
 
     random.seed(DEFAULT_RANDOM_SEED)
     np.random.seed(DEFAULT_OTHER_SEED)
-    set_torchseed(DEFAULT_OTHER_SEED)
+    set_torch_seed(DEFAULT_OTHER_SEED)
 
 
 def _check_settings(loaded: Sequence[Loaded], settings: Settings) -> None:
