@@ -13,8 +13,9 @@ from html import escape
 from itertools import groupby
 
 WIDTH = 340
-_LABEL = 92  # units for names at the left
-_LETTERS = 14  # that fit there
+_LABEL = 92  # units for names of models at the left
+_TASK = 122  # for names of tasks
+_LETTER = 7.0  # units
 _ROW = 24
 
 
@@ -67,10 +68,10 @@ def intervals(rows: Sequence[Interval], label: str, percent: bool) -> str:
     """A forest plot: a point and its 95 % interval in each row, around a line at 0."""
     edges = [0.0] + [edge for row in rows for edge in (row.value, row.low, row.high) if edge is not None]
     low, high = min(edges), max(edges)
-    step = tick_step(high - low)
+    step = tick_step(high - low, 6 if percent else 4)  # numbers like +0.015 are wide
     low, high = math.floor(low / step) * step, math.ceil(high / step) * step
     high = high if high > low else low + step
-    left, right = _LABEL + 10, WIDTH - 18  # room for half of the last number
+    left, right = _TASK + 10, WIDTH - 18  # room for half of the last number
 
     def place(value: float) -> float:
         return left + (value - low) / (high - low) * (right - left)
@@ -87,7 +88,7 @@ def intervals(rows: Sequence[Interval], label: str, percent: bool) -> str:
         parts.append(f'<text class="tick" x="{x:.1f}" y="{bottom + 18}" text-anchor="middle">{text}</text>')
     for number, row in enumerate(rows):
         y = number * _ROW + 12
-        parts.append(_name(row.name, y + 4))
+        parts.append(_name(row.name, y + 4, _TASK))
         if row.low is not None and row.high is not None:
             span = f'x1="{place(row.low):.1f}" y1="{y}" x2="{place(row.high):.1f}" y2="{y}"'
             parts.append(f'<line class="span {row.role}" {span}/>')
@@ -143,16 +144,17 @@ def line(xs: Sequence[float], ys: Sequence[float], ends: tuple[str, str], label:
     return _svg(parts, bottom + 26, label)
 
 
-def tick_step(span: float) -> float:
-    """1, 2 or 5 times a power of ten, for three to six steps."""
+def tick_step(span: float, most: int = 6) -> float:
+    """1, 2 or 5 times a power of ten, for up to `most` steps."""
     if span <= 0:
         return 1.0
     unit = 10.0 ** math.floor(math.log10(span / 3))
-    return next(unit * factor for factor in (1, 2, 5, 10) if span / (unit * factor) <= 6)
+    return next(unit * factor for factor in (1, 2, 5, 10) if span / (unit * factor) <= most)
 
 
-def _name(name: str, y: float) -> str:
-    return f'<text class="name" x="{_LABEL - 8}" y="{y}" text-anchor="end">{_short(name, _LETTERS)}</text>'
+def _name(name: str, y: float, room: int = _LABEL) -> str:
+    letters = int((room - 8) / _LETTER)
+    return f'<text class="name" x="{room - 8}" y="{y}" text-anchor="end">{_short(name, letters)}</text>'
 
 
 def _short(name: str, letters: int) -> str:
