@@ -70,6 +70,8 @@ def _load(text: str, path: str, adapter: str | None, kind: str) -> Loaded:
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(_tokenizer_path(adapter, path), local_files_only=True)
         config = transformers.AutoConfig.from_pretrained(path, local_files_only=True)
+        if kind == "AutoModelForCausalLM" and (names := config.architectures or [""])[0].endswith("ForMaskedLM"):
+            raise UsageError(f"{text}: is a {names[0]}, which fills gaps and cannot go on with a text.")
         labels = () if adapter is None else _labels(adapter)
         if labels:
             config.id2label, config.label2id = dict(enumerate(labels)), {name: i for i, name in enumerate(labels)}

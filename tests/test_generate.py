@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 from conftest import TOKENIZER, Output, llama_config, write_json
 from safetensors.torch import load_file
+from tiny_bert import make_tiny_bert
 from tiny_llama import make_tiny_llama, words, write_lines
 from toy_data import moods
 
@@ -232,6 +233,12 @@ def test_bad_arguments(model: Path, args: list[str], message: str) -> None:
     result = run("generate", model, *args)
     assert isinstance(result.exception, MergeError)
     assert message in str(result.exception)
+
+
+def test_a_model_that_fills_gaps_does_not_write(tmp_path: Path) -> None:
+    make_tiny_bert(tmp_path / "bert")
+    with pytest.raises(UsageError, match="bert: is a BertForMaskedLM, which fills gaps and cannot go on with a text"):
+        load(str(tmp_path / "bert"))
 
 
 def test_a_model_that_is_not_there(tmp_path: Path) -> None:
