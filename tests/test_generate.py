@@ -21,7 +21,7 @@ from merge.errors import CheckpointError, MergeError, UsageError
 from merge.planners.adapters import open_model
 from merge.recipe.references import parse_reference
 
-pytestmark = pytest.mark.filterwarnings("default::FutureWarning")  # peft's, of a name in transformers
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # peft's, of a name in transformers
 
 
 @pytest.fixture

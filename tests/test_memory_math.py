@@ -68,7 +68,7 @@ def test_lora_on_llama_2_13b() -> None:
     )
 
 
-@pytest.mark.filterwarnings("default::FutureWarning")  # peft asks transformers by a name that will be removed
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # peft asks transformers by a name that will be removed
 def test_lora_counts_what_peft_makes(tmp_path: Path) -> None:
     from peft import LoraConfig, get_peft_model
     from transformers import AutoConfig, AutoModelForCausalLM
