@@ -13,8 +13,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-import resource
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -36,6 +34,7 @@ from finetune.record import TENSORBOARD, weight_digests
 from finetune.result import save_result, summarise_losses, summarise_metrics, write_records
 from finetune.rope import scale_rope
 from finetune.trainables import TRAINABLES, count_parameters, make_trainable
+from merge.engine.memory import peak_resident
 from merge.errors import UsageError
 from merge.output.directory import check_out
 from merge.recipe.references import parse_reference
@@ -184,7 +183,7 @@ def _finetune(
         total,
         trainer.tokens,
         seconds,
-        _peak_memory(),
+        peak_resident(),
         tuple(notes),
     )
 
@@ -302,8 +301,3 @@ def arguments(prepared: Prepared, device: str, folder: Path) -> Any:
         data_seed=config.seed,
         use_cpu=device == "cpu",
     )
-
-
-def _peak_memory() -> int:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

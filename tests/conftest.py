@@ -7,6 +7,7 @@ import os
 os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
 
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +17,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 from safetensors import TensorSpec, serialize_file
+
+# A shell starts background jobs with SIGINT ignored, and all their processes would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 VOCABULARY = 32
 NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
