@@ -264,12 +264,13 @@ def test_scores_are_those_of_lm_eval(tmp_path: Path, run_cli: Callable[..., Any]
         expected = {key: value for key, value in theirs[name].items() if "," in key}
         assert expected
         assert ours[name]["metrics"] == expected
+        assert 0 < ours[name]["metrics"][ours[name]["metric"]] < 1, name  # so that there was something to get wrong
 
 
 def write_tasks(folder: Path) -> list[str]:
     """Two of choices, one that is written; a few items each."""
     folder.mkdir()
-    items = {"eq_sentiment": rows("sentiment")[:24], "eq_cloze": rows("cloze")[::8], "eq_sums": sums(10, "test")}
+    items = {"eq_sentiment": rows("sentiment")[:24], "eq_cloze": rows("cloze")[::8], "eq_sums": sums(20, "test")}
     choices = {"output_type": "multiple_choice", "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}]}
     settings: dict[str, dict[str, Any]] = {
         "eq_sentiment": choices
@@ -285,6 +286,12 @@ def write_tasks(folder: Path) -> list[str]:
             "doc_to_text": "Question: What is 3 + 4?\nAnswer: 7\n\nQuestion: {{question}}\nAnswer:",
             "doc_to_target": "{{answer}}",
             "generation_kwargs": {"until": ["\n"], "max_gen_toks": 6, "do_sample": False},
+            "filter_list": [
+                {
+                    "name": "number",
+                    "filter": [{"function": "regex", "regex_pattern": r"(-?\d+)"}, {"function": "take_first"}],
+                }
+            ],
             "metric_list": [{"metric": "exact_match"}],
         },
     }
