@@ -80,8 +80,9 @@ def test_events_are_the_log_once_each(folder: Path, kills: tuple[int, ...]) -> N
         assert [value for _, value in found] == pytest.approx([value for _, value in points], rel=1e-6), name
 
 
-@pytest.mark.skipif(installed, reason="tensorboard is installed")
-def test_without_the_package_nothing_is_trained(folder: Path) -> None:
+def test_without_the_package_nothing_is_trained(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "tensorboard" else find(name))
     with pytest.raises(UsageError, match=r"tensorboard is not installed.*pip install 'merge-workbench\[tensorboard\]'"):
         train(folder)
     assert not (folder / "out.partial").exists()
