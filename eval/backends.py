@@ -6,12 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from eval.missing import first_line
 from eval.models import Subject, check_files
 from eval.quiet import quietly
 from eval.settings import Settings
 from eval.tasks import suggest
-from merge.errors import MergeError, UsageError
+from merge.errors import MergeError, UsageError, first_line
 
 _SMALL = 20_000_000  # parameters
 

@@ -12,13 +12,12 @@ from typing import Any
 from eval.backends import fingerprint_of, load_model
 from eval.items import Loaded, load_tasks, seed
 from eval.memory import Memory
-from eval.missing import first_line
 from eval.models import Subject, directory, known_digest, remember_digest
 from eval.quiet import quiet, quietly
 from eval.results import Results, TaskResult, Verdicts
 from eval.settings import Settings
 from eval.tasks import Task
-from merge.errors import MergeError, UsageError
+from merge.errors import MergeError, UsageError, first_line
 
 _READ_FILES = ("hf", "vllm")  # run the weights in the directory; others ask a server, and what that runs is not known
 

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Sequence
 
 from eval.tasks import Task
-from merge.errors import MergeError
-
-_CONTROL = re.compile(r"\x1b\[[0-9;]*m")  # colours
+from merge.errors import MergeError, first_line
 
 
 def unloadable(missing: Sequence[tuple[Task, Exception]], known: int) -> MergeError:
@@ -47,12 +44,6 @@ def _line(task: Task, error: Exception) -> str:
         what = f"the dataset {task.needs}" if task.needs else "its dataset"
         return f"{task.name}: {what} is neither cached nor reachable ({said})."
     return f"{task.name}: cannot be loaded ({type(error).__name__}: {said})."
-
-
-def first_line(error: Exception) -> str:
-    """The first line of what an error says that has words in it."""
-    lines = _CONTROL.sub("", str(error)).splitlines()
-    return next((line.strip()[:300] for line in lines if any(map(str.isalnum, line))), "no message")
 
 
 def _is_data(error: Exception) -> bool:

@@ -10,7 +10,7 @@ from finetune import bottleneck
 from finetune.config import from_record
 from finetune.keys import Config
 from finetune.record import MANIFEST
-from merge.errors import CheckpointError, UsageError
+from merge.errors import CheckpointError, UsageError, first_line
 
 _PEFT = "adapter_config.json"
 _TYPES = {"LORA": "lora", "IA3": "ia3", "PROMPT_TUNING": "prompt", "PREFIX_TUNING": "prefix"}
@@ -77,9 +77,8 @@ def put_adapter(model: Any, config: Config) -> Any:
         set_peft_model_state_dict(tuned, load_peft_weights(str(folder), device="cpu"))
         return tuned
     except (RuntimeError, ValueError, KeyError, OSError) as error:
-        line = str(error).strip().partition("\n")[0][:200]
         raise UsageError(
-            f"{folder}: does not fit {config.model}: {line} Give the base it was trained on: --model."
+            f"{folder}: does not fit {config.model}: {first_line(error)} Give the base it was trained on: --model."
         ) from error
 
 

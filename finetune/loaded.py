@@ -12,7 +12,7 @@ from typing import Any
 from finetune.libraries import quiet_libraries
 from finetune.models import keep_4_bit_layout
 from finetune.record import MANIFEST
-from merge.errors import CheckpointError, MergeError, UsageError
+from merge.errors import CheckpointError, MergeError, UsageError, first_line
 
 
 @dataclass(frozen=True)
@@ -96,9 +96,9 @@ def _load(text: str, path: str, adapter: str | None, kind: str) -> Loaded:
     except MergeError:
         raise
     except ImportError as error:
-        raise UsageError(f"{text}: {one_line(error)}") from error
+        raise UsageError(f"{text}: {first_line(error)}") from error
     except Exception as error:  # tokenizers raises bare ones
-        raise CheckpointError(f"{text}: transformers cannot load it ({one_line(error)}).") from error
+        raise CheckpointError(f"{text}: transformers cannot load it ({first_line(error)}).") from error
     return Loaded(text, network.eval(), tokenizer)
 
 
@@ -164,7 +164,3 @@ def _base_of(config: str) -> str:
 def _tokenizer_path(adapter: str | None, model: str) -> str:
     """The adapter's, if it brings one: it may have new tokens."""
     return adapter if adapter and os.path.isfile(os.path.join(adapter, "tokenizer_config.json")) else model
-
-
-def one_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0][:200] or type(error).__name__

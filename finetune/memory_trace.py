@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from finetune.memory_math import lora_shapes
-from merge.errors import CheckpointError, UsageError
+from merge.errors import CheckpointError, UsageError, first_line
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def load_config(path: str) -> Any:
     try:
         return AutoConfig.from_pretrained(path, local_files_only=True)
     except (ValueError, KeyError, ImportError, OSError, TypeError) as error:
-        raise CheckpointError(f"{path}: transformers cannot read it ({_line(error)}).") from error
+        raise CheckpointError(f"{path}: transformers cannot read it ({first_line(error)}).") from error
 
 
 def parameter_shapes(config: Any) -> dict[str, tuple[int, ...]]:
@@ -151,7 +151,7 @@ def build_model(config: Any, dtype: str) -> Any:
         return transformers.AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
     except (ValueError, KeyError, ImportError, TypeError, AttributeError) as error:
         raise CheckpointError(
-            f"{config.model_type}: transformers cannot make a model of this config ({_line(error)})."
+            f"{config.model_type}: transformers cannot make a model of this config ({first_line(error)})."
         ) from error
 
 
@@ -190,7 +190,7 @@ def _explained(flag: str) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        raise UsageError(f"{flag}: {_line(error)}") from error
+        raise UsageError(f"{flag}: {first_line(error)}") from error
 
 
 @contextlib.contextmanager
@@ -230,7 +230,3 @@ def _counting() -> Iterator[Any]:
 
     with FakeTensorMode(), Counter() as counter:
         yield counter
-
-
-def _line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0][:200] or type(error).__name__

@@ -13,7 +13,7 @@ from typing import Any
 
 from finetune.keys import Config
 from merge.checkpoint.hub import Place, locate
-from merge.errors import CheckpointError, UsageError
+from merge.errors import CheckpointError, UsageError, first_line
 from merge.recipe.references import parse_reference
 
 ERRORS = (ValueError, KeyError, ImportError, OSError, TypeError, AttributeError)
@@ -51,13 +51,13 @@ def open_base(text: str, folder: Path | None, adapter: str | None = None, key: s
     try:
         config = AutoConfig.from_pretrained(place.path, local_files_only=True)
     except ERRORS as error:
-        raise CheckpointError(f"{place.path}: transformers does not know this model ({_line(error)}).") from error
+        raise CheckpointError(f"{place.path}: transformers does not know this model ({first_line(error)}).") from error
     own = adapter is not None and (Path(adapter) / "tokenizer_config.json").is_file()
     try:
         tokenizer = AutoTokenizer.from_pretrained(adapter if own else place.path, local_files_only=True)
     except ERRORS as error:
         raise CheckpointError(
-            f"{place.path}: no tokenizer that transformers can load ({_line(error)}). "
+            f"{place.path}: no tokenizer that transformers can load ({first_line(error)}). "
             "Copy the tokenizer's files beside the weights."
         ) from error
     tokenizer.padding_side = "right"
@@ -101,7 +101,9 @@ def load_model(base: Base, config: Config, model_class: str, device: str, more: 
             **settings,
         )
     except ERRORS as error:
-        raise CheckpointError(f"{base.path}: transformers cannot load it as {model_class} ({_line(error)}).") from error
+        raise CheckpointError(
+            f"{base.path}: transformers cannot load it as {model_class} ({first_line(error)})."
+        ) from error
     mismatched = {name if isinstance(name, str) else name[0] for name in loaded["mismatched_keys"]}
     model.new_parameters = sorted({*loaded["missing_keys"], *mismatched})
     if model_class == "AutoModelForCausalLM" and model.new_parameters:
@@ -204,7 +206,3 @@ def _nf4(config: Config, device: str) -> Any:
 def local_device(device: str) -> str:
     """The GPU of this process, of those that accelerate launched; or the processor."""
     return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if device == "cuda" else device
-
-
-def _line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0][:200] or type(error).__name__

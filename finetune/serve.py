@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from finetune.loaded import Loaded, one_line
-from merge.errors import UsageError
+from finetune.loaded import Loaded
+from merge.errors import UsageError, first_line
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ def as_chat(loaded: Loaded, messages: Sequence[dict[str, str]]) -> str:
     try:
         text: str = loaded.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
     except Exception as error:  # templates raise what they like
-        raise UsageError(f"{loaded.name}: its chat template refuses these messages ({one_line(error)}).") from error
+        raise UsageError(f"{loaded.name}: its chat template refuses these messages ({first_line(error)}).") from error
     return text
 
 

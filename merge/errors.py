@@ -13,8 +13,11 @@ A message names the file, the place, what was expected, what was found, and what
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+_CONTROL = re.compile(r"\x1b\[[0-9;]*m")  # colours
 
 
 class MergeError(Exception):
@@ -66,3 +69,9 @@ class NumbersError(MergeError):
 
 class OutputError(MergeError):
     pass
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what a library's error says that has words in it, for a message of our own."""
+    lines = _CONTROL.sub("", str(error)).splitlines()
+    return next((line.strip()[:300] for line in lines if any(map(str.isalnum, line))), "no message")

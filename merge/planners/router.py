@@ -16,7 +16,7 @@ import xxhash
 
 from merge.checkpoint.files import read_json
 from merge.derive import FOUND
-from merge.errors import CheckpointError, Problem
+from merge.errors import CheckpointError, Problem, first_line
 from merge.plan import Derived, Gates, TensorRef
 from merge.planners.inputs import Input
 from merge.planners.moe_layouts import MoeLayout
@@ -154,8 +154,9 @@ def _tokenizer(path: str) -> Callable[[str], list[int]]:
         slow = AutoTokenizer.from_pretrained(path, local_files_only=True)
         return lambda text: list(slow((slow.bos_token or "") + text, add_special_tokens=False)["input_ids"])
     except Exception as error:  # tokenizers raises bare ones
-        cause = str(error).strip().partition("\n")[0][:200]
-        raise CheckpointError(f"{path}: its tokenizer cannot be loaded, and prompts need it ({cause}).") from error
+        raise CheckpointError(
+            f"{path}: its tokenizer cannot be loaded, and prompts need it ({first_line(error)})."
+        ) from error
 
 
 def _first_token(path: str) -> str:

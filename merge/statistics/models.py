@@ -11,7 +11,7 @@ import numpy as np
 from merge.checkpoint import Checkpoint
 from merge.checkpoint.reader import SourceReader
 from merge.dtypes import DTYPES
-from merge.errors import CheckpointError
+from merge.errors import CheckpointError, first_line
 from merge.plan import TensorRef
 
 # Architectures whose decoder layers are a function of the hidden state and of what is the same for every layer or
@@ -35,7 +35,9 @@ def empty_model(path: str) -> Any:
         with _parameters_on_meta():
             return AutoModelForCausalLM.from_config(config).eval()
     except (ValueError, KeyError, ImportError, OSError, TypeError) as error:
-        raise CheckpointError(f"{path}: transformers cannot make a language model of it ({_line(error)}).") from error
+        raise CheckpointError(
+            f"{path}: transformers cannot make a language model of it ({first_line(error)})."
+        ) from error
 
 
 def whole_model(path: str) -> Any:
@@ -48,11 +50,7 @@ def whole_model(path: str) -> Any:
     try:
         return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, local_files_only=True).eval()
     except (ValueError, KeyError, ImportError, OSError, TypeError) as error:
-        raise CheckpointError(f"{path}: transformers cannot load it ({_line(error)}).") from error
-
-
-def _line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0][:200] or type(error).__name__
+        raise CheckpointError(f"{path}: transformers cannot load it ({first_line(error)}).") from error
 
 
 @contextlib.contextmanager
@@ -136,8 +134,7 @@ def tokenizer_of(path: str) -> Any:
     try:
         return AutoTokenizer.from_pretrained(path, local_files_only=True)
     except Exception as error:  # tokenizers raises bare ones
-        cause = str(error).strip().partition("\n")[0][:200]
-        raise CheckpointError(f"{path}: its tokenizer cannot be loaded ({cause}).") from error
+        raise CheckpointError(f"{path}: its tokenizer cannot be loaded ({first_line(error)}).") from error
 
 
 @contextlib.contextmanager
