@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from eval.models import Subject, directory, subjects
+from eval.models import Subject, directory, is_recipe, subjects
 from merge import build_plan, parse_recipe
 from merge.errors import UsageError
 
@@ -49,10 +49,6 @@ def on_disk(models: Sequence[str], verb: str, keep: Path | None = None) -> Itera
                 subject = Subject(str(path), subject.name, path=path)
             found.append(subject)
         yield found
-
-
-def is_recipe(model: str) -> bool:
-    return model.endswith((".yaml", ".yml"))
 
 
 def short_names(models: Sequence[str]) -> list[str]:

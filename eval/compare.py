@@ -65,9 +65,14 @@ def is_share(task: TaskResult) -> bool:
     return task.higher_is_better and 0.0 <= task.value <= 1.0
 
 
+def in_percent(results: Results, task: str) -> bool:
+    """Whether all models' scores on a task are shares."""
+    return all(is_share(model.tasks[task]) for model in results.models)
+
+
 def averaged(results: Results) -> tuple[str, ...]:
     """The tasks that an average is of: only scores of one scale can be averaged, shares of 1; () for fewer than two."""
-    names = [name for name in results.tasks if all(is_share(model.tasks[name]) for model in results.models)]
+    names = [name for name in results.tasks if in_percent(results, name)]
     return tuple(names) if len(names) > 1 else ()
 
 

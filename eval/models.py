@@ -108,8 +108,13 @@ def subjects(texts: list[str]) -> list[Subject]:
     return found
 
 
+def is_recipe(text: str) -> bool:
+    """Whether a text that names something to judge names a recipe."""
+    return text.endswith((".yaml", ".yml"))
+
+
 def _subject(text: str) -> Subject:
-    if text.endswith((".yaml", ".yml")):
+    if is_recipe(text):
         return _recipe(text)
     try:
         ref = parse_reference(text)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from eval.blends import blend, on_disk, short_names
-from eval.compare import is_share
+from eval.compare import in_percent
 from eval.models import Subject
 from eval.results import Results
 from eval.settings import Settings
@@ -70,7 +70,7 @@ def barrier(results: Results, task: str) -> Barrier:
     excess[0] = excess[-1] = 0.0  # by definition, and not by rounding
     top = max(range(len(excess)), key=excess.__getitem__)
     best = min((0, len(losses) - 1, *range(len(losses))), key=losses.__getitem__)  # of equals an end
-    percent = all(is_share(model.tasks[task]) for model in results.models)
+    percent = in_percent(results, task)
     return Barrier(task, max(0.0, excess[top]), results.path[top], results.path[best], percent)
 
 
@@ -102,7 +102,7 @@ def _bars(results: Results, task: str) -> list[tuple[float, str, str]]:
     """Bars from the least value, so that small differences are seen too."""
     values = [model.tasks[task].value for model in results.models]
     low, high = min(values), max(values)
-    percent = all(is_share(model.tasks[task]) for model in results.models)
+    percent = in_percent(results, task)
     scale = (high - low) or 1.0
     said = [f"{100 * value:6.1f}" if percent else f"{value:8.4f}" for value in values]
     filled = [1 + math.floor((value - low) / scale * (_WIDTH - 1)) for value in values]

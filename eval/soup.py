@@ -12,9 +12,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from eval.blends import blend, blend_recipe, is_recipe, on_disk
-from eval.compare import is_share
-from eval.models import Subject
+from eval.blends import blend, blend_recipe, on_disk
+from eval.compare import in_percent
+from eval.models import Subject, is_recipe
 from eval.results import Results, Verdicts
 from eval.settings import Settings
 from merge.errors import UsageError
@@ -117,7 +117,7 @@ def _step(results: Results, model: Verdicts, name: str, score: float, kept: bool
 
 
 def _check_scale(results: Results) -> None:
-    if len(results.tasks) > 1 and not all(is_share(model.tasks[n]) for model in results.models for n in results.tasks):
+    if len(results.tasks) > 1 and not all(in_percent(results, name) for name in results.tasks):
         raise UsageError(
             f"merge soup: the scores of {', '.join(results.tasks)} have no common scale. Name one task, or accuracies."
         )

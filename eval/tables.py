@@ -15,6 +15,7 @@ from eval.compare import (
     average_error,
     averaged,
     compare,
+    in_percent,
     is_share,
 )
 from eval.difference import AVERAGE, Difference
@@ -180,7 +181,7 @@ def verdict(results: Results, merged: Merged) -> str:
 
 
 def percent_of(results: Results, task: str) -> bool:
-    return task == AVERAGE or all(is_share(model.tasks[task]) for model in results.models)
+    return task == AVERAGE or in_percent(results, task)
 
 
 def interval(best: Difference, percent: bool) -> str:

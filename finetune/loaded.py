@@ -27,11 +27,11 @@ def opened(
     text: str, kind: str = "AutoModelForCausalLM", say: Callable[[str], None] = lambda text: None
 ) -> Iterator[Loaded]:
     """As load(); a recipe, of one document or several, is merged into a directory that is removed at the end."""
-    if not text.endswith((".yaml", ".yml")):
+    from eval.models import directory, is_recipe, subjects
+
+    if not is_recipe(text):
         yield load(text, kind)
         return
-    from eval.models import directory, subjects
-
     say(f"merging {text}")
     with directory(subjects([text])[0]) as path:
         yield dataclasses.replace(load(str(path), kind), name=text)

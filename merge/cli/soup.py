@@ -52,8 +52,8 @@ def command(
         raise UsageError(f"{out} exists; nothing was changed. Choose another --out, or --force to replace it.")
     check_files(html=html)
     how = judging(asked)
-    from eval.blends import is_recipe
     from eval.compare import compare
+    from eval.models import is_recipe
     from eval.soup import greedy_soup
 
     if out is not None and how.keep is None and (recipes := [model for model in models if is_recipe(model)]):
