@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from eval.difference import AVERAGE, Difference, average_difference, difference
+from eval.difference import SIGNIFICANT, Difference, differences
 from eval.results import Results, TaskResult, Verdicts
 from merge.errors import UsageError
 
@@ -33,9 +34,17 @@ def _place(text: str) -> str:
 class Gain:
     """A merge against its parents on one task.
 
+    Which parent is best is seen on the same items, so the best one is partly the luckiest. A merge is better than the
+    best parent if it is better than every parent, so p is the largest of the pairs' (an intersection-union test; Berger
+    1982). It is worse if it is worse than some parent, so p is corrected for having looked at all of them (max-T).
+
     Attributes:
         task: or AVERAGE.
         best: the difference to the best of the parents on it.
+        low, high: 95 % interval of the gain over whichever parent is truly best: the lowest of the pairs' lower ends,
+            and the lowest of their upper ends, corrected.
+        p: two-sided, of the gain over the best parent, the choice taken into account.
+        p_adjusted: Holm's, for all gains of a comparison that are shown together; see `adjust`.
         over_mean: over the mean of the parents' scores; positive is better.
         each: the differences to all parents, in their order.
     """
@@ -43,21 +52,57 @@ class Gain:
     model: str
     task: str
     best: Difference
+    low: float | None
+    high: float | None
+    p: float | None
+    p_adjusted: float | None
     over_mean: float
     each: tuple[Difference, ...]
+
+    @property
+    def significant(self) -> bool:
+        """At the 5 % level, all gains shown together counted."""
+        return self.p_adjusted is not None and self.p_adjusted < SIGNIFICANT
 
 
 def gains(results: Results, model: Verdicts, rivals: Sequence[Verdicts]) -> list[Gain]:
     """On each task, and on their average where there is one."""
-    found = [_gain(model, [difference(model, rival, task) for rival in rivals], task) for task in results.tasks]
-    if names := averaged(results):
-        found.append(_gain(model, [average_difference(model, rival, names) for rival in rivals], AVERAGE))
-    return found
+    asked = [[task] for task in results.tasks] + ([list(averaged(results))] if averaged(results) else [])
+    return [_gain(differences(model, rivals, tasks)) for tasks in asked]
 
 
-def _gain(model: Verdicts, each: Sequence[Difference], task: str) -> Gain:
+def _gain(each: tuple[Difference, ...]) -> Gain:
     best = min(each, key=lambda one: one.value)  # the least ahead of: the best of the others
-    return Gain(model.name, task, best, sum(one.value for one in each) / len(each), tuple(each))
+    lows = [one.low for one in each if one.low is not None]
+    highs = [one.high_among for one in each if one.high_among is not None]
+    ps = [one.p for one in each if one.p is not None]
+    p = best.p_among if best.value <= 0 else max(ps, default=None)
+    low, high = (min(lows), min(highs)) if lows and highs else (None, None)
+    return Gain(best.model, best.task, best, low, high, p, p, sum(one.value for one in each) / len(each), each)
+
+
+def adjust(merges: Sequence[Merged]) -> tuple[Merged, ...]:
+    """With Holm's correction (1979) over all merges: their last gains, which are what is said of them, are one family;
+    the gains on single tasks are another."""
+    last = holm([merged.gains[-1].p for merged in merges])
+    others = iter(holm([gain.p for merged in merges for gain in merged.gains[:-1]]))
+    adjusted = []
+    for merged, final in zip(merges, last, strict=True):
+        tasks = [dataclasses.replace(gain, p_adjusted=next(others)) for gain in merged.gains[:-1]]
+        tasks.append(dataclasses.replace(merged.gains[-1], p_adjusted=final))
+        adjusted.append(dataclasses.replace(merged, gains=tuple(tasks)))
+    return tuple(adjusted)
+
+
+def holm(ps: Sequence[float | None]) -> list[float | None]:
+    """Adjusted p values, in the order given; those that are None stay and do not count."""
+    known = sorted((p, place) for place, p in enumerate(ps) if p is not None)
+    found: list[float | None] = [None] * len(ps)
+    largest = 0.0
+    for rank, (p, place) in enumerate(known):
+        largest = max(largest, min(1.0, (len(known) - rank) * p))
+        found[place] = largest
+    return found
 
 
 def is_share(task: TaskResult) -> bool:
@@ -84,7 +129,7 @@ def average(results: Results, model: Verdicts) -> float:
 
 def average_error(results: Results, model: Verdicts) -> float | None:
     """Standard error of the average; the tasks' items are drawn independently."""
-    errors = [model.tasks[name].error for name in averaged(results)]
+    errors = [model.tasks[name].spread for name in averaged(results)]
     known = [error for error in errors if error is not None]
     return math.hypot(*known) / len(errors) if len(known) == len(errors) else None
 
@@ -132,7 +177,7 @@ def compare(results: Results, names: Sequence[str] = (), named: Sequence[str] = 
     if results.path and not names:  # the points of a path are no rivals
         return Comparison(results)
     chosen = [pick(results, name) for name in names] or _merges(results, named)
-    return Comparison(results, tuple(_merged(results, model, named) for model in chosen))
+    return Comparison(results, adjust([_merged(results, model, named) for model in chosen]))
 
 
 def _merged(results: Results, model: Verdicts, named: Sequence[str]) -> Merged:

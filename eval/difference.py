@@ -1,27 +1,23 @@
 """Whether one model is better than another, on the same items: paired differences with their uncertainty.
 
-The items of a task are a sample of what could be asked, and both models answered the same ones. So the difference is
-taken item by item and bootstrapped over items (Efron & Tibshirani 1993, ch. 16); right-or-wrong tasks also get
-McNemar's exact test (1947) over the items on which the two disagree. Neither says how the models would come out if
-they were trained again.
+The items of a task are a sample of what could be asked, and all models answered the same ones, so differences are taken
+item by item (eval/resampling.py). None of this says how the models would come out if they were trained again.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from eval.resampling import LEAST, LEVEL, Answers, Scores, bounds, draw, p_values
 from eval.results import Part, TaskResult, Verdicts
-from eval.samples import Floats, Item, aggregate, as_pairs
+from eval.samples import Floats, Item, as_pairs
 
-RESAMPLES = 10_000
 AVERAGE = "average"
-_FEW = 64  # kinds of items; those that are right or wrong for two models are of four
-_SEED = 0  # the same intervals every time
+SIGNIFICANT = 1 - LEVEL
 
 
 @dataclass(frozen=True)
@@ -29,10 +25,13 @@ class Difference:
     """How much better `model` is than `other` on a task: positive is better, whichever way the metric points.
 
     Attributes:
-        low, high: 95 % bootstrap interval of the difference; None where the score is not made of single items.
-        p: two-sided; McNemar's exact test where the score is the share of right items, else the bootstrap's.
+        low, high: 95 % interval of the difference; None where there is none, see `why`.
+        p: two-sided, of this pair alone: McNemar's exact test (1947) where the score is the share of right items, else
+            the exchange test.
+        p_among: corrected for the other rivals that were looked at (max-T); p where there is one.
+        high_among: upper end of the interval with the same correction (Bonferroni).
         gained, lost: items that only `model`, or only `other`, gets right (scores more on).
-        n: items that both answered.
+        n: items that all of the models answered.
         why: there is no interval; "" where there is one.
     """
 
@@ -40,18 +39,20 @@ class Difference:
     other: str
     task: str
     value: float
-    low: float | None
-    high: float | None
-    p: float | None
-    gained: int
-    lost: int
-    n: int
+    low: float | None = None
+    high: float | None = None
+    p: float | None = None
+    p_among: float | None = None
+    high_among: float | None = None
+    gained: int = 0
+    lost: int = 0
+    n: int = 0
     why: str = ""
 
     @property
     def significant(self) -> bool:
-        """At the 5 % level."""
-        return self.p is not None and self.p < 0.05
+        """At the 5 % level, the other rivals counted."""
+        return self.p_among is not None and self.p_among < SIGNIFICANT
 
 
 @dataclass(frozen=True)
@@ -72,81 +73,133 @@ class _Term:
     leaves: tuple[_Leaf, ...]
     part: Part | None = None
 
-    def of(self, scores: Mapping[tuple[str, str], Floats]) -> Floats:
+    def of(self, scores: Scores) -> Floats:
         """Its value in each resample, from those of (task, metric)."""
         mean = np.sum([leaf.share * scores[leaf.task, leaf.metric] for leaf in self.leaves], axis=0)
         found: Floats = self.share * self.sign * (mean if self.part is None else self.part.normalised(mean))
         return found
 
 
-class _NoInterval(Exception):
+@dataclass(frozen=True)
+class _Score:
+    """What a score is made of, for a model and one rival."""
+
+    terms: tuple[_Term, ...]
+
+    @property
+    def leaves(self) -> tuple[_Leaf, ...]:
+        return tuple(leaf for term in self.terms for leaf in term.leaves)
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(leaf.task for leaf in self.leaves))
+
+    @property
+    def known(self) -> bool:
+        """Whether it is the mean over its items, or over its tasks."""
+        return not any(math.isnan(leaf.share) for leaf in self.leaves)
+
+    def of(self, scores: Scores) -> Floats:
+        found: Floats = np.sum([term.of(scores) for term in self.terms], axis=0)
+        return found
+
+    def counts_items(self, sizes: Mapping[str, int]) -> bool:
+        """Whether it is a plain mean in which every item counts the same."""
+        each = [leaf.share / sizes[leaf.task] for leaf in self.leaves]
+        return len(self.terms) == 1 and all(math.isclose(one, each[0], rel_tol=1e-9) for one in each)
+
+
+class _NoItems(Exception):
     """Why a score cannot be put together from items."""
 
 
-def difference(model: Verdicts, other: Verdicts, task: str) -> Difference:
-    """model against other on one task. A group is compared over the items of the tasks it is made of."""
-    mine, theirs = model.tasks[task], other.tasks[task]
-    return _difference(model, other, task, _sign(mine) * (mine.value - theirs.value), [task])
+def differences(model: Verdicts, rivals: Sequence[Verdicts], tasks: Sequence[str]) -> tuple[Difference, ...]:
+    """`model` against each of the rivals, on the items that all of them answered.
 
-
-def average_difference(model: Verdicts, other: Verdicts, tasks: Sequence[str]) -> Difference:
-    """On the mean of the tasks' scores, each task counting the same."""
-    means = [sum(each.tasks[name].value for name in tasks) / len(tasks) for each in (model, other)]
-    return _difference(model, other, AVERAGE, means[0] - means[1], tasks)
-
-
-def _difference(model: Verdicts, other: Verdicts, task: str, value: float, tasks: Sequence[str]) -> Difference:
+    Args:
+        tasks: one task, or several for the mean of their scores, each counting the same. A group is compared over the
+            items of the tasks it is made of.
+    """
+    label = tasks[0] if len(tasks) == 1 else AVERAGE
+    found = [Difference(model.name, other.name, label, _ahead(model, other, tasks)) for other in rivals]
     try:
-        terms = [term for name in tasks for term in _terms(model, other, name, 1 / len(tasks))]
-        leaves = dict.fromkeys(leaf.task for term in terms for leaf in term.leaves)
-        items = {name: _paired(model.tasks[name], other.tasks[name]) for name in leaves}
-    except _NoInterval as error:
-        return Difference(model.name, other.name, task, value, None, None, None, 0, 0, 0, str(error))
-    sides = [(_sign(model.tasks[name]), next(iter(found.values()))) for name, found in items.items()]
-    steps = np.concatenate([sign * (pair[:, 0] - pair[:, 2]) for sign, pair in sides])
-    gained, lost = int((steps > 0).sum()), int((steps < 0).sum())
-    right = all(set(np.unique(pair[:, (0, 2)])) <= {0.0, 1.0} for _, pair in sides)
-    low = high = p = None
-    why = ""
-    if any(math.isnan(leaf.share) for term in terms for leaf in term.leaves):
-        why = "it is neither the mean over its items nor over its tasks"
-    elif len(steps) < 2:
-        why = "there is a single item"
-    else:
-        low, high, p = _bootstrap(terms, items)
-    if right and (why or (len(terms) == 1 and _counts_items(terms[0], items))):
-        p = mcnemar(gained, lost)
-    return Difference(model.name, other.name, task, value, low, high, p, gained, lost, len(steps), why)
+        scores = [_Score(_terms(model, other, tasks)) for other in rivals]
+        answers = _answers((model, *rivals), scores[0].tasks)
+    except _NoItems as error:
+        return tuple(replace(one, why=str(error)) for one in found)
+    signs = {task: _sign(model.tasks[task]) for task in answers}
+    return tuple(_uncertain(found, scores, answers, signs))
 
 
-def _counts_items(term: _Term, items: Mapping[str, Any]) -> bool:
-    """Whether every item counts the same."""
-    each = [leaf.share / len(next(iter(items[leaf.task].values()))) for leaf in term.leaves]
-    return all(math.isclose(one, each[0], rel_tol=1e-9) for one in each)
+def difference(model: Verdicts, other: Verdicts, task: str) -> Difference:
+    """`model` against one other on one task."""
+    return differences(model, [other], [task])[0]
 
 
-def _terms(model: Verdicts, other: Verdicts, task: str, share: float) -> list[_Term]:
-    """What the score of a task is made of. Raises _NoInterval where it is not made of items."""
-    mine = model.tasks[task]
-    if not mine.parts:
-        return [_Term(share, _sign(mine), _leaves(model, other, task, mine.metric))]
-    return [
-        _Term(share / len(mine.parts), _sign(mine), _leaves(model, other, part.task, part.metric), part)
-        for part in mine.parts
-    ]
+def _uncertain(
+    found: Sequence[Difference],
+    scores: Sequence[_Score],
+    answers: Mapping[str, list[Answers]],
+    signs: Mapping[str, float],
+) -> list[Difference]:
+    """Adds counts, intervals and tests."""
+    sizes = {task: len(of[0].table) for task, of in answers.items()}
+    known = all(score.known for score in scores)
+    why = _why_none(known, sum(sizes.values()))
+    draws = draw([each for of in answers.values() for each in of]) if known else None
+    tests: Sequence[tuple[float | None, float | None]] = [(None, None)] * len(found)
+    if draws is not None:
+        tests = p_values([draws.exchanged(place, score.of) for place, score in enumerate(scores, 1)])
+    said = []
+    for place, (one, score, (p, among)) in enumerate(zip(found, scores, tests, strict=True), 1):
+        gained, lost = _steps(answers, signs, place)
+        if all(of[0].right_or_wrong for of in answers.values()) and (draws is None or score.counts_items(sizes)):
+            p = mcnemar(gained, lost)
+            among = p if among is None or len(found) == 1 else max(p, among)
+        one = replace(one, p=p, p_among=among, gained=gained, lost=lost, n=sum(sizes.values()), why=why)
+        said.append(one if why or draws is None else _with_interval(one, draws.halves(place, score.of), len(found)))
+    return said
+
+
+def _with_interval(one: Difference, halves: Floats, rivals: int) -> Difference:
+    low, high = bounds(halves)
+    return replace(one, low=low, high=high, high_among=bounds(halves, SIGNIFICANT / rivals)[1])
+
+
+def _why_none(known: bool, n: int) -> str:
+    if not known:
+        return "it is neither the mean over its items nor over its tasks"
+    if n < LEAST:
+        return f"fewer than {LEAST} items cannot show a difference at the 5 % level"
+    return ""
+
+
+def _terms(model: Verdicts, other: Verdicts, tasks: Sequence[str]) -> tuple[_Term, ...]:
+    """What the mean of the tasks' scores is made of. Raises _NoItems where it is not made of items."""
+    terms: list[_Term] = []
+    for task in tasks:
+        mine, share = model.tasks[task], 1 / len(tasks)
+        if mine.parts:
+            terms += [
+                _Term(share / len(mine.parts), _sign(mine), _leaves(model, other, part.task, part.metric), part)
+                for part in mine.parts
+            ]
+        else:
+            terms.append(_Term(share, _sign(mine), _leaves(model, other, task, mine.metric)))
+    return tuple(terms)
 
 
 def _leaves(model: Verdicts, other: Verdicts, task: str, metric: str) -> tuple[_Leaf, ...]:
     """The tasks with items that one raw score is the mean of, by items or by tasks; NaN for shares if by neither.
 
     Raises:
-        _NoInterval: a task without items.
+        _NoItems: a task without items.
     """
     names = model.tasks[task].leaves(model.tasks)
     single = names == (task,)
     keys = [metric if single else model.tasks[name].metric for name in names]
     if not all(_items(model.tasks[name], key) for name, key in zip(names, keys, strict=True)):
-        raise _NoInterval("its items have no score of their own")
+        raise _NoItems("its items have no score of their own")
     if single:
         return (_Leaf(task, metric, 1.0),)
     sizes = [len(model.tasks[name].doc_ids) for name in names]
@@ -173,57 +226,50 @@ def _items(task: TaskResult, metric: str) -> Sequence[Item]:
     return task.items if metric == task.metric else task.also.get(metric, ())
 
 
-def _paired(mine: TaskResult, theirs: TaskResult) -> dict[str, Floats]:
-    """The items that both answered, by metric, the shown one first.
-
-    (item, 4) each: score and weight of the one model, then of the other.
+def _answers(models: Sequence[Verdicts], tasks: Sequence[str]) -> dict[str, list[Answers]]:
+    """Of each task the items that all models answered, by metric, the shown one first.
 
     Raises:
-        _NoInterval: there is none.
+        _NoItems: there is none.
     """
-    second = {doc: place for place, doc in enumerate(theirs.doc_ids)}
-    both = [(place, second[doc]) for place, doc in enumerate(mine.doc_ids) if doc in second]
-    if not both or not theirs.items:
-        raise _NoInterval("no item was answered by both models")
-    rows = [list(side) for side in zip(*both, strict=True)]
     found = {}
-    for key in (mine.metric, *mine.also):
-        pairs = [as_pairs(_items(task, key)) for task in (mine, theirs)]
-        if all(len(pair) == len(task.doc_ids) for pair, task in zip(pairs, (mine, theirs), strict=True)):
-            found[key] = np.hstack([pair[row] for pair, row in zip(pairs, rows, strict=True)])
+    for name in tasks:
+        results = [model.tasks[name] for model in models]
+        rows = _shared(results)
+        if not len(rows[0]) or not all(result.items for result in results):
+            raise _NoItems("no item was answered by all models")
+        tables = []
+        for key in (results[0].metric, *results[0].also):
+            pairs = [as_pairs(_items(result, key)) for result in results]
+            if all(len(pair) == len(result.doc_ids) for pair, result in zip(pairs, results, strict=True)):
+                table = np.hstack([pair[chosen] for pair, chosen in zip(pairs, rows, strict=True)])
+                tables.append(Answers(name, key, table))
+        found[name] = tables
     return found
 
 
-def _bootstrap(terms: Sequence[_Term], items: Mapping[str, Mapping[str, Floats]]) -> tuple[float, float, float]:
-    """(low, high, p) of the difference; items are drawn again within each task, since the tasks are no sample.
-
-    items: of each task and metric; every metric of a task and both models get the same draws.
-    """
-    rng = np.random.default_rng(_SEED)
-    scores: tuple[dict[tuple[str, str], Floats], ...] = ({}, {})
-    for task, tables in items.items():
-        sums = _resampled(np.hstack(list(tables.values())), rng)
-        for place, metric in enumerate(tables):
-            for side, of in enumerate(scores):
-                score, weight = sums[:, 4 * place + 2 * side], sums[:, 4 * place + 2 * side + 1]
-                of[task, metric] = aggregate(metric.partition(",")[0], score, weight)
-    differences: Floats = np.sum([term.of(scores[0]) - term.of(scores[1]) for term in terms], axis=0)
-    low, high = np.quantile(differences, (0.025, 0.975))
-    tail = min(int((differences <= 0).sum()), int((differences >= 0).sum()))
-    return float(low), float(high), min(1.0, 2 * (tail + 1) / (RESAMPLES + 1))
+def _shared(results: Sequence[TaskResult]) -> list[list[int]]:
+    """Of each model the places of the items that all models answered, in the first one's order."""
+    places = [{doc: place for place, doc in enumerate(result.doc_ids)} for result in results]
+    docs = [doc for doc in results[0].doc_ids if all(doc in where for where in places)]
+    return [[where[doc] for doc in docs] for where in places]
 
 
-def _resampled(table: Floats, rng: np.random.Generator) -> Floats:
-    """(item, column) -> (RESAMPLES, column): sums over as many items, drawn with replacement."""
-    n, width = table.shape
-    kinds, counts = np.unique(table, axis=0, return_counts=True)
-    if len(kinds) <= _FEW:
-        # Drawing items again is drawing how often each kind occurs: the same law, without n draws.
-        found: Floats = rng.multinomial(n, counts / n, RESAMPLES) @ kinds
-        return found
-    step = max(1, 1_000_000 // (n * width))  # resamples at once: 8 MB of numbers
-    starts = range(0, RESAMPLES, step)
-    return np.concatenate([table[rng.integers(0, n, (min(step, RESAMPLES - s), n))].sum(axis=1) for s in starts])
+def _ahead(model: Verdicts, other: Verdicts, tasks: Sequence[str]) -> float:
+    """How much better the model's score is."""
+    if len(tasks) == 1:
+        mine, theirs = model.tasks[tasks[0]], other.tasks[tasks[0]]
+        return _sign(mine) * (mine.value - theirs.value)
+    means = [sum(each.tasks[name].value for name in tasks) / len(tasks) for each in (model, other)]
+    return means[0] - means[1]
+
+
+def _steps(answers: Mapping[str, list[Answers]], signs: Mapping[str, float], rival: int) -> tuple[int, int]:
+    """Items on which the model scores more, and less, than the rival."""
+    steps = np.concatenate(
+        [signs[task] * (of[0].table[:, 0] - of[0].table[:, 2 * rival]) for task, of in answers.items()]
+    )
+    return int((steps > 0).sum()), int((steps < 0).sum())
 
 
 def mcnemar(gained: int, lost: int) -> float:

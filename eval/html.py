@@ -15,7 +15,19 @@ from eval.compare import Comparison, Merged, average, average_error, averaged
 from eval.difference import AVERAGE, Difference
 from eval.path import barrier, barrier_text
 from eval.results import Results, Verdicts
-from eval.tables import Cell, cells, columns, notes, percent_of, signed, verdict
+from eval.tables import (
+    Cell,
+    cell,
+    cells,
+    columns,
+    errors_legend,
+    interval,
+    notes,
+    p_text,
+    percent_of,
+    signed,
+    verdict,
+)
 
 _EXAMPLES = 6  # of each kind and task
 
@@ -66,7 +78,7 @@ def _scores(comparison: Comparison) -> str:
         _row(model.name, [_score(cell) for cell in row], comparison.merged(model) is not None)
         for model, row in zip(results.models, cells(results), strict=True)
     ]
-    caption = "± standard error. The best of each column is bold; ↓ means that less is better."
+    caption = f"{errors_legend(results)}. The best of each column is bold; ↓ means that less is better."
     said = "".join(f'<p class="soft">{escape(note)}</p>' for note in notes(comparison))
     return "<h2>Scores</h2>" + _table(["model", *heads], rows, caption) + said
 
@@ -103,7 +115,7 @@ def _bars(comparison: Comparison) -> str:
     figures = []
     if averaged(results):
         rows = [
-            _bar(comparison, model, average(results, model), average_error(results, model), True)
+            _bar(comparison, model, Cell(average(results, model), average_error(results, model), True))
             for model in results.models
         ]
         figures.append(_figure(AVERAGE, svg.bars(rows, "Average of the tasks for each model", 1.0)))
@@ -111,8 +123,7 @@ def _bars(comparison: Comparison) -> str:
         if name == AVERAGE:
             continue
         percent = percent_of(results, name)
-        tasks = [(model, model.tasks[name]) for model in results.models]
-        rows = [_bar(comparison, model, task.value, task.error, percent) for model, task in tasks]
+        rows = [_bar(comparison, model, cell(model.tasks[name])) for model in results.models]
         plot = svg.bars(rows, f"{name}, {metric}, for each model", 1.0 if percent else None)
         figures.append(_figure(name, plot, metric))
     key = ""
@@ -125,8 +136,10 @@ def _bars(comparison: Comparison) -> str:
     return f'<h2>By task</h2>{key}<div class="grid">{"".join(figures)}</div>'
 
 
-def _bar(comparison: Comparison, model: Verdicts, value: float, error: float | None, percent: bool) -> svg.Bar:
-    return svg.Bar(model.name, value, error, str(Cell(value, error, percent, False)), _role(comparison, model))
+def _bar(comparison: Comparison, model: Verdicts, score: Cell) -> svg.Bar:
+    error = score.error or 0.0
+    ends = score.span or (score.value - error, score.value + error)
+    return svg.Bar(model.name, score.value, ends, str(score), _role(comparison, model))
 
 
 def _figure(title: str, plot: str, more: str = "") -> str:
@@ -139,27 +152,28 @@ def _gains(comparison: Comparison, merged: Merged) -> str:
     for percent in (True, False):
         chosen = [gain for gain in merged.gains if percent_of(comparison.results, gain.task) == percent]
         if chosen:
-            rows = [_interval(gain.task, gain.best) for gain in chosen]
+            rows = [_interval(gain.task, gain.best.value, gain.low, gain.high, gain.significant) for gain in chosen]
             unit = "percentage points" if percent else "in the task's unit"
             plot = svg.intervals(rows, "Gain over the best parent of each task", percent)
             figures.append(_figure("Against the best parent of each task", plot, unit))
     last = merged.gains[-1]
     if len(merged.parents) > 1:
         where = "On average" if last.task == AVERAGE else f"On {last.task}"
-        rows = [_interval(each.other, each) for each in last.each]
+        rows = [_interval(each.other, each.value, each.low, each.high, each.significant) for each in last.each]
         plot = svg.intervals(rows, f"{where}, against each parent", percent_of(comparison.results, last.task))
         figures.append(_figure(f"{where}, against each parent", plot))
     note = (
-        "Lines are 95 % intervals: paired bootstrap over the items that both models answered, "
-        "resampled 10,000 times. Filled points are significant at 5 % (McNemar's exact test where items are right or "
-        "wrong). They say how sure the difference is on such items, not how a second training would come out."
+        "Lines are 95 % intervals, from random halves of the items that all models answered. Filled points are "
+        "significant at 5 %, corrected for having looked at several parents, tasks and merges. They say how sure the "
+        "difference is on such items, not how a second training would come out."
     )
     rows_of_table = [
         _gain_row(each, comparison.results, gain.over_mean if each is gain.best else None)
         for gain in merged.gains
         for each in gain.each
     ]
-    heads = ["task", "against", "gain", "95 % interval", "p", "gained", "lost", "over the parents’ mean"]
+    heads = ["task", "against", "gain", "95 % interval", "p", "p among parents", "gained", "lost"]
+    heads.append("over the parents’ mean")
     table = _table(heads, rows_of_table, "Items gained are those that the merge gets right and the parent does not.")
     return (
         f'<h2>{_of("Gains", comparison, merged)}</h2><p class="soft">{note}</p>'
@@ -168,20 +182,17 @@ def _gains(comparison: Comparison, merged: Merged) -> str:
     )
 
 
-def _interval(name: str, one: Difference) -> svg.Interval:
-    role = "even" if not one.significant else "gain" if one.value > 0 else "loss"
-    return svg.Interval(name, one.value, one.low, one.high, role)
+def _interval(name: str, value: float, low: float | None, high: float | None, significant: bool) -> svg.Interval:
+    role = "even" if not significant else "gain" if value > 0 else "loss"
+    return svg.Interval(name, value, low, high, role)
 
 
 def _gain_row(one: Difference, results: Results, over_mean: float | None) -> str:
     percent = percent_of(results, one.task)
-    span = "–"
-    if one.low is not None and one.high is not None:
-        span = f"{signed(one.low, percent)} to {signed(one.high, percent)}"
-    p = "–" if one.p is None else f"{one.p:.2g}"
     mean = "" if over_mean is None else signed(over_mean, percent)
     gain = f'<span class="{"up" if one.value > 0 else "down"}">{signed(one.value, percent)}</span>'
-    return _row(one.task, [escape(one.other), gain, span, p, str(one.gained), str(one.lost), mean])
+    tested = [interval(one.low, one.high, percent), p_text(one.p), p_text(one.p_among)]
+    return _row(one.task, [escape(one.other), gain, *tested, str(one.gained), str(one.lost), mean])
 
 
 def _of(head: str, comparison: Comparison, merged: Merged) -> str:

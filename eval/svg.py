@@ -21,23 +21,23 @@ _ROW = 24
 
 @dataclass(frozen=True)
 class Bar:
-    """`role`: "merge", "parent" or "other", a class of the style sheet."""
+    """`ends`: of the whisker. `role`: "merge", "parent" or "other", a class of the style sheet."""
 
     name: str
     value: float
-    error: float | None
+    ends: tuple[float, float]
     said: str
     role: str
 
 
 def bars(rows: Sequence[Bar], label: str, full: float | None = None) -> str:
-    """Horizontal bars from 0, whiskers of one standard error.
+    """Horizontal bars from 0 with whiskers.
 
     Args:
         label: what a screen reader says.
         full: the value at the right end; None: a little more than the largest.
     """
-    top = full or 1.05 * max(max(row.value + (row.error or 0) for row in rows), 1e-12)
+    top = full or 1.05 * max(max(row.ends[1] for row in rows), 1e-12)
     room = WIDTH - _LABEL - 78
     parts = []
     for number, row in enumerate(rows):
@@ -46,8 +46,8 @@ def bars(rows: Sequence[Bar], label: str, full: float | None = None) -> str:
         parts.append(_name(row.name, y + 16))
         parts.append(f'<rect class="track" x="{_LABEL}" y="{y + 4}" width="{room}" height="16" rx="2"/>')
         parts.append(f'<rect class="{row.role}" x="{_LABEL}" y="{y + 4}" width="{length:.1f}" height="16" rx="2"/>')
-        if row.error:
-            low, high = (room * min(max((row.value + side * row.error) / top, 0), 1) for side in (-1, 1))
+        if row.ends[0] < row.ends[1]:
+            low, high = (room * min(max(end / top, 0), 1) for end in row.ends)
             parts.append(_whisker(_LABEL + low, _LABEL + high, y + 12))
         parts.append(f'<text class="value" x="{WIDTH}" y="{y + 16}" text-anchor="end">{escape(row.said)}</text>')
     return _svg(parts, len(rows) * _ROW, label)

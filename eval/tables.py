@@ -18,7 +18,7 @@ from eval.compare import (
     in_percent,
     is_share,
 )
-from eval.difference import AVERAGE, Difference
+from eval.difference import AVERAGE
 from eval.results import Results, TaskResult, Verdicts
 
 if TYPE_CHECKING:
@@ -27,25 +27,34 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """A score as tables show it: percent for shares of 1. `best`: of its column."""
+    """A score as tables show it: percent for shares of 1.
+
+    Attributes:
+        best: of its column.
+        span: shown in place of the error where there is one: see TaskResult.span.
+    """
 
     value: float
     error: float | None
     percent: bool
-    best: bool
+    best: bool = False
+    span: tuple[float, float] | None = None
 
     def __str__(self) -> str:
+        if self.percent and self.span:
+            return f"{100 * self.value:.1f} ({100 * self.span[0]:.1f}–{100 * self.span[1]:.1f})"
         if self.percent:
             return f"{100 * self.value:.1f}" + (f" ± {100 * self.error:.1f}" if self.error is not None else "")
         return f"{self.value:.4g}" + (f" ± {self.error:.2g}" if self.error is not None else "")
 
 
 def columns(results: Results) -> list[tuple[str, str]]:
-    """(task, metric) of each column; ↓ where less is better."""
+    """(task, metric and number of items) of each column; ↓ where less is better."""
     found = []
     for name in results.tasks:
         first = results.models[0].tasks[name]
-        found.append((name, first.metric.partition(",")[0] + ("" if first.higher_is_better else " ↓")))
+        metric = first.metric.partition(",")[0] + ("" if first.higher_is_better else " ↓")
+        found.append((name, f"{metric}, n = {first.n:,}" if first.n else metric))
     names = averaged(results)
     return found + ([(AVERAGE, "" if names == results.tasks else f"of {len(names)} tasks")] if names else [])
 
@@ -60,12 +69,16 @@ def cells(results: Results) -> list[list[Cell]]:
         row = []
         for name in results.tasks:
             task = model.tasks[name]
-            row.append(Cell(task.value, task.error, is_share(task), task.value == best[name]))
+            row.append(cell(task, best[name]))
         if with_average:
             mean = average(results, model)
             row.append(Cell(mean, average_error(results, model), True, mean == top))
         rows.append(row)
     return rows
+
+
+def cell(task: TaskResult, best: float | None = None) -> Cell:
+    return Cell(task.value, task.error, is_share(task), task.value == best, task.span)
 
 
 def _best(results: Results, name: str) -> float:
@@ -90,13 +103,19 @@ def score_table(results: Results, width: int) -> Table:
         over, left, heads = "task", [task.replace("\n", ", ") for task in tasks], models
         rows = [list(column) for column in zip(*rows, strict=True)]
     best = "column" if over == "model" else "row"
-    table = Table(title=f"± standard error; the best of each {best} is bold", title_justify="left")
+    table = Table(title=f"{errors_legend(results)}; the best of each {best} is bold", title_justify="left")
     table.add_column(over)
     for head in heads:
         table.add_column(Text(head), justify="right")
     for name, row in zip(left, rows, strict=True):
         table.add_row(Text(name), *row)
     return table
+
+
+def errors_legend(results: Results) -> str:
+    """What stands beside the scores."""
+    spans = any(model.tasks[name].span for model in results.models for name in results.tasks)
+    return "± standard error" + ("; in brackets 95 % intervals, where few items are right or wrong" if spans else "")
 
 
 def notes(comparison: Comparison) -> list[str]:
@@ -142,21 +161,25 @@ def gain_table(results: Results, merged: Merged) -> Table:
     for head in GAINS:
         table.add_column(head, justify="right")
     for gain in merged.gains:
-        clear = "bold" if gain.best.significant else ""
+        clear = "bold" if gain.significant else ""
         table.add_row(Text(gain.task), *(Text(cell, style=clear) for cell in gain_cells(gain, results)))
     return table
 
 
-GAINS = ("over the best parent", "95 % interval", "p", "gained", "lost", "over the parents' mean")
+GAINS = ("over the best parent", "95 % interval", "p, corrected", "gained", "lost", "over the parents' mean")
 
 
 def gain_cells(gain: Gain, results: Results) -> list[str]:
     """As GAINS says."""
     best, percent = gain.best, percent_of(results, gain.task)
     counts = ("–", "–") if best.p is None else (str(best.gained), str(best.lost))
-    p = "–" if best.p is None else f"{best.p:.2g}"
     ahead = f"{signed(best.value, percent)} ({best.other})"
-    return [ahead, interval(best, percent), p, *counts, signed(gain.over_mean, percent)]
+    span = interval(gain.low, gain.high, percent)
+    return [ahead, span, p_text(gain.p_adjusted), *counts, signed(gain.over_mean, percent)]
+
+
+def p_text(p: float | None) -> str:
+    return "–" if p is None else f"{p:.2g}"
 
 
 def verdict(results: Results, merged: Merged) -> str:
@@ -171,8 +194,9 @@ def verdict(results: Results, merged: Merged) -> str:
     else:
         text = f"{name} is {size} {'better' if best.value > 0 else 'worse'} {where} than {best.other}, "
         text += "its best parent" if len(merged.parents) > 1 else "its parent"
-    said = "" if best.p is None else f"; the difference is {'' if best.significant else 'not '}significant"
-    text += said + "."
+    if best.value != 0 and gain.p_adjusted is not None:
+        text += f"; the difference is {'' if gain.significant else 'not '}significant"
+    text += "."
     if gain.task == AVERAGE:
         above = [each.task for each in merged.gains[:-1] if each.best.value > 0]
         n = len(merged.gains) - 1
@@ -184,10 +208,10 @@ def percent_of(results: Results, task: str) -> bool:
     return task == AVERAGE or in_percent(results, task)
 
 
-def interval(best: Difference, percent: bool) -> str:
-    if best.low is None or best.high is None:
+def interval(low: float | None, high: float | None, percent: bool) -> str:
+    if low is None or high is None:
         return "–"
-    return f"{signed(best.low, percent)} to {signed(best.high, percent)}"
+    return f"{signed(low, percent)} to {signed(high, percent)}"
 
 
 def signed(value: float, percent: bool) -> str:
@@ -206,7 +230,7 @@ def as_markdown(comparison: Comparison) -> str:
     for model, row in zip(results.models, cells(results), strict=True):
         shown_cells = [f"**{cell}**" if cell.best else str(cell) for cell in row]
         lines.append(f"| {_md(model.name)} | {' | '.join(shown_cells)} |")
-    lines += ["", "± is the standard error; the best of each column is bold, ↓ means that less is better."]
+    lines += ["", f"{errors_legend(results)}. The best of each column is bold, ↓ means that less is better."]
     for merged in comparison.merges:
         lines += ["", _md(verdict(results, merged)), "", f"| {_md(merged.model.name)} | {' | '.join(GAINS)} |"]
         lines.append(f"|---|{'---:|' * len(GAINS)}")
@@ -229,7 +253,7 @@ def as_csv(comparison: Comparison) -> str:
     out.writerow(
         [
             *("model", "digest", "task", "metric", "value", "stderr", "items", "over_best_parent", "best_parent"),
-            *("ci_low", "ci_high", "p", "gained", "lost", "over_parents_mean"),
+            *("ci_low", "ci_high", "p", "p_corrected", "gained", "lost", "over_parents_mean"),
         ]
     )
     for model in comparison.results.models:
@@ -244,9 +268,10 @@ def as_csv(comparison: Comparison) -> str:
 
 def _gain_numbers(gain: Gain | None) -> list[Any]:
     if gain is None:
-        return [None] * 8
+        return [None] * 9
     best = gain.best
-    return [best.value, best.other, best.low, best.high, best.p, best.gained, best.lost, gain.over_mean]
+    tested = [gain.low, gain.high, gain.p, gain.p_adjusted]
+    return [best.value, best.other, *tested, best.gained, best.lost, gain.over_mean]
 
 
 def as_data(comparison: Comparison) -> dict[str, Any]:
@@ -276,6 +301,7 @@ def _merge(results: Results, merged: Merged) -> dict[str, Any]:
 
 def _scores(results: Results, model: Verdicts) -> dict[str, Any]:
     def one(task: TaskResult) -> dict[str, Any]:
-        return {"metric": task.metric, "value": task.value, "stderr": task.error, "items": task.n}
+        found = {"metric": task.metric, "value": task.value, "stderr": task.error, "items": task.n}
+        return found | ({"interval": task.span} if task.span else {})
 
     return {name: one(model.tasks[name]) for name in results.tasks}

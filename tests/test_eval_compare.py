@@ -14,7 +14,7 @@ import verdicts as made
 from scipy import stats
 
 from eval.compare import average, average_error, averaged, compare, parents
-from eval.difference import AVERAGE, average_difference, difference, mcnemar
+from eval.difference import AVERAGE, difference, differences, mcnemar
 from eval.join import join
 from eval.path import barrier
 from eval.results import Part, Results
@@ -70,19 +70,22 @@ def test_a_lower_loss_is_a_gain_in_the_metrics_own_unit(metric: str) -> None:
     assert found.significant
 
 
-def test_a_group_is_bootstrapped_within_its_tasks() -> None:
+def test_a_group_is_resampled_within_its_tasks() -> None:
     """Pooled items would vary with how many of each task are drawn; here every item of a task is the same."""
-    one = [made.task("x", [1.0] * 30, group="g"), made.task("y", [0.0] * 10, group="g")]
-    two = [made.task("x", [0.0] * 30, group="g"), made.task("y", [0.0] * 10, group="g")]
-    for value in (0.75, 0.5):  # by items; the mean of the tasks
+    one = [made.task("x", [0.9] * 30, group="g"), made.task("y", [0.1] * 10, group="g")]
+    two = [made.task("x", [0.1] * 30, group="g"), made.task("y", [0.1] * 10, group="g")]
+    for value in (0.7, 0.5):  # by items; the mean of the tasks
         groups = [
             dataclasses.replace(made.task("g", [1.0]), metrics={"acc,none": v}, doc_ids=(), items=())
-            for v in (value, 0.0)
+            for v in (value, 0.1)
         ]
         a, b = made.model("a", [groups[0], *one]), made.model("b", [groups[1], *two])
         found = difference(a, b, "g")
-        assert (found.low, found.value, found.high) == (pytest.approx(value),) * 3
+        assert (found.low, found.value, found.high) == (pytest.approx(value - 0.1),) * 3
         assert (found.gained, found.lost, found.n) == (30, 0, 40)
+    one = [made.task("x", [1.0] * 30, group="g"), made.task("y", [0.0] * 10, group="g")]
+    two = [made.task("x", [0.0] * 30, group="g"), made.task("y", [0.0] * 10, group="g")]
+    b = made.model("b", [dataclasses.replace(groups[1], metrics={"acc,none": 0.0}), *two])
     strange = dataclasses.replace(groups[0], metrics={"acc,none": 0.9})  # normalised in a way that is not known here
     found = difference(made.model("a", [strange, *one]), b, "g")
     assert (found.low, found.gained) == (None, 30)
@@ -160,8 +163,11 @@ def test_why_there_is_no_interval_is_said() -> None:
     ]
     found = compare(made.results(models), ["a"], ["b"])
     (merged,) = found.merges
-    assert [gain.best.low for gain in merged.gains] == [None, 0.0, None]
-    assert notes(found) == ["No interval for f, average: its items have no score of their own."]
+    assert [gain.low for gain in merged.gains] == [None, None, None]
+    assert notes(found) == [
+        "No interval for f, average: its items have no score of their own.",
+        "No interval for t: fewer than 6 items cannot show a difference at the 5 % level.",
+    ]
 
 
 def test_gains_over_the_best_parent_and_the_mean() -> None:
@@ -172,7 +178,7 @@ def test_gains_over_the_best_parent_and_the_mean() -> None:
     assert (math.best.other, math.best.value, math.over_mean) == ("a", pytest.approx(-0.1), pytest.approx(0.2))
     assert (code.best.other, code.best.value, code.over_mean) == ("b", pytest.approx(0.05), pytest.approx(0.35))
     assert (mean.task, mean.best.other, mean.best.value) == (AVERAGE, "a", pytest.approx(0.275))
-    assert mean.best.significant
+    assert mean.significant
     assert verdict(found.results, merged).startswith(
         "merge is 27.5 points better on average than a, its best parent; the difference is s"
     )
@@ -182,7 +188,7 @@ def test_gains_over_the_best_parent_and_the_mean() -> None:
 def test_average_has_the_interval_and_error_of_independent_tasks() -> None:
     found = made.family({"a": (50, 50), "merge": (60, 70)})
     a, merge = found.models
-    one = average_difference(merge, a, found.tasks)
+    (one,) = differences(merge, [a], found.tasks)
     assert one.low is not None
     assert one.high is not None
     steps = [np.array([float(50 <= i < top) for i in range(100)]) for top in (60, 70)]
@@ -334,12 +340,12 @@ def test_outputs_for_machines_and_for_cards_agree() -> None:
     assert data["merges"][0]["parents"] == ["a", "b|c"]
     assert data["merges"][0]["gains"][1]["best"]["gained"] == 5
     lines = as_markdown(found).splitlines()
-    assert lines[0] == "| model | math (acc) | code (acc) | average |"
+    assert lines[0] == "| model | math (acc, n = 100) | code (acc, n = 100) | average |"
     assert lines[3] == r"| b\|c | 30.0 ± 4.6 | 80.0 ± 4.0 | 55.0 ± 3.0 |"
     assert lines[4] == "| merge | 80.0 ± 4.0 | **85.0 ± 3.6** | **82.5 ± 2.7** |"
 
 
-def test_few_and_many_different_scores_are_bootstrapped_alike() -> None:
+def test_few_and_many_different_scores_are_resampled_alike() -> None:
     """Right-or-wrong items are drawn by counts; with a little noise they are drawn one by one."""
     rng = np.random.default_rng(3)
     a, b = ((rng.random(200) < share).astype(float) for share in (0.7, 0.6))

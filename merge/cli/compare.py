@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,8 @@ from merge.cli.judging import check_files, judging, judging_options, write_text
 from merge.errors import UsageError
 
 if TYPE_CHECKING:
+    from eval.compare import Comparison
+    from eval.gate import Gate
     from eval.results import Results
 
 
@@ -24,6 +27,7 @@ Examples:
   merge compare monday.json tuesday.json --merge mine --parents math,code
   merge compare base math code merged --suite quickstart --html page.html
   merge compare results.json --card merged/mine
+  merge compare results.json --gate --gate-against base   for scripts: exit code 1 unless it passes
 Saved results are compared as they are; models are evaluated first, with the options of merge eval.""",
 )
 @click.argument("sources", metavar="RESULTS.json...|MODEL...", nargs=-1, required=True)
@@ -34,6 +38,8 @@ Saved results are compared as they are; models are evaluated first, with the opt
 @click.option("--html", type=click.Path(path_type=Path), help="Write a page with tables and plots.")
 @click.option("--card", type=click.Path(path_type=Path), help="Put it into the model card of this directory.")
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="File for the results themselves.")
+@click.option("--gate", is_flag=True, help="Exit with 1 unless the mean rises and no task falls significantly.")
+@click.option("--gate-against", metavar="NAME", help="The model to replace.  [default: the best parent on average]")
 @click.option("--json", "as_json", is_flag=True, help="Print the comparison as JSON.")
 @judging_options
 def command(
@@ -45,6 +51,8 @@ def command(
     html: Path | None,
     card: Path | None,
     out: Path | None,
+    gate: bool,
+    gate_against: str | None,
     as_json: bool,
     **asked: Any,
 ) -> None:
@@ -52,6 +60,8 @@ def command(
     from eval import tables
     from eval.compare import compare
 
+    if gate_against is not None and not gate:
+        raise UsageError("--gate-against: give --gate too.")
     check_files(csv=csv_file, markdown=markdown, html=html, out=out)
     if card is not None and not card.is_dir():
         raise UsageError(f"--card {card}: there is no such directory.")
@@ -59,6 +69,7 @@ def command(
     if out is not None:
         write_text(out, results.to_json())
     comparison = compare(results, names_of(merge), names_of(parents))
+    gates = _gates(comparison, gate_against) if gate else ()
     if csv_file is not None:
         write_text(csv_file, tables.as_csv(comparison))
     if markdown is not None:
@@ -72,17 +83,43 @@ def command(
 
         card = write_card(card, comparison)
     if as_json:
-        click.echo(json.dumps(tables.as_data(comparison), indent=1, ensure_ascii=False))
-        return
+        said = tables.as_data(comparison)
+        if gate:
+            said["gates"] = [dataclasses.asdict(each) | {"passed": each.passed} for each in gates]
+        click.echo(json.dumps(said, indent=1, ensure_ascii=False))
+    else:
+        _print(comparison)
+        for label, file in (
+            ("results", out),
+            ("csv", csv_file),
+            ("markdown", markdown),
+            ("card", card),
+            ("page", html),
+        ):
+            if file is not None:
+                click.echo(f"{label}: {file}")
+        for each in gates:
+            click.echo(str(each))
+    if not all(each.passed for each in gates):
+        click.get_current_context().exit(1)
+
+
+def _print(comparison: Comparison) -> None:
+    from eval import tables
+
+    results = comparison.results
     if results.path and not comparison.merges:
         from eval.path import print_path
 
         print_path(results)
     else:
         tables.print_comparison(comparison)
-    for label, file in (("results", out), ("csv", csv_file), ("markdown", markdown), ("card", card), ("page", html)):
-        if file is not None:
-            click.echo(f"{label}: {file}")
+
+
+def _gates(comparison: Comparison, against: str | None) -> tuple[Gate, ...]:
+    from eval.gate import gates
+
+    return gates(comparison, against)
 
 
 def names_of(text: str | None) -> list[str]:
