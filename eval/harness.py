@@ -12,7 +12,7 @@ from typing import Any
 from eval.backends import fingerprint_of, load_model
 from eval.items import Loaded, load_tasks, seed
 from eval.memory import Memory
-from eval.models import Subject, directory, known_digest, remember_digest
+from eval.models import Subject, directory, known_digest, remember_digest, watch
 from eval.quiet import quiet, quietly
 from eval.results import Results, TaskResult, Verdicts
 from eval.settings import Settings
@@ -63,6 +63,7 @@ def _judge(
 
     began = time.monotonic()
     with contextlib.ExitStack() as stack:
+        unchanged = watch(subject.path) if subject.path is not None else lambda: None
         digest = None if keep is not None else known_digest(subject, memory)
         path: Path | None = None
         if digest is None:
@@ -77,7 +78,7 @@ def _judge(
         numbers = settings.of_numbers()
         if settings.backend not in _READ_FILES:
             numbers["fingerprint"] = fingerprint_of(subject, load)
-        model = RememberingLM(load, memory, digest, numbers)
+        model = RememberingLM(load, memory, digest, numbers, unchanged)
         done = [_one_task(subject, each, model, settings, progress) for each in loaded]
         return Verdicts(
             name=subject.name,

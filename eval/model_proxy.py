@@ -20,14 +20,23 @@ Tick = Callable[[int], None]  # requests answered since the last call
 class RememberingLM(LM):  # type: ignore[misc]
     """An lm-eval model that is loaded when a request has no answer yet, and whose answers are stored as they come."""
 
-    def __init__(self, load: Callable[[], LM], memory: Memory, digest: str, settings: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        load: Callable[[], LM],
+        memory: Memory,
+        digest: str,
+        settings: Mapping[str, Any],
+        unchanged: Callable[[], None],
+    ) -> None:
         """
         Args:
             load: makes the real model.
             digest, settings: parts of every request's key, see eval.memory.
+            unchanged: raises SourceChanged if the files are no longer those of the digest.
         """
         super().__init__()
         self._load, self._memory, self._digest, self._settings = load, memory, digest, settings
+        self._unchanged = unchanged
         self._loaded: LM | None = None
         self.tick: Tick = lambda n: None
         self.asked = self.remembered = 0  # requests
@@ -37,6 +46,7 @@ class RememberingLM(LM):  # type: ignore[misc]
         """The real model, loaded now if it is not yet."""
         if self._loaded is None:
             self._loaded = self._load()
+            self._unchanged()
             self._loaded.set_cache_hook(_Recorder(self))
         return self._loaded
 
@@ -66,7 +76,7 @@ class RememberingLM(LM):  # type: ignore[misc]
             for (key, request), answer in zip(missing.items(), answers, strict=True):
                 self._check(request, answer)
                 known[key] = answer
-                self._memory.store(key, answer)
+                self._store(key, answer)
         return [known[key] for key in keys]
 
     def key(self, kind: str, arguments: Sequence[Any]) -> bytes:
@@ -75,8 +85,12 @@ class RememberingLM(LM):  # type: ignore[misc]
     def record(self, kind: str, arguments: Sequence[Any], answer: Any) -> None:
         """One answer, as soon as the real model has it."""
         if not _is_nan(answer):
-            self._memory.store(self.key(kind, arguments), answer)
+            self._store(self.key(kind, arguments), answer)
         self.tick(1)
+
+    def _store(self, key: bytes, answer: Any) -> None:
+        self._unchanged()  # weights may be read from the file only when they are used
+        self._memory.store(key, answer)
 
     def _check(self, request: Instance, answer: Any) -> None:
         if _is_nan(answer):

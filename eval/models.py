@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,9 +25,9 @@ from merge.checkpoint.checkpoint import open_checkpoint
 from merge.checkpoint.files import list_side_files, read_json, weight_file
 from merge.checkpoint.hub import locate
 from merge.checkpoint.layout import find_weights
-from merge.errors import CheckpointError, OutputError, UsageError
+from merge.errors import CheckpointError, OutputError, SourceChanged, UsageError
 from merge.output.manifest import read_manifest
-from merge.plan import Plan, SourceModel
+from merge.plan import Plan, SourceFile, SourceModel
 from merge.recipe.model import ModelRef
 from merge.recipe.pipeline import Pipeline
 from merge.recipe.references import parse_reference
@@ -196,20 +196,45 @@ def remember_digest(subject: Subject, path: Path, memory: Memory) -> str:
 
 
 def _plan_key(subject: Subject) -> bytes:
-    """A plan holds its recipe, and size and time of every file it reads."""
+    """A plan holds its recipe, and what every file it reads was when it was made."""
     assert subject.plan is not None
     return key_of("plan", *(plan.to_json() for plan in (*subject.earlier, subject.plan)))
 
 
 def directory_digest(path: Path, memory: Memory) -> str:
     """Digest of everything in a model directory that its answers depend on: weights, config, tokenizer, templates."""
+    parts = [(name, _file_digest(file, memory)) for name, file in _files(path)]
+    return xxhash.xxh3_128_hexdigest(json.dumps(parts).encode())
+
+
+def weights_of(subject: Subject) -> tuple[SourceFile, ...]:
+    """The weight files that a subject is, or is merged from."""
+    if subject.path is not None:
+        return open_checkpoint(ModelRef(subject.text, str(subject.path))).files
+    assert subject.plan is not None
+    return tuple(file for model in subject.plan.models for file in model.files)
+
+
+def watch(path: Path) -> Callable[[], None]:
+    """A function that raises SourceChanged if a file of a model directory is not what it is now."""
+    before = [SourceFile.now(file) for _, file in _files(path)]
+
+    def check() -> None:
+        for file in before:
+            if not os.path.exists(file.path) or SourceFile.now(file.path) != file:
+                raise SourceChanged(
+                    f"{file.path}: changed while the model was evaluated. Run again; earlier answers are kept."
+                )
+
+    return check
+
+
+def _files(path: Path) -> list[tuple[str, Path]]:
+    """(name, path) of the files that a model's answers depend on, by name."""
     names = [Path(weight_file(str(path), name)) for name in find_weights(str(path)).files]
     names += [path / name for name in (*list_side_files(str(path)), "config.json")]
-    parts = sorted(
+    return sorted(
         {str(name.relative_to(path)) if name.is_relative_to(path) else str(name): name for name in names}.items()
-    )
-    return xxhash.xxh3_128_hexdigest(
-        json.dumps([(short, _file_digest(name, memory)) for short, name in parts]).encode()
     )
 
 
@@ -227,8 +252,7 @@ def check_files(path: Path) -> None:
 
 
 def _file_digest(path: Path, memory: Memory) -> str:
-    info = path.stat()
-    key = key_of("file", str(path.resolve()), info.st_size, info.st_mtime_ns)
+    key = key_of("file", *dataclasses.astuple(SourceFile.now(path.resolve())))
     known = memory.digest(key)
     if known is None:
         with path.open("rb") as file:

@@ -14,10 +14,11 @@ from pathlib import Path
 
 from eval.blends import blend, blend_recipe, on_disk
 from eval.compare import in_percent
-from eval.models import Subject, is_recipe
+from eval.models import Subject, is_recipe, weights_of
 from eval.results import Results, Verdicts
 from eval.settings import Settings
-from merge.errors import UsageError
+from merge.errors import SourceChanged, UsageError
+from merge.plan import Plan, SourceFile
 
 Judge = Callable[[Sequence[Subject], Settings], Results]
 
@@ -46,6 +47,7 @@ class Soup:
         members: the models of the soup, as they were named.
         recipe: that makes it.
         report: soup and models on the other items.
+        files: the models' weight files, as they were before the first was judged.
     """
 
     singles: Results
@@ -53,6 +55,17 @@ class Soup:
     members: tuple[str, ...]
     recipe: str
     report: Results
+    files: tuple[SourceFile, ...]
+
+    def plan(self) -> Plan:
+        """Of the recipe. Raises SourceChanged if a member is not what was judged."""
+        from merge import build_plan, parse_recipe
+
+        plan = build_plan(parse_recipe(self.recipe))
+        for file in (file for model in plan.models for file in model.files):
+            if file not in self.files:
+                raise SourceChanged(f"{file.path}: changed since the models were judged. Run again.")
+        return plan
 
 
 def greedy_soup(
@@ -78,6 +91,7 @@ def greedy_soup(
     choose = dataclasses.replace(settings, holdout=holdout, held_out=True)
     rest = dataclasses.replace(settings, holdout=holdout, held_out=False)
     with on_disk(models, "merge soup", keep) as single:
+        files = tuple(file for subject in single for file in weights_of(subject))
         singles = judge(single, choose)
         _check_scale(singles)
         scores = [_score(singles, model) for model in singles.models]
@@ -94,7 +108,7 @@ def greedy_soup(
         chosen = [single[member] for member in members]
         report = judge([*single, _blend(chosen, name)], rest)
     named = tuple(models[member] for member in members)
-    return Soup(singles, tuple(steps), named, _recipe(named, chosen, name, keep), report)
+    return Soup(singles, tuple(steps), named, _recipe(named, chosen, name, keep), report, files)
 
 
 def _blend(members: Sequence[Subject], name: str) -> Subject:

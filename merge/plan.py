@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -75,11 +76,38 @@ class TensorRef:
 
 @dataclass(frozen=True, slots=True)
 class SourceFile:
-    """A file that is read; held to this size and time of change during the run."""
+    """A file that is read; the run fails if it does not stay as it was when its header was read.
+
+    `cp -p`, `rsync -a` and `tar` give a file another's mtime. Its ctime, which no program can set, and its inode still
+    tell the two apart.
+
+    Attributes:
+        size: bytes.
+        device, inode: where the file system keeps it.
+        made_from: of a file that this run makes itself, a digest of what it makes it from; its times then mean nothing.
+    """
 
     path: str
-    size: int  # bytes
+    size: int
     mtime_ns: int
+    ctime_ns: int
+    device: int
+    inode: int
+    made_from: str = ""
+
+    @staticmethod
+    def now(path: str | os.PathLike[str], made_from: str = "") -> SourceFile:
+        """The file as it is. Raises OSError."""
+        return SourceFile.of(os.fspath(path), os.stat(path), made_from)
+
+    @staticmethod
+    def of(path: str, info: os.stat_result, made_from: str = "") -> SourceFile:
+        return SourceFile(path, info.st_size, info.st_mtime_ns, info.st_ctime_ns, info.st_dev, info.st_ino, made_from)
+
+    @property
+    def stamp(self) -> tuple[int, ...]:
+        """Differs between two files, and between a file and what it was before it was written to."""
+        return self.size, self.mtime_ns, self.ctime_ns, self.device, self.inode
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,9 +30,8 @@ def save(path: Path, value: Any, is_zip: bool = True) -> str:
 
 
 def read(ref: TensorRef) -> torch.Tensor:
-    info = os.stat(ref.file)
     out = np.empty(ref.size, DTYPES[ref.dtype].numpy_name)
-    with SourceReader([SourceFile(ref.file, info.st_size, info.st_mtime_ns)]) as reader:
+    with SourceReader([SourceFile.now(ref.file)]) as reader:
         reader.read_into(ref, 0, out)
     dtype = getattr(torch, DTYPES[ref.dtype].torch_name)
     return (

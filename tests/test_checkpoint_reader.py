@@ -24,8 +24,7 @@ from merge.plan import SourceFile, TensorRef
 
 
 def source(path: Path | str) -> SourceFile:
-    info = os.stat(path)
-    return SourceFile(str(path), info.st_size, info.st_mtime_ns)
+    return SourceFile.now(path)
 
 
 @pytest.fixture
@@ -160,6 +159,33 @@ def test_a_file_that_changed_before_it_was_opened(stored: tuple[SourceFile, Tens
         with pytest.raises(SourceChanged, match=r"a.safetensors: was written again .*\+1.000 s"):
             reader.read_into(ref, 0, np.empty(1, np.float32))
         with pytest.raises(SourceChanged, match="was written again"):
+            reader.check_unchanged()
+
+
+@pytest.mark.parametrize("opened", [False, True])
+@pytest.mark.parametrize("how", ["replaced", "written to"])
+def test_a_file_whose_size_and_mtime_are_kept(
+    stored: tuple[SourceFile, TensorRef, np.ndarray], how: str, opened: bool
+) -> None:
+    file, ref, _ = stored
+    path = Path(file.path)
+    with SourceReader([file]) as reader:
+        if opened:
+            reader.read_into(ref, 0, np.empty(1, np.float32))
+        other = path.read_bytes()[:-1] + b"\x01"
+        if how == "replaced":
+            (path.parent / "new").write_bytes(other)
+            os.utime(path.parent / "new", ns=(0, file.mtime_ns))
+            os.replace(path.parent / "new", path)
+        else:
+            path.write_bytes(other)
+            os.utime(path, ns=(0, file.mtime_ns))
+        info = path.stat()
+        assert (info.st_size, info.st_mtime_ns) == (file.size, file.mtime_ns)
+        if not opened:
+            with pytest.raises(SourceChanged, match=r"a.safetensors: was replaced or written to since"):
+                reader.read_into(ref, 0, np.empty(1, np.float32))
+        with pytest.raises(SourceChanged, match=r"a.safetensors: was replaced or written to since"):
             reader.check_unchanged()
 
 

@@ -29,10 +29,10 @@ from eval.results import Results
 from eval.settings import Settings
 from eval.soup import Soup, greedy_soup
 from eval.tasks import Task, resolve
-from merge import build_plan, load_recipe, parse_recipe, run_plan, verify_output
+from merge import build_plan, load_recipe, run_plan, verify_output
 from merge.cli import cli
 from merge.cli.judging import write_text
-from merge.errors import MergeError, NumbersError, OutputError, UsageError
+from merge.errors import MergeError, NumbersError, OutputError, SourceChanged, UsageError
 
 ROOT = Path(__file__).resolve().parent.parent
 FAMILY = ROOT / "recipes" / "quickstart"
@@ -97,6 +97,45 @@ def test_answers_go_by_weights_and_not_by_path(tmp_path: Path, tiny: Run, choice
     tiny(tmp_path / "a", seed=5)  # another model in the same place
     assert judged([tmp_path / "a"], tasks, memory).models[0].asked == 12
     assert judged([tmp_path / "a"], tasks, memory, dataclasses.replace(SOME, dtype="bfloat16")).models[0].asked == 12
+
+
+def replace_weights(model: Path, other: Path) -> None:
+    """The other model's weights in the model's place, with the size and mtime of the file that was there."""
+    old, new = model / "model.safetensors", other / "model.safetensors"
+    before = old.stat()
+    os.utime(new, ns=(before.st_atime_ns, before.st_mtime_ns))
+    os.replace(new, old)
+    assert (old.stat().st_size, old.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+
+
+def test_other_weights_with_the_size_and_mtime_of_the_old_ones_are_asked_again(
+    tmp_path: Path, tiny: Run, choices: Path, memory: Memory
+) -> None:
+    tasks = resolve([str(choices)], None)
+    tiny(tmp_path / "a")
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(f"merge_method: passthrough\nmodels: [{{model: {tmp_path / 'a'}}}]\n")
+    before = judged([tmp_path / "a", recipe], tasks, memory).models
+    replace_weights(tmp_path / "a", tiny(tmp_path / "other", seed=5))
+    after = judged([tmp_path / "a", recipe], tasks, memory).models
+    assert after[0].asked == 12
+    assert (after[0].digest == before[0].digest, after[1].digest == before[1].digest) == (False, False)
+
+
+def test_weights_that_change_during_an_evaluation(tmp_path: Path, tiny: Run, choices: Path, memory: Memory) -> None:
+    tasks = resolve([str(choices)], None)
+    other = tiny(tmp_path / "other", seed=5)
+    before = judged([other], tasks, memory).models[0]
+    tiny(tmp_path / "a")
+
+    def change(model: str, task: str, done: int, total: int) -> None:
+        if done == 4:
+            replace_weights(tmp_path / "a", other)
+
+    with pytest.raises(SourceChanged, match=r"a/model.safetensors: changed while the model was evaluated"):
+        evaluate(subjects([str(tmp_path / "a")]), tasks, Settings(batch_size=1), memory, progress=change)
+    after = judged([tmp_path / "a"], tasks, memory).models[0]
+    assert (after.digest, after.remembered, after.tasks) == (before.digest, 12, before.tasks)
 
 
 def test_an_evaluation_that_was_stopped_asks_only_the_rest(
@@ -402,13 +441,29 @@ def test_a_soup_of_a_recipe_an_adapter_and_a_model(parents: Path, memory: Memory
     if "mean.yaml" in found.members:
         assert "# First: merge run mean.yaml -o merged/mean\n" in found.recipe
         assert str(parents / "kept" / "mean") in kept.recipe
-    run_plan(build_plan(parse_recipe(kept.recipe)), parents / "soup")
+    run_plan(kept.plan(), parents / "soup")
     with Memory(parents / "new.sqlite") as new:
         (model,) = judged([parents / "soup"], tasks, new, Settings(holdout=0.5)).models
     assert model.tasks == found.report.models[-1].tasks
 
 
 @pytest.mark.filterwarnings("ignore")  # what transformers and peft warn of is not ours
+def test_a_soup_is_made_of_the_weights_that_were_judged(
+    tmp_path: Path, tiny: Run, choices: Path, memory: Memory
+) -> None:
+    tasks = resolve([str(choices)], None)
+    models = [str(tiny(tmp_path / name, seed=seed)) for seed, name in enumerate("ab")]
+
+    def judge(found: Any, settings: Settings) -> Results:
+        return evaluate(found, tasks, settings, memory)
+
+    soup = greedy_soup(models, judge, Settings(), 0.5)
+    assert len(soup.plan().models) == len(soup.members)
+    replace_weights(Path(soup.members[0]), tiny(tmp_path / "c", seed=5))
+    with pytest.raises(SourceChanged, match=r"model.safetensors: changed since the models were judged"):
+        soup.plan()
+
+
 def test_a_soup_that_is_written_names_what_it_is_made_of(parents: Path, choices: Path) -> None:
     with pytest.raises(UsageError, match=r"--out: .* mean.yaml is merged on the fly. .* --keep DIR"):
         CliRunner().invoke(

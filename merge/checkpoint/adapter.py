@@ -124,7 +124,7 @@ def open_adapter(ref: ModelRef) -> Adapter:
     config = read_json(config_path, unique=False)
     check_config(config_path, config)
     path, file_notes = _weights(place.path)
-    info = os.stat(path)
+    file = SourceFile.now(path)
     refs, notes = _read(path)
     modules, tokens, saved, more = _Sorter(config_path, path, config).sort(refs)
     if not modules and not saved and not tokens:
@@ -134,7 +134,7 @@ def open_adapter(ref: ModelRef) -> Adapter:
         path=place.path,
         revision=place.revision,
         config=config,
-        files=(SourceFile(path, info.st_size, info.st_mtime_ns),),
+        files=(file,),
         modules=modules,
         saved=saved,
         tokens=tokens,

@@ -57,7 +57,7 @@ def open_checkpoint(ref: ModelRef) -> Checkpoint:
     weights = find_weights(place.path)
     config = _read_config(place.path)
     # The times are taken before the headers are read: a change in between is seen when the engine opens the file.
-    files = tuple(_source_file(place.path, name) for name in weights.files)
+    files = tuple(SourceFile.now(weight_file(place.path, name)) for name in weights.files)
     tensors, notes = read_tensors(place.path, weights)
     tensors, scale_notes = fold_scales(place.path, config, tensors)
     return Checkpoint(
@@ -84,9 +84,3 @@ def _read_config(directory: str) -> dict[str, Any]:
                 f"{path}: {key}: expected an object, found {config[key]!r:.60}. Download the file again."
             )
     return config
-
-
-def _source_file(directory: str, name: str) -> SourceFile:
-    path = weight_file(directory, name)
-    info = os.stat(path)
-    return SourceFile(path, info.st_size, info.st_mtime_ns)

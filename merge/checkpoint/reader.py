@@ -157,7 +157,7 @@ class SourceReader:
             os.posix_fadvise(self._descriptor(ref.file), place, size, os.POSIX_FADV_WILLNEED)
 
     def check_unchanged(self, path: str | None = None) -> None:
-        """Hold one file, or all of them, to the size and time of change that the plan was made with."""
+        """Holds one file, or all of them, to what they were when the plan was made."""
         for file in self._files.values() if path is None else (self._files[path],):
             try:
                 _compare(file, os.stat(file.path))
@@ -261,6 +261,11 @@ def _compare(file: SourceFile, now: os.stat_result) -> None:
     if now.st_mtime_ns != file.mtime_ns:
         late = (now.st_mtime_ns - file.mtime_ns) / 1e9
         raise SourceChanged(f"{file.path}: was written again since the run was planned ({late:+.3f} s). {_RUN_AGAIN}")
+    if SourceFile.of(file.path, now).stamp != file.stamp:
+        raise SourceChanged(
+            f"{file.path}: was replaced or written to since the run was planned; its size and mtime are the same, its "
+            f"inode or ctime is not. {_RUN_AGAIN}"
+        )
 
 
 def open_file(path: str, flags: int = os.O_RDONLY) -> int:

@@ -68,9 +68,9 @@ def command(
 
         write_text(html, page(comparison))
     if out is not None:
-        from merge import build_plan, parse_recipe, run_plan
+        from merge import run_plan
 
-        run_plan(build_plan(parse_recipe(soup.recipe)), out, force=force)
+        run_plan(soup.plan(), out, force=force)
     if as_json:
         from eval.tables import as_data
 

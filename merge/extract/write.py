@@ -87,7 +87,7 @@ def manifest_text(
     path = directory / WEIGHTS
     refs, _ = read_header(str(path))
     info = path.stat()
-    with SourceReader([SourceFile(str(path), info.st_size, info.st_mtime_ns)]) as reader:
+    with SourceReader([SourceFile.now(path)]) as reader:
         tensors = {
             ref.name: {
                 "file": WEIGHTS,

@@ -63,8 +63,7 @@ def verify_output(
     good = {name: ref for name, ref in refs.items() if name in manifest["tensors"]}
     total = sum(ref.nbytes for ref in good.values())
     done = 0
-    files = {ref.file: os.stat(ref.file) for ref in good.values()}
-    sources = [SourceFile(path, info.st_size, info.st_mtime_ns) for path, info in files.items()]
+    sources = [SourceFile.now(path) for path in dict.fromkeys(ref.file for ref in good.values())]
     with SourceReader(sources) as reader, concurrent.futures.ThreadPoolExecutor(threads or os.cpu_count()) as pool:
         for name, digest in zip(
             good, pool.map(lambda ref: tensor_file_digest(reader, ref), good.values()), strict=True

@@ -252,7 +252,7 @@ def _to_be_written(stage: StagePlan) -> Checkpoint:
         step.name: TensorRef(f"{folder}/{step.file}", step.name, step.dtype, step.shape, step.offset)
         for step in plan.steps
     }
-    return _checkpoint(stage, tensors, tuple(SourceFile(f"{folder}/{s.file}", s.size, 0) for s in plan.shards))
+    return _checkpoint(stage, tensors, tuple(SourceFile(f"{folder}/{s.file}", s.size, 0, 0, 0, 0) for s in plan.shards))
 
 
 def _checkpoint(stage: StagePlan, tensors: Mapping[str, TensorRef], files: tuple[SourceFile, ...]) -> Checkpoint:

@@ -36,14 +36,14 @@ class Statistics:
             self._problems.append(Problem(f"there is no statistics file {path}.", where, make))
             return
         try:
-            info = os.stat(path)
+            file = SourceFile.now(path)
             refs, _ = read_header(path)
         except CheckpointError as error:
             self._problems.append(Problem(str(error), where))
             return
         prefix = f"{self._kind}."
         self._tensors[path] = {ref.name.removeprefix(prefix): ref for ref in refs if ref.name.startswith(prefix)}
-        self._files[path] = SourceFile(path, info.st_size, info.st_mtime_ns)
+        self._files[path] = file
         if not self._tensors[path]:
             kinds = dict.fromkeys(ref.name.partition(".")[0] for ref in refs)
             found = f"has {', '.join(list(kinds)[:3])}" if kinds else "is empty"

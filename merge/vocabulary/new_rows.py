@@ -156,8 +156,7 @@ def _kept(path: Path, digest: str) -> dict[str, float] | None:
 
 
 def _source_file(path: Path) -> SourceFile:
-    info = os.stat(path)
-    return SourceFile(os.path.abspath(path), info.st_size, info.st_mtime_ns)
+    return SourceFile.now(os.path.abspath(path))
 
 
 def peak_bytes(transplant: Transplant, threads: int) -> int:
