@@ -1,6 +1,6 @@
 """A comparison as one HTML page: no scripts, nothing fetched, the same bytes for the same results.
 
-The page's style is eval/page.html, its plots are eval/svg.py. Beside every plot there is a table with its numbers.
+The page's style is eval/page.html, its plots are eval/plots.py. Beside every plot there is a table with its numbers.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from html import escape
 from importlib.resources import files
 from string import Template
 
-from eval import agreement, svg
+from eval import agreement, plots
 from eval.compare import Comparison, Merged, average, average_error, averaged
 from eval.difference import AVERAGE, Difference
 from eval.path import barrier, barrier_text
@@ -96,7 +96,7 @@ def _table(heads: Sequence[str], rows: Sequence[str], caption: str = "") -> str:
     said = f'<p class="soft">{caption}</p>' if caption else ""
     head = "".join(f'<th scope="col">{text}</th>' for text in heads)
     body = "\n".join(rows)
-    region = '<div class="scroll" tabindex="0" role="region" aria-label="table">'  # so that the keyboard can scroll it
+    region = '<div class="scroll" tabindex="0" role="region" aria-label="table, scrolls sideways">'  # by keyboard too
     return f"{region}<table>{said}<thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table></div>"
 
 
@@ -118,13 +118,13 @@ def _bars(comparison: Comparison) -> str:
             _bar(comparison, model, Cell(average(results, model), average_error(results, model), True))
             for model in results.models
         ]
-        figures.append(_figure(AVERAGE, svg.bars(rows, "Average of the tasks for each model", 1.0)))
+        figures.append(_figure(AVERAGE, plots.bars(rows, "Average of the tasks for each model", 1.0)))
     for name, metric in columns(results):
         if name == AVERAGE:
             continue
         percent = percent_of(results, name)
         rows = [_bar(comparison, model, cell(model.tasks[name])) for model in results.models]
-        plot = svg.bars(rows, f"{name}, {metric}, for each model", 1.0 if percent else None)
+        plot = plots.bars(rows, f"{name}, {metric}, for each model", 1.0 if percent else None)
         figures.append(_figure(name, plot, metric))
     key = ""
     if comparison.merges:
@@ -136,10 +136,10 @@ def _bars(comparison: Comparison) -> str:
     return f'<h2>By task</h2>{key}<div class="grid">{"".join(figures)}</div>'
 
 
-def _bar(comparison: Comparison, model: Verdicts, score: Cell) -> svg.Bar:
+def _bar(comparison: Comparison, model: Verdicts, score: Cell) -> plots.Bar:
     error = score.error or 0.0
     ends = score.span or (score.value - error, score.value + error)
-    return svg.Bar(model.name, score.value, ends, str(score), _role(comparison, model))
+    return plots.Bar(model.name, score.value, ends, str(score), _role(comparison, model))
 
 
 def _figure(title: str, plot: str, more: str = "") -> str:
@@ -154,13 +154,13 @@ def _gains(comparison: Comparison, merged: Merged) -> str:
         if chosen:
             rows = [_interval(gain.task, gain.best.value, gain.low, gain.high, gain.significant) for gain in chosen]
             unit = "percentage points" if percent else "in the task's unit"
-            plot = svg.intervals(rows, "Gain over the best parent of each task", percent)
+            plot = plots.intervals(rows, "Gain over the best parent of each task", percent)
             figures.append(_figure("Against the best parent of each task", plot, unit))
     last = merged.gains[-1]
     if len(merged.parents) > 1:
         where = "On average" if last.task == AVERAGE else f"On {last.task}"
         rows = [_interval(each.other, each.value, each.low, each.high, each.significant) for each in last.each]
-        plot = svg.intervals(rows, f"{where}, against each parent", percent_of(comparison.results, last.task))
+        plot = plots.intervals(rows, f"{where}, against each parent", percent_of(comparison.results, last.task))
         figures.append(_figure(f"{where}, against each parent", plot))
     note = (
         "Lines are 95 % intervals, from random halves of the items that all models answered. Filled points are "
@@ -182,9 +182,9 @@ def _gains(comparison: Comparison, merged: Merged) -> str:
     )
 
 
-def _interval(name: str, value: float, low: float | None, high: float | None, significant: bool) -> svg.Interval:
+def _interval(name: str, value: float, low: float | None, high: float | None, significant: bool) -> plots.Interval:
     role = "even" if not significant else "gain" if value > 0 else "loss"
-    return svg.Interval(name, value, low, high, role)
+    return plots.Interval(name, value, low, high, role)
 
 
 def _gain_row(one: Difference, results: Results, over_mean: float | None) -> str:
@@ -206,7 +206,7 @@ def _agreement(comparison: Comparison, merged: Merged) -> str:
     questions = comparison.results.questions
     for grid in agreement.grids(merged, comparison.results.tasks):
         rows = [(row.model, row.right, row.role) for row in grid.rows]
-        plot = svg.strips(rows, f"{grid.name}: which items each model gets right")
+        plot = plots.strips(rows, f"{grid.name}: which items each model gets right")
         counts = [
             _row(
                 c.parent,
@@ -262,7 +262,7 @@ def _path(results: Results) -> str:
         found = barrier(results, task)
         said.append(f"<li>{escape(barrier_text(found, ends))}</li>")
         values = [model.tasks[task].value for model in results.models]
-        plot = svg.line(results.path, values, ends, f"{task} along the path", found.percent)
+        plot = plots.line(results.path, values, ends, f"{task} along the path", found.percent)
         figures.append(_figure(task, plot, metric))
     note = (
         "Weights are interpolated linearly, t from 0 to 1; the dashed line joins the ends. The barrier is the largest "

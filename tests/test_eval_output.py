@@ -16,8 +16,8 @@ import yaml
 from eval.card import write_card
 from eval.compare import Comparison, compare
 from eval.html import page
+from eval.plots import tick_step
 from eval.results import Part
-from eval.svg import tick_step
 from eval.tables import as_data, as_markdown
 from eval.tasks.leaderboards import combine
 from merge import build_plan, parse_recipe, run_plan, verify_output
@@ -200,7 +200,7 @@ def test_the_page_parses_and_fetches_nothing(kind: str) -> None:
     assert not [name for name, _ in found.attributes if name in ("src", "href", "xlink:href", "action", "srcset")]
     assert not re.search(r"https?:|//[a-z]|url\(|@import", text)
     assert ("content", "default-src 'none'; style-src 'unsafe-inline'") in found.attributes
-    assert found.tags.count("svg") == [v for n, v in found.attributes if n == "role"].count("img") > 0
+    assert found.tags.count("figure") == [v for n, v in found.attributes if n == "role"].count("img") > 0
     assert found.tags.count("table") >= 2
     assert "nan" not in re.sub(r"[a-z]*nan[a-z]+|[a-z]+nan", "", text.lower())
 
