@@ -3,7 +3,8 @@
     python benchmarks/null_comparisons.py [--repeats 1000]
 
 Prints the tables of docs/eval.md. Models are made up: every item has a difficulty, and equal models answer with equal
-chances. "bootstrap" is the percentile bootstrap of the paired mean, for comparison.
+chances. "bootstrap" is the percentile bootstrap of the paired mean, for comparison. Comparisons use 1,999 draws here
+instead of 10,000, to save time.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import verdicts as made
 
+from eval import resampling
 from eval.compare import compare
 from eval.difference import SIGNIFICANT, difference
 from eval.results import Verdicts
@@ -65,8 +67,8 @@ KINDS: dict[str, Kind] = {
 
 def bootstrap(steps: Scores, rng: np.random.Generator) -> float:
     """Two-sided p of the percentile bootstrap."""
-    means = steps[rng.integers(0, len(steps), (2000, len(steps)))].mean(axis=1)
-    return min(1.0, 2 * (min((means <= 0).sum(), (means >= 0).sum()) + 1) / 2001)
+    means = steps[rng.integers(0, len(steps), (1999, len(steps)))].mean(axis=1)
+    return min(1.0, 2 * (min((means <= 0).sum(), (means >= 0).sum()) + 1) / 2000)
 
 
 def as_models(scores: Scores, merges: int = 1) -> list[Verdicts]:
@@ -127,6 +129,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=1000)
     repeats = parser.parse_args(arguments).repeats
+    resampling.DRAWS = 1999
     print(f"Per cent of {repeats:,} simulations; claims at 5 %, intervals at 95 %.\n")
     pairs(repeats)
     print()
