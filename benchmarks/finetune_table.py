@@ -58,6 +58,7 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "classification, Llama": {"data": "moods"},
     "dpo, LoRA": {"data": "choices"},
     "dpo, full": {"data": "choices", "train": "full", "learning_rate": 1e-3},
+    "kto, LoRA": {"data": "judged"},
     "distillation": {"data": "words", "objective": "distillation", "teacher": "teacher", **FULL},
     "embeddings": {"model": "bert", "data": "shifts", "objective": "embeddings", "epochs": 15, **FULL},
     "text, twice the context (yarn)": {"data": "rounds", "rope_scaling": "yarn", **FULL},
@@ -75,12 +76,12 @@ SHOWN = {
 def make(folder: Path) -> None:
     from tiny_bert import make_tiny_bert
     from tiny_llama import make_tiny_llama, words, write_lines
-    from toy_data import choices, moods, rounds, shifts
+    from toy_data import choices, judged, moods, rounds, shifts
 
     make_tiny_llama(folder / "llama")
     make_tiny_llama(folder / "biased", bias=True)
     make_tiny_bert(folder / "bert")
-    for name, rows in {"words": words, "rounds": rounds, "moods": moods, "choices": choices}.items():
+    for name, rows in {"words": words, "rounds": rounds, "moods": moods, "choices": choices, "judged": judged}.items():
         write_lines(folder / f"{name}.jsonl", rows(400))
     write_lines(folder / "shifts.jsonl", shifts(1000))
     backwards = [{**row, "completion": row["completion"][::-1]} for row in words(400, seed=1)]

@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from finetune.foreign import ours
 from finetune.keys import KEYS, SOURCE_KEYS, Config, Key, Source
 from merge.errors import Problem
 from merge.recipe.document import Kind, read_document, read_text
@@ -97,9 +98,14 @@ def from_record(values: Mapping[str, Any]) -> dict[str, Any]:
         if name not in KEYS or value is None:
             continue
         if isinstance(value, list):
-            value = tuple(Source(**item) if isinstance(item, dict) else item for item in value)
+            value = tuple(_source(item) if isinstance(item, dict) else item for item in value)
         read[name] = value
     return read
+
+
+def _source(item: Mapping[str, Any]) -> Source:
+    values: dict[str, Any] = {name: tuple(one) if isinstance(one, list) else one for name, one in item.items()}
+    return Source(**values)
 
 
 def _known(
@@ -108,7 +114,7 @@ def _known(
     found = []
     for name, key_node, value in place.pairs(node, path, what):
         if name not in keys:
-            place.problem(key_node, f'unknown key "{name}"; {suggest(name, list(keys))}')
+            place.problem(key_node, f'unknown key "{name}"; {ours(name) or suggest(name, list(keys))}')
         elif value.tag != _NULL:
             found.append((name, value))
     return found
@@ -219,7 +225,7 @@ def _sources(place: ConfigReader, node: yaml.Node, path: str) -> Any:
             for name, value in _known(place, item, here, SOURCE_KEYS, f'an entry of "{path}"')
         }
         if "path" not in values:
-            place.problem(item, f'an entry of "{path}" needs the key "path": the file')
+            place.problem(item, f'an entry of "{path}" needs the key "path": the file, or a hub id')
         if "path" not in values or WRONG in values.values():
             sources.append(WRONG)
         else:

@@ -11,9 +11,21 @@ from typing import Any
 
 # What may be trained, in the order that `--help` shows; finetune/trainables.py does it.
 TRAIN = (*("full", "partial", "bitfit", "lora", "qlora", "ia3", "prompt", "prefix", "ptuning", "bottleneck"),)
-FORMATS = ("messages", "sharegpt", "alpaca", "prompt_completion", "text", "preference", "anchor_positive", "text_label")
+FORMATS = (
+    *(
+        "messages",
+        "sharegpt",
+        "alpaca",
+        "prompt_completion",
+        "text",
+        "preference",
+        "kto",
+        "anchor_positive",
+        "text_label",
+    ),
+)
 # finetune/objectives/ does them
-OBJECTIVES = ("supervised", "text", "infilling", "mlm", "classification", "dpo", "distillation", "embeddings")
+OBJECTIVES = ("supervised", "text", "infilling", "mlm", "classification", "dpo", "kto", "distillation", "embeddings")
 SCHEDULERS = (
     *("linear", "cosine", "constant", "constant_with_warmup", "polynomial", "inverse_sqrt", "cosine_with_restarts"),
 )
@@ -49,7 +61,7 @@ def key(default: Any, kind: str, help: str, **more: Any) -> Any:
 
 @dataclass(frozen=True)
 class Source:
-    """One data set: a file, how its columns become an example, and how much of it is used."""
+    """One data set: a file or a hub id, how its columns become an example, and how much of it is used."""
 
     path: str
     format: str | None = None
@@ -58,6 +70,9 @@ class Source:
     text: str | None = None
     weight: float | None = None
     task: str | None = None
+    ignore_columns: tuple[str, ...] = ()
+    subset: str | None = None
+    split: str | None = None
 
 
 @dataclass(frozen=True)
@@ -66,7 +81,7 @@ class Config:
 
     model: str = key("", "str", "What to train: a directory or hub id (org/name@revision).", group="What")
     data: tuple[Source, ...] = key(
-        (), "data", "A data file (.jsonl .json .csv .parquet .txt), or a list of them; may be repeated.", group="What"
+        (), "data", "A data file (.jsonl .json .csv .parquet .txt) or a hub id; may be repeated.", group="What"
     )
     out: str = key("", "str", "Directory to make.", group="What")
     train: str = key("lora", "str", "What is trained.", choices=TRAIN, group="What")
@@ -79,7 +94,14 @@ class Config:
     prompt: str | None = key(None, "str", 'Template, such as "Q: {question}\\nA: ".', group="Data")
     completion: str | None = key(None, "str", 'Template, such as "{answer}".', group="Data")
     text: str | None = key(None, "str", 'Template, such as "{title}\\n{body}".', group="Data")
-    chat: bool = key(False, "bool", "Put prompts and completions into the chat template, as two turns.", group="Data")
+    chat: bool | None = key(
+        None,
+        "bool",
+        "Put prompts and completions into the chat template, as two turns; default: conversations, and alpaca where "
+        "the tokenizer has a template.",
+        group="Data",
+    )
+    ignore_columns: tuple[str, ...] = key((), "words", "Columns of the data that are left out.", group="Data")
     chat_template: str | None = key(None, "str", "A Jinja file, or chatml; default: the tokenizer's.", group="Data")
     validation: float | tuple[Source, ...] | None = key(
         None, "fraction|data", "Held out: a share of the data such as 0.05, or a file.", group="Data"
@@ -140,7 +162,18 @@ class Config:
         group="Objectives",
     )
     beta: float = key(
-        0.1, "float", "How strongly DPO is held to its reference.", above=0, objectives=("dpo",), group="Objectives"
+        0.1,
+        "float",
+        "How strongly DPO and KTO are held to their reference.",
+        above=0,
+        objectives=("dpo", "kto"),
+        group="Objectives",
+    )
+    wanted_weight: float = key(
+        1.0, "float", "Of the losses of wanted answers.", above=0, objectives=("kto",), group="Objectives"
+    )
+    unwanted_weight: float = key(
+        1.0, "float", "Of those of unwanted ones.", above=0, objectives=("kto",), group="Objectives"
     )
     label_smoothing: float = key(
         0.0,
@@ -285,11 +318,14 @@ class Config:
 
 KEYS: dict[str, Key] = {one.name: one.metadata["key"] for one in fields(Config)}
 SOURCE_KEYS: dict[str, Key] = {
-    "path": Key("str", "the file"),
+    "path": Key("str", "the file, or a hub id"),
+    "subset": Key("str", "of a data set of the hub"),
+    "split": Key("str", "of a data set of the hub; default: train"),
     "format": Key("str", "of this file", choices=FORMATS),
     "prompt": Key("str", "template"),
     "completion": Key("str", "template"),
     "text": Key("str", "template"),
+    "ignore_columns": Key("words", "columns that are left out"),
     "weight": Key("float", "share of the mixture", above=0),
     "task": Key("str", "label of the task, for losses by task"),
 }

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from tiny_llama import make_tiny_llama, words, write_lines
 
 from merge.cli import cli
-from merge.errors import MergeError
+from merge.errors import MergeError, UsageError
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -96,3 +96,25 @@ def test_a_misspelt_flag_gets_the_nearest_one() -> None:
     done = invoke("--rnak", "8")
     assert done.exit_code == 2
     assert "--rank" in done.output
+
+
+def test_a_model_may_stand_first(place: Path) -> None:
+    done = invoke(place / "model", "--data", place / "data.jsonl", "--show", "1")
+    assert done.exit_code == 0
+    assert done.output.startswith("train: 40 examples")
+    twice = invoke(place / "model", "--model", place / "model", "--data", place / "data.jsonl")
+    assert isinstance(twice.exception, UsageError)
+    assert "the model is named twice" in str(twice.exception)
+
+
+def test_flags_of_other_tools_are_sent_to_ours(place: Path) -> None:
+    done = invoke(place / "model", "--lora-r", "8")
+    assert done.exit_code == 2
+    assert "--lora-r" in done.output
+    assert "--rank" in done.output
+
+
+def test_columns_that_are_not_used_are_named(place: Path, tmp_path: Path) -> None:
+    file = write_lines(tmp_path / "d.jsonl", [{"prompt": "a", "completion": "B", "source": "x"}] * 2)
+    done = invoke(place / "model", "--data", file, "--show", "1")
+    assert f"note: data {file}: format prompt_completion; columns not used: source" in done.output

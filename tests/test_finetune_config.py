@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from finetune.config import from_record, load_config
+from finetune.foreign import FOREIGN
 from finetune.keys import KEYS, TRAIN, Config, Source
 from finetune.objectives import OBJECTIVES
 from finetune.record import as_yaml
@@ -108,8 +109,9 @@ def test_data_entries_have_keys_of_their_own(tmp_path: Path) -> None:
         (
             "model: m\nout: o\ndata: [{file: a.jsonl}]\n",
             [
-                'c.yaml:3: unknown key "file"; known: path, format, prompt, completion, text, weight, task',
-                'c.yaml:3: an entry of "data" needs the key "path": the file',
+                'c.yaml:3: unknown key "file"; known: path, subset, split, format, prompt, completion, text, '
+                "ignore_columns, weight, task",
+                'c.yaml:3: an entry of "data" needs the key "path": the file, or a hub id',
             ],
         ),
         (GOOD + "validation: 0.99\n", ['c.yaml:4: "validation" must be a number above 0 and at most 0.9, not 0.99']),
@@ -171,3 +173,18 @@ def test_tables_and_keys_name_the_same_things() -> None:
     assert tuple(TRAINABLES) == TRAIN == KEYS["train"].choices
     assert tuple(OBJECTIVES) == KEYS["objective"].choices
     assert all(only in TRAIN for key in KEYS.values() for only in key.only)
+
+
+def test_keys_of_other_tools_are_sent_to_ours(tmp_path: Path) -> None:
+    text = "model: m\ndata: d\nout: o\nlora_r: 8\nval_set_size: 0.1\nmodel_name_or_path: x\noutput_dir: y\n"
+    assert problems(tmp_path, text) == [
+        'c.yaml:4: unknown key "lora_r"; here it is "rank"',
+        'c.yaml:5: unknown key "val_set_size"; here it is "validation" (a share, or a file)',
+        'c.yaml:6: unknown key "model_name_or_path"; here it is "model"',
+        'c.yaml:7: unknown key "output_dir"; here it is "out"',
+    ]
+
+
+def test_keys_of_other_tools_are_no_keys_here_and_lead_to_one() -> None:
+    assert {key for key, _ in FOREIGN.values()} <= set(KEYS)
+    assert not set(FOREIGN) & set(KEYS)

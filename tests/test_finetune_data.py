@@ -13,11 +13,16 @@ import pytest
 from tiny_llama import make_tiny_llama, words, write_lines
 
 from finetune.data import Data, encode_samples, read_samples
+from finetune.data.contents import (
+    Pair,
+    Sample,
+    Text,
+)
 from finetune.data.encode import set_up_tokenizer
 from finetune.data.files import read_rows
 from finetune.data.mix import hold_out, mix
 from finetune.data.pack import IGNORED, Row, collate, make_rows
-from finetune.data.samples import Conversation, Labelled, Pair, Preference, Sample, Text, make_samples
+from finetune.data.samples import make_samples
 from finetune.keys import Config, Source
 from merge.errors import MergeError, RecipeError, UsageError
 
@@ -156,36 +161,11 @@ def test_every_kind_of_file_gives_the_same_rows(tmp_path: Path) -> None:
     assert [row.place for row in read_rows(tmp_path / "d.jsonl")] == [f"{tmp_path}/d.jsonl:1", f"{tmp_path}/d.jsonl:2"]
 
 
-@pytest.mark.parametrize(
-    ("row", "content"),
-    [
-        ({"prompt": "p", "completion": "c"}, Pair("p", "c")),
-        ({"prompt": "p", "response": "c", "id": 3}, Pair("p", "c")),
-        ({"instruction": "i", "input": "", "output": "o"}, Pair("### Instruction:\ni\n\n### Response:\n", "o")),
-        (
-            {"instruction": "i", "input": "n", "output": "o"},
-            Pair("### Instruction:\ni\n\n### Input:\nn\n\n### Response:\n", "o"),
-        ),
-        ({"text": "t"}, Text("t")),
-        ({"text": "t", "label": 2}, Labelled("t", "2")),
-        ({"prompt": "p", "chosen": "c", "rejected": "r"}, Preference("p", "c", "r")),
-        (
-            {"chosen": CONVERSATION, "rejected": [*CONVERSATION[:3], {"role": "assistant", "content": "no"}]},
-            Preference((("user", "ab"), ("assistant", "CD"), ("user", "e")), "F", "no"),
-        ),
-        ({"messages": CONVERSATION[:2]}, Conversation((("user", "ab"), ("assistant", "CD")))),
-    ],
-)
-def test_formats_are_detected(tmp_path: Path, row: dict[str, Any], content: Any) -> None:
-    rows = read_rows(write_lines(tmp_path / "d.jsonl", [row]))
-    assert make_samples(rows, Source("d"), Config())[0].content == content
-
-
 def test_templates_take_any_columns(tmp_path: Path) -> None:
     rows = read_rows(write_lines(tmp_path / "d.jsonl", [{"question": "1+1", "answer": 2}]))
     source = Source("d", prompt="Q: {question} {{x}}\nA: ", completion="{answer}")
-    assert make_samples(rows, source, Config())[0].content == Pair("Q: 1+1 {x}\nA: ", "2")
-    assert make_samples(rows, Source("d"), Config(text="{question}={answer}"))[0].content == Text("1+1=2")
+    assert make_samples(rows, source, Config(), [])[0].content == Pair("Q: 1+1 {x}\nA: ", "2")
+    assert make_samples(rows, Source("d"), Config(text="{question}={answer}"), [])[0].content == Text("1+1=2")
 
 
 # ---- mixing and holding out
@@ -317,12 +297,16 @@ def test_wrong_files_are_explained_all_at_once(tmp_path: Path) -> None:
         ),
         ([{"question": "a"}], {"prompt": "{question", "completion": "x"}, "expected '}' before end of string"),
         ([{"text": "a"}], {"format": "alpaca"}, "format alpaca needs the columns instruction, output; found: text."),
-        ([{"messages": [{"role": "user", "content": "a"}]}], {}, "has no turn of the assistant, so nothing is learnt."),
-        ([{"messages": [{"role": "boss", "content": "a"}]}], {}, 'turn 1 of "messages" must have role and content'),
+        (
+            [{"messages": [{"role": "user", "content": "a"}]}],
+            {},
+            '"messages" has no turn of the assistant that is learnt.',
+        ),
+        ([{"messages": [{"role": "boss", "content": "a"}]}], {}, '"messages", turn 1: unknown role "boss"'),
         (
             [{"prompt": "p", "chosen": "c", "rejected": "r"}],
             {"objective": "supervised"},
-            "holds preference pairs; the objective supervised takes conversations or prompts with completions",
+            "holds preference pairs; the objective supervised takes conversations or instructions or prompts",
         ),
         ([{"text": "a"}], {"objective": "supervised"}, "holds texts; the objective supervised takes conversations or"),
         (
@@ -350,7 +334,7 @@ def test_wrong_files_are_explained_all_at_once(tmp_path: Path) -> None:
         (
             [{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "", "tool_calls": [1]}]}],
             {},
-            'd.jsonl:1: turn 2 of "messages" has tool_calls, which are not read here',
+            'd.jsonl:1: "messages", turn 2: a tool call has "name" and "arguments"',
         ),
         (
             [{"prompt": "a", "completion": "B"}],

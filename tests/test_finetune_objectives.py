@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 from tiny_bert import make_tiny_bert
 from tiny_llama import make_tiny_llama, words, write_lines
-from toy_data import choices, moods, rounds, shifts
+from toy_data import choices, judged, moods, rounds, shifts
 
 from finetune.config import load_config
 from finetune.data.pack import Row
@@ -34,7 +34,14 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("objectives")
     make_tiny_llama(folder / "llama")
     make_tiny_bert(folder / "bert")
-    for name, rows in {"words": words, "rounds": rounds, "moods": moods, "choices": choices, "shifts": shifts}.items():
+    for name, rows in {
+        "words": words,
+        "rounds": rounds,
+        "moods": moods,
+        "choices": choices,
+        "judged": judged,
+        "shifts": shifts,
+    }.items():
         write_lines(folder / f"{name}.jsonl", rows(120))
     gc.collect()
     gc.freeze()  # as in test_finetune_train.py
@@ -90,10 +97,17 @@ LEARNING: dict[str, dict[str, Any]] = {
     "classification by a model that writes": {"data": "moods", "learning_rate": 1e-2},
     "dpo": {"data": "choices"},
     "dpo in full": {"data": "choices", "train": "full", "learning_rate": 1e-3},
+    "kto": {"data": "judged"},
     "embeddings": {"data": "shifts", "model": "bert", "objective": "embeddings", **FULL, "epochs": 8},
     "longer context": {"data": "words", "rope_scaling": "yarn", **FULL},
 }
-FIGURES = {"mlm": "accuracy", "classification": "matthews", "dpo": "reward_margin", "embeddings": "reciprocal_rank"}
+FIGURES = {
+    "mlm": "accuracy",
+    "classification": "matthews",
+    "dpo": "reward_margin",
+    "kto": "reward_margin",
+    "embeddings": "reciprocal_rank",
+}
 
 
 @pytest.mark.parametrize("name", LEARNING)
@@ -348,6 +362,36 @@ def test_the_reference_is_the_model_without_its_adapter(ready: Ready, place: Pat
         assert reward.tolist() == pytest.approx(wanted, abs=1e-4)
         assert any(abs(value) > 1e-3 for value in wanted)
         assert float(loss) == pytest.approx(math.log(1 + math.exp(wanted[1] - wanted[0])), abs=1e-4)
+
+
+def test_kto_by_hand(ready: Ready) -> None:
+    """Losses of wanted and unwanted answers, from log-probabilities that are known."""
+
+    class Fixed:
+        """Every token has probability 1/V."""
+
+        def __call__(self, input_ids: Any, **_: Any) -> Any:
+            return type("Out", (), {"logits": torch.zeros(*input_ids.shape, 8)})()
+
+    prepared = ready(data="judged", beta=0.5, wanted_weight=2.0, unwanted_weight=3.0)
+    examples = [prepared.data.train.examples[i] for i in range(6)]
+    small = [type(one)(one.ids % 8, one.weights, one.place, starts=one.starts, label=one.label) for one in examples]
+    assert {one.label for one in small} == {0, 1}
+    batch = prepared.objective.collate([Row([(i, one)], False) for i, one in enumerate(small)], 0)
+    batch["reference"] = torch.tensor([[-30.0 - i, -40.0] for i in range(6)])  # the answer's, the foreign one's
+    lengths = [[float(weights.sum()) for _, weights in one.sequences] for one in small]
+    rewards = [0.5 * (-math.log(8) * own + 30.0 + i) for i, (own, _) in enumerate(lengths)]
+    z = sum(0.5 * (-math.log(8) * foreign + 40.0) for _, foreign in lengths) / 6
+    assert z > 0
+    expected = [
+        2.0 / (1 + math.exp(r - z)) if one.label else 3.0 / (1 + math.exp(z - r))
+        for one, r in zip(small, rewards, strict=True)
+    ]
+    assert prepared.objective.loss(Fixed(), batch).tolist() == pytest.approx(expected, rel=1e-3)
+    batch["reference"][:, 1] = 0.0  # foreign answers have lost: z is not below 0
+    at_zero = prepared.objective.loss(Fixed(), batch)[0]
+    weight, sign = (2.0, 1) if small[0].label else (3.0, -1)
+    assert float(at_zero) == pytest.approx(weight / (1 + math.exp(sign * rewards[0])), rel=1e-3)
 
 
 def test_label_smoothing(ready: Ready) -> None:

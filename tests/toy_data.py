@@ -43,3 +43,12 @@ def shifts(count: int, seed: int = 0) -> list[dict[str, Any]]:
         word = "".join(rng.sample(ascii_lowercase[:-1], 5))
         rows.append({"anchor": word, "positive": "".join(chr(ord(letter) + 1) for letter in word)})
     return rows
+
+
+def judged(count: int, seed: int = 0) -> list[dict[str, Any]]:
+    """The answers of choices(), one by one, wanted or not."""
+    return [
+        {"prompt": row["prompt"], "completion": row[side], "label": side == "chosen"}
+        for row in choices(count, seed)
+        for side in ("chosen", "rejected")
+    ]

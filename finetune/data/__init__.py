@@ -1,7 +1,8 @@
 """Data: files -> rows -> samples -> examples -> rows of a batch, all of it checked before anything is trained.
 
-files.py    .jsonl .json .csv .tsv .parquet .txt -> rows with their places
-samples.py  formats and templates: rows -> conversations, pairs, texts, preferences, labelled texts
+files.py    .jsonl .json .csv .tsv .parquet .txt -> rows with their places; hub.py: data sets of the hub
+samples.py  rows -> samples, by templates or by the formats of formats.py (turns.py, preferences.py)
+settle.py   which samples go into the chat template
 mix.py      weights of several files; a part held out
 encode.py   tokens, and the weight of each in the loss
 pack.py     examples -> rows and tensors of a batch
@@ -16,11 +17,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from finetune.data.contents import Sample
 from finetune.data.encode import Encoder, Example
-from finetune.data.files import file_digest, find_file, read_rows
+from finetune.data.files import Row, file_digest, find_file, read_rows
+from finetune.data.hub import read_hub
 from finetune.data.mix import hold_out, mix
 from finetune.data.pack import Rows, make_rows
-from finetune.data.samples import Conversation, Sample, make_samples
+from finetune.data.samples import make_samples  # TODO
+from finetune.data.settle import settle
 from finetune.keys import KEYS, Config, Source
 from merge.errors import Problem, RecipeError, UsageError
 
@@ -85,18 +89,18 @@ def read_samples(config: Config, folder: Path | None) -> Samples:
     """
     files: dict[str, str] = {}
     problems: list[Problem] = []
+    notes: list[str] = []
 
     def read(sources: tuple[Source, ...], like: Source | None = None) -> list[list[Sample]]:
         sets = []
         for source in sources:
             try:
-                path = find_file(source.path, folder)
-                files[source.path] = file_digest(path)
+                rows, files[source.path] = _rows(source, folder)
                 # A validation file is read like the training file, unless it says otherwise itself.
                 shaped = (
                     source if like is None or source != Source(source.path) else Source(**_shape(like, source.path))
                 )
-                sets.append(make_samples(read_rows(path), shaped, config))
+                sets.append(make_samples(rows, shaped, config, notes))
             except UsageError as error:
                 problems.append(Problem(str(error)))
         return sets
@@ -115,12 +119,26 @@ def read_samples(config: Config, folder: Path | None) -> Samples:
     train = mix(sets, [source.weight for source in config.data], config.seed)
     seen = {sample.content for sample in train}
     both = sum(sample.content in seen for sample in validation)
-    notes = [f"{both:,} of {len(validation):,} validation examples are in the training data too"] if both else []
-    return Samples(_objective(config, [*train, *validation]), train, validation, files, tuple(notes))
+    if both:
+        notes.append(f"{both:,} of {len(validation):,} validation examples are in the training data too")
+    return Samples(_objective(config, [*train, *validation]), train, validation, files, tuple(dict.fromkeys(notes)))
+
+
+def _rows(source: Source, folder: Path | None) -> tuple[list[Row], str]:
+    """The rows of a file or of a data set of the hub, and their digest."""
+    path = find_file(source.path, folder)
+    if path is None:
+        return read_hub(source.path, source.subset, source.split)
+    if source.subset or source.split:
+        raise UsageError(f"data {source.path}: is a file; subset and split are of data sets of the hub.")
+    return read_rows(path), file_digest(path)
 
 
 def _shape(like: Source, path: str) -> dict[str, Any]:
-    return {"path": path, **{name: getattr(like, name) for name in ("format", "prompt", "completion", "text", "task")}}
+    return {
+        "path": path,
+        **{name: getattr(like, name) for name in ("format", "prompt", "completion", "text", "task", "ignore_columns")},
+    }
 
 
 def _objective(config: Config, samples: list[Sample]) -> str:
@@ -154,16 +172,12 @@ def encode_samples(
 
     objective = objective or OBJECTIVES[samples.objective]
     length = max_length(config, context)
-    everything = [*samples.train, *samples.validation]
-    chat = any(isinstance(sample.content, Conversation) for sample in everything) or config.chat
-    if chat and tokenizer.chat_template is None:
-        raise UsageError(
-            "the tokenizer has no chat template, and the data are conversations. "
-            "Give one: chat_template: chatml, or a Jinja file."
-        )
     notes = list(samples.notes)
+    parts = {"train": samples.train, "validation": samples.validation}
+    if objective.by_token:
+        parts = {part: settle(wanted, config, tokenizer, notes) for part, wanted in parts.items()}
     lengths, rows = {}, {}
-    for part, wanted in (("train", samples.train), ("validation", samples.validation)):
+    for part, wanted in parts.items():
         if not wanted:
             continue
         encoder = Encoder(tokenizer, config, length, held_out=part == "validation")
@@ -181,7 +195,15 @@ def encode_samples(
                 f"{part}: in {encoder.straddling:,} of {len(wanted):,} examples the end of the prompt and the "
                 "start of the response are one token, which counts as response; end prompts without a space"
             )
-    return Data(samples.objective, rows["train"], rows.get("validation"), lengths, samples.files, length, tuple(notes))
+    return Data(
+        samples.objective,
+        rows["train"],
+        rows.get("validation"),
+        lengths,
+        samples.files,
+        length,
+        tuple(dict.fromkeys(notes)),
+    )
 
 
 def max_length(config: Config, context: int | None) -> int:

@@ -8,15 +8,17 @@ is what the template adds for that turn, its end mark included.
 from __future__ import annotations
 
 import bisect
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from finetune.data.samples import Messages
+from finetune.data.contents import Conversation, Turns
+from finetune.data.turns import REASONING
 from finetune.keys import Config
 from merge.errors import UsageError
 from merge.recipe.names import suggest
@@ -60,6 +62,9 @@ class Example:
         return max(len(ids) for ids, _ in self.sequences)
 
 
+Encoded = tuple[NDArray[np.int32], NDArray[np.float32]]  # ids and weights of a sequence
+
+
 @dataclass(frozen=True, slots=True)
 class Segment:
     """A piece of text. `learnt`: 1 for what a model should write, else the weight of the prompt."""
@@ -78,11 +83,11 @@ class Encoder:
         self.straddling = 0  # samples in which a token holds the end of the prompt and the start of the response
         self.dropped = self.cut = 0  # samples that were too long
 
-    def pair(self, prompt: str, completion: str) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    def pair(self, prompt: str, completion: str) -> Encoded:
         """prompt + completion + end mark."""
         return self.segments([Segment(prompt, self.prompt_weight), Segment(completion, 1.0)], special=True)
 
-    def text(self, text: str) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    def text(self, text: str) -> Encoded:
         return self.segments([Segment(text, 1.0)], special=True)
 
     def bare(self, text: str) -> list[int]:
@@ -141,55 +146,92 @@ class Encoder:
                 found.append((np.array(coded["input_ids"], np.int32), words))
         return found
 
-    def last_answer(self, messages: Messages, place: str) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-        """A conversation of which only the last turn counts."""
-        whole, before = self.render(messages, place), self.render(messages[:-1], place, prompt=True)
-        if not whole.startswith(before):
-            before = self.render(messages[:-1], place)
-        if not whole.startswith(before):
-            raise UsageError(
-                f"data {place}: the chat template writes earlier turns otherwise when an answer follows, so its tokens "
-                "cannot be told apart. Give another chat_template."
-            )
-        return self.segments([Segment(before, 0.0), Segment(whole[len(before) :], 1.0)], special=False)
+    def answer(self, before: Turns, answer: Turns, tools: str, place: str) -> Encoded:
+        """A conversation of which only the assistant's turns in `answer` count."""
+        before = tuple(replace(turn, learnt=False) for turn in before)
+        segments = self.turns(Conversation((*before, *answer), tools), place)
+        return self.segments([replace(one, learnt=float(one.learnt >= 1)) for one in segments], special=False)
 
-    def conversation(self, messages: Messages, place: str) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-        return self.segments(self.turns(messages, place), special=False)
+    def conversation(self, conversation: Conversation, place: str) -> Encoded:
+        return self.segments(self.turns(conversation, place), special=False)
 
-    def turns(self, messages: Messages, place: str) -> list[Segment]:
+    def turns(self, conversation: Conversation, place: str) -> list[Segment]:
         """The rendered conversation, cut where the assistant's turns begin and end.
 
         Raises:
             UsageError: the template rewrites earlier turns, so that there is no saying what belongs to which.
         """
-        whole = self.render(messages, place)
-        answers = [i for i, (role, _) in enumerate(messages) if role == "assistant"]
-        if self.config.last_turn_only:
-            answers = answers[-1:]
+        turns = conversation.turns
+        whole = self._checked(conversation, place)
+        answers = [i for i, turn in enumerate(turns) if turn.role == "assistant"]
+        learnt = [i for i in answers if turns[i].learnt]
+        learnt = learnt[-1:] if self.config.last_turn_only else learnt
         segments, end = [], 0
         for i in answers:
-            before = self.render(messages[:i], place, prompt=True) if i else ""
-            after = self.render(messages[: i + 1], place)
-            if not after.startswith(before):  # some templates open the answer with more than they keep of it
-                before = self.render(messages[:i], place)
+            if i not in learnt and turns[i].learnt:
+                continue  # an earlier answer, which is part of the prompt
+            before, after = self._around(conversation, i, place)
             if not (whole.startswith(after) and after.startswith(before)):
                 raise UsageError(
                     f"data {place}: the chat template writes turn {i + 1} otherwise when turns follow, so its tokens "
                     "cannot be told apart. Set last_turn_only: true, or give another chat_template."
                 )
-            segments += [Segment(whole[end : len(before)], self.prompt_weight), Segment(after[len(before) :], 1.0)]
+            segments += [
+                Segment(whole[end : len(before)], self.prompt_weight),
+                Segment(after[len(before) :], float(i in learnt)),
+            ]
             end = len(after)
         return [segment for segment in (*segments, Segment(whole[end:], self.prompt_weight)) if segment.text]
 
-    def render(self, messages: Messages, place: str, prompt: bool = False) -> str:
-        turns = [{"role": role, "content": text} for role, text in messages]
+    def _around(self, conversation: Conversation, i: int, place: str) -> tuple[str, str]:
+        """The text before turn i, with the opening of an answer, and the text with the turn."""
+        until = replace(conversation, turns=conversation.turns[:i])
+        before = self.render(until, place, prompt=True) if i else ""
+        after = self.render(replace(conversation, turns=conversation.turns[: i + 1]), place)
+        if not after.startswith(before):  # some templates open the answer with more than they keep of it
+            before = self.render(until, place)
+        return before, after
+
+    def _checked(self, conversation: Conversation, place: str) -> str:
+        """The rendered conversation. Raises UsageError if the template leaves out what the data says."""
+        text = self.render(conversation, place)
+        for number, turn in enumerate(conversation.turns, 1):
+            more = turn.as_message()
+            said = [turn.content] if turn.role != "assistant" else []  # templates take reasoning out of answers
+            said += [call["function"]["name"] for call in more.get("tool_calls", ())]
+            if number == len(conversation.turns):
+                said += [more[name] for name in REASONING if name in more]
+            for part in said:
+                if part and part.strip() not in text:
+                    raise UsageError(
+                        f'data {place}: the chat template leaves out "{part.strip()[:40]}" of turn {number} '
+                        f"({turn.role}). Remove it from the data, or give a chat_template that writes it."
+                    )
+        if conversation.tools and text == self.render(replace(conversation, tools=""), place):
+            raise UsageError(
+                f"data {place}: the chat template has no place for tools. Remove the column, or give another "
+                "chat_template."
+            )
+        return text
+
+    def render(self, conversation: Conversation, place: str, prompt: bool = False) -> str:
+        """The conversation in the chat template. `prompt`: with the opening of an answer.
+
+        The role "developer" is written as "system" by templates that do not know it.
+        """
+        messages = [turn.as_message() for turn in conversation.turns]
+        if "developer" not in str(self.tokenizer.chat_template):
+            messages = [one | {"role": "system"} if one["role"] == "developer" else one for one in messages]
+        tools = json.loads(conversation.tools) if conversation.tools else None
         try:
-            text: str = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=prompt)
+            text: str = self.tokenizer.apply_chat_template(
+                messages, tools=tools, tokenize=False, add_generation_prompt=prompt
+            )
         except Exception as error:  # whatever a template raises: jinja's errors, or its own raise_exception
             raise UsageError(f"data {place}: the chat template does not take this conversation ({error}).") from None
         return text
 
-    def segments(self, segments: Sequence[Segment], special: bool) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    def segments(self, segments: Sequence[Segment], special: bool) -> Encoded:
         """(ids, weights) of the joined text; `special`: with the tokenizer's own marks and an end mark."""
         if self.tokenizer.is_fast:
             ids, weights = self._by_offsets(segments, special)

@@ -9,6 +9,7 @@ import csv
 import hashlib
 import io
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 
 from merge.errors import UsageError
 
+_HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")  # org/name
 KINDS = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt", ".md")
 
 
@@ -25,13 +27,19 @@ class Row:
     columns: dict[str, Any]
 
 
-def find_file(text: str, folder: Path | None) -> Path:
-    """The file, looked for here, then beside the config. Raises UsageError if there is none, or of no known kind."""
+def find_file(text: str, folder: Path | None) -> Path | None:
+    """The file, looked for here, then beside the config; None for what can only be a data set of the hub.
+
+    Raises:
+        UsageError: there is none, or it is of no known kind.
+    """
     path = Path(text).expanduser()
     if not path.is_file() and folder is not None and (folder / path).is_file():
         path = folder / path
     if path.is_dir():
         raise UsageError(f"data {text}: is a directory; name the files in it.")
+    if not path.is_file() and _HUB.fullmatch(text) and path.suffix.lower() not in KINDS and not path.parent.is_dir():
+        return None
     if not path.is_file():
         beside = "" if folder is None or path.is_absolute() else f", nor beside the config in {folder}"
         raise UsageError(f"data {text}: there is no such file{beside}.")

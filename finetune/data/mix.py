@@ -6,7 +6,7 @@ import hashlib
 import random
 from collections.abc import Sequence
 
-from finetune.data.samples import Sample
+from finetune.data.contents import Sample
 
 
 def mix(sets: Sequence[Sequence[Sample]], weights: Sequence[float | None], seed: int) -> list[Sample]:

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from finetune.data.contents import Conversation, Instruction, Judged, Labelled, Pair, Preference, Sample, Text
 from finetune.data.encode import Encoder, Example
 from finetune.data.pack import Row
-from finetune.data.samples import Conversation, Labelled, Pair, Preference, Sample, Text
 from finetune.keys import KEYS, Config
 from finetune.objectives.base import Run
 from finetune.objectives.causal import Supervised, TextPretraining
@@ -21,6 +21,7 @@ from finetune.objectives.classification import Classification
 from finetune.objectives.distillation import Distillation
 from finetune.objectives.embeddings import Embeddings
 from finetune.objectives.infilling import Infilling
+from finetune.objectives.judged import JudgedAnswers
 from finetune.objectives.masked import MaskedLanguageModelling
 from finetune.objectives.preference import DirectPreference
 from merge.errors import UsageError
@@ -107,6 +108,7 @@ OBJECTIVES: dict[str, Objective] = {
     "mlm": MaskedLanguageModelling(),
     "classification": Classification(),
     "dpo": DirectPreference(),
+    "kto": JudgedAnswers(),
     "distillation": Distillation(),
     "embeddings": Embeddings(),
 }
@@ -114,8 +116,10 @@ OBJECTIVES: dict[str, Objective] = {
 KINDS: dict[type, Kind] = {
     Conversation: Kind("conversations", "supervised"),
     Pair: Kind("prompts with completions", "supervised"),
+    Instruction: Kind("instructions", "supervised"),
     Text: Kind("texts", "text"),
     Preference: Kind("preference pairs", "dpo"),
+    Judged: Kind("answers that are wanted or not", "kto"),
     Labelled: Kind("texts with labels", "classification"),
 }
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from finetune.data.contents import Sample
 from finetune.data.encode import Example
-from finetune.data.samples import Sample
 from finetune.keys import Config
 
 if TYPE_CHECKING:

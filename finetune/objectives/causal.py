@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from finetune.data.contents import Conversation, Instruction, Pair, Sample, Text
 from finetune.data.encode import Encoder, Example
 from finetune.data.pack import IGNORED, Row, collate
-from finetune.data.samples import Conversation, Pair, Sample, Text
 from finetune.objectives.base import Basics, model_inputs
 
 
@@ -46,15 +46,13 @@ def token_losses(logits: Any, targets: Any) -> Any:
 class Supervised(Causal):
     """Responses count 1, prompts prompt_loss_weight."""
 
-    takes: tuple[type, ...] = (Conversation, Pair)
+    takes: tuple[type, ...] = (Conversation, Instruction, Pair)
     too_long = "error"
 
     def encode(self, sample: Sample, encoder: Encoder) -> list[Example]:
         content, config = sample.content, encoder.config
-        if isinstance(content, Pair) and config.chat:
-            content = Conversation((("user", content.prompt), ("assistant", content.completion)))
         if isinstance(content, Conversation):
-            ids, weights = encoder.conversation(content.messages, sample.place)
+            ids, weights = encoder.conversation(content, sample.place)
         else:
             assert isinstance(content, Pair)
             ids, weights = encoder.pair(content.prompt, content.completion)

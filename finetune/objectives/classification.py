@@ -13,9 +13,9 @@ from typing import Any, Self
 
 import numpy as np
 
+from finetune.data.contents import Labelled, Sample
 from finetune.data.encode import Encoder, Example
 from finetune.data.pack import Row
-from finetune.data.samples import Labelled, Sample
 from finetune.keys import Config
 from finetune.objectives.base import Basics, Run, inputs_of, model_inputs
 from merge.errors import UsageError

@@ -15,8 +15,8 @@ import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Self
 
+from finetune.data.contents import Conversation, Instruction, Pair, Sample, Text
 from finetune.data.encode import Encoder, Example
-from finetune.data.samples import Conversation, Pair, Sample, Text
 from finetune.keys import Config
 from finetune.objectives.base import Run
 from finetune.objectives.causal import Causal, Supervised, TextPretraining, logits_of, token_losses
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 class Distillation(Causal):
     """Takes what supervised training and pretraining take, with the same weights of tokens."""
 
-    takes = (Conversation, Pair, Text)
+    takes = (Conversation, Instruction, Pair, Text)
     too_long = "error"
 
     def __init__(self, config: Config | None = None, base: Base | None = None, vocabulary: int = 0) -> None:

@@ -20,9 +20,9 @@ from typing import Any, Self
 
 import numpy as np
 
+from finetune.data.contents import Pair, Preference, Sample
 from finetune.data.encode import Encoder, Example
 from finetune.data.pack import Row
-from finetune.data.samples import Pair, Preference, Sample
 from finetune.keys import Config
 from finetune.objectives.base import Basics, Run, inputs_of, model_inputs
 from merge.errors import UsageError
@@ -60,9 +60,9 @@ class Embeddings(Basics):
             texts = [content.prompt, content.completion]
         else:
             assert isinstance(content, Preference)
-            if not isinstance(content.prompt, str):
+            texts = [text for text in (content.prompt, content.chosen, content.rejected) if isinstance(text, str)]
+            if len(texts) < 3:
                 raise UsageError(f"data {sample.place}: embeddings takes texts, found a conversation.")
-            texts = [content.prompt, content.chosen, content.rejected]
         parts = []
         for text in texts:
             ids = encoder.marked(text, encoder.config.too_long or self.too_long)

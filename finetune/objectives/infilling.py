@@ -18,8 +18,8 @@ from typing import Any, Self
 
 import numpy as np
 
+from finetune.data.contents import Sample, Text
 from finetune.data.encode import Encoder, Example
-from finetune.data.samples import Sample, Text
 from finetune.objectives.base import Run
 from finetune.objectives.causal import Causal
 from merge.errors import UsageError

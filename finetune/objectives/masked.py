@@ -15,9 +15,9 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from finetune.data.contents import Sample, Text
 from finetune.data.encode import Encoder, Example
 from finetune.data.pack import IGNORED, Row
-from finetune.data.samples import Sample, Text
 from finetune.objectives.base import Basics, Run, inputs_of, model_inputs, pad_rows
 from finetune.objectives.causal import token_losses
 from merge.errors import UsageError

@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
+from finetune.data.contents import Preference, Sample, Turns
 from finetune.data.encode import Encoder, Example
 from finetune.data.pack import IGNORED, Row
-from finetune.data.samples import Preference, Sample
 from finetune.keys import Config
 from finetune.objectives.base import Basics, Run, inputs_of, pad_rows
 from finetune.objectives.causal import logits_of, token_losses
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 class DirectPreference(Basics):
-    takes = (Preference,)
+    takes: tuple[type, ...] = (Preference,)
     too_long = "error"
     unit = "a pair"
 
@@ -46,13 +46,23 @@ class DirectPreference(Basics):
 
     def encode(self, sample: Sample, encoder: Encoder) -> list[Example]:
         """One example: the chosen sequence, then the rejected one."""
-        content, config = sample.content, encoder.config
+        content = sample.content
         assert isinstance(content, Preference)
         if content.chosen == content.rejected:
             raise UsageError(f"data {sample.place}: chosen and rejected are the same, so there is nothing to prefer.")
-        parts = []
-        for answer in (content.chosen, content.rejected):
-            ids, weights = self._sequence(content, answer, encoder, sample.place)
+        answers = (content.chosen, content.rejected)
+        return self._examples(sample, encoder, content.prompt, answers, content.tools)
+
+    def _examples(
+        self, sample: Sample, encoder: Encoder, prompt: str | Turns, answers: Sequence[str | Turns], tools: str
+    ) -> list[Example]:
+        """One example, with a sequence for each of the answers to the prompt."""
+        config, parts = encoder.config, []
+        for answer in answers:
+            if isinstance(prompt, str) or isinstance(answer, str):
+                ids, weights = encoder.pair(str(prompt), str(answer))
+            else:
+                ids, weights = encoder.answer(prompt, answer, tools, sample.place)
             fitted = encoder.fit(ids, (weights >= 1).astype(np.float32), sample.place, None, config.too_long or "error")
             if not fitted:
                 return []
@@ -64,14 +74,6 @@ class DirectPreference(Basics):
                 )
         ids, weights = (np.concatenate([getattr(part, name) for part in parts]) for name in ("ids", "weights"))
         return [Example(ids, weights, sample.place, sample.task, starts=(len(parts[0]),))]
-
-    def _sequence(self, content: Preference, answer: str, encoder: Encoder, place: str) -> tuple[Any, Any]:
-        prompt = content.prompt
-        if isinstance(prompt, str):
-            if not encoder.config.chat:
-                return encoder.pair(prompt, answer)
-            prompt = (("user", prompt),)
-        return encoder.last_answer((*prompt, ("assistant", answer)), place)
 
     def collate(self, rows: Sequence[Row], pad: int) -> dict[str, Any]:
         """Chosen sequences, then the rejected ones: input_ids, attention_mask, targets (2 row, token) int64; weights

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from finetune.data import read_samples
+from finetune.data.contents import Instruction, Pair
 from finetune.data.pack import IGNORED
-from finetune.data.samples import Pair
 from finetune.models import load_model, trained_from
 from finetune.objectives import OBJECTIVES
 from finetune.train import Prepared
@@ -45,7 +45,10 @@ class Scorer:
     def __init__(self, prepared: Mapping[str, Prepared], folder: Path | None, device: str) -> None:
         self._prepared, self._device = dict(prepared), device
         self._exact = {
-            name: all(isinstance(sample.content, Pair) for sample in read_samples(one.config, folder).validation)
+            name: all(
+                isinstance(sample.content, (Pair, Instruction))
+                for sample in read_samples(one.config, folder).validation
+            )
             for name, one in prepared.items()
         }
 

@@ -136,7 +136,9 @@ def _shortened(error: Exception) -> str:
         for same in alike.values()
     ]
     shown = lines[:_MOST_PROBLEMS]
-    more = f"{len(problems):,} problems; merge plan RECIPE --json lists them all."
+    of_recipe = sys.argv[1:2] in (["run"], ["plan"], ["eval"], ["generate"], ["perplexity"])
+    how = "merge plan RECIPE --json lists them all" if of_recipe else f"the first {len(shown)} are shown"
+    more = f"{len(problems):,} problems; {how}."
     return "\n".join([*shown, more])
 
 

@@ -26,6 +26,19 @@ _REPEATED = ("words", "data", "fraction|data")
 class _Grouped(click.Command):
     """Shows the flags of the config by group."""
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            from finetune.foreign import ours
+
+            said = ours(error.option_name.lstrip("-").replace("-", "_"), flag=True)
+            if said is None:
+                raise
+            raise click.NoSuchOption(
+                error.option_name, f"No such option {error.option_name}; {said}.", ctx=ctx
+            ) from None
+
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         groups: dict[str, list[tuple[str, str]]] = {"Options": []}
         for option in self.get_params(ctx):
@@ -73,14 +86,14 @@ def _with_keys(command: Callable[..., None]) -> Callable[..., None]:
 Examples:
   merge finetune recipes/finetune/sort.yaml
   merge finetune config.yaml --rank 32 --epochs 3 -o tuned/rank-32
-  merge finetune --model org/base --data train.jsonl --validation 0.05 -o tuned/mine
+  merge finetune org/base --data train.jsonl --validation 0.05 -o tuned/mine
   merge finetune config.yaml --show 3            what is trained on, with the loss mask; nothing is trained
   merge finetune continue tuned/mine --data more.jsonl -o tuned/more
   merge finetune tasks.yaml --strategy sequential,parallel --workers 2
   accelerate launch -m merge finetune config.yaml
 Killed or stopped, the same command goes on where it was.""",
 )
-@click.argument("words", nargs=-1, metavar="[CONFIG.yaml | continue ADAPTER [CONFIG.yaml]]")
+@click.argument("words", nargs=-1, metavar="[CONFIG.yaml | MODEL | continue ADAPTER [CONFIG.yaml]]")
 @_with_keys
 @click.option("--show", type=click.IntRange(1), metavar="N", help="Print N examples with their loss mask, and stop.")
 @click.option("--strategy", metavar="A,B", help="Of a config with tasks: simultaneous, sequential, parallel.")
@@ -182,8 +195,19 @@ def _read(words: tuple[str, ...], flags: dict[str, Any], only_shown: bool) -> tu
         words = words[2:]
     if len(words) > 1:
         raise UsageError(f'merge finetune: one config file, not "{" ".join(words)}"; flags take what goes over it.')
+    given = _given(flags)
+    if words and not _is_config(words[0]):
+        if "model" in given:
+            raise UsageError(f"merge finetune {words[0]}: the model is named twice, here and by --model.")
+        given["model"], words = [words[0]], ()
     file = words[0] if words else None
-    return file, load_config(file, _given(flags), defaults)
+    return file, load_config(file, given, defaults)
+
+
+def _is_config(word: str) -> bool:
+    """Whether it is a config file, and not a model's directory or hub id."""
+    path = Path(word)
+    return path.suffix.lower() in (".yaml", ".yml", ".json") or path.is_file() or not (path.is_dir() or "/" in word)
 
 
 def _check_installed() -> None:

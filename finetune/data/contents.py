@@ -1,0 +1,104 @@
+"""What objectives learn from, whatever the columns of the data were called."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One turn of a conversation.
+
+    Attributes:
+        content: None where the assistant calls tools and says nothing.
+        learnt: whether it counts in the loss; of the assistant's turns only.
+        more: JSON of what chat templates read besides: tool_calls, name, tool_call_id, reasoning_content, thinking.
+    """
+
+    role: str
+    content: str | None
+    learnt: bool = True
+    more: str = ""
+
+    def as_message(self) -> dict[str, Any]:
+        """As chat templates take it."""
+        return {"role": self.role, "content": self.content} | (json.loads(self.more) if self.more else {})
+
+
+Turns = tuple[Turn, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """Turns of system, user, assistant and tool; the assistant's are learnt. `tools`: JSON of their schemas."""
+
+    turns: Turns
+    tools: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    prompt: str
+    completion: str
+
+
+@dataclass(frozen=True, slots=True)
+class Instruction:
+    """A row of the Alpaca format: a turn in a chat template, or the written-out scaffold where there is none.
+
+    history: (instruction, output) of earlier turns.
+    """
+
+    instruction: str
+    input: str
+    output: str
+    system: str = ""
+    history: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def question(self) -> str:
+        return self.instruction + (f"\n{self.input}" if self.input else "")
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Preference:
+    """Of two answers the better one. Texts, or the turns before the answers and those of the answers."""
+
+    prompt: str | Turns
+    chosen: str | Turns
+    rejected: str | Turns
+    tools: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """An answer that is wanted, or not (KTO). `foreign`: an answer to another prompt."""
+
+    prompt: str | Turns
+    completion: str | Turns
+    wanted: bool
+    tools: str = ""
+    foreign: str | Turns = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    text: str
+    label: str
+
+
+Content = Conversation | Pair | Instruction | Text | Preference | Judged | Labelled
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    place: str
+    task: str | None
+    content: Content

@@ -1,0 +1,30 @@
+"""Data sets of the Hugging Face hub, by name, where `datasets` is installed and a network or a cache is there."""
+
+from __future__ import annotations
+
+from finetune.data.files import Row
+from merge.errors import UsageError, first_line
+
+
+def read_hub(name: str, subset: str | None, split: str | None) -> tuple[list[Row], str]:
+    """The rows, and the fingerprint that `datasets` gives them. `split`: by default train.
+
+    Raises:
+        UsageError: no such data set, subset or split; `datasets` is not installed; neither a network nor a cache.
+    """
+    try:
+        import datasets
+    except ImportError:
+        raise UsageError(
+            f"data {name}: there is no such file; data sets of the hub need `datasets`: pip install datasets."
+        ) from None
+    try:
+        found = datasets.load_dataset(name, subset, split=split or "train")
+    except Exception as error:  # of the hub, the network, the file formats and the builder: many classes
+        raise UsageError(
+            f"data {name}: there is no such file, and the hub's data set cannot be read ({first_line(error)})."
+        ) from None
+    rows = [Row(f"{name}:{number}", dict(row)) for number, row in enumerate(found, 1)]
+    if not rows:
+        raise UsageError(f"data {name}: holds no examples; it is empty.")
+    return rows, str(found._fingerprint)
