@@ -296,7 +296,9 @@ class Config:
     )
     seed: int = key(0, "int", "Of order, mixing, masks and new weights.", low=0, high=2**32 - 1, group="Training")
 
-    eval_every: int | None = key(None, "int", "Steps; default: once an epoch.", low=1, group="Watching")
+    eval_every: int | None = key(
+        None, "int", "Steps; default: once an epoch, or as save_every.", low=1, group="Watching"
+    )
     save_every: int | None = key(None, "int", "Steps; default: as eval_every.", low=1, group="Watching")
     early_stopping: int | None = key(
         None, "int", "Stop after so many evaluations without a better loss.", low=1, group="Watching"

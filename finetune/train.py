@@ -91,8 +91,8 @@ def prepare(config: Config, folder: Path | None = None) -> Prepared:
         objective = bind_objective(samples.objective, Run(config, base, folder, samples.train, samples.validation))
     data = encode_samples(samples, config, base.tokenizer, base.context, objective)
     new_ids = tuple(range(before, len(base.tokenizer)))
-    files = ((path, str(find_file(path, folder))) for path in data.files)
-    sources = [("the model", base.path), *files]
+    found = ((path, find_file(path, folder)) for path in data.files)
+    sources = [("the model", base.path), *((path, str(file)) for path, file in found if file is not None)]
     if config.adapter is not None:
         sources.append(("the adapter", config.adapter))
     if config.teacher is not None:
@@ -254,6 +254,18 @@ def _train(
     return trainer, resumed, time.monotonic() - started
 
 
+def intervals(config: Config, epoch: int, steps: int) -> tuple[int, int]:
+    """Steps between evaluations and between checkpoints, of a run of so many steps.
+
+    Evaluations are once an epoch if nothing is said, or with every checkpoint where the best one is kept: it is chosen
+    among those that were evaluated, so checkpoints come at multiples of evaluations.
+    """
+    by_checkpoint = config.save_every if keeps_best(config) else None
+    watch = min(config.eval_every or by_checkpoint or epoch, steps)
+    save = config.save_every or watch
+    return watch, save if save <= steps else watch * math.ceil(steps / watch)
+
+
 def arguments(prepared: Prepared, device: str, folder: Path) -> Any:
     """transformers.TrainingArguments of a config."""
     from transformers import TrainingArguments
@@ -262,7 +274,7 @@ def arguments(prepared: Prepared, device: str, folder: Path) -> Any:
     world = int(os.environ.get("WORLD_SIZE", "1"))
     each = math.ceil(math.ceil(len(data.train) / (config.batch_size * world)) / config.gradient_accumulation)
     steps = config.max_steps or math.ceil(each * config.epochs)
-    watch = min(config.eval_every or each, steps)
+    watch, save = intervals(config, each, steps)
     precision = mixed_precision(config, device)
     validated = data.validation is not None
     rate = config.learning_rate or TRAINABLES[config.train].learning_rate
@@ -288,7 +300,7 @@ def arguments(prepared: Prepared, device: str, folder: Path) -> Any:
         eval_strategy="steps" if validated else "no",
         eval_steps=watch if validated else None,
         save_strategy="steps",
-        save_steps=config.save_every or watch,
+        save_steps=save,
         load_best_model_at_end=keeps_best(config),
         metric_for_best_model="loss" if validated else None,
         greater_is_better=False if validated else None,
