@@ -72,7 +72,7 @@ def measure(model: str, run: dict[str, Any]) -> int:
 def predict(model: str, run: dict[str, Any]) -> int:
     from finetune.memory import Request, estimate
 
-    return estimate(model, Request(dtype="float32", optimizer="adamw", **run)).total
+    return estimate(model, Request(dtype="float32", device="cpu", optimizer="adamw", **run)).total
 
 
 def main() -> None:

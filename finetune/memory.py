@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune import memory_math as math_
+from finetune.keys import Config
 from finetune.memory_math import DTYPE_BYTES, Shapes
 from merge.errors import CheckpointError, UsageError
 
@@ -22,7 +23,10 @@ class Request:
     """What is to be done.
 
     Attributes:
-        dtype: of the weights; None: the config's, else bfloat16. A quantised one for inference only.
+        dtype: of the weights; None: as merge finetune trains on this device, and for inference the config's, else
+            bfloat16. A quantised one for inference only.
+        device: cpu or cuda. merge finetune trains float32 weights; on a GPU it computes in bfloat16, and weights that
+            are frozen are bfloat16 too.
         context, batch: tokens of a sequence, and sequences at once; None: 2048 or what the model takes, and 1.
         master_weights: full training in 16 bits with float32 master weights and states (Rajbhandari et al., ZeRO,
             arXiv:1910.02054, section 3.1).
@@ -38,6 +42,19 @@ class Request:
     checkpointing: bool = False
     master_weights: bool = False
     double_quant: bool = True
+    device: str = "cuda"
+
+    @property
+    def trains(self) -> bool:
+        return self.task in ("full", "lora", "qlora")
+
+    @property
+    def training_dtype(self) -> str:
+        """Of the weights: what merge finetune makes of `dtype: auto`."""
+        if self.dtype is not None:
+            return self.dtype
+        frozen = self.task != "full"
+        return "bfloat16" if self.master_weights or (frozen and self.device == "cuda") else "float32"
 
 
 @dataclass(frozen=True)
@@ -73,10 +90,11 @@ def estimate(model: str, request: Request) -> Estimate:
     if parameters is not None and not os.path.exists(model):
         if parameters == 0:
             raise UsageError(f'"{model}": expected a number of parameters above 0.')
-        subject = _Subject(model, math_.unknown_shapes(parameters), None, request.dtype or "bfloat16", request)
+        dtype = request.training_dtype if request.trains else request.dtype or "bfloat16"
+        subject = _Subject(model, math_.unknown_shapes(parameters), None, dtype, request)
     else:
         subject = _read(model, request)
-    if request.task != "inference" and request.task != "merge" and subject.dtype in _QUANTISED:
+    if request.trains and subject.dtype in _QUANTISED:
         raise UsageError(
             f"--dtype {subject.dtype}: weights of this type cannot be trained. Use --task qlora, or a float dtype."
         )
@@ -117,6 +135,8 @@ class _Subject:
 
     def result(self, parts: dict[str, int], trainable: int = 0, *notes: str) -> Estimate:
         known = self.config is not None and self.request.task != "merge"
+        if self.config is not None and (active := math_.active(self.shapes, self.config.get_text_config().to_dict())):
+            notes = (*notes, f"mixture of experts: {active:,} parameters work on each token")
         return Estimate(
             self.name,
             self.request.task,
@@ -160,7 +180,14 @@ def _full(subject: _Subject) -> Estimate:
     parts = {"weights": subject.weights, "gradients": round(n * each), "optimizer states": states}
     if master:
         parts["master weights, float32"] = 4 * n
-    return _trained(subject, parts, n)
+    notes = []
+    if each == 4 and subject.request.dtype is None:
+        half = 4 * n + math_.optimizer_bytes(subject.request.optimizer, subject.shapes, 2)
+        notes = [
+            f"merge finetune trains in float32; in 16 bits throughout, as textbooks count: {half / 1e9:.4g} GB "
+            "before activations (--dtype bfloat16)"
+        ]
+    return _trained(subject, parts, n, *notes)
 
 
 def _lora(subject: _Subject) -> Estimate:
@@ -170,7 +197,7 @@ def _lora(subject: _Subject) -> Estimate:
     n = math_.count(adapter)
     parts = {"weights, frozen": subject.weights}
     if subject.request.task == "qlora":
-        parts = {"weights, frozen, NF4": math_.weight_bytes(subject.shapes, "nf4", subject.request.double_quant)}
+        parts = _nf4_parts(subject)
     parts |= {
         "adapter, float32": 4 * n,
         "gradients": 4 * n,
@@ -181,11 +208,24 @@ def _lora(subject: _Subject) -> Estimate:
     return _trained(subject, parts, n)
 
 
-def _trained(subject: _Subject, parts: dict[str, int], trainable: int) -> Estimate:
+def _nf4_parts(subject: _Subject) -> dict[str, int]:
+    """bitsandbytes quantises linear layers: experts that a class holds in one tensor stay in 16 bits."""
+    from finetune.memory_trace import parameter_shapes
+
+    shapes = parameter_shapes(subject.config)  # as the class has them, and not as they are stored
+    experts = {name: shape for name, shape in shapes.items() if len(shape) == 3}
+    others = {name: shape for name, shape in shapes.items() if name not in experts}
+    parts = {"weights, frozen, NF4": math_.weight_bytes(others, "nf4", subject.request.double_quant)}
+    if experts:
+        parts["experts, frozen, not quantised: 16 bits"] = 2 * math_.count(experts)
+    return parts
+
+
+def _trained(subject: _Subject, parts: dict[str, int], trainable: int, *notes: str) -> Estimate:
     """`parts` and the activations: what the step takes at its peak more than they are."""
     if subject.config is None:
         _needs_config(subject, "context", "batch")
-        return subject.result(parts, trainable, "before activations: those need a config.json")
+        return subject.result(parts, trainable, *notes, "before activations: those need a config.json")
     from finetune.memory_trace import Lora, trace_training
 
     adapted = subject.request.task != "full"
@@ -196,12 +236,14 @@ def _trained(subject: _Subject, parts: dict[str, int], trainable: int) -> Estima
         context=subject.context,
         lora=Lora(subject.request.rank, subject.request.targets) if adapted else None,
         checkpointing=subject.request.checkpointing,
+        mixed=not adapted and subject.request.device == "cuda" and subject.dtype == "float32",
     )
     # Activations are at their most when gradients are few: they share the room of both. While the optimizer works,
     # activations are gone, and it needs two numbers for each one of the largest tensor.
     gradients = trace.trainable_bytes
     working = max(trace.peak - trace.weights, gradients + 2 * trace.largest)
-    return subject.result(parts | {"activations, beyond the room of gradients": working - gradients}, trainable)
+    parts = parts | {"activations, beyond the room of gradients": working - gradients}
+    return subject.result(parts, trainable, *notes)
 
 
 def _merge(subject: _Subject) -> Estimate:
@@ -251,7 +293,30 @@ def _read(model: str, request: Request) -> _Subject:
     config = load_config(path)
     shapes: Shapes = _stored_shapes(path) or parameter_shapes(config)
     found = str(getattr(config.get_text_config(), "dtype", None) or "bfloat16").removeprefix("torch.")
-    return _Subject(model, shapes, config, request.dtype or (found if found in DTYPE_BYTES else "bfloat16"), request)
+    dtype = request.dtype or (found if found in DTYPE_BYTES else "bfloat16")
+    return _Subject(model, shapes, config, request.training_dtype if request.trains else dtype, request)
+
+
+def request_of(config: Config) -> Request:
+    """What a config of merge finetune asks for.
+
+    Raises:
+        UsageError: a way of training that is not predicted.
+    """
+    if config.train not in ("full", "lora", "qlora"):
+        raise UsageError(f"train: {config.train} is not predicted; full, lora and qlora are.")
+    optimizers = {"adamw_8bit": "adam8bit", "paged_adamw_8bit": "adam8bit"}
+    return Request(
+        task=config.train,
+        dtype=None if config.dtype == "auto" else config.dtype,
+        context=config.max_length,
+        batch=config.batch_size,
+        optimizer=optimizers.get(config.optimizer, config.optimizer),
+        rank=config.rank,
+        targets=config.target_modules or ("all-linear",),
+        checkpointing=config.gradient_checkpointing,
+        double_quant=config.double_quantization,
+    )
 
 
 def _config_path(model: str) -> str:

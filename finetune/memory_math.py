@@ -8,7 +8,7 @@
                          vector and one rotary key a token (DeepSeek-V2, arXiv:2405.04434, section 2.1)
 
 What activations take depends on how each architecture is written; `finetune.memory_trace` counts them in one step of
-the real code. All sizes are bytes; GB is 10^9, as model sizes are given. A card of "24 GB" holds 24 x 2^30.
+the real code. All sizes are bytes; GB is 10^9, as model sizes are given.
 """
 
 from __future__ import annotations
@@ -40,19 +40,22 @@ _SMALLEST_8BIT = 4096  # elements: bitsandbytes keeps the states of smaller tens
 _BLOCK_8BIT = 256
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 
+# (GB on the box, MiB that the driver reports of the smallest of these cards, names). Boards with error correction, and
+# "80 GB" of 80 x 10^9 bytes, have less than the box says in GiB.
 CARDS = (
-    (8, "RTX 4060, RTX 3070"),
-    (12, "RTX 3060, RTX 4070"),
-    (16, "T4, V100, RTX 4080"),
-    (24, "RTX 3090, RTX 4090, L4, A10"),
-    (32, "RTX 5090, V100 32"),
-    (40, "A100 40"),
-    (48, "A6000, L40S, RTX 6000 Ada"),
-    (80, "A100 80, H100"),
-    (96, "RTX PRO 6000, GH200 96"),
-    (141, "H200"),
-    (192, "B200, MI300X"),
+    (8, 8188, "RTX 4060, RTX 3070"),
+    (12, 12282, "RTX 3060, RTX 4070"),
+    (16, 15360, "T4, V100, RTX 4080"),
+    (24, 23028, "RTX 3090, RTX 4090, L4, A10"),
+    (32, 32510, "RTX 5090, V100 32"),
+    (40, 40536, "A100 40"),
+    (48, 46068, "A6000, L40S, RTX 6000 Ada"),
+    (80, 81559, "A100 80, H100"),
+    (96, 97871, "RTX PRO 6000, GH200 96"),
+    (141, 143771, "H200"),
+    (192, 183359, "B200, MI300X"),
 )
+CONTEXT_MIB = 500  # what CUDA and its libraries take before the first tensor; 300 to 600 by card and version
 
 _NUMBER = re.compile(r"(\d+(?:\.\d*)?(?:e\+?\d{1,2})?)([KMBT]?)", re.IGNORECASE)
 _POWERS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
@@ -185,6 +188,26 @@ def _kv_numbers(config: Mapping[str, Any]) -> int:
     return 2 * kv_heads * int(config.get("head_dim") or config["hidden_size"] // heads)
 
 
-def fits(n_bytes: float) -> list[tuple[int, str, bool]]:
-    """(GB on the box, names, whether it holds so many bytes) of each card."""
-    return [(size, names, n_bytes <= size * 2**30) for size, names in CARDS]
+def fits(n_bytes: float) -> list[tuple[int, float, str, bool]]:
+    """(GB on the box, GiB that tensors can have, names, whether it holds so many bytes) of each card."""
+    usable = [(size, (mib - CONTEXT_MIB) / 1024, names) for size, mib, names in CARDS]
+    return [(size, gib, names, n_bytes <= gib * 2**30) for size, gib, names in usable]
+
+
+_EXPERT = re.compile(r"\.experts?\.")
+
+
+def active(shapes: Shapes, config: Mapping[str, Any]) -> int | None:
+    """Parameters that work on one token, of a mixture of experts; None for other models."""
+    chosen = next(
+        (config[key] for key in ("num_experts_per_tok", "moe_topk", "top_k_experts") if config.get(key)), None
+    )
+    experts = {name: shape for name, shape in shapes.items() if _EXPERT.search(f".{name}.")}
+    number = next((config[key] for key in _EXPERT_COUNTS if config.get(key)), None)
+    if not (chosen and number and experts):
+        return None
+    routed = count(experts)
+    return count(shapes) - routed + round(routed * int(chosen) / int(number))
+
+
+_EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")

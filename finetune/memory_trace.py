@@ -90,13 +90,21 @@ def trace_inference(config: Any, *, dtype: str, batch: int, context: int, all_lo
 
 
 def trace_training(
-    config: Any, *, dtype: str, batch: int, context: int, lora: Lora | None = None, checkpointing: bool = False
+    config: Any,
+    *,
+    dtype: str,
+    batch: int,
+    context: int,
+    lora: Lora | None = None,
+    checkpointing: bool = False,
+    mixed: bool = False,
 ) -> Trace:
     """Forward and backward of one batch of full sequences, with the loss that the model computes from labels.
 
     Args:
         lora: train adapters only; None: train all.
         checkpointing: keep the inputs of layers only, and compute the rest again (Chen et al., arXiv:1604.06174).
+        mixed: compute in bfloat16 from float32 weights, of which autocast keeps copies.
 
     Raises:
         UsageError: a target names no layer, or the architecture has no checkpointing.
@@ -121,7 +129,8 @@ def trace_training(
         weights = counter.start()
         tokens = torch.zeros(batch, context, dtype=torch.long)
         labels = tokens if "logits_to_keep" in _arguments(model) or lora else torch.zeros(batch, dtype=torch.long)
-        output = model(input_ids=tokens, labels=labels)
+        with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+            output = model(input_ids=tokens, labels=labels)
         output.loss.backward()
         trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
         sizes = [parameter.nbytes for parameter in trained.values()]

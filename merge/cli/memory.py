@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -11,7 +12,7 @@ import click
 from merge.cli.show import console, printable
 
 if TYPE_CHECKING:
-    from finetune.memory import Estimate
+    from finetune.memory import Estimate, Request
 
 _DTYPES = ("float32", "bfloat16", "float16", "float8", "int8", "int4", "nf4")
 
@@ -24,7 +25,8 @@ Examples:
   merge memory org/model-7b --context 8192 --batch 4
   merge memory 7B --task full                    before activations
   merge memory config.json --task lora --rank 16 --targets q_proj,v_proj --context 1024 --checkpointing
-  merge memory org/model-7b --task qlora --optimizer adam8bit""",
+  merge memory org/model-7b --task qlora --optimizer adam8bit
+  merge memory finetune.yaml                     what merge finetune would take with this config""",
 )
 @click.argument("model")
 @click.option(
@@ -34,7 +36,18 @@ Examples:
     show_default=True,
     help="What is done with it.",
 )
-@click.option("--dtype", type=click.Choice(_DTYPES), help="Of the weights.  [default: the config's, else bfloat16]")
+@click.option(
+    "--dtype",
+    type=click.Choice(_DTYPES),
+    help="Of the weights.  [default: the config's; in training what merge finetune takes]",
+)
+@click.option(
+    "--device",
+    type=click.Choice(["cuda", "cpu"]),
+    default="cuda",
+    show_default=True,
+    help="Where it is trained: on a GPU frozen weights are bfloat16 and mixed precision is used.",
+)
 @click.option("--context", type=click.IntRange(1), help="Tokens of a sequence.  [default: 2048 or what it takes]")
 @click.option("--batch", type=click.IntRange(1), help="Sequences at once.  [default: 1]")
 @click.option(
@@ -52,6 +65,7 @@ def command(
     model: str,
     task: str,
     dtype: str | None,
+    device: str,
     context: int | None,
     batch: int | None,
     optimizer: str,
@@ -61,7 +75,8 @@ def command(
     master_weights: bool,
     as_json: bool,
 ) -> None:
-    """Say how much memory MODEL takes: a directory, hub id, config.json, or a number of parameters such as 13B.
+    """Say how much memory MODEL takes: a directory, hub id, config.json, or a number of parameters such as 13B. Or a
+    config of merge finetune.
 
     With a config, activations are those of transformers' own code, counted in one step that allocates nothing. Weights
     are not read.
@@ -72,6 +87,7 @@ def command(
     request = Request(
         task=task,
         dtype=dtype,
+        device=device,
         context=context,
         batch=batch,
         optimizer=optimizer,
@@ -80,20 +96,46 @@ def command(
         checkpointing=checkpointing,
         master_weights=master_weights,
     )
+    if model.endswith((".yaml", ".yml")):
+        model, request = _of_config(model, device)
     found = estimate(model, request)
     cards = fits(found.total)
     if as_json:
         values = dataclasses.asdict(found) | {
             "parts": dict(found.parts),
             "total": found.total,
-            "cards": [{"gb": size, "names": names, "fits": fit} for size, names, fit in cards],
+            "cards": [
+                {"gb": size, "usable_gib": round(gib, 2), "names": names, "fits": fit}
+                for size, gib, names, fit in cards
+            ],
         }
         click.echo(json.dumps(values))
         return
     _print(found, cards)
 
 
-def _print(found: Estimate, cards: list[tuple[int, str, bool]]) -> None:
+def _of_config(file: str, device: str) -> tuple[str, Request]:
+    """The model of a config of merge finetune, and what it asks for. Raises UsageError for flags beside it."""
+    from finetune.config import load_config
+    from finetune.memory import request_of
+    from merge.errors import UsageError
+
+    context = click.get_current_context()
+    given = [
+        f"--{name}".replace("_", "-")
+        for name in context.params
+        if name not in ("model", "device", "as_json")
+        and context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+    ]
+    if given:
+        raise UsageError(f"{', '.join(given)}: {file} says it; change it there.")
+    config = load_config(file)
+    beside = Path(file).parent / config.model
+    model = str(beside) if not Path(config.model).exists() and beside.exists() else config.model
+    return model, dataclasses.replace(request_of(config), device=device)
+
+
+def _print(found: Estimate, cards: list[tuple[int, float, str, bool]]) -> None:
     from rich.table import Table
 
     trained = f", {found.trainable:,} of them trained" if found.trainable else ""
@@ -112,10 +154,10 @@ def _print(found: Estimate, cards: list[tuple[int, str, bool]]) -> None:
     if found.task == "merge":
         return
     table = Table(box=None, pad_edge=False)
-    for name in ("card", "GB", "fits"):
-        table.add_column(name, justify="right" if name == "GB" else "left")
-    for size, names, fit in cards:
-        table.add_row(names, str(size), "yes" if fit else "no")
+    for name in ("card", "GB", "usable GiB", "fits"):
+        table.add_column(name, justify="right" if "G" in name else "left")
+    for size, gib, names, fit in cards:
+        table.add_row(names, str(size), f"{gib:.1f}", "yes" if fit else "no")
     out.print(table)
 
 
