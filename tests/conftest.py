@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import os
 
-os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
+os.environ.update(
+    {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    # Workers of pytest-xdist share the cores. Libraries read these on import, here and in processes that tests start.
+    | dict.fromkeys(
+        ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+        if "TEST_THREADS" in os.environ or "PYTEST_XDIST_WORKER" in os.environ
+        else (),
+        os.environ.get("TEST_THREADS", "1"),
+    )
+)
 
 import json
 import signal
@@ -18,6 +27,9 @@ import numpy as np
 import pytest
 from safetensors import TensorSpec, serialize_file
 
+# What is shown depends on no terminal; each test that is about one sets these.
+for name in ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR", "CLICOLOR_FORCE"):
+    os.environ.pop(name, None)
 # A shell starts background jobs with SIGINT ignored, and all their processes would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -38,11 +50,10 @@ def run_cli(tmp_path: Path) -> Callable[..., Output]:
     def run(
         args: Sequence[str | os.PathLike[str]], cwd: Path = tmp_path, env: Mapping[str, str] | None = None
     ) -> Output:
-        settings = {name: value for name, value in os.environ.items() if name not in ("FORCE_COLOR", "CLICOLOR_FORCE")}
         done = subprocess.run(
             [sys.executable, "-W", "error", "-m", "merge", *map(os.fspath, args)],
             cwd=cwd,
-            env=settings | {"COLUMNS": "200", "NO_COLOR": "1", "PYTHONUTF8": "1"} | dict(env or {}),
+            env=os.environ | {"COLUMNS": "200", "NO_COLOR": "1", "PYTHONUTF8": "1"} | dict(env or {}),
             capture_output=True,
             text=True,
             encoding="utf-8",

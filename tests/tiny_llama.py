@@ -16,7 +16,13 @@ CHAT = (
 
 
 def make_tiny_llama(
-    path: Path, *, bias: bool = False, tied: bool = False, context: int = 64, chat: bool = True
+    path: Path,
+    *,
+    bias: bool = False,
+    tied: bool = False,
+    context: int = 64,
+    chat: bool = True,
+    dtype: str = "bfloat16",
 ) -> Path:
     """A model directory: random weights, and a tokenizer that has <pad>, <eos> and the marks of its chat template."""
     import torch
@@ -50,9 +56,9 @@ def make_tiny_llama(
         bos_token_id=None,
         eos_token_id=1,
         pad_token_id=0,
-        dtype="bfloat16",
+        dtype=dtype,
     )
-    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(path)
+    LlamaForCausalLM(config).to(getattr(torch, dtype)).save_pretrained(path)
     fast.save_pretrained(path)
     return path
 
