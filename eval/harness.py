@@ -6,18 +6,22 @@ import contextlib
 import functools
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from eval.backends import fingerprint_of, load_model
 from eval.items import Loaded, load_tasks, seed
-from eval.memory import Memory
+from eval.memory import Memory, key_of
 from eval.models import Subject, directory, known_digest, remember_digest, watch
 from eval.quiet import quiet, quietly
 from eval.results import Results, TaskResult, Verdicts
 from eval.settings import Settings
 from eval.tasks import Task
 from merge.errors import MergeError, UsageError, first_line
+
+if TYPE_CHECKING:
+    from eval.model_proxy import RememberingLM
 
 _READ_FILES = ("hf", "vllm")  # run the weights in the directory; others ask a server, and what that runs is not known
 
@@ -31,12 +35,14 @@ def evaluate(
     settings: Settings,
     memory: Memory,
     *,
+    ensembles: Sequence[Sequence[Subject]] = (),
     keep: Path | None = None,
     progress: Progress = lambda model, task, done, total: None,
 ) -> Results:
     """Every subject on every task.
 
     Args:
+        ensembles: models that answer together, each as one more row.
         keep: where models merged on the fly stay; None: they are removed.
 
     Raises:
@@ -47,50 +53,79 @@ def evaluate(
         raise UsageError(f"{twice[0]}: is named twice.")
     quiet()
     loaded = load_tasks(tasks, settings)
-    results = [_judge(subject, loaded, settings, memory, keep, progress) for subject in subjects]
+    judge = _Judge(loaded, settings, memory, keep, progress)
+    results = [judge.one(subject) for subject in subjects]
+    results += [judge.ensemble(members) for members in ensembles]
     return Results.of(results, settings, loaded)
 
 
-def _judge(
-    subject: Subject,
-    loaded: Sequence[Loaded],
-    settings: Settings,
-    memory: Memory,
-    keep: Path | None,
-    progress: Progress,
-) -> Verdicts:
-    from eval.model_proxy import RememberingLM
+@dataclass(frozen=True)
+class _Judge:
+    """What is the same for all subjects of one evaluation."""
 
-    began = time.monotonic()
-    with contextlib.ExitStack() as stack:
+    loaded: Sequence[Loaded]
+    settings: Settings
+    memory: Memory
+    keep: Path | None
+    progress: Progress
+
+    def one(self, subject: Subject) -> Verdicts:
+        began = time.monotonic()
+        with contextlib.ExitStack() as stack:
+            model = self._open(subject, stack)
+            tasks = self._tasks(subject.name, model)
+            return Verdicts(
+                name=subject.name,
+                text=subject.text,
+                path=subject.place,
+                digest=model.digest,
+                parents=subject.parents,
+                seconds=time.monotonic() - began,
+                asked=model.asked,
+                remembered=model.remembered,
+                tasks=tasks,
+            )
+
+    def ensemble(self, members: Sequence[Subject]) -> Verdicts:
+        """The members' answers taken together; see eval/ensemble.py."""
+        from eval.ensemble import EnsembleLM
+
+        began = time.monotonic()
+        name = f"ensemble of {', '.join(member.name for member in members)}"
+        with contextlib.ExitStack() as stack:
+            models = [self._open(member, stack) for member in members]
+            model = EnsembleLM(models)
+            tasks = self._tasks(name, model)
+            digest = key_of("ensemble", *(one.digest for one in models)).hex()
+            seconds = time.monotonic() - began
+            return Verdicts(name, name, None, digest, (), seconds, model.asked, model.remembered, tasks)
+
+    def _open(self, subject: Subject, stack: contextlib.ExitStack) -> RememberingLM:
+        """The subject as a model that is loaded when it is needed; `stack` removes what is merged for it."""
+        from eval.model_proxy import RememberingLM
+
         unchanged = watch(subject.path) if subject.path is not None else lambda: None
-        digest = None if keep is not None else known_digest(subject, memory)
+        digest = None if self.keep is not None else known_digest(subject, self.memory)
         path: Path | None = None
         if digest is None:
-            path = stack.enter_context(directory(subject, keep))
-            digest = remember_digest(subject, path, memory)
+            path = stack.enter_context(directory(subject, self.keep))
+            digest = remember_digest(subject, path, self.memory)
 
         @functools.cache
-        def load() -> Any:
-            at = path if path is not None else stack.enter_context(directory(subject, keep))
-            return load_model(at, settings)
+        def place() -> Path:
+            return path if path is not None else stack.enter_context(directory(subject, self.keep))
 
-        numbers = settings.of_numbers()
-        if settings.backend not in _READ_FILES:
+        def load() -> Any:
+            return load_model(place(), self.settings)
+
+        numbers = self.settings.of_numbers()
+        if self.settings.backend not in _READ_FILES:
+            load = functools.cache(load)  # a server's tokenizer
             numbers["fingerprint"] = fingerprint_of(subject, load)
-        model = RememberingLM(load, memory, digest, numbers, unchanged)
-        done = [_one_task(subject, each, model, settings, progress) for each in loaded]
-        return Verdicts(
-            name=subject.name,
-            text=subject.text,
-            path=subject.place,
-            digest=digest,
-            parents=subject.parents,
-            seconds=time.monotonic() - began,
-            asked=model.asked,
-            remembered=model.remembered,
-            tasks=_joined(done),
-        )
+        return RememberingLM(load, self.memory, digest, numbers, unchanged)
+
+    def _tasks(self, name: str, model: Any) -> dict[str, TaskResult]:
+        return _joined([_one_task(name, each, model, self.settings, self.progress) for each in self.loaded])
 
 
 def _joined(done: Sequence[dict[str, TaskResult]]) -> dict[str, TaskResult]:
@@ -101,15 +136,13 @@ def _joined(done: Sequence[dict[str, TaskResult]]) -> dict[str, TaskResult]:
     return found
 
 
-def _one_task(
-    subject: Subject, each: Loaded, model: Any, settings: Settings, progress: Progress
-) -> dict[str, TaskResult]:
+def _one_task(name: str, each: Loaded, model: Any, settings: Settings, progress: Progress) -> dict[str, TaskResult]:
     answered = 0
 
     def tick(n: int) -> None:
         nonlocal answered
         answered += n
-        progress(subject.name, each.task.name, answered, each.n_requests)
+        progress(name, each.task.name, answered, each.n_requests)
 
     model.tick = tick
     tick(0)
@@ -120,7 +153,7 @@ def _one_task(
         raise
     except Exception as error:  # tasks, backends and tokenizers raise what they like
         raise MergeError(
-            f"{subject.name} on {each.task.name}: lm-eval stopped with {type(error).__name__}: {first_line(error)}"
+            f"{name} on {each.task.name}: lm-eval stopped with {type(error).__name__}: {first_line(error)}"
         ) from error
     each.n_requests = model.asked + model.remembered - before
     found, each.questions = TaskResult.read(each.task, raw)

@@ -35,7 +35,7 @@ class RememberingLM(LM):  # type: ignore[misc]
             unchanged: raises SourceChanged if the files are no longer those of the digest.
         """
         super().__init__()
-        self._load, self._memory, self._digest, self._settings = load, memory, digest, settings
+        self._load, self._memory, self.digest, self._settings = load, memory, digest, settings
         self._unchanged = unchanged
         self._loaded: LM | None = None
         self.tick: Tick = lambda n: None
@@ -59,6 +59,24 @@ class RememberingLM(LM):  # type: ignore[misc]
     def generate_until(self, requests: list[Instance]) -> list[str]:
         return self._answer("generate_until", requests)
 
+    def token_log_probabilities(self, requests: list[Instance]) -> list[list[float]]:
+        """log p of every token of each text, in nats, which loglikelihood_rolling adds up. With the backend hf only."""
+        keys = [self.key("token_log_probabilities", request.args) for request in requests]
+        known = self._memory.answers(keys)
+        for key, request in zip(keys, requests, strict=True):
+            if key not in known:
+                known[key] = _token_log_probabilities(self.inner, str(request.args[0]))
+                self._check(request, sum(known[key]))
+                self._store(key, known[key])
+                self.asked += 1
+            else:
+                self.remembered += 1
+        return [known[key] for key in keys]
+
+    def release(self) -> None:
+        """Lets the real model go; it is loaded again if it is needed."""
+        self._loaded = None
+
     def _answer(self, kind: str, requests: Sequence[Instance]) -> list[Any]:
         keys = [self.key(kind, request.args) for request in requests]
         known = {} if any(map(_is_sampled, requests)) else self._memory.answers(keys)
@@ -80,7 +98,7 @@ class RememberingLM(LM):  # type: ignore[misc]
         return [known[key] for key in keys]
 
     def key(self, kind: str, arguments: Sequence[Any]) -> bytes:
-        return request_key(self._digest, self._settings, kind, arguments)
+        return request_key(self.digest, self._settings, kind, arguments)
 
     def record(self, kind: str, arguments: Sequence[Any], answer: Any) -> None:
         """One answer, as soon as the real model has it."""
@@ -132,6 +150,28 @@ def fingerprint(load: Callable[[], LM]) -> list[Any]:
         return [list(answer) for answer in model.loglikelihood(asked, disable_tqdm=True)]
     except NotImplementedError:
         return [secrets.token_hex()]
+
+
+def _token_log_probabilities(model: LM, text: str) -> list[float]:
+    """Window by window, as HFLM.loglikelihood_rolling reads a text. Raises UsageError for other backends."""
+    import torch
+    from lm_eval import utils
+
+    inner: Any = model
+    if not hasattr(inner, "_model_call"):
+        raise UsageError("--ensemble: perplexities need --backend hf, which gives the probability of every token.")
+    windows = utils.get_rolling_token_windows(
+        token_list=inner.tok_encode(text),
+        prefix_token=inner.prefix_token_id,
+        max_seq_len=inner.max_length,
+        context_len=1,
+    )
+    found: list[float] = []
+    for context, continuation in map(utils.make_disjoint_window, windows):
+        tokens = torch.tensor([(context + continuation)[-(inner.max_length + 1) :]], device=inner.device)
+        logits = inner._model_call(tokens[:, :-1])[0, -len(continuation) :].float().log_softmax(-1)
+        found += logits.gather(1, tokens[0, -len(continuation) :, None])[:, 0].tolist()
+    return found
 
 
 class _Recorder(CacheHook):  # type: ignore[misc]

@@ -17,28 +17,39 @@ Examples:
   merge eval base expert merged --suite quickstart
   merge eval recipe.yaml --tasks arc_easy,hellaswag --limit 200
   merge eval org/model+org/adapter --tasks questions.jsonl -o results.json
+  merge eval math code recipe.yaml --suite quickstart --ensemble math,code
   merge eval --path expert-a expert-b --data held-out.txt --html path.html
 Answers are remembered by the digest of the weights: the same command goes on after a kill, and another model costs
 only that model. Compare saved results with merge compare.""",
 )
 @click.argument("models", metavar="MODEL...", nargs=-1, required=True)
 @click.option("--path", "is_path", is_flag=True, help="Judge 11 points between two models, and the barrier there.")
+@click.option(
+    "--ensemble", "ensembles", multiple=True, metavar="A,B", help="Models that answer together, as one more row."
+)
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="File for the results.  [default: none]")
 @click.option("--html", type=click.Path(path_type=Path), help="Write a page with tables and plots.")
 @click.option("--json", "as_json", is_flag=True, help="Print the results as JSON.")
 @judging_options
 def command(
-    models: tuple[str, ...], is_path: bool, out: Path | None, html: Path | None, as_json: bool, **asked: Any
+    models: tuple[str, ...],
+    is_path: bool,
+    ensembles: tuple[str, ...],
+    out: Path | None,
+    html: Path | None,
+    as_json: bool,
+    **asked: Any,
 ) -> None:
     """Judge MODELs on the same items: directories, hub ids, model+adapter, or recipes (merged on the fly)."""
     check_files(out=out, html=html)
+    members = [_members(text, is_path) for text in ensembles]
     how = judging(asked)
     if is_path:
         from eval.path import judge_path
 
         results = judge_path(models, how.of, how.settings, how.keep)
     else:
-        results = how.judge(models)
+        results = how.judge(models, members)
     if out is not None:
         write_text(out, results.to_json())
     if html is not None:
@@ -60,3 +71,15 @@ def command(
     for label, file in (("results", out), ("page", html)):
         if file is not None:
             click.echo(f"{label}: {file}")
+
+
+def _members(text: str, is_path: bool) -> list[str]:
+    """Raises UsageError for fewer than two, and beside --path."""
+    from merge.errors import UsageError
+
+    found = [name.strip() for name in text.split(",") if name.strip()]
+    if len(found) < 2:
+        raise UsageError(f'--ensemble "{text}": expected at least two models with commas between them.')
+    if is_path:
+        raise UsageError("--ensemble: cannot be combined with --path.")
+    return found

@@ -62,17 +62,22 @@ class Judging:
     keep: Path | None
     quiet: bool
 
-    def judge(self, models: Sequence[str]) -> Results:
+    def judge(self, models: Sequence[str], ensembles: Sequence[Sequence[str]] = ()) -> Results:
         from eval.models import subjects
 
-        return self.of(subjects(list(models)), self.settings)
+        members = [subjects(list(names)) for names in ensembles]
+        return self.of(subjects(list(models)), self.settings, members)
 
-    def of(self, subjects: Sequence[Subject], settings: Settings) -> Results:
+    def of(
+        self, subjects: Sequence[Subject], settings: Settings, ensembles: Sequence[Sequence[Subject]] = ()
+    ) -> Results:
         from eval.harness import evaluate
         from eval.memory import Memory, default_path
 
         with Memory(self.cache or default_path()) as memory, _progress(self.quiet) as progress:
-            return evaluate(subjects, self.tasks, settings, memory, keep=self.keep, progress=progress)
+            return evaluate(
+                subjects, self.tasks, settings, memory, ensembles=ensembles, keep=self.keep, progress=progress
+            )
 
 
 def judging(asked: dict[str, Any]) -> Judging:
