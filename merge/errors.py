@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 _CONTROL = re.compile(r"\x1b\[[0-9;]*m")  # colours
 
@@ -40,15 +40,39 @@ class Problem:
 
 
 class RecipeError(MergeError):
-    """The recipe, or what it asks of these models, is wrong. All problems at once, in the recipe's order."""
+    """The recipe, or what it asks of these models, is wrong. All problems at once, in the recipe's order.
+
+    `advice`: lines about all of them, said last.
+    """
 
     exit_code = 2
 
-    def __init__(self, problems: Sequence[Problem] | Problem | str) -> None:
+    def __init__(self, problems: Sequence[Problem] | Problem | str, advice: Sequence[str] = ()) -> None:
         if isinstance(problems, str):
             problems = Problem(problems)
         self.problems = (problems,) if isinstance(problems, Problem) else tuple(problems)
-        super().__init__("\n".join(str(problem) for problem in self.problems))
+        self.advice = tuple(advice)
+        super().__init__("\n".join([*folded(self.problems), *self.advice]))
+
+
+_LINE = re.compile(r"(:|^line )\d+$")  # of a recipe: each is named
+_SHAPE = re.compile(r"\[[\d, ]*\]")
+
+
+def folded(problems: Sequence[Problem]) -> list[str]:
+    """A line for each problem; what three or more tensors have, apart from their shapes, is one line with a count."""
+    alike: dict[tuple[str | None, ...], list[Problem]] = {}
+    for problem in problems:
+        line = problem.where if _LINE.search(problem.where or ":0") else None
+        alike.setdefault((_SHAPE.sub("[]", problem.message), problem.hint, line), []).append(problem)
+    lines: list[str] = []
+    for same in alike.values():
+        if len(same) < 3:
+            lines += map(str, same)
+            continue
+        places = f"{same[0].where}, {same[1].where} and {len(same) - 2:,} more"
+        lines.append(f"{places}: {replace(same[0], where=None)}")
+    return lines
 
 
 class UsageError(MergeError):

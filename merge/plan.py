@@ -279,6 +279,7 @@ class Plan:
     stages: tuple[Plan, ...] = ()
     notes_rounding: bool = False
     experts: Experts | None = None
+    compat: str | None = None
 
     @property
     def bytes_written(self) -> int:

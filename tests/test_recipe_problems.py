@@ -24,7 +24,9 @@ def problems(text: str) -> list[str]:
     with pytest.raises(RecipeError) as raised:
         parse_recipe(text, "r.yaml")
     assert raised.value.exit_code == 2
-    return str(raised.value).split("\n")
+    found = [str(problem) for problem in raised.value.problems]
+    assert str(raised.value).split("\n") == [*found, *raised.value.advice]
+    return found
 
 
 def stack(*sources: str, more: str = "") -> str:
@@ -155,9 +157,15 @@ KEYS = [
         stack("{model: a/b, layer_rnge: [0, 2], layer_range: [0, 2]}"),
         'r.yaml:3: unknown key "layer_rnge"; did you mean',
     ),
-    ("{}", 'r.yaml:1: "merge_method" is missing; known methods: arcee_fusion,'),
-    (TWO.replace("linear", "lineer"), 'r.yaml:1: unknown method "lineer"; did you mean "linear"? Known methods: a'),
-    (TWO.replace("linear", "slerpe"), 'r.yaml:1: unknown method "slerpe"; did you mean "slerp"? Known methods: '),
+    ("{}", 'r.yaml:1: "merge_method" is missing, for example "linear" or "ties"; `merge m'),
+    (TWO.replace("linear", "lineer"), 'r.yaml:1: unknown method "lineer"; did you mean "linear"? `merge methods` li'),
+    (TWO.replace("linear", "slerpe"), 'r.yaml:1: unknown method "slerpe"; did you mean "slerp"? `merge methods` list'),
+    (TWO.replace("linear", "dare"), 'r.yaml:1: unknown method "dare"; did you mean "dare_linear" or "dare_ties"? `m'),
+    (TWO.replace("linear", "qqqq"), 'r.yaml:1: unknown method "qqqq"; `merge methods` lists them all'),
+    (
+        SLERP.replace("{t: 0.5}", "{t: 0.5, weight: 1}"),
+        'r.yaml:4: "weight" is a parameter of nuslerp, multislerp, linear and',
+    ),
     (TWO + "allow: [overfow]", 'r.yaml:5: unknown leniency "overfow" in "allow"; did you mean "overflow"?'),
 ]
 TYPES = [
@@ -212,7 +220,8 @@ TYPES = [
     (TIES + "parameters: {density: [{value: [0, 2]}]}", 'r.yaml:5: "density" must be between 0 and 1, not 2'),
 ]
 RANGES = [
-    (stack("{model: a/b, layer_range: [0, 0]}"), '"layer_range" [0, 0] holds no layer;'),
+    (stack("{model: a/b, layer_range: [0, 0]}"), 'no slice holds a layer: "layer_range" is [0, 0]'),
+    (stack("{model: a/b, layer_range: [3, 1]}"), '"layer_range" [3, 1] ends before it begins; write [first, end)'),
     (stack("{model: a/b, layer_range: [-1, 3]}"), '"layer_range" [-1, 3] begins below 0'),
     (stack("{model: a/b, layer_range: [1]}"), '"layer_range" must be two whole numbers, [first, end), not [1]'),
     (

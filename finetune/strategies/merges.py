@@ -137,7 +137,7 @@ def _read_merge(
 def _check(place: ConfigReader, merge: Merge, tasks: Sequence[str]) -> None:
     """Reads the recipe as if the tasks were trained: everything that its text can have wrong is said now."""
     from merge.methods import get_method
-    from merge.planners.adapter_inputs import refuse_models, unfit
+    from merge.planners.adapter_inputs import refused_models, unfit
     from merge.recipe import recipe_of
 
     with tempfile.TemporaryDirectory() as folder:
@@ -147,7 +147,7 @@ def _check(place: ConfigReader, merge: Merge, tasks: Sequence[str]) -> None:
                 (Path(folder) / f"model-{name}" / "adapter_config.json").write_text("{}")
         inputs = {task: str(Path(folder) / f"model-{task}") for task in tasks}
         try:
-            recipe = recipe_of(merge.recipe(str(Path(folder) / "model-base"), inputs), "", merge.file)
+            recipe = recipe_of(merge.recipe(str(Path(folder) / "model-base"), inputs), "", merge.file, opens=False)
             method = get_method(recipe.merge_method)
             assert method is not None, recipe.merge_method  # the recipe was checked against the registry
             if not merge.fold and (problems := list(unfit(recipe, method))):
@@ -155,8 +155,8 @@ def _check(place: ConfigReader, merge: Merge, tasks: Sequence[str]) -> None:
             if merge.fold and method.inputs == "adapters":
                 said = f"{method.name} merges LoRA adapters, and these are models."
                 raise RecipeError(Problem(said, recipe.where("merge_method"), 'Use train: lora and "fold: false".'))
-            if merge.fold:
-                refuse_models(recipe, method)
+            if merge.fold and (problems := refused_models(recipe, method)):
+                raise RecipeError(problems)
         except RecipeError as error:
             place._problems += [(_line(one.where), one) for one in _by_task(error, f"{folder}/model-")]
 

@@ -9,13 +9,9 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 import click
-
-if TYPE_CHECKING:
-    from merge.errors import Problem
 
 # verb -> (module, one line for --help)
 VERBS = {
@@ -122,24 +118,17 @@ def _end(message: str, code: int) -> NoReturn:
 
 
 def _shortened(error: Exception) -> str:
-    """The message; what is wrong with very many tensors (a model of another size: all of them) is said once."""
-    problems = getattr(error, "problems", ())
-    if len(problems) <= _MOST_PROBLEMS:
+    """The message; of very many problems the first ones."""
+    from merge.errors import RecipeError, folded
+
+    if not isinstance(error, RecipeError):
         return str(error)
-    alike: dict[tuple[str, str | None], list[Problem]] = {}
-    for problem in problems:
-        alike.setdefault((problem.message, problem.hint), []).append(problem)
-    lines = [
-        f"{same[0].where}, {same[1].where} and {len(same) - 2:,} more: {replace(same[0], where=None)}"
-        if len(same) > 2
-        else "\n".join(map(str, same))
-        for same in alike.values()
-    ]
-    shown = lines[:_MOST_PROBLEMS]
+    lines = folded(error.problems)
+    if len(lines) <= _MOST_PROBLEMS:
+        return str(error)
     of_recipe = sys.argv[1:2] in (["run"], ["plan"], ["eval"], ["generate"], ["perplexity"])
-    how = "merge plan RECIPE --json lists them all" if of_recipe else f"the first {len(shown)} are shown"
-    more = f"{len(problems):,} problems; {how}."
-    return "\n".join([*shown, more])
+    how = "merge plan RECIPE --json lists them all" if of_recipe else f"the first {_MOST_PROBLEMS} are shown"
+    return "\n".join([*lines[:_MOST_PROBLEMS], f"{len(error.problems):,} problems; {how}.", *error.advice])
 
 
 class _Terminated(BaseException):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from merge.cli.show import METHOD_FILE_HELP, STAGES_DIR_HELP, Size, console, memory, printable, size
+from merge.cli.show import COMPAT_HELP, METHOD_FILE_HELP, STAGES_DIR_HELP, Size, console, memory, printable, size
 from merge.cli.stack import pictures
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ Examples:
 @click.option("--method-file", "method_files", multiple=True, type=click.Path(path_type=Path), help=METHOD_FILE_HELP)
 @click.option("--stages-dir", type=click.Path(path_type=Path), help=STAGES_DIR_HELP)
 @click.option("--keep-stages", is_flag=True, help="Write every stage of a pipeline, and keep them all.")
+@click.option("--compat", type=click.Choice(["mergekit"]), help=COMPAT_HELP)
 @click.option("--json", "as_json", is_flag=True, help="Print the whole plan, or its problems, as JSON.")
 @click.pass_context
 def command(
@@ -50,6 +51,7 @@ def command(
     method_files: tuple[Path, ...],
     stages_dir: Path | None,
     keep_stages: bool,
+    compat: str | None,
     as_json: bool,
 ) -> None:
     """Show what RECIPE would do: made from headers and configs only, in a second or two; nothing is written."""
@@ -61,7 +63,7 @@ def command(
     for file in method_files:
         load_method_file(file)
     try:
-        pipeline = load_pipeline(recipe)
+        pipeline = load_pipeline(recipe, compat)
         if len(pipeline.stages) > 1:
             from merge.cli.pipelines import show_stages
 
@@ -74,7 +76,7 @@ def command(
         if not as_json:
             raise
         problems = [{"where": p.where, "message": p.message, "hint": p.hint} for p in error.problems]
-        click.echo(json.dumps({"problems": problems}, indent=2))
+        click.echo(json.dumps({"problems": problems, "advice": error.advice}, indent=2))
         ctx.exit(error.exit_code)
     totals = totals_of(plan, out or Path("merged") / plan.name, threads, max_ram, device)
     if as_json:

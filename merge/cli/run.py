@@ -11,7 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from merge.cli.show import METHOD_FILE_HELP, STAGES_DIR_HELP, Size, memory, printable, progress_bar, show_notes, size
+from merge.cli.show import (
+    COMPAT_HELP,
+    METHOD_FILE_HELP,
+    STAGES_DIR_HELP,
+    Size,
+    memory,
+    printable,
+    progress_bar,
+    show_notes,
+    size,
+)
 
 if TYPE_CHECKING:
     from merge.engine.run import Report
@@ -37,6 +47,7 @@ Killed or stopped, the same command goes on where it was.""",
 @click.option("--method-file", "method_files", multiple=True, type=click.Path(path_type=Path), help=METHOD_FILE_HELP)
 @click.option("--stages-dir", type=click.Path(path_type=Path), help=STAGES_DIR_HELP)
 @click.option("--keep-stages", is_flag=True, help="Write every stage of a pipeline, and keep them all.")
+@click.option("--compat", type=click.Choice(["mergekit"]), help=COMPAT_HELP)
 @click.option("--force", is_flag=True, help="Replace an existing result; discard unfinished work of another recipe.")
 @click.option("--quiet", is_flag=True, help="No progress bar and no notes.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
@@ -50,6 +61,7 @@ def command(
     method_files: tuple[Path, ...],
     stages_dir: Path | None,
     keep_stages: bool,
+    compat: str | None,
     force: bool,
     quiet: bool,
     as_json: bool,
@@ -61,7 +73,7 @@ def command(
 
     for file in method_files:
         load_method_file(file)
-    pipeline = load_pipeline(recipe)
+    pipeline = load_pipeline(recipe, compat)
     if len(pipeline.stages) > 1:
         from merge.cli.pipelines import run_stages
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 METHOD_FILE_HELP = "A Python file with merge methods; may be given several times."
+COMPAT_HELP = "Keys that mergekit ignores are noted and ignored too, as with compat: in the recipe."
 STAGES_DIR_HELP = "Where stages of a pipeline are written that others need.  [default: OUT.stages]"
 _UNITS = {"": 1, "B": 1}
 for _power, _letter in enumerate("KMGT", 1):

@@ -48,7 +48,6 @@ def breadcrumbs(
     normalize: Annotated[bool, "divide by the sum of the weights"] = False,
     lambda_: Annotated[float, "factor of the merged task vector"] = 1.0,
     rescale: Annotated[Literal[False, True, "l1"], "give the sparse task vector its old L1 norm"] = False,
-    int8_mask: Annotated[bool, "accepted for old recipes; no effect here"] = False,
 ) -> Tensor:
     """deltas (model, *shape) float32 -> merged task vector (*shape) float64"""
     import torch

@@ -52,7 +52,6 @@ def della_linear(
     normalize: Annotated[bool, "divide by the sum of the weights"] = False,
     lambda_: Annotated[float, "factor of the merged task vector"] = 1.0,
     rescale: Annotated[Literal[True, False, "l1"], "true: times 1/p of each entry; l1: to the old L1 norm"] = True,
-    int8_mask: Annotated[bool, "accepted for old recipes; no effect here"] = False,
     _keys: tuple[int, ...] = (),
 ) -> Tensor:
     """deltas (model, *shape) float32 -> merged task vector (*shape) float64; _keys: one 64-bit key for each model"""

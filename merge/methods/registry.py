@@ -63,6 +63,8 @@ class Parameter:
 OUTPUT_RANK = Parameter(
     "rank", int, per_model=False, required=False, range=Range(1), doc="rank of the resulting adapter"
 )
+# What mergekit's recipes say under any method; arithmetic here never needed it.
+INT8_MASK = Parameter("int8_mask", bool, per_model=True, required=False, doc="accepted for old recipes; no effect")
 
 
 @dataclass(frozen=True)

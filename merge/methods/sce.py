@@ -7,7 +7,7 @@ w_i = mean(d_i^2) / sum_j mean(d_j^2) over what stays. Erase: with s = sign(sum_
     y = b + sum_i [sign(d_i) = s] w_i d_i / sum_i [sign(d_i) = s] w_i.
 Variances are compared as standard deviations rounded to float32.
 Deviations: mergekit weighs the models equally where the sum of their mean squares is below 1e-6, which small
-fine-tunes always are; here only where all are zero. `int8_mask` is accepted without effect.
+fine-tunes always are; here only where all are zero.
 Cost: two passes at select_topk = 1, the first for the squares; else two more to find the entries by histogram, and at
 most one to place equal variances.
 """
@@ -48,7 +48,6 @@ def sce(
     deltas: Tensor,
     *,
     select_topk: Annotated[float, Range(0.0, 1.0), "share of the entries that differ that stays"] = 1.0,
-    int8_mask: Annotated[bool, "accepted for old recipes; no effect here"] = False,
 ) -> Tensor:
     """deltas (model, *shape) float32 -> merged task vector (*shape) float64"""
     import torch

@@ -43,7 +43,6 @@ def task_arithmetic(
     normalize: Annotated[bool, "divide by the sum of the weights"] = False,
     lambda_: Annotated[float, "factor of the merged task vector"] = 1.0,
     density: Annotated[PerModel[float], Range(0.0, 1.0), "accepted for old recipes; no effect here"] = 1.0,
-    int8_mask: Annotated[bool, "accepted for old recipes; no effect here"] = False,
 ) -> Tensor:
     """deltas (model, *shape) float32 -> merged task vector (*shape) float64"""
     from merge.kernels.reference import weighted_sum

@@ -73,6 +73,7 @@ def manifest_bytes(
         **({"other_origins": plan.other_origins} if plan.other_origins else {}),
         "seed": plan.seed,
         "allow": list(plan.allow),
+        **({"compat": plan.compat} if plan.compat else {}),
         "notes": list(plan.notes),
         "parameters": plan.n_parameters,
         "recipe": plan.recipe_text,
@@ -126,6 +127,7 @@ def _stage(stage: Plan) -> dict[str, Any]:
         **({"method_origin": stage.method_origin} if stage.method_origin else {}),
         "seed": stage.seed,
         "allow": list(stage.allow),
+        **({"compat": stage.compat} if stage.compat else {}),
         "notes": list(stage.notes),
         "written": not stage.steps,
         "models": [

@@ -11,7 +11,7 @@ from merge.checkpoint.adapter import Adapter, is_adapter, open_adapter
 from merge.checkpoint.files import some
 from merge.dtypes import DTYPES
 from merge.engine.factors import SUMS
-from merge.errors import CheckpointError, Problem, RecipeError
+from merge.errors import CheckpointError, Problem
 from merge.methods import Method, all_methods
 from merge.methods.registry import OUTPUT_RANK
 from merge.plan import SourceModel
@@ -140,8 +140,8 @@ def _resolved(name: str | None) -> str:
     return os.path.realpath(name) if name and os.path.isdir(name) else (name or "").rstrip("/")
 
 
-def refuse_models(recipe: Recipe, method: Method) -> None:
-    """Raises RecipeError where a recipe of models says what is only for adapters, or lists some adapters too."""
+def refused_models(recipe: Recipe, method: Method) -> list[Problem]:
+    """What is wrong with a recipe of models that says what is only for adapters, or lists some adapters too."""
     problems = []
     lone = [source for source in recipe.models if os.path.isdir(source.model.path) and _is_lone(source.model)]
     for source in lone:
@@ -156,8 +156,7 @@ def refuse_models(recipe: Recipe, method: Method) -> None:
     if method.parameter(OUTPUT_RANK.name) is None and any(OUTPUT_RANK.name in level for level in levels):
         said = '"rank" is that of a resulting adapter, and this recipe merges whole models.'
         problems.append(Problem(said, recipe.where("parameters.rank"), "Remove it."))
-    if problems:
-        raise RecipeError(problems)
+    return problems
 
 
 def _is_lone(ref: ModelRef) -> bool:

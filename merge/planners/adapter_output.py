@@ -66,7 +66,8 @@ def build_adapter_plan(recipe: Recipe, method: Method, name: str) -> Plan:
         shards=shards,
         side_files=(*copied, *(SideFile(file, text=text) for file, text in made.items())),
         allow=recipe.allow,
-        notes=(*inputs.notes(), *builder.notes(), *_said(steps, ranks)),
+        compat=recipe.compat,
+        notes=(*recipe.notes, *inputs.notes(), *builder.notes(), *_said(steps, ranks)),
         recipe_text=recipe.text,
         method_origin=method.origin,
     )

@@ -9,10 +9,10 @@ from merge.errors import Problem, RecipeError
 from merge.methods import Method, get_method
 from merge.output.shards import index_text, lay_out
 from merge.plan import Plan, Step, Units
-from merge.planners.adapter_inputs import refuse_models
 from merge.planners.adapter_output import build_adapter_plan
 from merge.planners.align import align_targets
 from merge.planners.inputs import Inputs
+from merge.planners.same_architecture import different_architectures
 from merge.planners.side_files import side_files
 from merge.planners.steps import StepBuilder
 from merge.planners.targets import Layout
@@ -53,9 +53,10 @@ def build_plan(
     assert method is not None, recipe.merge_method  # the recipe was checked against the registry
     if adapters_of(recipe.models, recipe.base_model):
         return build_adapter_plan(recipe, method, recipe.name or _default_name(recipe))
-    refuse_models(recipe, method)
     inputs = Inputs(recipe, known)
-    problems: list[Problem] = []
+    problems = list(different_architectures(recipe, inputs))
+    if problems:
+        raise RecipeError(problems)  # anything else would be said of every tensor
     recipe = upscaled(recipe, inputs, problems)
     vocabulary = vocabulary_of(recipe, inputs, problems)
     layout = Layout(()) if problems else lay_out_targets(recipe, inputs, problems)
@@ -84,7 +85,8 @@ def build_plan(
             recipe, name, method, inputs, layout, placed, index_text(placed, shards), vocabulary, copied
         ),  # adds notes
         allow=recipe.allow,
-        notes=(*inputs.notes, *builder.notes()),
+        compat=recipe.compat,
+        notes=(*recipe.notes, *inputs.notes, *builder.notes()),
         recipe_text=recipe.text,
         statistics_files=builder.statistics_files(),
         method_origin=method.origin,

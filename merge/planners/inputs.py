@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from merge.architecture import Stack, find_stacks, is_embedding, is_head, is_input_side, main_stack, says_tied
 from merge.checkpoint import Checkpoint
-from merge.errors import CheckpointError, Problem, RecipeError
 from merge.plan import SourceModel, TensorRef
-from merge.planners.adapters import open_model
-from merge.recipe.model import ModelRef, Module, Recipe
+from merge.planners.models import key_of, open_models
+from merge.recipe.model import ModelRef, Recipe
 
 
 @dataclass(frozen=True)
@@ -48,12 +47,12 @@ class Inputs:
 
     def __init__(self, recipe: Recipe, known: Mapping[str, Checkpoint] | None = None) -> None:
         """known: checkpoints that no directory holds (yet), by the path of their references."""
-        checkpoints = _open(_mentioned(recipe), known or {})
+        checkpoints = open_models(recipe, known)
         self.notes: list[str] = []
         donor = checkpoints[0]
         aligned = [donor.tensors] + [self._align(donor, other) for other in checkpoints[1:]]
         self.all = self._tie(checkpoints, aligned)
-        self._places = {_key(model.ref): i for i, model in enumerate(self.all)}
+        self._places = {key_of(model.ref): i for i, model in enumerate(self.all)}
         self._suffixes: dict[tuple[int, Stack], dict[int, list[str]]] = {}
         for model in self.all:
             self.notes += [f"{model.ref.text}: {note}" for note in model.checkpoint.notes]
@@ -68,7 +67,7 @@ class Inputs:
 
     def place(self, ref: ModelRef) -> int:
         """Index of a model in `all` and in Plan.models."""
-        return self._places[_key(ref)]
+        return self._places[key_of(ref)]
 
     @property
     def tied(self) -> bool:
@@ -145,45 +144,6 @@ class Inputs:
         elif head is not None:
             del tensors[head]
             self.notes.append(f"{checkpoint.ref.text}: {head} is stored but tied to {embedding}, and not written again")
-
-
-_Key = tuple[str, str | None, "_Key | None"]
-
-
-def _key(ref: ModelRef) -> _Key:
-    return ref.path, ref.revision, _key(ref.adapter) if ref.adapter is not None else None
-
-
-def _mentioned(recipe: Recipe) -> list[ModelRef]:
-    """Every model, once: the base first, then in the order of the recipe."""
-    listed: list[ModelRef] = []
-    parts: list[Recipe | Module] = [recipe, *recipe.modules.values()]
-    for part in parts:
-        listed += [source.model for source in part.models]
-        for piece in part.slices:
-            listed += [piece.base_model] if piece.base_model is not None else []
-            listed += [source.model for source in piece.sources]
-    if recipe.base_model is not None:
-        listed.insert(0, recipe.base_model)
-    unique: dict[_Key, ModelRef] = {}
-    for ref in listed:
-        unique.setdefault(_key(ref), ref)
-    return list(unique.values())
-
-
-def _open(refs: Iterable[ModelRef], known: Mapping[str, Checkpoint]) -> list[Checkpoint]:
-    """Opens all; every model that cannot be opened is reported, not only the first."""
-    checkpoints, failures = [], []
-    for ref in refs:
-        try:
-            checkpoints.append(open_model(ref, known))
-        except CheckpointError as error:
-            failures.append(error)
-    if failures:
-        raise CheckpointError("\n".join(str(error) for error in failures)) from failures[0]
-    if not checkpoints:
-        raise RecipeError(Problem("the recipe names no model"))
-    return checkpoints
 
 
 def map_prefix(names: Sequence[str], wanted: Sequence[str]) -> tuple[str, str] | None:

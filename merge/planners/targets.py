@@ -116,7 +116,9 @@ def slice_targets(recipe: Recipe, inputs: Inputs, tower: Tower, problems: list[P
         return Layout(())
     targets: list[Target] = []
     origins: list[tuple[str, dict[str, Any], int]] = []
-    for part in tower.slices:
+    for number, part in enumerate(tower.slices):
+        if not any(_layers(part)):
+            inputs.notes.append(_without_layers(number, len(tower.slices)))
         for t, numbers in _layers(part):
             targets += _layer_targets(recipe, inputs, tower, part, numbers, t, stack, len(origins))
             first = inputs.all[inputs.place(part.sources[0].model)]
@@ -125,6 +127,12 @@ def slice_targets(recipe: Recipe, inputs: Inputs, tower: Tower, problems: list[P
     lengths = {i: its.n_layers for i, model in enumerate(inputs.all) if (its := tower.stack(model)) is not None}
     inputs.notes += usage_notes(inputs, tower.slices, lengths)
     return Layout((*before, *targets, *after), (Restacked(tower.kind, stack.n_layers, origins),))
+
+
+def _without_layers(number: int, n_slices: int) -> str:
+    side = "before" if number == 0 else "after" if number == n_slices - 1 else ""
+    gives = f"it gives what stands {side} the layers" if side else "it has no effect"
+    return f"slice {number + 1} holds no layer; {gives}"
 
 
 def _slice_problems(recipe: Recipe, inputs: Inputs, tower: Tower) -> Iterator[Problem]:

@@ -21,7 +21,7 @@ import yaml
 
 from merge.errors import Problem, RecipeError
 from merge.methods.registry import all_methods
-from merge.recipe.build import build
+from merge.recipe.build import build, written_compat
 from merge.recipe.check import check
 from merge.recipe.document import read_document, read_text
 from merge.recipe.mixture import build_mixture, is_mixture
@@ -63,40 +63,58 @@ __all__ = [
 ]
 
 
-def load_recipe(path_or_name: str | Path) -> Recipe:
+def load_recipe(path_or_name: str | Path, compat: str | None = None) -> Recipe:
     """Reads a recipe file.
 
     Args:
         path_or_name: a file; or its name without `.yaml` or `.yml`, there or in `recipes/`.
+        compat: "mergekit": keys that mergekit ignores become notes, as with `compat: mergekit` in the recipe.
 
     Raises:
         RecipeError: with every problem of the recipe, each with file and line.
     """
     path = find_recipe(Path(path_or_name))
-    return parse_recipe(read_text(path), str(path))
+    return parse_recipe(read_text(path), str(path), compat)
 
 
-def parse_recipe(text: str, file: str | None = None) -> Recipe:
+def parse_recipe(text: str, file: str | None = None, compat: str | None = None) -> Recipe:
     """A recipe's text -> Recipe.
 
     Args:
         text: YAML.
         file: its path as messages name it; relative model paths are also looked for beside it.
+        compat: as for `load_recipe`.
 
     Raises:
         RecipeError: with every problem of the recipe, in its order.
     """
-    return recipe_of(read_document(text, file), text, file)
+    return recipe_of(read_document(text, file), text, file, compat=compat)
 
 
-def recipe_of(root: yaml.MappingNode, text: str, file: str | None, stages: StageNames | None = None) -> Recipe:
-    """A document's tree -> Recipe; `stages`: what the other documents of its file are called."""
-    reader = Reader(file, all_methods(), stages)
+def recipe_of(
+    root: yaml.MappingNode,
+    text: str,
+    file: str | None,
+    stages: StageNames | None = None,
+    compat: str | None = None,
+    opens: bool = True,
+) -> Recipe:
+    """A document's tree -> Recipe.
+
+    Args:
+        stages: what the other documents of its file are called.
+        opens: where something is wrong, look also at the models that are on the disk, so that all is told at once.
+    """
+    reader = Reader(file, all_methods(), stages, compat or written_compat(root))
     if is_mixture(root):
         recipe = build_mixture(reader, root, text)
     else:
         recipe = build(reader, root, text)
         check(reader, recipe)
+    if opens and reader.is_wrong:
+        from merge.planners.models import problems_of_models
+
+        reader.add(problems_of_models(recipe))
     reader.raise_if_any()
     return recipe
 

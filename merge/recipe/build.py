@@ -7,12 +7,12 @@ from collections.abc import Iterator, Mapping
 
 import yaml
 
-from merge.dtypes import RECIPE_NAMES
 from merge.methods.registry import Method
 from merge.recipe import names
 from merge.recipe.adapters import adapters_of
 from merge.recipe.document import line_of
-from merge.recipe.model import ALIGN, ALLOW, ModelRef, Module, Recipe, Slice, Source, Upscale
+from merge.recipe.fields import read_align, read_allow, read_compat, read_donor, read_dtype, read_name
+from merge.recipe.model import COMPAT, ModelRef, Module, Recipe, Slice, Source, Upscale
 from merge.recipe.reader import NULL, UNREADABLE, Reader, as_integer, join, shown
 from merge.recipe.settings import boolean, read_settings
 from merge.recipe.tokenizer import read_source, read_template, read_tokenizer
@@ -32,6 +32,7 @@ def build(reader: Reader, root: yaml.MappingNode, text: str) -> Recipe:
     models = _with_base(reader, _models(reader, fields.get("models"), "models"), base)
     slices = _slices(reader, fields.get("slices"), "slices")
     modules = _modules(reader, fields.get("modules"), base)
+    listed = _listed(base, models, slices, modules)
     return Recipe(
         merge_method=merge_method,
         models=models,
@@ -41,14 +42,18 @@ def build(reader: Reader, root: yaml.MappingNode, text: str) -> Recipe:
         parameters=read_settings(reader, fields.get("parameters"), "parameters", "shared"),
         dtype=read_dtype(reader, fields.get("dtype"), "dtype"),
         out_dtype=read_dtype(reader, fields.get("out_dtype"), "out_dtype"),
-        tokenizer_source=read_source(reader, fields, _listed(base, models, slices, modules)),
+        tokenizer_source=read_source(reader, fields, listed),
         tokenizer=read_tokenizer(reader, fields.get("tokenizer")),
         chat_template=read_template(reader, fields.get("chat_template")),
         name=read_name(reader, fields.get("name")),
         seed=reader.integer(fields.get("seed"), "seed", '"seed"', 0, MAX_SEED) or 0,
         allow=read_allow(reader, fields.get("allow")),
-        align=_align(reader, fields.get("align")),
+        align=read_align(reader, fields.get("align")),
         upscale=_upscale(reader, fields.get("upscale")),
+        config_donor=read_donor(reader, fields.get("config_donor"), "config_donor", listed),
+        tokenizer_donor=read_donor(reader, fields.get("tokenizer_donor"), "tokenizer_donor", listed),
+        compat=read_compat(reader, fields.get("compat")),
+        notes=reader.notes(),
         text=text,
         file=reader.file,
         lines=reader.lines,
@@ -100,7 +105,7 @@ def _method(reader: Reader, root: yaml.Node, node: yaml.Node | None, implied: bo
         return PASSTHROUGH
     if node is None:
         at = reader.lines.get("merge_method", line_of(root))
-        reader.problem(at, f'"merge_method" is missing; known methods: {", ".join(reader.methods)}')
+        reader.problem(at, f'"merge_method" is missing, for example "linear" or "ties"; {names.ALL_METHODS}')
         return ""
     name = reader.text(node, "merge_method") or ""
     if name and reader.method is None:
@@ -161,8 +166,8 @@ def _layer_range(reader: Reader, around: yaml.Node, node: yaml.Node | None, sour
     if start < 0:
         reader.problem(node, f'"layer_range" [{start}, {end}] begins below 0', path)
         return None
-    if end <= start:
-        message = f'"layer_range" [{start}, {end}] holds no layer; the end is not included and must be larger'
+    if end < start:
+        message = f'"layer_range" [{start}, {end}] ends before it begins; write [first, end), the end not included'
         reader.problem(node, message, path)
         return None
     return start, end
@@ -249,17 +254,6 @@ def _upscale(reader: Reader, node: yaml.Node | None) -> Upscale | None:
     return Upscale(**numbers, zero_init=flag is not False)
 
 
-def read_dtype(reader: Reader, node: yaml.Node | None, path: str) -> str | None:
-    """Any name torch or people use -> the safetensors name."""
-    text = reader.text(node, path)
-    if node is None or text is None:
-        return None
-    found = RECIPE_NAMES.get(text.removeprefix("torch."))
-    if found is None:
-        reader.problem(node, f'unknown {path} "{text}"; {names.suggest(text, list(RECIPE_NAMES))}', path)
-    return found
-
-
 def _listed(
     base: ModelRef | None, models: tuple[Source, ...], slices: tuple[Slice, ...], modules: Mapping[str, Module]
 ) -> tuple[ModelRef, ...]:
@@ -270,32 +264,7 @@ def _listed(
     return tuple(model for model in (*bases, *(source.model for source in sources)) if model is not None)
 
 
-def read_name(reader: Reader, node: yaml.Node | None) -> str | None:
-    """The default output directory is ./merged/NAME, so a name is one path component."""
-    text = reader.text(node, "name")
-    if node is None or text is None:
-        return None
-    if text in (".", "..") or "/" in text or "\\" in text or not text.isprintable():
-        reader.problem(node, f'"name" must be usable as the name of a directory, not {shown(node)}', "name")
-    return text
-
-
-def _align(reader: Reader, node: yaml.Node | None) -> str | None:
-    text = reader.text(node, "align")
-    if node is not None and text is not None and text not in ALIGN:
-        reader.problem(node, f'unknown way to align "{text}"; {names.suggest(text, ALIGN)}', "align")
-    return text
-
-
-def read_allow(reader: Reader, node: yaml.Node | None) -> tuple[str, ...]:
-    if isinstance(node, yaml.ScalarNode):
-        reader.problem(node, f'"allow" must be a list, for example [{next(iter(ALLOW))}], not {shown(node)}')
-        return ()
-    found: list[str] = []
-    for i, item in enumerate(reader.items(node, "allow", "allow")):
-        text = reader.text(item, f"allow.{i}")
-        if text is not None and text not in ALLOW:
-            reader.problem(item, f'unknown leniency "{text}" in "allow"; {names.suggest(text, list(ALLOW))}')
-        elif text is not None and text not in found:
-            found.append(text)
-    return tuple(found)
+def written_compat(root: yaml.MappingNode) -> str | None:
+    """What `compat:` says, before the keys are read that depend on it."""
+    node = _value(root, "compat")
+    return node.value if isinstance(node, yaml.ScalarNode) and node.value in COMPAT else None

@@ -50,6 +50,7 @@ def check(reader: Reader, recipe: Recipe) -> None:
         if recipe.align is not None and method.statistics is not None:
             message = f'"align" puts units in another order than the statistics of {method.name} have; remove "align"'
             reader.problem(reader.line("align"), message)
+    _holds_layers(reader, recipe)
     for group in _groups(reader, recipe):
         if group.path in reader.broken or group.path.rpartition(".")[0] in reader.broken:
             continue
@@ -136,7 +137,8 @@ def _base(reader: Reader, group: Group, method: Method) -> None:
     if method.base == "none":
         # That of the recipe may be meant for other slices; beside modules it names the model that is completed.
         own = group.path == "models" or group.base_path != "base_model"
-        if group.base is not None and not n_bases and own:
+        # To mergekit such a base gives config.json and the tokenizer, as it does here where slices are stacked.
+        if group.base is not None and not n_bases and own and reader.compat is None:
             message = f'{method.name} has no base model; remove "base_model", or list "{group.base.text}" as a model'
             reader.problem(reader.line(group.base_path), message)
         return
@@ -193,7 +195,8 @@ def _required(reader: Reader, group: Group, method: Method) -> None:
             continue
         for i, source in _inputs(group, method):
             path = group.source_path(i)
-            misplaced = join(path, parameter.name) in reader.lines  # a problem already, where it stands
+            # A problem already, where it stands.
+            misplaced = reader.compat is None and join(path, parameter.name) in reader.lines
             if path in reader.broken or misplaced or _written(reader, f"{path}.parameters", parameter):
                 continue
             message = f'{method.name} needs the parameter "{parameter.name}" for model "{source.model.text}"'
@@ -231,6 +234,16 @@ def _same_length(reader: Reader, group: Group) -> None:
     if any(length != lengths[0] for length in lengths):
         listed = " and ".join(str(length) for length in lengths)
         reader.problem(reader.line(group.path), f"{group.what}: its sources have different numbers of layers: {listed}")
+
+
+def _holds_layers(reader: Reader, recipe: Recipe) -> None:
+    """A slice may hold no layer, [n, n]; then it gives what stands before or after the layers. One has to hold some."""
+    parts: list[Recipe | Module] = [recipe, *recipe.modules.values()]
+    for part in parts:
+        sources = [source for piece in part.slices for source in piece.sources]
+        if sources and all(source.layer_range and len(range(*source.layer_range)) == 0 for source in sources):
+            ranges = " and ".join(str(list(source.layer_range)) for source in sources if source.layer_range)
+            reader.problem(sources[0].line, f'no slice holds a layer: "layer_range" is {ranges}')
 
 
 def _method_s_own(reader: Reader, group: Group, method: Method) -> None:

@@ -15,8 +15,9 @@ import yaml
 
 from merge.methods.registry import Method
 from merge.recipe import names
-from merge.recipe.build import MAX_SEED, read_allow, read_dtype, read_name
+from merge.recipe.build import MAX_SEED
 from merge.recipe.document import line_of
+from merge.recipe.fields import read_allow, read_compat, read_dtype, read_name
 from merge.recipe.model import Recipe, Source
 from merge.recipe.reader import UNREADABLE, Reader, join, shown
 from merge.recipe.settings import as_number, read_settings
@@ -108,6 +109,8 @@ def build_mixture(reader: Reader, root: yaml.MappingNode, text: str) -> Recipe:
         name=read_name(reader, fields.get("name")),
         seed=reader.integer(fields.get("seed"), "seed", '"seed"', 0, MAX_SEED) or 0,
         allow=read_allow(reader, fields.get("allow")),
+        compat=read_compat(reader, fields.get("compat")),
+        notes=reader.notes(),
         text=text,
         file=reader.file,
         lines=reader.lines,
@@ -140,10 +143,10 @@ def _prompts(reader: Reader, node: yaml.Node | None, path: str) -> tuple[str, ..
     key = path.rpartition(".")[2]
     found = []
     for item in reader.items(node, path, key):
-        if isinstance(item, yaml.ScalarNode) and item.tag.endswith(":str") and item.value:
+        if isinstance(item, yaml.ScalarNode) and item.tag.endswith(":str"):
             found.append(str(item.value))
             continue
-        hint = f'; quote it: "{item.value}"' if isinstance(item, yaml.ScalarNode) and item.value else ""
+        hint = f'; quote it: "{item.value}"' if isinstance(item, yaml.ScalarNode) else ""
         reader.problem(item, f'an entry of "{key}" must be a text, not {shown(item)}{hint}', path)
     return tuple(found)
 

@@ -123,6 +123,10 @@ class Recipe:
     allow: tuple[str, ...] = ()
     align: str | None = None  # "permutation"
     upscale: Upscale | None = None
+    config_donor: ModelRef | None = None  # whose config.json the result gets; None: the base's, else the first model's
+    tokenizer_donor: ModelRef | None = None
+    compat: str | None = None  # a tool whose ignored keys are ignored here too: "mergekit"
+    notes: tuple[str, ...] = ()
     mixture: Mixture | None = None  # of experts; `models` are then these, see merge/recipe/mixture.py
     text: str = ""
     file: str | None = None
@@ -136,6 +140,9 @@ class Recipe:
 
 # Ways to bring models into one order before they are merged.
 ALIGN = ("permutation",)
+
+# Tools whose recipes may say what nothing reads.
+COMPAT = ("mergekit",)
 
 # Leniencies by name, and what each one permits.
 ALLOW = {

@@ -11,11 +11,11 @@ KEYS: dict[str, tuple[str, ...]] = {
     "recipe": (
         *("merge_method", "models", "slices", "modules", "base_model", "parameters", "dtype", "out_dtype"),
         *("tokenizer_source", "tokenizer", "chat_template", "name", "seed", "allow", "align"),
-        "upscale",
+        *("upscale", "config_donor", "tokenizer_donor", "compat"),
     ),
     "mixture": (
         *("base_model", "experts", "shared_experts", "gate_mode", "experts_per_token", "architecture", "attention"),
-        *("reinit", "dtype", "out_dtype", "name", "seed", "allow"),
+        *("reinit", "dtype", "out_dtype", "name", "seed", "allow", "compat"),
     ),
     "expert": ("source_model", "positive_prompts", "negative_prompts", "noise_scale", "residual_scale"),
     "attention": ("merge_method", "parameters"),
@@ -56,6 +56,11 @@ LEVELS = {
 }
 
 
+_MOST = 3  # names that a message suggests
+# Parameters of mergekit, or of scripts around it, that real recipes give to any method.
+_FOREIGN = ("allow_negative_weights", "smooth", "rank", "residual_weight")
+
+
 def suggest(word: str, names: Sequence[str]) -> str:
     """`did you mean "density"?`, or `known: a, b, c`."""
     near = nearest(word, names)
@@ -63,19 +68,31 @@ def suggest(word: str, names: Sequence[str]) -> str:
 
 
 def nearest(word: str, names: Sequence[str]) -> str | None:
-    """The name that was probably meant: letters swapped, then cut short, then alike."""
+    """The name that was probably meant."""
+    return next(iter(alike(word, names)), None)
+
+
+def alike(word: str, names: Sequence[str]) -> list[str]:
+    """The names that were probably meant: letters swapped, else cut short, else alike and as much so as the nearest."""
     word = _fold(word)
-    folded = {_fold(name): name for name in reversed(names)}
     for same in (lambda name: sorted(name) == sorted(word), lambda name: len(word) > 2 and name.startswith(word)):
-        for name in names:
-            if same(_fold(name)):
-                return name
-    found = difflib.get_close_matches(word, folded, n=1, cutoff=0.6)
-    return folded[found[0]] if found else None
+        if found := [name for name in names if same(_fold(name))]:
+            return found[:_MOST]
+    ratios = {name: difflib.SequenceMatcher(None, _fold(name), word).ratio() for name in names}
+    best = max(ratios.values(), default=0.0)
+    near = [name for name in names if ratios[name] >= max(0.6, best - 0.05)]
+    return sorted(near, key=lambda name: -ratios[name])[:_MOST]
 
 
 def _fold(name: str) -> str:
     return name.lower().replace("-", "_")
+
+
+def is_ignored_elsewhere(key: str, known: Sequence[str], methods: Mapping[str, Method]) -> bool:
+    """Whether an unknown key is one that mergekit passes over, and not a misspelt one of those known here."""
+    words = {*_FOREIGN, *(key for keys in KEYS.values() for key in keys)}
+    meant = key in words or any(method.parameter(key) is not None for method in methods.values())
+    return meant or nearest(key, known) is None
 
 
 def unknown_key(key: str, level: str, method: Method | None) -> str:
@@ -99,15 +116,26 @@ def unknown_parameter(key: str, in_use: Sequence[Method], methods: Mapping[str, 
     near = nearest(key, known)
     others = [name for name, other in methods.items() if other.parameter(key) is not None]
     if others:
-        has, own = ", ".join(others), " and ".join(method.name for method in in_use)
+        own = " and ".join(method.name for method in in_use)
         which = "which has" if len(in_use) == 1 else "which have"
-        return f'"{key}" is a parameter of {has}, not of {own}, {which}: {", ".join(known) or "none"}'
+        return f'"{key}" is a parameter of {_few(others, own)}, not of {own}, {which}: {", ".join(known) or "none"}'
     if near is None and key in KEYS["recipe"]:
         return f'unknown key "{key}"; it belongs to the recipe, not under "parameters"'
     return f'unknown key "{key}"; {suggest(key, known)}'
 
 
 def unknown_method(name: str, methods: Mapping[str, Method]) -> str:
-    near = nearest(name, list(methods))
-    hint = f'did you mean "{near}"? ' if near else ""
-    return f'unknown method "{name}"; {hint}Known methods: {", ".join(methods)}'
+    near = [f'"{other}"' for other in alike(name, list(methods))]
+    hint = f"did you mean {', '.join(near[:-1])}{' or ' if near[1:] else ''}{near[-1]}? " if near else ""
+    return f'unknown method "{name}"; {hint}{ALL_METHODS}'
+
+
+ALL_METHODS = "`merge methods` lists them all"
+
+
+def _few(others: Sequence[str], own: str) -> str:
+    """`dare_ties, ties and 7 more`: those whose names are most like the method's own first."""
+    if len(others) <= _MOST + 1:
+        return ", ".join(others)
+    order = [*difflib.get_close_matches(own, others, _MOST, 0.0)]
+    return f"{', '.join(order)} and {len(others) - len(order)} more"

@@ -48,25 +48,26 @@ class Pipeline:
         return any(stage.name in other.uses for other in self.stages)
 
 
-def load_pipeline(path_or_name: str | Path) -> Pipeline:
+def load_pipeline(path_or_name: str | Path, compat: str | None = None) -> Pipeline:
     """Reads a file of one recipe or several; as `load_recipe`.
 
     Raises:
         RecipeError: with every problem of all documents, each with file and line.
     """
     path = find_recipe(Path(path_or_name))
-    return parse_pipeline(read_text(path), str(path))
+    return parse_pipeline(read_text(path), str(path), compat)
 
 
-def parse_pipeline(text: str, file: str | None = None) -> Pipeline:
+def parse_pipeline(text: str, file: str | None = None, compat: str | None = None) -> Pipeline:
     """A text of one document or several -> Pipeline; arguments and errors as for `parse_recipe`."""
     documents = read_documents(text, file)
     if len(documents) == 1:
-        recipe = recipe_of(documents[0].root, text, file)
+        recipe = recipe_of(documents[0].root, text, file, compat=compat)
         return Pipeline((Stage(recipe.name, recipe, (), 1),), (), text, file)
     names = [_name(document) for document in documents]
     problems = list(_name_problems(documents, names, file))
     circles = _circles(documents, names)
+    advice: list[str] = []
     stages: list[Stage] = []
     notes: dict[str, None] = {}
     for number, document in enumerate(documents):
@@ -78,16 +79,17 @@ def parse_pipeline(text: str, file: str | None = None) -> Pipeline:
         }
         seen = StageNames(earlier, later, frozenset(circles[number]), names[number])
         try:
-            recipe = recipe_of(document.root, document.text, file, seen)
+            recipe = recipe_of(document.root, document.text, file, seen, compat)
         except RecipeError as error:
             problems += error.problems
+            advice += error.advice
             continue
         for name in seen.shadowed:
             notes[f'"{name}" is the document of that name, not the directory; that would be "./{name}"'] = None
         uses = tuple(name for name in earlier if name in seen.used)
         stages.append(Stage(names[number], recipe, uses, document.line))
     if problems:
-        raise RecipeError(problems)
+        raise RecipeError(problems, advice)
     return Pipeline(tuple(_with_texts(stages, text)), tuple(notes), text, file)
 
 

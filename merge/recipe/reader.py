@@ -7,7 +7,8 @@ The reader goes on after a problem: it notes the place, gives back what can stil
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import yaml
@@ -27,7 +28,13 @@ UNREADABLE = ModelRef("", "")  # stands for a reference that is wrong, so that m
 class Reader:
     """State of one parse. `lines`: key path -> line, as in Recipe.lines."""
 
-    def __init__(self, file: str | None, methods: dict[str, Method], stages: StageNames | None = None) -> None:
+    def __init__(
+        self,
+        file: str | None,
+        methods: dict[str, Method],
+        stages: StageNames | None = None,
+        compat: str | None = None,
+    ) -> None:
         self.file = file
         self.folder = None if file is None else Path(file).parent
         self.methods = methods
@@ -36,7 +43,9 @@ class Reader:
         self.in_use: tuple[Method, ...] = ()  # those that parameters written here may be meant for
         self.lines: dict[str, int] = {}
         self.broken: set[str] = set()  # looked up only, never walked
+        self.compat = compat
         self._problems: list[tuple[int, Problem]] = []
+        self._ignored: dict[str, list[int]] = {}  # keys that mergekit passes over -> lines
 
     def problem(self, at: yaml.Node | int, message: str, broken: str | None = None) -> None:
         line = at if isinstance(at, int) else line_of(at)
@@ -44,11 +53,42 @@ class Reader:
         if broken is not None:
             self.broken.add(broken)
 
+    def ignored(self, at: yaml.Node, key: str, message: str, broken: str | None = None) -> None:
+        """A key that nothing reads, and that mergekit passes over: a note with `compat: mergekit`, else a problem."""
+        self._ignored.setdefault(key, []).append(line_of(at))
+        if self.compat is None:
+            self.problem(at, message, broken)
+
+    def notes(self) -> tuple[str, ...]:
+        """What `compat: mergekit` passed over."""
+        return (f"compat: mergekit: ignored {self._ignored_keys()}",) if self.compat and self._ignored else ()
+
+    def _ignored_keys(self) -> str:
+        """`"weight" (lines 4 and 6), "normalize" (line 9)`"""
+        listed = []
+        for key, lines in sorted(self._ignored.items(), key=lambda item: min(item[1])):
+            numbers = [str(line) for line in sorted(dict.fromkeys(lines))]
+            listed.append(f'"{key}" ({"line" if len(numbers) == 1 else "lines"} {one_of(numbers, "and")})')
+        return ", ".join(listed)
+
+    def add(self, problems: Iterable[Problem]) -> None:
+        """Takes in what was found elsewhere; it stands at the line that it names, or at the end."""
+        lines = {place(self.file, line): line for line in (*self.lines.values(), 1)}
+        self._problems += [(lines.get(problem.where, sys.maxsize), problem) for problem in problems]
+
+    @property
+    def is_wrong(self) -> bool:
+        return bool(self._problems)
+
     def raise_if_any(self) -> None:
         """Raises RecipeError with every problem, in the recipe's order, each once."""
+        if not self._problems:
+            return
         ordered = sorted(self._problems, key=lambda found: found[0])
-        if ordered:
-            raise RecipeError(list(dict.fromkeys(problem for _, problem in ordered)))
+        problems = list(dict.fromkeys(problem for _, problem in ordered))
+        does = '"compat: mergekit" in the recipe, or --compat mergekit, does so too and notes it'
+        advice = f"{place(self.file, None) or 'the recipe'}: mergekit ignores {self._ignored_keys()}; {does}"
+        raise RecipeError(problems, [advice] if self._ignored and self.compat is None else [])
 
     def line(self, path: str) -> int:
         """The line of `path`, or of the nearest key around it."""
@@ -76,12 +116,21 @@ class Reader:
         for key, key_node, value in self.pairs(node, path, names.LEVELS[level]):
             if key in names.REFUSED.get(level, {}):
                 if value.tag != NULL:
-                    self.problem(key_node, names.REFUSED[level][key])
+                    self.ignored(key_node, key, names.REFUSED[level][key])
             elif key not in known:
-                self.problem(key_node, names.unknown_key(key, level, self.method))
+                self._unknown(key_node, key, level)
             elif value.tag != NULL:
                 values[key] = value
         return values
+
+    def _unknown(self, node: yaml.Node, key: str, level: str) -> None:
+        message = names.unknown_key(key, level, self.method)
+        parameters = self.method.parameters if self.method and "parameters" in names.KEYS[level] else ()
+        known = (*names.KEYS[level], *(parameter.name for parameter in parameters))
+        if names.is_ignored_elsewhere(key, known, self.methods):
+            self.ignored(node, key, message)
+        else:
+            self.problem(node, message)
 
     def pairs(self, node: yaml.Node, path: str, what: str) -> Iterator[tuple[str, yaml.Node, yaml.Node]]:
         """(key, its node, value) with merge keys (`<<`) written out; notes lines; a key given twice is a problem."""
@@ -211,6 +260,6 @@ def shown(node: yaml.Node) -> str:
     return f'"{text}"' if node.tag == _STR else text
 
 
-def one_of(words: Sequence[str]) -> str:
+def one_of(words: Sequence[str], last: str = "or") -> str:
     """`a, b or c`"""
-    return " or ".join(filter(None, (", ".join(words[:-1]), words[-1])))
+    return f" {last} ".join(filter(None, (", ".join(words[:-1]), words[-1])))

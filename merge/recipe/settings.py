@@ -8,7 +8,7 @@ from typing import Literal
 
 import yaml
 
-from merge.methods.registry import OUTPUT_RANK, Parameter
+from merge.methods.registry import INT8_MASK, OUTPUT_RANK, Parameter
 from merge.recipe import names
 from merge.recipe.model import Conditional, Scalar, Setting, Settings
 from merge.recipe.reader import Reader, as_integer, join, one_of, shown
@@ -24,16 +24,12 @@ def read_settings(reader: Reader, node: yaml.Node | None, path: str, level: Leve
         return settings
     for key, key_node, value in reader.pairs(node, path, '"parameters"'):
         meant_for = [found for method in reader.in_use if (found := method.parameter(key)) is not None]
-        if key == OUTPUT_RANK.name and not meant_for:
-            meant_for = [OUTPUT_RANK]
+        meant_for = meant_for or [parameter for parameter in (OUTPUT_RANK, INT8_MASK) if parameter.name == key]
         if reader.in_use and not meant_for:
-            reader.problem(key_node, names.unknown_parameter(key, reader.in_use, reader.methods))
-            known = [parameter.name for method in reader.in_use for parameter in method.parameters]
-            reader.broken.add(join(path, names.nearest(key, known) or key))  # a misspelt weight is not missing too
+            _unknown(reader, key_node, key, path)
             continue
         if level == "model" and meant_for and not meant_for[0].per_model:
-            reader.problem(key_node, _misplaced(reader, key))
-            reader.broken.add(join(path, key))
+            reader.ignored(key_node, key, _misplaced(reader, key), join(path, key))
             continue
         # Where several methods have a parameter of that name, the value must be one for each of them.
         each: Sequence[Parameter | None] = meant_for or [None]
@@ -44,6 +40,16 @@ def read_settings(reader: Reader, node: yaml.Node | None, path: str, level: Leve
         else:
             settings[key] = setting
     return settings
+
+
+def _unknown(reader: Reader, node: yaml.Node, key: str, path: str) -> None:
+    message = names.unknown_parameter(key, reader.in_use, reader.methods)
+    known = [parameter.name for method in reader.in_use for parameter in method.parameters]
+    meant = join(path, names.nearest(key, known) or key)  # a misspelt weight is not missing too
+    if names.is_ignored_elsewhere(key, known, reader.methods):
+        reader.ignored(node, key, message, meant)
+    else:
+        reader.problem(node, message, meant)
 
 
 def _misplaced(reader: Reader, key: str) -> str:

@@ -11,6 +11,7 @@ from merge.recipe.model import ModelRef, TokenizerSettings, TokenRow
 from merge.recipe.reader import Reader, as_integer, join, shown
 from merge.vocabulary import chat
 
+_OLD_PREFIX = "model:"  # as early versions of mergekit had it
 _KINDS = ("model_token", "zero")
 _MOST_PADDING = 1 << 20
 
@@ -30,6 +31,13 @@ def read_source(reader: Reader, fields: Mapping[str, yaml.Node], listed: tuple[M
         return None
     if isinstance(node, yaml.ScalarNode) and node.value in ("base", "union"):
         return str(node.value)
+    if isinstance(node, yaml.ScalarNode) and node.value.startswith(_OLD_PREFIX):
+        plain = node.value.removeprefix(_OLD_PREFIX)
+        if reader.compat is None:
+            message = f'"{path}" names a model without "{_OLD_PREFIX}" before it; write {plain}'
+            reader.problem(node, message, path)
+            return None
+        node = yaml.ScalarNode(node.tag, plain, node.start_mark, node.end_mark)
     model = reader.reference(node, path)
     return next((other.text for other in listed if other == model), model.text if model else None)
 

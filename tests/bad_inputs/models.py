@@ -136,8 +136,7 @@ def shapes_differ_allowed(room: Room) -> Arguments:
 @case(
     "a model of another width: every tensor differs",
     2,
-    "shapes differ: a [32, 8], b [32, 16]",
-    "21 problems; merge plan RECIPE --json lists them all",
+    "r.yaml:5: b and a differ in size: hidden_size 16 and 8, intermediate_size 32 and 16. They cannot be merged",
 )
 def another_width(room: Room) -> Arguments:
     room.model("a", seed=1)
@@ -148,10 +147,7 @@ def another_width(room: Room) -> Arguments:
 @case(
     "models with no tensor in common",
     2,
-    "missing from b; found in a",
-    "missing from a; found in b",
-    "and 19 more: ",
-    "42 problems",
+    "r.yaml:5: b (llama) and a (llama) are not of one architecture: 21 tensors of b (t0 ...) are not in",
 )
 def nothing_in_common(room: Room) -> Arguments:
     def rename(tensors: Tensors) -> None:

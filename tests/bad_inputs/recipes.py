@@ -115,7 +115,7 @@ def mixture_without_prompts(room: Room) -> Arguments:
 # --- words -------------------------------------------------------------------------------------------------------
 
 
-@case("an unknown method", 2, 'r.yaml:1: unknown method "tise"; did you mean "ties"?', "Known methods:")
+@case("an unknown method", 2, 'r.yaml:1: unknown method "tise"; did you mean "ties"?', "`merge methods`")
 def unknown_method(room: Room) -> Arguments:
     return room.pair_and_recipe(TIES.replace("ties", "tise"))
 
@@ -286,7 +286,7 @@ def unequal_slices(room: Room) -> Arguments:
     return room.pair_and_recipe(f"merge_method: linear\nslices:\n  - sources: [{sources}]\n")
 
 
-@case("a layer range that is empty", 2, '"layer_range" [2, 2] holds no layer')
+@case("a stack of layer ranges that are all empty", 2, 'no slice holds a layer: "layer_range" is [2, 2]')
 def empty_range(room: Room) -> Arguments:
     return room.pair_and_recipe("merge_method: passthrough\nslices:\n  - sources: [{model: a, layer_range: [2, 2]}]\n")
 

@@ -1,0 +1,93 @@
+"""The models that a recipe names, opened; what stands in the way of any of them is reported together."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+from merge.checkpoint import Checkpoint
+from merge.errors import CheckpointError, Problem, RecipeError
+from merge.methods import get_method
+from merge.planners.adapter_inputs import refused_models
+from merge.planners.adapters import open_model
+from merge.recipe.adapters import adapters_of
+from merge.recipe.model import ModelRef, Module, Recipe
+
+Key = tuple[str, str | None, "Key | None"]
+
+
+def key_of(ref: ModelRef) -> Key:
+    return ref.path, ref.revision, key_of(ref.adapter) if ref.adapter is not None else None
+
+
+def mentioned(recipe: Recipe) -> dict[Key, tuple[ModelRef, str | None]]:
+    """Every model, once, with its place in the recipe: config donor, base, then as they are listed."""
+    listed: list[tuple[ModelRef, int]] = []
+    parts: list[Recipe | Module] = [recipe, *recipe.modules.values()]
+    for part in parts:
+        listed += [(source.model, source.line) for source in part.models]
+        for piece in part.slices:
+            listed += [(piece.base_model, piece.line)] if piece.base_model is not None else []
+            listed += [(source.model, source.line) for source in piece.sources]
+    for key in ("base_model", "config_donor"):
+        ref: ModelRef | None = getattr(recipe, key)
+        if ref is not None:
+            listed.insert(0, (ref, recipe.lines.get(key, 0)))
+    unique: dict[Key, tuple[ModelRef, str | None]] = {}
+    for ref, line in listed:
+        unique.setdefault(key_of(ref), (ref, f"{recipe.file}:{line}" if recipe.file and line else recipe.file))
+    return unique
+
+
+def open_models(recipe: Recipe, known: Mapping[str, Checkpoint] | None = None) -> list[Checkpoint]:
+    """Opens every model of a recipe.
+
+    Args:
+        known: checkpoints that no directory holds (yet), by the path of their references.
+
+    Raises:
+        CheckpointError: models that cannot be opened, all of them.
+        RecipeError: the same and, with them, what is wrong with the recipe's choice of models.
+    """
+    method = get_method(recipe.merge_method)
+    assert method is not None, recipe.merge_method  # the recipe was checked against the registry
+    problems = refused_models(recipe, method)
+    checkpoints, failures = [], []
+    for ref, where in mentioned(recipe).values():
+        try:
+            checkpoints.append(open_model(ref, known or {}))
+        except CheckpointError as error:
+            failures.append((where, error))
+    if problems:
+        told = [Problem(str(error), where) for where, error in failures if not _is_told(where, problems)]
+        raise RecipeError([*problems, *told])
+    if failures:
+        raise CheckpointError("\n".join(str(error) for _, error in failures)) from failures[0][1]
+    if not checkpoints:
+        raise RecipeError(Problem("the recipe names no model"))
+    return checkpoints
+
+
+def _is_told(where: str | None, problems: list[Problem]) -> bool:
+    """Whether a model's line has a problem already: a lone adapter cannot be opened as a model either."""
+    return where is not None and any(problem.where == where for problem in problems)
+
+
+def problems_of_models(recipe: Recipe) -> list[Problem]:
+    """What would be said of the models if the recipe were right, so that it is said at once. Nothing is downloaded."""
+    refs = {key: found for key, found in mentioned(recipe).items() if found[0].path}  # "": not readable as a reference
+    problems: list[Problem] = []
+    method = get_method(recipe.merge_method)
+    if all(os.path.isdir(ref.path) for ref, _ in refs.values()):
+        if adapters_of(recipe.models, recipe.base_model):
+            return []
+        problems = refused_models(recipe, method) if method is not None else []
+    for ref, where in refs.values():
+        try:
+            if os.path.isdir(ref.path) and (ref.adapter is None or os.path.isdir(ref.adapter.path)):
+                open_model(ref)
+            elif os.path.isdir(folder := os.path.dirname(ref.path)):
+                problems.append(Problem(f'there is no directory "{ref.path}", while there is "{folder}"', where))
+        except CheckpointError as error:
+            problems += [] if _is_told(where, problems) else [Problem(str(error), where)]
+    return problems
