@@ -8,6 +8,7 @@ from pathlib import Path
 
 from eval.results import Results, Verdicts
 from merge.errors import UsageError
+from merge.quoting import quoted
 
 # What may differ: it changes how fast the answers come, or is said of each task besides.
 _FREE = ("batch_size", "device", "dtype", "backend", "model_args", "samples", "include", "unsafe_code")
@@ -49,8 +50,8 @@ def _check_alike(first_path: Path, first: Results, path: Path, other: Results, t
     for key, value in first.settings.items():
         if key not in _FREE and other.settings.get(key) != value:
             raise UsageError(
-                f"{path}: {key} is {other.settings.get(key)!r}, in {first_path} {value!r}: not the same evaluation. "
-                "Run merge eval again with equal options; answers that are known are not asked again."
+                f"{path}: {key} is {quoted(other.settings.get(key))}, in {first_path} {quoted(value)}: not the same "
+                "evaluation. Run merge eval again with equal options; answers that are known are not asked again."
             )
     for name in tasks:
         mine, theirs = (next(iter(each.models)).tasks[name] for each in (first, other))

@@ -19,6 +19,7 @@ from typing import Any
 import xxhash
 
 from merge.errors import UsageError
+from merge.jsontext import parse_json
 
 _WAIT = 60.0  # seconds for another process to finish writing
 _TOGETHER = 500  # keys in one query
@@ -71,7 +72,7 @@ class Memory:
             part = wanted[start : start + _TOGETHER]
             marks = ",".join("?" * len(part))
             rows = self._connection.execute(f"SELECT key, answer FROM answers WHERE key IN ({marks})", part)
-            found.update((key, json.loads(answer)) for key, answer in rows)
+            found.update((key, parse_json(answer)) for key, answer in rows)
         return found
 
     def store(self, key: bytes, answer: Any) -> None:

@@ -13,6 +13,7 @@ from lm_eval.api.model import LM, CacheHook
 
 from eval.memory import Memory, request_key
 from merge.errors import NumbersError, UsageError
+from merge.quoting import quoted
 
 Tick = Callable[[int], None]  # requests answered since the last call
 
@@ -112,7 +113,7 @@ class RememberingLM(LM):  # type: ignore[misc]
 
     def _check(self, request: Instance, answer: Any) -> None:
         if _is_nan(answer):
-            raise _nan(request, f" for {str(request.args[0])[-60:]!r}")
+            raise _nan(request, f" for {quoted(str(request.args[0])[-60:])}")
 
     # What lm-eval asks besides; only chat templates need the real model.
 

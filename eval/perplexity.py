@@ -9,7 +9,6 @@ a block of tokens at a time; log-sum-exp and the sums of KL are carried from blo
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from eval.streamed import Batch, Logits, open_logits
+from merge.checkpoint.files import read_json
 from merge.errors import NumbersError, UsageError
 from merge.statistics.data import read_texts
 from merge.statistics.models import tokenizer_of
@@ -145,7 +145,7 @@ def _tokenizer(path: Path) -> Any:
 
 
 def _most_positions(path: Path) -> int:
-    config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    config = read_json(str(path / "config.json"), unique=False)
     found = (config.get("text_config") or config).get("max_position_embeddings")
     return found if isinstance(found, int) and found > 1 else 1 << 30
 

@@ -20,6 +20,7 @@ import numpy as np
 
 from eval.samples import Floats, Item, read_samples
 from merge.errors import UsageError
+from merge.jsontext import parse_json
 
 if TYPE_CHECKING:
     from eval.items import Loaded
@@ -247,7 +248,7 @@ class Results:
     def load(path: Path) -> Results:
         """Raises UsageError for a file that holds no results."""
         try:
-            data = json.loads(path.read_text(encoding="utf-8"))
+            data = parse_json(path.read_bytes())
             if (number := data.pop("format")) != FORMAT:
                 raise ValueError(f"format {number}, expected {FORMAT}")
             found = _results(data)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ from finetune import bottleneck
 from finetune.config import from_record
 from finetune.keys import Config
 from finetune.record import MANIFEST
+from merge.checkpoint.files import read_json
 from merge.errors import CheckpointError, UsageError, first_line
 
 _PEFT = "adapter_config.json"
@@ -83,10 +83,4 @@ def put_adapter(model: Any, config: Config) -> Any:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: cannot be read as JSON ({error}).") from None
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: expected an object.")
-    return value
+    return read_json(str(path), unique=False)

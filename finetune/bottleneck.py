@@ -19,6 +19,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from merge.checkpoint.files import read_json
 from merge.errors import CheckpointError, UsageError
 
 CONFIG, WEIGHTS = "bottleneck_config.json", "bottleneck.safetensors"
@@ -107,7 +108,7 @@ def load_bottlenecks(model: Any, folder: str | Path) -> Any:
     """
     folder = Path(folder)
     try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        config = read_json(str(folder / CONFIG), unique=False)
         width, targets, modules = int(config["width"]), tuple(config["target_modules"]), config["modules"]
         tensors = load_file(folder / WEIGHTS)
     except (OSError, ValueError, KeyError, TypeError) as error:

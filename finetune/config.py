@@ -17,9 +17,9 @@ import yaml
 from finetune.foreign import ours
 from finetune.keys import KEYS, SOURCE_KEYS, Config, Key, Source
 from merge.errors import Problem
-from merge.recipe.document import Kind, read_document, read_text
+from merge.recipe.document import Kind, compose_value, read_document, read_text
 from merge.recipe.names import suggest
-from merge.recipe.reader import Reader, as_integer, one_of, shown
+from merge.recipe.reader import MAX_DIGITS, Reader, as_integer, one_of, shown
 
 KIND = Kind("config", "model: org/base", "model and data")
 _TAG = "tag:yaml.org,2002:"
@@ -56,7 +56,7 @@ def load_config(
     place = ConfigReader(file)
     root = None
     if file is not None:
-        root = read_document(read_text(Path(file)), file, KIND)
+        root = read_document(read_text(Path(file), KIND), file, KIND)
     config = read_config(place, root, flags, defaults)
     place.raise_if_any()
     return config
@@ -141,11 +141,7 @@ _MARKS = (_MARK, _MARK)
 
 
 def _plain(text: str) -> yaml.Node:
-    try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-    except yaml.YAMLError:
-        node = None
-    return node or yaml.ScalarNode(_STR, text, *_MARKS)
+    return compose_value(text) or yaml.ScalarNode(_STR, text, *_MARKS)
 
 
 def read_value(place: ConfigReader, node: yaml.Node, path: str, key: Key) -> Any:
@@ -202,6 +198,8 @@ def _ranged(place: ConfigReader, node: yaml.Node, path: str, key: Key) -> Any:
 def _number(node: yaml.Node) -> float | None:
     """YAML 1.1 takes 2e-4 for a text; here it is the number that was meant."""
     if not isinstance(node, yaml.ScalarNode) or node.tag not in (f"{_TAG}int", f"{_TAG}float", _STR):
+        return None
+    if len(node.value) > MAX_DIGITS:
         return None
     try:
         return float(node.value)

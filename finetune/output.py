@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from merge.errors import UsageError
+from merge.jsontext import parse_json
 from merge.output.directory import LOCK, check_out, check_partial, explained, partial_of, swap, take_lock
 
 Sources = Sequence[tuple[str, str]]  # (name, path) of what is read, which a result may never replace
@@ -84,7 +85,7 @@ class TrainingDirectory:
 def _differences(file: Path, identity: dict[str, Any]) -> list[str]:
     """What has another value in run.json, by name; keys of the config by their own."""
     try:
-        before = json.loads(file.read_text(encoding="utf-8"))
+        before = parse_json(file.read_bytes())
         flat = {**before.pop("config"), **before}
     except (OSError, ValueError, KeyError, AttributeError):
         return ["an unreadable run.json"]

@@ -17,6 +17,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from merge.quoting import bounded
+
 _CONTROL = re.compile(r"\x1b\[[0-9;]*m")  # colours
 
 
@@ -24,6 +26,9 @@ class MergeError(Exception):
     """Root of the tree; the command line prints it in one piece and never as a traceback."""
 
     exit_code = 1
+
+    def __init__(self, message: str) -> None:
+        super().__init__(bounded(message))
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,11 @@ class Problem:
     message: str
     where: str | None = None
     hint: str | None = None
+
+    def __post_init__(self) -> None:
+        for part in ("message", "where", "hint"):
+            if (text := getattr(self, part)) is not None:
+                object.__setattr__(self, part, bounded(text))
 
     def __str__(self) -> str:
         place = f"{self.where}: " if self.where else ""
@@ -52,7 +62,7 @@ class RecipeError(MergeError):
             problems = Problem(problems)
         self.problems = (problems,) if isinstance(problems, Problem) else tuple(problems)
         self.advice = tuple(advice)
-        super().__init__("\n".join([*folded(self.problems), *self.advice]))
+        Exception.__init__(self, "\n".join([*folded(self.problems), *self.advice]))  # each of them is bounded
 
 
 _LINE = re.compile(r"(:|^line )\d+$")  # of a recipe: each is named

@@ -286,7 +286,7 @@ def test_broken_lines_are_named(tmp_path: Path) -> None:
     said = str(caught.value).replace(f"{path}:", "").splitlines()
     assert [line.partition(":")[0] for line in said] == ["2", "4", "5", "6", "7", "8"]
     assert said[0] == '2: "answer": expected one of the choices or its number from 0, found 2.'
-    assert said[1].startswith("4: not JSON (")
+    assert said[1].startswith("4: is not valid JSON (")
     assert said[4] == '7: unknown key "anwser"; known: question, choices, answer.'
 
 

@@ -276,7 +276,7 @@ def test_wrong_files_are_explained_all_at_once(tmp_path: Path) -> None:
         read_samples(Config(model="m", data=sources), None)
     found = [str(problem) for problem in caught.value.problems]
     assert found[0] == f"data {tmp_path}/empty.jsonl: holds no examples; it is empty."
-    assert found[1].startswith(f"data {tmp_path}/broken.jsonl:2: not valid JSON (")
+    assert found[1].startswith(f"data {tmp_path}/broken.jsonl:2: is not valid JSON (")
     assert found[2] == f"data {tmp_path}/gone.jsonl: there is no such file."
 
 

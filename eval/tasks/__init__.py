@@ -128,18 +128,16 @@ def _file(path: Path, indexed: bool = False) -> Task:
         from eval.tasks.jsonl import jsonl_task
 
         return jsonl_task(path)
-    import yaml
+    from merge.recipe.document import Kind, read_document, read_text, texts_of
 
-    try:
-        config = _read_yaml(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UsageError(f"{path}: cannot be read as YAML ({error}).") from None
-    name = (config.get("group") or config.get("task")) if isinstance(config, dict) else None
-    if not isinstance(name, str):
+    kind = Kind("task file", "task: my_task", "task or group", tags=("!function",))  # lm-eval's, for Python's functions
+    named = texts_of(read_document(read_text(path, kind), str(path), kind))
+    name = named.get("group") or named.get("task")
+    if name is None:
         raise UsageError(
             f'{path}: expected a task or group of lm-eval, with the key "task" or "group" and a name. See docs/eval.md.'
         )
-    if "group" in config and not indexed:
+    if "group" in named and not indexed:
         raise UsageError(f"{path}: is a group of tasks. Give the directory that holds them with --include.")
     return Task(name, name if indexed else str(path.resolve()))
 
@@ -164,13 +162,3 @@ def suggest(name: str, known: list[str], most: int = 20) -> str:
     if near:
         return f"did you mean {' or '.join(near)}?"
     return f"known: {', '.join(known)}" if len(known) < most else "`lm-eval ls tasks` lists what there is."
-
-
-def _read_yaml(text: str) -> Any:
-    import yaml
-
-    class Loader(yaml.SafeLoader):
-        """Reads lm-eval's `!function` tags as text: only the name is wanted here."""
-
-    Loader.add_constructor("!function", lambda loader, node: str(node.value))
-    return yaml.load(text, Loader=Loader)

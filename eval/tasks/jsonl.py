@@ -14,6 +14,8 @@ import xxhash
 
 from eval.tasks import Task
 from merge.errors import UsageError
+from merge.jsontext import JSONTextError, parse_json
+from merge.quoting import quoted
 
 _KEYS = ("question", "choices", "answer")
 
@@ -70,9 +72,9 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         if not line.strip():
             continue
         try:
-            rows.append(_row(json.loads(line)))
-        except json.JSONDecodeError as error:
-            wrong.append(f"{path}:{number}: not JSON ({error.msg} at column {error.colno}).")
+            rows.append(_row(parse_json(line)))
+        except JSONTextError as error:
+            wrong.append(f"{path}:{number}: {error}.")
         except ValueError as error:
             wrong.append(f"{path}:{number}: {error}")
     if not wrong and not rows:
@@ -91,19 +93,19 @@ def _row(item: Any) -> dict[str, Any]:
         raise ValueError('expected an object with "question" and "answer".')
     question, answer, choices = (item.get(key) for key in ("question", "answer", "choices"))
     if not isinstance(question, str) or not question:
-        raise ValueError(f'"question": expected a text, found {question!r:.40}.')
+        raise ValueError(f'"question": expected a text, found {quoted(question, 40)}.')
     if unknown := [key for key in item if key not in _KEYS]:
         raise ValueError(f'unknown key "{unknown[0]}"; known: {", ".join(_KEYS)}.')
     if choices is None:
         if not isinstance(answer, str):
-            raise ValueError(f'"answer": expected a text where there are no choices, found {answer!r:.40}.')
+            raise ValueError(f'"answer": expected a text where there are no choices, found {quoted(answer, 40)}.')
         return {"question": question, "answer": answer}
     if not isinstance(choices, list) or len(choices) < 2 or not all(isinstance(c, str) and c for c in choices):
-        raise ValueError(f'"choices": expected at least two texts, found {choices!r:.40}.')
+        raise ValueError(f'"choices": expected at least two texts, found {quoted(choices, 40)}.')
     if len(set(choices)) < len(choices):
-        raise ValueError(f'"choices": the same text twice, {choices!r:.40}.')
+        raise ValueError(f'"choices": the same text twice, {quoted(choices, 40)}.')
     if isinstance(answer, str) and answer in choices:
         answer = choices.index(answer)
     if not isinstance(answer, int) or isinstance(answer, bool) or not 0 <= answer < len(choices):
-        raise ValueError(f'"answer": expected one of the choices or its number from 0, found {answer!r:.40}.')
+        raise ValueError(f'"answer": expected one of the choices or its number from 0, found {quoted(answer, 40)}.')
     return {"question": question, "choices": choices, "answer": answer}

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import Any
+
+from merge.jsontext import parse_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +25,7 @@ class Turn:
 
     def as_message(self) -> dict[str, Any]:
         """As chat templates take it."""
-        return {"role": self.role, "content": self.content} | (json.loads(self.more) if self.more else {})
+        return {"role": self.role, "content": self.content} | (parse_json(self.more) if self.more else {})
 
 
 Turns = tuple[Turn, ...]

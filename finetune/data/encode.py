@@ -8,7 +8,6 @@ is what the template adds for that turn, its end mark included.
 from __future__ import annotations
 
 import bisect
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from finetune.data.contents import Conversation, Turns
 from finetune.data.turns import REASONING
 from finetune.keys import Config
 from merge.errors import UsageError
+from merge.jsontext import parse_json
 from merge.recipe.names import suggest
 
 # The format of OpenAI's chat markup, as the templates of Qwen and SmolLM write it.
@@ -222,7 +222,7 @@ class Encoder:
         messages = [turn.as_message() for turn in conversation.turns]
         if "developer" not in str(self.tokenizer.chat_template):
             messages = [one | {"role": "system"} if one["role"] == "developer" else one for one in messages]
-        tools = json.loads(conversation.tools) if conversation.tools else None
+        tools = parse_json(conversation.tools) if conversation.tools else None
         try:
             text: str = self.tokenizer.apply_chat_template(
                 messages, tools=tools, tokenize=False, add_generation_prompt=prompt

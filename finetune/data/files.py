@@ -8,7 +8,6 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from merge.errors import UsageError
+from merge.jsontext import MAX_MEMORY, parse_json
+from merge.quoting import quoted, some
 
 _HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")  # org/name
 KINDS = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt", ".md")
@@ -100,25 +101,25 @@ def _document(path: Path, text: str) -> Iterator[Row]:
         lists = [part for part in value.values() if isinstance(part, list)]
         if len(lists) != 1:
             raise UsageError(
-                f"data {path}: expected a list of objects, found an object with {', '.join(value) or 'nothing'}."
+                f"data {path}: expected a list of objects, found an object with {some(list(value)) or 'nothing'}."
             )
         value = lists[0]
     if not isinstance(value, list):
-        raise UsageError(f"data {path}: expected a list of objects, found {json.dumps(value)[:60]}.")
+        raise UsageError(f"data {path}: expected a list of objects, found {quoted(value)}.")
     for number, item in enumerate(value, 1):
         yield _object(f"{path}:{number}", item)
 
 
 def _json(place: str, text: str) -> Any:
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"data {place}: not valid JSON ({error}): {text.strip()[:60]!r}.") from None
+        return parse_json(text, max_memory=max(MAX_MEMORY, 10 * len(text)))  # a file of examples may be large
+    except ValueError as error:
+        raise UsageError(f"data {place}: {error}: {quoted(text.strip())}.") from None
 
 
 def _object(place: str, value: Any) -> Row:
     if not isinstance(value, dict):
-        raise UsageError(f"data {place}: expected an object of columns, found {json.dumps(value)[:60]}.")
+        raise UsageError(f"data {place}: expected an object of columns, found {quoted(value)}.")
     return Row(place, value)
 
 

@@ -13,6 +13,8 @@ from typing import Any
 from finetune.data.contents import Turn, Turns
 from finetune.data.files import Row
 from merge.errors import UsageError
+from merge.jsontext import parse_json
+from merge.quoting import quoted
 
 ROLES = {
     "human": "user",
@@ -49,16 +51,16 @@ def read_turns(row: Row, column: str, value: Any = None) -> Turns:
     if isinstance(turns, dict):  # one turn, as LLaMA-Factory's rankings have it
         turns = [turns]
     if not isinstance(turns, list) or not turns:
-        raise UsageError(f'data {row.place}: "{column}" must be a list of turns, found {str(turns)[:40]!r}.')
+        raise UsageError(f'data {row.place}: "{column}" must be a list of turns, found {quoted(turns)}.')
     return tuple(_Reader(row, column, number).read(turn) for number, turn in enumerate(turns, 1))
 
 
 def parsed(row: Row, column: str, text: str) -> Any:
     """JSON within a column. Raises UsageError."""
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f'data {row.place}: "{column}" is not valid JSON ({error}).') from None
+        return parse_json(text)
+    except ValueError as error:
+        raise UsageError(f'data {row.place}: "{column}" {error}.') from None
 
 
 def read_tools(row: Row) -> str:
@@ -69,7 +71,7 @@ def read_tools(row: Row) -> str:
     if tools in (None, "", []):
         return ""
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
-        raise UsageError(f'data {row.place}: "tools" must be a list of JSON schemas, found {str(tools)[:40]!r}.')
+        raise UsageError(f'data {row.place}: "tools" must be a list of JSON schemas, found {quoted(tools)}.')
     return compact([_without_nothing(tool) for tool in tools])
 
 
@@ -93,7 +95,7 @@ class _Reader:
 
     def read(self, turn: Any) -> Turn:
         if not isinstance(turn, dict):
-            raise UsageError(f'{self.where}: expected {{"role", "content"}}, found {str(turn)[:60]!r}.')
+            raise UsageError(f'{self.where}: expected {{"role", "content"}}, found {quoted(turn)}.')
         said = {key: value for key, value in turn.items() if value is not None}
         if unknown := sorted(set(said) - _READ - _HARMLESS):
             raise UsageError(
@@ -155,7 +157,7 @@ class _Reader:
         for call in calls if isinstance(calls, list) else [calls]:
             function = call.get("function", call) if isinstance(call, dict) else None
             if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-                raise UsageError(f'{self.where}: a tool call has "name" and "arguments", found {str(call)[:60]!r}.')
+                raise UsageError(f'{self.where}: a tool call has "name" and "arguments", found {quoted(call)}.')
             arguments = function.get("arguments", function.get("parameters", {}))
             if isinstance(arguments, str):
                 arguments = parsed(self.row, self.column, arguments or "{}")

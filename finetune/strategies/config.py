@@ -23,7 +23,7 @@ from finetune.keys import KEYS, Config, Key, Source
 from finetune.strategies.merges import Merge, read_merges
 from finetune.trainables import TRAINABLES
 from merge.errors import RecipeError
-from merge.recipe.document import read_document, read_text
+from merge.recipe.document import compose_value, read_document, read_text
 from merge.recipe.names import suggest
 
 STRATEGIES = ("simultaneous", "sequential", "parallel")
@@ -68,8 +68,8 @@ class TaskSet:
 def is_task_file(file: str | None) -> bool:
     """Whether a config names tasks; False for what is not readable, which the usual reader then says."""
     try:
-        root = yaml.compose(read_text(Path(file)), Loader=yaml.SafeLoader) if file else None
-    except (RecipeError, yaml.YAMLError):
+        root = compose_value(read_text(Path(file))) if file else None
+    except RecipeError:
         return False
     return isinstance(root, yaml.MappingNode) and any(key.value in OWN_KEYS for key, _ in root.value)
 
@@ -85,7 +85,8 @@ def load_tasks(file: str, flags: Mapping[str, Sequence[str]] | None = None, stra
         RecipeError: everything that is wrong, with file and line.
     """
     flags = dict(flags or {})
-    root = read_document(read_text(Path(file)), file, dataclasses.replace(KIND, needs="model and tasks"))
+    kind = dataclasses.replace(KIND, needs="model and tasks")
+    root = read_document(read_text(Path(file), kind), file, kind)
     place = ConfigReader(file)
     shared: list[tuple[yaml.Node, yaml.Node]] = []
     own: dict[str, yaml.Node] = {}
@@ -202,7 +203,7 @@ def _task(
         part.problem(
             at, f'task "{name}" has no "validation": a file, or a share such as 0.05, on which models are scored'
         )
-    place._problems += part._problems
+    place.take_problems(part)
     return Task(name, config, None if weight is WRONG else weight)
 
 
@@ -217,7 +218,7 @@ def _shared_config(
     node = yaml.MappingNode(root.tag, shared, root.start_mark, root.end_mark)
     stand_in = {"data": (Source("tasks"),), "validation": tasks[0].config.validation if tasks else 0.1}
     config = read_config(part, node, flags, stand_in)
-    place._problems += part._problems
+    place.take_problems(part)
     return config
 
 

@@ -239,15 +239,12 @@ def run_merge(merge: Merge, base: str, inputs: Mapping[str, str], out: Path, *, 
     Raises:
         MergeError: see merge.engine.run.
     """
-    import json
-
-    from merge.output.manifest import MANIFEST
+    from merge.output.manifest import MANIFEST, read_manifest
     from merge.planners.build import build_plan
     from merge.recipe import parse_recipe
 
     text = merge.text(base, inputs)
-    file = out / MANIFEST
-    if not again and file.is_file() and json.loads(file.read_text(encoding="utf-8")).get("recipe") == text:
+    if not again and (out / MANIFEST).is_file() and read_manifest(out).get("recipe") == text:
         return False
     from merge.engine.run import run_plan
 

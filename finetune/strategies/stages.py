@@ -21,6 +21,7 @@ from finetune.keys import Config
 from finetune.record import MANIFEST, weight_digests
 from finetune.train import Prepared, Progress, Say, finetune, prepare
 from merge.errors import MergeError, OutputError, UsageError
+from merge.jsontext import parse_json
 from merge.output.directory import partial_of
 
 ProgressBar = Callable[[str], AbstractContextManager[Progress]]
@@ -72,7 +73,7 @@ def is_done(stage: Stage, force: bool) -> bool:
 
 def _differences(stage: Stage) -> list[str]:
     try:
-        found = json.loads((stage.out / MANIFEST).read_text(encoding="utf-8"))
+        found = parse_json((stage.out / MANIFEST).read_bytes())
         before = dataclasses.asdict(Config(**from_record(found["config"])))
         files, digests = found["data"]["files_sha256"], found["base"]["weights_xxh3_128"]
     except (OSError, ValueError, KeyError, TypeError):

@@ -17,11 +17,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from merge.checkpoint.adapter_config import check_config, scaling_of
-from merge.checkpoint.files import inside, read_json, some, weight_file
+from merge.checkpoint.files import inside, read_json, weight_file
 from merge.checkpoint.hub import locate
 from merge.checkpoint.safetensors_file import read_header
 from merge.errors import CheckpointError
 from merge.plan import SourceFile, TensorRef
+from merge.quoting import some
 from merge.recipe.model import ModelRef
 
 CONFIG = "adapter_config.json"

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from merge.errors import CheckpointError
+from merge.quoting import quoted
 
 # Settings under which W + scaling · B·A is not the model that was trained. None, False, [] and {} are off.
 _REFUSED = {
@@ -38,8 +39,8 @@ def check_config(path: str, config: Mapping[str, Any]) -> None:
     kind = config.get("peft_type")
     if kind != "LORA":
         raise CheckpointError(
-            f"{path}: peft_type: expected LORA, found {kind!r}. Of PEFT's adapters only LoRA (with rsLoRA and DoRA) "
-            f"can be used. {_FOLD}"
+            f"{path}: peft_type: expected LORA, found {quoted(kind)}. Of PEFT's adapters only LoRA (with rsLoRA and "
+            f"DoRA) can be used. {_FOLD}"
         )
     for key, meaning in _REFUSED.items():
         if config.get(key):
@@ -47,15 +48,15 @@ def check_config(path: str, config: Mapping[str, Any]) -> None:
     init = config.get("init_lora_weights", True)
     if str(init).lower() not in _INITS:
         raise CheckpointError(
-            f"{path}: init_lora_weights: {init!r} also changed the base model's weights, so this adapter does not fit "
-            "the base as it is published. Save it again with PEFT's save_pretrained(..., "
+            f"{path}: init_lora_weights: {quoted(init)} also changed the base model's weights, so this adapter does "
+            "not fit the base as it is published. Save it again with PEFT's save_pretrained(..., "
             "path_initial_model_for_weight_conversion=...), which turns it into a plain LoRA."
         )
     rank, alpha = config.get("r"), config.get("lora_alpha")
     if type(rank) is not int or rank < 1:
-        raise CheckpointError(f"{path}: r: expected a whole number above 0, found {rank!r:.40}.")
+        raise CheckpointError(f"{path}: r: expected a whole number above 0, found {quoted(rank, 40)}.")
     if not _is_number(alpha):
-        raise CheckpointError(f"{path}: lora_alpha: expected a number, found {alpha!r:.40}.")
+        raise CheckpointError(f"{path}: lora_alpha: expected a number, found {quoted(alpha, 40)}.")
     _check_pattern(path, config, "rank_pattern", lambda value: type(value) is int and value > 0)
     _check_pattern(path, config, "alpha_pattern", _is_number)
 
@@ -82,7 +83,7 @@ def _check_pattern(path: str, config: Mapping[str, Any], key: str, is_right: Any
     if pattern is None:
         return
     if not isinstance(pattern, Mapping) or not all(is_right(value) for value in pattern.values()):
-        raise CheckpointError(f"{path}: {key}: expected module names with a number each, found {pattern!r:.60}.")
+        raise CheckpointError(f"{path}: {key}: expected module names with a number each, found {quoted(pattern, 60)}.")
 
 
 def _is_number(value: object) -> bool:

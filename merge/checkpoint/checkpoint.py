@@ -13,6 +13,7 @@ from merge.checkpoint.layout import find_weights
 from merge.checkpoint.tensors import read_tensors
 from merge.errors import CheckpointError
 from merge.plan import SourceFile, TensorRef
+from merge.quoting import quoted
 from merge.recipe.model import ModelRef
 
 
@@ -81,6 +82,6 @@ def _read_config(directory: str) -> dict[str, Any]:
     for key in ("text_config", "llm_config"):
         if not isinstance(config.get(key, {}), dict | None):
             raise CheckpointError(
-                f"{path}: {key}: expected an object, found {config[key]!r:.60}. Download the file again."
+                f"{path}: {key}: expected an object, found {quoted(config[key], 60)}. Download the file again."
             )
     return config

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import fnmatch
-import json
 import os
 import re
 from pathlib import PureWindowsPath
 from typing import Any
 
 from merge.errors import CheckpointError
+from merge.jsontext import parse_json
 
 MAX_JSON_BYTES = 100_000_000
-MAX_JSON_DEPTH = 64
 
 # Files that go with the weights into an output. *.py is not among them: remote code is not copied unasked.
 SIDE_FILES = (
@@ -100,49 +99,27 @@ def weight_file(directory: str, name: str) -> str:
 
 
 def read_json(path: str, unique: bool = True) -> dict[str, Any]:
-    """A small JSON file that holds an object; `unique`: a name that is there twice is an error."""
+    """A small JSON file of a model that holds an object; `unique`: a name that is there twice is an error.
+
+    Raises:
+        CheckpointError: not readable, not JSON, or beyond the bounds of merge.jsontext.
+    """
     try:
-        size = os.path.getsize(path)
-        if size > MAX_JSON_BYTES:
+        with open(path, "rb") as file:
+            raw = file.read(MAX_JSON_BYTES + 1)
+        if len(raw) > MAX_JSON_BYTES:
+            size = os.path.getsize(path)
             raise CheckpointError(f"{path}: {size:,} bytes; a JSON file of a model has at most {MAX_JSON_BYTES:,}.")
-        with open(path, encoding="utf-8") as file:
-            data = json.load(file, object_pairs_hook=unique_keys if unique else None)
-        json.dumps(data, ensure_ascii=False).encode()  # half a surrogate pair, which JSON can spell, is not text
-        if _depth(data) > MAX_JSON_DEPTH:
-            raise CheckpointError(f"{path}: nests deeper than {MAX_JSON_DEPTH} levels. Download the file again.")
+        data = parse_json(raw, unique=unique, is_text=True)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror or error}).") from None
-    except (ValueError, RecursionError) as error:  # bad JSON, bad UTF-8, a key twice, nested without end
-        raise CheckpointError(f"{path}: is not valid JSON ({error}). Download the file again.") from None
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}. Download the file again.") from None
     if not isinstance(data, dict):
         raise CheckpointError(
             f"{path}: holds a {type(data).__name__}, expected a JSON object. Download the file again."
         )
     return data
-
-
-def _depth(data: Any) -> int:
-    """Levels of nested objects and lists."""
-    depth, level = 0, [data]
-    while level := [item for item in level if isinstance(item, (dict, list))]:
-        depth += 1
-        level = [child for item in level for child in (item.values() if isinstance(item, dict) else item)]
-    return depth
-
-
-def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """For json's object_pairs_hook: two values under one name are ambiguous, so an error."""
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f'the name "{next(name for name in names if names.count(name) > 1)}" is there twice')
-    return result
-
-
-def some(names: list[str], limit: int = 3) -> str:
-    """ "a, b, c and 7 more" """
-    shown = ", ".join(names[:limit])
-    return shown if len(names) <= limit else f"{shown} and {len(names) - limit:,} more"
 
 
 def _within(path: str, folder: str) -> bool:

@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from merge.checkpoint.files import some
 from merge.errors import CheckpointError
 from merge.plan import TensorRef
+from merge.quoting import quoted, some
 
 _DEFAULT_BLOCK = (128, 128)
 _ACTIVATION = (
@@ -179,7 +179,7 @@ def _declared_block(scale: TensorRef, quantization: Mapping[str, Any] | None) ->
         return _DEFAULT_BLOCK, False
     if isinstance(sizes, list) and len(sizes) == 2 and all(type(size) is int and size > 0 for size in sizes):
         return (sizes[0], sizes[1]), scale.name.endswith("_scale_inv")
-    raise CheckpointError(f"config.json: weight_block_size: expected two positive integers, found {sizes!r}.")
+    raise CheckpointError(f"config.json: weight_block_size: expected two positive integers, found {quoted(sizes)}.")
 
 
 def _is_activation(name: str, weights: Mapping[str, TensorRef], is_quantized: bool) -> bool:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 
-from merge.checkpoint.files import inside, read_json, some
+from merge.checkpoint.files import inside, read_json
 from merge.errors import CheckpointError
+from merge.quoting import quoted, some
 
 
 def read_index(directory: str, name: str) -> dict[str, str]:
@@ -20,7 +21,7 @@ def read_index(directory: str, name: str) -> dict[str, str]:
         raise CheckpointError(f'{path}: has no "weight_map" from tensors to files. Download the file again.')
     for tensor, file in weight_map.items():
         if not isinstance(file, str):
-            raise CheckpointError(f"{path}: {tensor}: expected the name of a file, found {file!r}.")
+            raise CheckpointError(f"{path}: {tensor}: expected the name of a file, found {quoted(file)}.")
     missing = []
     for file in sorted(set(weight_map.values())):
         try:

@@ -11,9 +11,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from merge.checkpoint.files import some
 from merge.checkpoint.index import read_index
 from merge.errors import CheckpointError
+from merge.quoting import some
 
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5,6})-of-(?P<count>\d{5,6})\.(?P<kind>safetensors|bin)")
 

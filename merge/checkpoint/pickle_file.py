@@ -15,12 +15,12 @@ import zipfile
 from collections.abc import Callable
 from typing import IO, Any
 
-from merge.checkpoint.files import some
 from merge.checkpoint.safetensors_file import looks_like
 from merge.checkpoint.unpickler import MAX_PICKLE_BYTES, Storage, StoredTensor, load
 from merge.dtypes import DTYPES
 from merge.errors import CheckpointError
 from merge.plan import TensorRef
+from merge.quoting import quoted, some
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
@@ -61,7 +61,7 @@ def _not_torch(first: bytes) -> str:
         return f"is empty (0 bytes). {_AGAIN}"
     if hint := looks_like(first):
         return hint
-    return f"is not a torch checkpoint (begins with {first[:8]!r}, expected a zip or a pickle). {_AGAIN}"
+    return f"is not a torch checkpoint (begins with {quoted(first[:8])}, expected a zip or a pickle). {_AGAIN}"
 
 
 # --- zip ---------------------------------------------------------------------------------------------------------
@@ -211,7 +211,8 @@ def _state_dict(path: str, value: Any) -> tuple[dict[str, StoredTensor], list[st
             ignored.append(str(name))
         else:
             raise CheckpointError(
-                f"{path}: {name!r}: expected a tensor, found a {type(item).__name__}. Save the model's state_dict."
+                f"{path}: {quoted(name)}: expected a tensor, found a {type(item).__name__}. "
+                "Save the model's state_dict."
             )
     if not tensors:
         raise CheckpointError(f"{path}: has no tensors in it. Save the model's state_dict.")

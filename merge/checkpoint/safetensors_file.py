@@ -9,16 +9,16 @@ Source: the README of safetensors, "Format".
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import stat
 from typing import Any
 
-from merge.checkpoint.files import unique_keys
 from merge.dtypes import DTYPES
 from merge.errors import CheckpointError
+from merge.jsontext import parse_json
 from merge.plan import TensorRef
+from merge.quoting import quoted
 
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 _MAX_BYTES = 2**63 - 1
@@ -42,10 +42,10 @@ def read_header(path: str) -> tuple[list[TensorRef], dict[str, str]]:
         ref = TensorRef(path, name, dtype, shape, data_start + begin)
         expected = math.prod(shape) * DTYPES[dtype].itemsize
         if expected > _MAX_BYTES:
-            raise _wrong(path, name, f"shape {_short(list(shape))} of {dtype} overflows: more bytes than any file has")
+            raise _wrong(path, name, f"shape {quoted(list(shape))} of {dtype} overflows: more bytes than any file has")
         if end - begin != expected:
             raise _wrong(
-                path, name, f"{dtype} {_short(list(shape))}: expected {expected:,} bytes, found {end - begin:,}"
+                path, name, f"{dtype} {quoted(list(shape))}: expected {expected:,} bytes, found {end - begin:,}"
             )
         refs.append(ref)
     _check_cover(path, [(begin, end, name) for begin, end, name, _ in found], file_size - data_start)
@@ -104,17 +104,13 @@ def looks_like(first: bytes) -> str | None:
 
 def _parse(path: str, text: str) -> dict[str, Any]:
     try:
-        header = json.loads(text, object_pairs_hook=unique_keys)
-        if "\\u" in text and isinstance(header, dict):
-            "".join(header).encode()  # half a surrogate pair, which JSON can spell, cannot be written again
-    except (ValueError, RecursionError) as error:
-        if "is there twice" in str(error):
-            raise CheckpointError(f"{path}: duplicate in the header: {error}. {_AGAIN}") from None
-        raise CheckpointError(f"{path}: header is not valid JSON ({error}). {_AGAIN}") from None
+        header = parse_json(text, unique=True, is_text=True)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: header {error}. {_AGAIN}") from None
     if not isinstance(header, dict):
         raise CheckpointError(f"{path}: header is a JSON {type(header).__name__}, expected an object. {_AGAIN}")
     if not text.startswith("{"):
-        raise CheckpointError(f'{path}: header begins with {text[0]!r}, expected "{{". {_AGAIN}')
+        raise CheckpointError(f'{path}: header begins with {quoted(text[0])}, expected "{{". {_AGAIN}')
     return header
 
 
@@ -126,15 +122,15 @@ def _metadata(path: str, metadata: Any) -> dict[str, str]:
 
 def _offsets(path: str, name: str, info: Any) -> tuple[int, int]:
     if not isinstance(info, dict):
-        raise _wrong(path, name, f"expected an object with dtype, shape and data_offsets, found {_short(info)}")
+        raise _wrong(path, name, f"expected an object with dtype, shape and data_offsets, found {quoted(info)}")
     offsets = info.get("data_offsets")
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(type(offset) is int for offset in offsets):
-        raise _wrong(path, name, f"data_offsets: expected two integers, found {_short(offsets)}")
+        raise _wrong(path, name, f"data_offsets: expected two integers, found {quoted(offsets)}")
     begin, end = offsets
     if begin < 0 or end > _MAX_BYTES:
-        raise _wrong(path, name, f"data_offsets {_short(offsets)} are negative or too large for any file")
+        raise _wrong(path, name, f"data_offsets {quoted(offsets)} are negative or too large for any file")
     if end < begin:
-        raise _wrong(path, name, f"data_offsets decrease from {_short(begin)} to {_short(end)}")
+        raise _wrong(path, name, f"data_offsets decrease from {quoted(begin)} to {quoted(end)}")
     return begin, end
 
 
@@ -148,7 +144,7 @@ def _dtype(path: str, name: str, info: dict[str, Any]) -> str:
             "Dequantise the model first, or name the original."
         )
     raise CheckpointError(
-        f"{path}: {name}: unknown dtype {_short(dtype)}. Known: {', '.join(DTYPES)}. Convert the tensor, or download "
+        f"{path}: {name}: unknown dtype {quoted(dtype)}. Known: {', '.join(DTYPES)}. Convert the tensor, or download "
         "the file again."
     )
 
@@ -156,9 +152,9 @@ def _dtype(path: str, name: str, info: dict[str, Any]) -> str:
 def _shape(path: str, name: str, info: dict[str, Any]) -> tuple[int, ...]:
     shape = info.get("shape")
     if not isinstance(shape, list) or not all(type(size) is int and size >= 0 for size in shape):
-        raise _wrong(path, name, f"shape: expected a list of integers that are not negative, found {_short(shape)}")
+        raise _wrong(path, name, f"shape: expected a list of integers that are not negative, found {quoted(shape)}")
     if any(size > _MAX_BYTES for size in shape):
-        raise _wrong(path, name, f"shape {_short(shape)} overflows")
+        raise _wrong(path, name, f"shape {quoted(shape)} overflows")
     return tuple(shape)
 
 
@@ -180,12 +176,6 @@ def _check_cover(path: str, spans: list[tuple[int, int, str]], data_size: int) -
         place, before = end, name
     if place < data_size:
         raise CheckpointError(f"{path}: {data_size - place:,} trailing bytes after the last tensor, {before}. {_AGAIN}")
-
-
-def _short(value: Any) -> str:
-    """For messages: a damaged header can hold megabytes in place of a number."""
-    text = repr(value)
-    return text if len(text) <= 100 else f"{text[:100]}..."
 
 
 def _wrong(path: str, name: str, what: str) -> CheckpointError:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from merge.checkpoint.files import some, weight_file
+from merge.checkpoint.files import weight_file
 from merge.checkpoint.layout import Weights
 from merge.checkpoint.safetensors_file import read_header
 from merge.errors import CheckpointError
 from merge.plan import TensorRef
+from merge.quoting import some
 
 
 def read_tensors(directory: str, weights: Weights) -> tuple[dict[str, TensorRef], tuple[str, ...]]:

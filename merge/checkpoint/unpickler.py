@@ -16,6 +16,7 @@ from typing import IO, Any, ClassVar
 
 from merge.dtypes import DTYPES
 from merge.errors import CheckpointError
+from merge.quoting import quoted
 
 # 32 MiB: over 100,000 tensors. One byte of pickle can make 70 bytes of objects.
 MAX_PICKLE_BYTES = 32 * 2**20
@@ -110,7 +111,7 @@ def _rebuild_tensor(storage: Any, first: Any, shape: Any, strides: Any, dtype: s
     numbers = (first, *shape, *strides)
     if not all(type(number) is int and 0 <= number < 2**63 for number in numbers) or len(shape) != len(strides):
         raise NotWeightsError(
-            f"a tensor with offset {first!r}, shape {shape!r}, strides {strides!r}; expected integers"
+            f"a tensor with offset {quoted(first)}, shape {quoted(shape)}, strides {quoted(strides)}; expected integers"
         )
     return StoredTensor(storage, dtype, first, tuple(shape), tuple(strides))
 

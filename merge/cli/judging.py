@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from merge.cli.run import check_device
+from merge.jsontext import parse_json
 
 if TYPE_CHECKING:
     from eval.models import Subject
@@ -167,7 +167,7 @@ def _arguments(text: str) -> dict[str, object]:
         if not equals or not key.strip():
             raise UsageError(f'--model-args "{part}": expected key=value.')
         try:
-            found[key.strip()] = json.loads(value)
+            found[key.strip()] = parse_json(value)
         except ValueError:
             found[key.strip()] = {"True": True, "False": False}.get(value, value)
     return found

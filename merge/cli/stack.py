@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from string import ascii_uppercase
 from typing import TYPE_CHECKING, Any
 
 from merge.cli.show import printable
+from merge.jsontext import parse_json
 
 if TYPE_CHECKING:
     from merge.architecture import Stack
@@ -46,7 +46,7 @@ def rearranged(plan: Plan) -> Iterator[tuple[str, list[Run]]]:
     from merge.architecture import find_stacks
 
     config = next((side.text for side in plan.side_files if side.name == "config.json" and side.text), "{}")
-    for stack in find_stacks((step.name for step in plan.steps), json.loads(config)):
+    for stack in find_stacks((step.name for step in plan.steps), parse_json(config)):
         runs = stack_runs(plan, stack)
         if len(runs) > 1 or any(layer != runs[0].first for _, layer in runs[0].sources):
             yield stack.prefix, runs

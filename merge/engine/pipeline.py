@@ -21,6 +21,7 @@ from merge.engine import memory
 from merge.engine.run import Report, run_plan
 from merge.engine.space import bytes_free
 from merge.errors import MergeError, OutputError, UsageError
+from merge.jsontext import parse_json
 from merge.output.verify import verify_output
 from merge.output.writer import OutputDirectory, plan_digest
 from merge.planners.build import SHARD_BYTES
@@ -152,7 +153,7 @@ def _note(folder: Path, name: str) -> Path:
 def _noted(folder: Path, name: str) -> dict[str, Any] | None:
     """What is known of how a stage was made; None if nothing is."""
     try:
-        found = json.loads(_note(folder, name).read_bytes())
+        found = parse_json(_note(folder, name).read_bytes())
     except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) and "plan" in found else None

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 from merge.architecture import is_embedding
 from merge.errors import UsageError
 from merge.extract.write import CONFIG, card_text, config_text, manifest_text
+from merge.jsontext import parse_json
 from merge.output.directory import LOCK, swap, write_durably
-from merge.output.manifest import MANIFEST
+from merge.output.manifest import MANIFEST, read_manifest
 from merge.planners.inputs import Input
 from merge.statistics.parts import Parts
 
@@ -101,9 +102,7 @@ def finish(
     settings = {"model": tuned.ref.text, "base": base.ref.text, **asked}
     results = [*modules, *others]
     write_durably(partial / MANIFEST, manifest_text(partial, files, settings, results).encode())
-    parameters = sum(
-        math.prod(tensor["shape"]) for tensor in json.loads((partial / MANIFEST).read_text())["tensors"].values()
-    )
+    parameters = sum(math.prod(tensor["shape"]) for tensor in read_manifest(partial)["tensors"].values())
     swap(partial, out)
     (out / LOCK).unlink(missing_ok=True)
     return dataclasses.replace(summary, parameters=parameters)
@@ -149,7 +148,7 @@ def _small_files(
         fan_in_fan_out=work.selection.fan_in_fan_out,
     )
     if base.tied and tuned.tied and any(is_embedding(name) for name in saved):
-        config = json.dumps(json.loads(config) | {"ensure_weight_tying": True}, indent=2) + "\n"
+        config = json.dumps(parse_json(config) | {"ensure_weight_tying": True}, indent=2) + "\n"
     is_hub = base.checkpoint.revision is not None
     table = [
         f"{len(ranks)} modules, ranks {min(ranks.values(), default=0)} to {max(ranks.values(), default=0)}; relative "

@@ -26,6 +26,7 @@ from merge.extract.difference import Difference, base_squares
 from merge.extract.finish import Summary, finish
 from merge.extract.select import Choice, Pair, Selection, Target, select
 from merge.extract.write import WEIGHTS
+from merge.jsontext import parse_json
 from merge.output.directory import check_out, partial_of, take_lock
 from merge.planners.inputs import Input, Inputs
 from merge.recipe.model import ModelRef, Recipe, Source
@@ -214,9 +215,10 @@ def _save(path: Path, tensors: Mapping[str, Any], result: Mapping[str, Any]) -> 
 
 
 def _result_in(path: Path) -> dict[str, Any]:
+    """What is kept of a module that was done before, in a file of this run's own."""
     from merge.checkpoint.safetensors_file import read_header
 
-    result: dict[str, Any] = json.loads(read_header(str(path))[1]["result"])
+    result: dict[str, Any] = parse_json(read_header(str(path))[1]["result"])
     return result
 
 

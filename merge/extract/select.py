@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from merge.architecture import is_embedding, is_head, is_input_side
-from merge.checkpoint.files import some
 from merge.dtypes import DTYPES
 from merge.errors import CheckpointError, UsageError
 from merge.plan import TensorRef
 from merge.planners.inputs import Input, Inputs
+from merge.quoting import some
 
 # Models of transformers whose linear layers are stored (in, out), and the names of those layers.
 CONV1D = {"gpt2": ("c_attn", "c_proj", "c_fc"), "openai-gpt": ("c_attn", "c_proj", "c_fc")}

@@ -16,6 +16,7 @@ from typing import Any
 from merge.architecture import LAYER_COUNT_KEYS
 from merge.errors import CheckpointError, Problem, RecipeError
 from merge.output.layer_rules import RULED, RULES, Rule, Section
+from merge.quoting import quoted
 
 # For each output layer: its source's directory and config, and the layer's number there.
 LayerOrigins = Sequence[tuple[str, dict[str, Any], int]]
@@ -119,7 +120,7 @@ def _entry(path: str, key: str, values: Any, layer: int) -> Any:
     if not isinstance(values, list) or layer >= len(values):
         raise CheckpointError(
             f"{path}/config.json: {key}: expected a list with one value for each layer, up to layer {layer}, "
-            f"found {values!r:.60}. Mend the file."
+            f"found {quoted(values, 60)}. Mend the file."
         )
     return values[layer]
 
@@ -142,7 +143,7 @@ def _apply(rule: Rule, section: Section, old: Section, origins: Sequence[tuple[s
         wanted.append(rule.usual if values is None else _entry(path, rule.name, values, number))
     if rule.values(section, len(wanted)) == wanted:
         return None
-    said = ", ".join(f"{key} {old[key]!r:.30}" for key in rule.numbers if old.get(key) is not None)
+    said = ", ".join(f"{key} {quoted(old[key], 30)}" for key in rule.numbers if old.get(key) is not None)
     said = said or f"the pattern of {old.get('model_type', 'this architecture')}"
     if not rule.write(section, wanted):
         raise RecipeError(

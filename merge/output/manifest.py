@@ -12,10 +12,13 @@ from typing import Any
 import xxhash
 
 from merge.errors import OutputError, SourceChanged
+from merge.jsontext import parse_json
 from merge.plan import Plan
+from merge.quoting import quoted
 
 MANIFEST = "merge_manifest.json"
 FORMAT = 1
+_MOST_MEMORY = 1 << 30  # bytes of the parsed manifest: enough for 400,000 tensors
 
 
 def side_file_bytes(plan: Plan) -> dict[str, bytes]:
@@ -148,12 +151,12 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     if not path.is_file():
         raise OutputError(f"{path} does not exist: {directory} is not a finished output of merge run.")
     try:
-        manifest = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise OutputError(f"{path} is not valid JSON ({error}); the output was damaged.") from error
+        manifest = parse_json(path.read_bytes(), max_memory=_MOST_MEMORY)
+    except ValueError as error:
+        raise OutputError(f"{path} {error}; the output was damaged.") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         found = manifest.get("format") if isinstance(manifest, dict) else manifest
-        raise OutputError(f"{path}: expected format {FORMAT}, found {found!r:.60}. A newer version wrote it?")
+        raise OutputError(f"{path}: expected format {FORMAT}, found {quoted(found)}. A newer version wrote it?")
     for key, fields in _FIELDS.items():
         entries = manifest.get(key)
         if not isinstance(entries, dict) or not all(_is_entry(key, *item, fields) for item in entries.items()):

@@ -21,6 +21,7 @@ import xxhash
 
 from merge.checkpoint.reader import best_read, open_file
 from merge.errors import OutputError, UsageError
+from merge.jsontext import parse_json
 from merge.output.directory import (
     LOCK,
     check_out,
@@ -199,8 +200,8 @@ def _journal_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
     data = path.read_bytes() if path.exists() else b""
     for text in data.split(b"\n")[:-1]:
         try:
-            seal, line = json.loads(text)
-        except (ValueError, TypeError, RecursionError):
+            seal, line = parse_json(text)
+        except (ValueError, TypeError):
             break
         if not isinstance(line, dict) or seal != _seal(line):
             break

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 from merge.checkpoint import Checkpoint
 from merge.checkpoint.adapter import Adapter, is_adapter, open_adapter
-from merge.checkpoint.files import some
 from merge.dtypes import DTYPES
 from merge.engine.factors import SUMS
 from merge.errors import CheckpointError, Problem
@@ -16,6 +15,7 @@ from merge.methods import Method, all_methods
 from merge.methods.registry import OUTPUT_RANK
 from merge.plan import SourceModel
 from merge.planners.adapters import open_model
+from merge.quoting import some
 from merge.recipe.adapters import adapters_of
 from merge.recipe.model import ModelRef, Recipe, Source, resolve
 

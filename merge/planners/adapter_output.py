@@ -14,7 +14,7 @@ from typing import Any
 
 from merge.architecture import Stack, find_stacks
 from merge.checkpoint.adapter import LoraModule
-from merge.checkpoint.files import list_side_files, some
+from merge.checkpoint.files import list_side_files
 from merge.dtypes import DTYPES
 from merge.engine.factors import GROUP, SUMS, is_exact
 from merge.errors import Problem, RecipeError
@@ -26,6 +26,7 @@ from merge.output.shards import lay_out
 from merge.plan import Derived, Plan, SideFile, Step, TensorRef
 from merge.planners.adapter_inputs import FOLD, AdapterInputs, open_inputs, unfit, unlike
 from merge.planners.targets import gradient_place
+from merge.quoting import some
 from merge.recipe.model import Recipe, Settings, resolve
 
 RECIPE_FILE = "merge_recipe.yaml"

@@ -15,13 +15,13 @@ from typing import Any
 from merge.architecture import is_embedding, is_head, says_tied
 from merge.checkpoint import Checkpoint, open_checkpoint
 from merge.checkpoint.adapter import Adapter, LoraModule, open_adapter
-from merge.checkpoint.files import some
 from merge.derive.lora import fold
 from merge.derive.recast import recast
 from merge.derive.token_rows import replace_rows
 from merge.dtypes import DTYPES
 from merge.errors import CheckpointError
 from merge.plan import TensorRef
+from merge.quoting import some
 from merge.recipe.model import ModelRef
 
 # Models of transformers whose linear layers are Conv1D, stored (in, out), and the names of those.

@@ -11,6 +11,7 @@ from merge.errors import Problem, RecipeError
 from merge.plan import Plan, Step, TensorRef
 from merge.planners.inputs import Inputs
 from merge.planners.moe_layouts import LAYOUTS, PROJECTIONS, MoeLayout, settled, window_of
+from merge.quoting import quoted
 from merge.recipe.mixture import PROMPTED, Mixture
 from merge.recipe.model import Recipe
 
@@ -136,7 +137,8 @@ class Dense:
             optional = value is None and key in ("num_key_value_heads", "head_dim")
             if not optional and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
                 message = (
-                    f"{self.base.checkpoint.path}/config.json: {key}: expected a whole number, found {value!r:.40}."
+                    f"{self.base.checkpoint.path}/config.json: {key}: expected a whole number, "
+                    f"found {quoted(value, 40)}."
                 )
                 raise RecipeError(Problem(message, self.recipe.where("base_model")))
 

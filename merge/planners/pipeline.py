@@ -7,7 +7,6 @@ its offsets before it exists, so that everything that is wrong with the whole pi
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields, replace
@@ -18,6 +17,7 @@ from merge.checkpoint import Checkpoint, open_checkpoint
 from merge.derive.stage import renamed, stage_tensor
 from merge.engine.keys import random_key
 from merge.errors import Problem, RecipeError
+from merge.jsontext import parse_json
 from merge.methods import get_method
 from merge.output.shards import INDEX
 from merge.plan import Plan, SourceFile, Step, TensorRef
@@ -263,7 +263,7 @@ def _checkpoint(stage: StagePlan, tensors: Mapping[str, TensorRef], files: tuple
         ref=ModelRef(stage.name, STAGE + stage.name),
         path=plan.models[0].path if copied is None else str(copied.source).removesuffix(f"/{copied.name}"),
         revision=None,
-        config=json.loads(config or "{}"),
+        config=parse_json(config or "{}"),
         tensors=dict(tensors),
         files=files,
         notes=(),

@@ -20,6 +20,7 @@ from merge.errors import CheckpointError, Problem, first_line
 from merge.plan import Derived, Gates, TensorRef
 from merge.planners.inputs import Input
 from merge.planners.moe_layouts import MoeLayout
+from merge.quoting import quoted
 from merge.recipe.mixture import PROMPTED, Expert, Mixture
 from merge.recipe.model import Recipe
 
@@ -129,7 +130,8 @@ class _Prompts:
             where = f"{recipe.file}:{expert.line}" if recipe.file else f"line {expert.line}"
             name = self._base.ref.text
             if not tokens:
-                self._problems.append(Problem(f"the prompt {prompt!r:.40} has no token in {name}'s tokenizer.", where))
+                message = f"the prompt {quoted(prompt, 40)} has no token in {name}'s tokenizer."
+                self._problems.append(Problem(message, where))
             elif max(tokens) >= self._vocabulary:
                 message = f"{name}'s tokenizer has token {max(tokens)}, its embedding {self._vocabulary} rows."
                 self._problems.append(Problem(message, where, "The tokenizer's files are of another model?"))

@@ -21,6 +21,7 @@ from merge.derive.rows import I32, RowMap, rows_ref
 from merge.errors import Problem, RecipeError
 from merge.plan import TensorRef
 from merge.planners.inputs import Input, Inputs
+from merge.quoting import quoted
 from merge.recipe.model import Recipe, TokenizerSettings, TokenRow
 from merge.vocabulary.files import named_in, renumbered
 from merge.vocabulary.tokenizer import Tokenizer
@@ -252,20 +253,20 @@ class Arranger:
         try:
             model = self.inputs.place(row.model)
         except KeyError:
-            self._wrong(f'the row of {token!r} is to come from "{row.model.text}", which is not merged', where)
+            self._wrong(f'the row of {quoted(token)} is to come from "{row.model.text}", which is not merged', where)
             return None
         wanted = token if row.token is None else row.token
         text, vocabulary = self.inputs.all[model].ref.text, self.tokenizers[model].vocabulary
         number = row.token_id if row.token_id is not None else vocabulary.get(wanted)
         if number is None:
-            self._wrong(f"{text} has no token {wanted!r} to take the row of {token!r} from", where)
+            self._wrong(f"{text} has no token {quoted(wanted)} to take the row of {quoted(token)} from", where)
             return None
         if name not in self.inputs.all[model].tensors:
-            self._wrong(f"{text} has no tensor {name} to take the row of {token!r} from", where)
+            self._wrong(f"{text} has no tensor {name} to take the row of {quoted(token)} from", where)
             return None
         rows = self._rows_of(self.inputs.all[model].tensors[name])
         if number >= rows:
-            self._wrong(f"{text} has no row {number:,} for {token!r}: it has {rows:,} rows", where)
+            self._wrong(f"{text} has no row {number:,} for {quoted(token)}: it has {rows:,} rows", where)
             return None
         return [(model, number)]
 
@@ -279,7 +280,7 @@ class Arranger:
         for number in numbers:
             if (row := self.settings.tokens.get(tokens[number])) is not None and row.kind is None:
                 where = self.recipe.where(f"tokenizer.tokens.{tokens[number]}") or self.where
-                self._wrong(f'no model has the token {tokens[number]!r}: it needs a "source"', where)
+                self._wrong(f'no model has the token {quoted(tokens[number])}: it needs a "source"', where)
         said = f"{name}: no model has {named_in(tokens[number] for number in numbers)}; their rows are zeros"
         if said not in self.said:
             self.said.add(said)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from merge.checkpoint.files import read_json
-from merge.errors import Problem
+from merge.errors import CheckpointError, Problem
 from merge.plan import SideFile
 from merge.planners.inputs import Inputs
 from merge.planners.token_rows import Vocabulary
@@ -87,10 +87,10 @@ def _difference(donor: Path, other: Path) -> str | None:
 def _vocabulary(path: Path) -> dict[str, int]:
     """token -> number, added tokens included; empty for a file that is not understood"""
     try:
-        data: Any = json.loads(path.read_bytes())
+        data: Any = read_json(str(path), unique=False)
         vocabulary = data["model"]["vocab"]
         if isinstance(vocabulary, list):  # Unigram: pairs of token and score
             vocabulary = {token: number for number, (token, _) in enumerate(vocabulary)}
         return {**vocabulary, **{token["content"]: token["id"] for token in data.get("added_tokens") or ()}}
-    except (ValueError, KeyError, TypeError):
+    except (CheckpointError, ValueError, KeyError, TypeError):
         return {}

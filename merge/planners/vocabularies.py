@@ -10,6 +10,7 @@ from merge.checkpoint.hub import locate_tokenizer
 from merge.errors import Problem, RecipeError
 from merge.planners.inputs import Input, Inputs
 from merge.planners.token_rows import Arranger, Vocabulary, vocabulary_rows
+from merge.quoting import quoted
 from merge.recipe.model import ModelRef, Recipe, TokenizerSettings
 from merge.recipe.references import parse_reference
 from merge.vocabulary.files import check_loads, named_in
@@ -145,8 +146,8 @@ def _without_row(inputs: Inputs, tokenizers: Sequence[Tokenizer], chosen: Sequen
         if token not in tokenizer.added or token in tokenizer.data["model"]["vocab"]:
             n = max(n for n, other in zip(rows, tokenizers, strict=True) if other is tokenizer)
             raise RecipeError(
-                f"the tokenizer of {tokenizer.name} has the token {token!r} at {tokenizer.vocabulary[token]:,}, but "
-                f"the embedding has {n:,} rows only. The files do not belong together; download them again."
+                f"the tokenizer of {tokenizer.name} has the token {quoted(token)} at {tokenizer.vocabulary[token]:,}, "
+                f"but the embedding has {n:,} rows only. The files do not belong together; download them again."
             )
         lost.append(token)
     return tuple(lost)

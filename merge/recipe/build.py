@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 import yaml
 
 from merge.methods.registry import Method
+from merge.quoting import clipped
 from merge.recipe import names
 from merge.recipe.adapters import adapters_of
 from merge.recipe.document import line_of
@@ -121,7 +122,7 @@ def _models(reader: Reader, node: yaml.Node | None, path: str) -> tuple[Source, 
 def _source(reader: Reader, node: yaml.Node, path: str, level: str) -> Source:
     """An entry of `models` or of `sources`; the latter has a layer_range."""
     if isinstance(node, yaml.ScalarNode):
-        message = f'{names.LEVELS[level]} must be a mapping, not {shown(node)}; write "- model: {node.value}"'
+        message = f'{names.LEVELS[level]} must be a mapping, not {shown(node)}; write "- model: {clipped(node.value)}"'
         reader.problem(node, message, path)
         return Source(UNREADABLE, line=line_of(node))
     fields = reader.mapping(node, path, level)

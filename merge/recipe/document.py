@@ -14,9 +14,11 @@ from pathlib import Path
 import yaml
 
 from merge.errors import Problem, RecipeError
+from merge.quoting import clipped
 
 MAX_BYTES = 1 << 20
 MAX_NODES = 100_000  # with every alias written out
+MAX_DOCUMENTS = 100
 MAX_DEPTH = 64  # libyaml's composer recurses on the C stack, so this is checked on the events, before it runs
 
 # What YAML 1.2 calls printable; the rest is the sign of a binary file.
@@ -26,6 +28,19 @@ _PLAIN_TAGS = frozenset(
     for name in ("null", "bool", "int", "float", "str", "timestamp", "seq", "map", "merge", "value")
 )
 _Loader: type[yaml.SafeLoader | yaml.CSafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What a file is, for messages: its name, a line it may begin with, and the keys it needs. `tags`: allowed too."""
+
+    what: str
+    begins: str
+    needs: str
+    tags: tuple[str, ...] = ()
+
+
+RECIPE = Kind("recipe", "merge_method: linear", "merge_method and models")
 
 
 def line_of(node: yaml.Node) -> int:
@@ -39,33 +54,21 @@ def place(file: str | None, line: int | None) -> str | None:
     return f"line {line}" if file is None else f"{file}:{line}"
 
 
-def read_text(path: Path) -> str:
-    """The recipe's text. Raises RecipeError for a file that cannot be one: too large, not UTF-8, not readable."""
+def read_text(path: Path, kind: Kind = RECIPE) -> str:
+    """The file's text. Raises RecipeError for a file that cannot be one: too large, not UTF-8, not readable."""
     try:
         with open(path, "rb") as stream:
             data = stream.read(MAX_BYTES + 1)
     except OSError as error:
         raise RecipeError(Problem(f"cannot be read: {error.strerror}", str(path))) from error
     if len(data) > MAX_BYTES:
-        raise _too_large(str(path))
+        raise _too_large(str(path), kind)
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
-        message = f"not UTF-8 text (byte {error.start}); a recipe is a YAML file"
+        message = f"not UTF-8 text (byte {error.start}); a {kind.what} is a YAML file"
         raise RecipeError(Problem(message, place(str(path), line))) from error
-
-
-@dataclass(frozen=True, slots=True)
-class Kind:
-    """What a file is, for messages: its name, a line it may begin with, and the keys it needs."""
-
-    what: str
-    begins: str
-    needs: str
-
-
-RECIPE = Kind("recipe", "merge_method: linear", "merge_method and models")
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +86,8 @@ def read_document(text: str, file: str | None, kind: Kind = RECIPE) -> yaml.Mapp
     Raises:
         RecipeError: not text, not YAML, empty, not a mapping, several documents, too large, too deep, too many aliases.
     """
-    _check_text(text, file)
-    starts = _document_lines(text, file)
+    _check_text(text, file, kind)
+    starts = _document_lines(text, file, kind)
     if len(starts) > 1:
         message = "a second document starts here: this is a pipeline, which load_pipeline and parse_pipeline read"
         if kind is not RECIPE:
@@ -97,8 +100,8 @@ def read_document(text: str, file: str | None, kind: Kind = RECIPE) -> yaml.Mapp
 
 def read_documents(text: str, file: str | None) -> list[Document]:
     """Composes every document of `text`; raises RecipeError as `read_document`, and for an empty one among several."""
-    _check_text(text, file)
-    documents = list(_documents(text, file, _document_lines(text, file), RECIPE))
+    _check_text(text, file, RECIPE)
+    documents = list(_documents(text, file, _document_lines(text, file, RECIPE), RECIPE))
     if not documents:
         raise _empty(file, RECIPE)
     return documents
@@ -108,12 +111,12 @@ def _empty(file: str | None, kind: Kind) -> RecipeError:
     return RecipeError(Problem(f"the {kind.what} is empty; it needs at least {kind.needs}", place(file, None)))
 
 
-def _check_text(text: str, file: str | None) -> None:
+def _check_text(text: str, file: str | None, kind: Kind) -> None:
     if len(text) > MAX_BYTES:
-        raise _too_large(file)
+        raise _too_large(file, kind)
     if found := _NOT_TEXT.search(text):
         line = text.count("\n", 0, found.start()) + 1
-        message = f"there is a control character, {found.group()!a}, here; a recipe is a YAML text file"
+        message = f"there is a control character, {found.group()!a}, here; a {kind.what} is a YAML text file"
         raise RecipeError(Problem(message, place(file, line)))
 
 
@@ -121,7 +124,7 @@ def _documents(text: str, file: str | None, starts: list[int], kind: Kind) -> It
     lines = text.splitlines(keepends=True)
     try:
         for number, root in enumerate(yaml.compose_all(text, Loader=_Loader)):
-            _check_tree(root, file)
+            _check_tree(root, file, kind)
             first, end = starts[number], (starts[number + 1] if number + 1 < len(starts) else len(lines) + 1)
             if not isinstance(root, yaml.MappingNode):
                 raise RecipeError(_not_a_mapping(root, number, first if len(starts) > 1 else None, file, kind))
@@ -141,20 +144,26 @@ def _not_a_mapping(root: yaml.Node, number: int, line: int | None, file: str | N
     return Problem(message, place(file, line or line_of(root)))
 
 
-def _too_large(file: str | None) -> RecipeError:
-    return RecipeError(Problem(f"larger than {MAX_BYTES >> 20} MiB; a recipe is a short YAML file", file))
+def _too_large(file: str | None, kind: Kind) -> RecipeError:
+    return RecipeError(Problem(f"larger than {MAX_BYTES >> 20} MiB; a {kind.what} is a short YAML file", file))
 
 
-def _document_lines(text: str, file: str | None) -> list[int]:
-    """The line that each document starts on; checks their depth too. By the parser's events: these do not recurse."""
-    depth, starts = 0, []
+def _document_lines(text: str, file: str | None, kind: Kind) -> list[int]:
+    """The line each document starts on; checks depth and size too. By the parser's events: these do not recurse."""
+    depth, nodes = 0, 0
+    starts: list[int] = []
     try:
         for event in yaml.parse(text, Loader=_Loader):
             line = 1 if event.start_mark is None else event.start_mark.line + 1
+            nodes += isinstance(event, yaml.NodeEvent)
+            if nodes > MAX_NODES or len(starts) > MAX_DOCUMENTS:
+                most = f"{MAX_NODES:,} values" if nodes > MAX_NODES else f"{MAX_DOCUMENTS} documents"
+                raise RecipeError(Problem(f"the {kind.what} holds more than {most}", place(file, line)))
             if isinstance(event, yaml.CollectionStartEvent):
                 depth += 1
                 if depth > MAX_DEPTH:
-                    raise RecipeError(Problem(f"the recipe nests deeper than {MAX_DEPTH} levels", place(file, line)))
+                    message = f"the {kind.what} nests deeper than {MAX_DEPTH} levels"
+                    raise RecipeError(Problem(message, place(file, line)))
             elif isinstance(event, yaml.CollectionEndEvent):
                 depth -= 1
             elif isinstance(event, yaml.DocumentStartEvent):
@@ -179,15 +188,15 @@ def _syntax_error(error: yaml.MarkedYAMLError, text: str, file: str | None) -> R
     return RecipeError(Problem(f"not valid YAML: {', '.join(parts)}.", place(file, line), hint))
 
 
-def _check_tree(root: yaml.Node, file: str | None) -> None:
+def _check_tree(root: yaml.Node, file: str | None, kind: Kind) -> None:
     """Counts nodes with every alias written out, each node once; refuses loops and tags that ask for code."""
     sizes: dict[int, tuple[int, int]] = {}  # id of node -> (nodes, depth) below and with it
 
     def measure(node: yaml.Node, level: int) -> tuple[int, int]:
         if id(node) in sizes:
             return sizes[id(node)]
-        if node.tag not in _PLAIN_TAGS:
-            raise RecipeError(Problem(f'the YAML tag "{node.tag}" is not allowed', place(file, line_of(node))))
+        if node.tag not in _PLAIN_TAGS and not node.tag.startswith(kind.tags):
+            raise RecipeError(Problem(f'the YAML tag "{clipped(node.tag)}" is not allowed', place(file, line_of(node))))
         sizes[id(node)] = (MAX_NODES, MAX_DEPTH)  # met again before it is known: an alias of something around it
         count, depth = 1, 1
         for child in _children(node):
@@ -206,3 +215,22 @@ def _children(node: yaml.Node) -> list[yaml.Node]:
     if isinstance(node, yaml.MappingNode):
         return [part for pair in node.value for part in pair]
     return list(node.value) if isinstance(node, yaml.SequenceNode) else []
+
+
+def compose_value(text: str) -> yaml.Node | None:
+    """The node of any YAML value within the bounds; None where there is none."""
+    try:
+        _check_text(text, None, RECIPE)
+        _document_lines(text, None, RECIPE)
+        root = yaml.compose(text, Loader=_Loader)
+        if root is not None:
+            _check_tree(root, None, RECIPE)
+    except (RecipeError, yaml.YAMLError):
+        return None
+    return root
+
+
+def texts_of(root: yaml.MappingNode) -> dict[str, str]:
+    """The keys of a mapping whose values are strings."""
+    pairs = [(key, value) for key, value in root.value if isinstance(key, yaml.ScalarNode)]
+    return {key.value: value.value for key, value in pairs if value.tag == "tag:yaml.org,2002:str"}

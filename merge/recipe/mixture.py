@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import yaml
 
 from merge.methods.registry import Method
+from merge.quoting import clipped
 from merge.recipe import names
 from merge.recipe.build import MAX_SEED
 from merge.recipe.document import line_of
@@ -146,7 +147,7 @@ def _prompts(reader: Reader, node: yaml.Node | None, path: str) -> tuple[str, ..
         if isinstance(item, yaml.ScalarNode) and item.tag.endswith(":str"):
             found.append(str(item.value))
             continue
-        hint = f'; quote it: "{item.value}"' if isinstance(item, yaml.ScalarNode) else ""
+        hint = f'; quote it: "{clipped(item.value)}"' if isinstance(item, yaml.ScalarNode) else ""
         reader.problem(item, f'an entry of "{key}" must be a text, not {shown(item)}{hint}', path)
     return tuple(found)
 

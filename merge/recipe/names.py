@@ -59,6 +59,7 @@ LEVELS = {
 _MOST = 3  # names that a message suggests
 # Parameters of mergekit, or of scripts around it, that real recipes give to any method.
 _FOREIGN = ("allow_negative_weights", "smooth", "rank", "residual_weight")
+_LONGEST = 100  # characters: no name is so long
 
 
 def suggest(word: str, names: Sequence[str]) -> str:
@@ -74,6 +75,8 @@ def nearest(word: str, names: Sequence[str]) -> str | None:
 
 def alike(word: str, names: Sequence[str]) -> list[str]:
     """The names that were probably meant: letters swapped, else cut short, else alike and as much so as the nearest."""
+    if len(word) > _LONGEST:
+        return []
     word = _fold(word)
     for same in (lambda name: sorted(name) == sorted(word), lambda name: len(word) > 2 and name.startswith(word)):
         if found := [name for name in names if same(_fold(name))]:

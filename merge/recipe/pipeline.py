@@ -15,6 +15,7 @@ from merge.errors import Problem, RecipeError
 from merge.recipe import find_recipe, recipe_of
 from merge.recipe.document import Document, line_of, place, read_documents, read_text
 from merge.recipe.model import Recipe
+from merge.recipe.reader import MAX_PROBLEMS
 from merge.recipe.references import StageNames
 
 
@@ -83,6 +84,8 @@ def parse_pipeline(text: str, file: str | None = None, compat: str | None = None
         except RecipeError as error:
             problems += error.problems
             advice += error.advice
+            if len(problems) > MAX_PROBLEMS:
+                break
             continue
         for name in seen.shadowed:
             notes[f'"{name}" is the document of that name, not the directory; that would be "./{name}"'] = None

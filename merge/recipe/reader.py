@@ -15,6 +15,7 @@ import yaml
 
 from merge.errors import Problem, RecipeError
 from merge.methods.registry import Method
+from merge.quoting import clipped
 from merge.recipe import names
 from merge.recipe.document import line_of, place
 from merge.recipe.model import ModelRef
@@ -22,6 +23,9 @@ from merge.recipe.references import NO_ADAPTER, STAGE, StageNames, parse_model_p
 
 NULL, _STR, _INT = "tag:yaml.org,2002:null", "tag:yaml.org,2002:str", "tag:yaml.org,2002:int"
 _MERGE = "tag:yaml.org,2002:merge"
+MAX_PROBLEMS = 1000  # then reading ends: each has its message, with the nearest of the known names looked for
+MAX_KEY = 300  # characters; every value below a key is noted with the path to it
+MAX_DIGITS = 400  # a number with the parts of 1:1:1... (base 60) takes quadratic time
 UNREADABLE = ModelRef("", "")  # stands for a reference that is wrong, so that models are still counted right
 
 
@@ -52,6 +56,19 @@ class Reader:
         self._problems.append((line, Problem(message, place(self.file, line))))
         if broken is not None:
             self.broken.add(broken)
+        self._end_if_many()
+
+    def take_problems(self, part: Reader) -> None:
+        """Those of a reader that has read a part of the same file."""
+        self._problems += part._problems
+        self._end_if_many()
+
+    def _end_if_many(self) -> None:
+        if len(self._problems) > MAX_PROBLEMS:
+            line = self._problems[-1][0]
+            said = f"more than {MAX_PROBLEMS:,} problems; the rest of the file was not read"
+            self._problems[-1] = (line, Problem(said, place(self.file, line)))
+            self.raise_if_any()
 
     def ignored(self, at: yaml.Node, key: str, message: str, broken: str | None = None) -> None:
         """A key that nothing reads, and that mergekit passes over: a note with `compat: mergekit`, else a problem."""
@@ -144,6 +161,8 @@ class Reader:
                 self.problem(key_node, f"a key must be a word, not {shown(key_node)}", path)
             elif key_node.tag == _MERGE:
                 merged += value.value if isinstance(value, yaml.SequenceNode) else [value]
+            elif len(key_node.value) > MAX_KEY:
+                self.problem(key_node, f"a key has at most {MAX_KEY:,} characters, not {clipped(key_node.value)}", path)
             elif key_node.value in first:
                 line = first[key_node.value]
                 self.problem(key_node, f'key "{key_node.value}" is given twice in {what}; first on line {line}')
@@ -173,9 +192,8 @@ class Reader:
             return None
         if isinstance(node, yaml.ScalarNode) and (node.tag == _STR or "timestamp" in node.tag) and node.value.strip():
             return str(node.value)
-        hint = (
-            f'; quote it: "{node.value}"' if isinstance(node, yaml.ScalarNode) and node.tag not in (NULL, _STR) else ""
-        )
+        odd = isinstance(node, yaml.ScalarNode) and node.tag not in (NULL, _STR)
+        hint = f'; quote it: "{clipped(node.value)}"' if odd else ""
         self.problem(node, f'"{path.rpartition(".")[2]}" must be a text, not {shown(node)}{hint}', path)
         return None
 
@@ -239,11 +257,11 @@ def join(path: str, key: str) -> str:
 
 
 def as_integer(node: yaml.Node) -> int | None:
-    if not isinstance(node, yaml.ScalarNode) or node.tag != _INT:
+    if not isinstance(node, yaml.ScalarNode) or node.tag != _INT or len(node.value) > MAX_DIGITS:
         return None
     try:
         return int(yaml.constructor.SafeConstructor().construct_yaml_int(node))
-    except ValueError:  # more digits than Python converts, or a lone sign
+    except (ValueError, IndexError):  # !!int before something else
         return None
 
 
@@ -257,7 +275,7 @@ def shown(node: yaml.Node) -> str:
         return "nothing"
     text = node.value if len(node.value) <= 40 else node.value[:37] + "..."
     text = text.replace("\n", " ")
-    return f'"{text}"' if node.tag == _STR else text
+    return f'"{text}"' if node.tag == _STR or not text else text
 
 
 def one_of(words: Sequence[str], last: str = "or") -> str:

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from merge.quoting import clipped
 from merge.recipe.model import ModelRef
 from merge.recipe.names import nearest
 
@@ -20,13 +21,15 @@ STAGE = "stage:"  # begins the path of a reference to another document's result;
 NO_ADAPTER = (
     '"{0}" is another document, on whose result no adapter can be put ("{1}"); put it on the models merged there'
 )
+_MAX_HUB_ID = 200  # characters; the hub allows 96
+_MOST_MISSES = 100  # for which the nearest name is looked for
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", re.ASCII)
 
 
 def parse_reference(text: str, folder: Path | None = None) -> ModelRef:
     """What the recipe wrote -> ModelRef; `folder` is the recipe's. Raises ValueError with the short cause."""
     if not text.strip() or not text.isprintable():
-        raise ValueError(f"{text!a} is not a model: write a directory or a hub id such as org/name")
+        raise ValueError(f"{clipped(text)!a} is not a model: write a directory or a hub id such as org/name")
     found = _directory(text, folder)
     if found:
         return ModelRef(text, found)
@@ -59,7 +62,7 @@ def parse_model_path(text: str, folder: Path | None = None, revision: str | None
         raise ValueError(f'"{path}" is a file; name the model directory it lies in')
     if _looks_local(path):
         raise ValueError(_no_directory(text, folder))
-    if not _HUB_ID.fullmatch(path):
+    if not _HUB_ID.fullmatch(path) or len(path) > _MAX_HUB_ID:
         raise ValueError(f'"{path}" is neither a directory here nor a hub id such as org/name')
     return ModelRef(written, path, revision)
 
@@ -93,6 +96,7 @@ class StageNames:
         own: its own name.
         used: of `earlier`, those that were asked for, in that order.
         shadowed: of `used`, those that are the names of directories too.
+        misses: how many names were looked for and are no document's.
     """
 
     earlier: tuple[str, ...] = ()
@@ -101,6 +105,7 @@ class StageNames:
     own: str | None = None
     used: dict[str, None] = field(default_factory=dict)
     shadowed: dict[str, None] = field(default_factory=dict)
+    misses: int = 0
 
     def find(self, text: str, folder: Path | None) -> ModelRef | None:
         """The reference to an earlier document, if `text` is one's name.
@@ -134,7 +139,8 @@ class StageNames:
             )
         if "/" in name or "@" in name or _looks_local(name) or _directory(text, folder):
             return None
-        near = nearest(name, self.earlier)
+        self.misses += 1
+        near = nearest(name, self.earlier) if self.misses <= _MOST_MISSES else None
         if near is not None:
             raise ValueError(f'"{name}" is neither a directory nor an earlier document; did you mean "{near}"?')
         return None

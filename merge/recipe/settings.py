@@ -11,7 +11,7 @@ import yaml
 from merge.methods.registry import INT8_MASK, OUTPUT_RANK, Parameter
 from merge.recipe import names
 from merge.recipe.model import Conditional, Scalar, Setting, Settings
-from merge.recipe.reader import Reader, as_integer, join, one_of, shown
+from merge.recipe.reader import MAX_DIGITS, Reader, as_integer, join, one_of, shown
 
 Level = Literal["model", "shared"]  # under one model or source; or under a slice, a module or the recipe
 _BOOLEANS = {"true": True, "false": False, "yes": True, "no": False, "on": True, "off": False}
@@ -150,18 +150,19 @@ def _typed(node: yaml.ScalarNode, parameter: Parameter | None) -> tuple[Scalar |
 def as_number(node: yaml.ScalarNode) -> float | None:
     """A number as float; also where YAML 1.1 sees a text, as in 1e-3 and "0.5"."""
     kind = node.tag.rpartition(":")[2]
-    if kind == "str":
-        try:
+    if len(node.value) > MAX_DIGITS:
+        return math.inf if kind in ("int", "float") else None
+    try:
+        if kind == "str":
             return float(node.value)
-        except ValueError:
-            return None
-    if kind == "int":
-        whole = as_integer(node)
-        try:
-            return math.inf if whole is None else float(whole)
-        except OverflowError:
-            return math.inf
-    return float(yaml.constructor.SafeConstructor().construct_yaml_float(node)) if kind == "float" else None
+        if kind == "int":
+            whole = as_integer(node)
+            return None if whole is None else float(whole)
+        return float(yaml.constructor.SafeConstructor().construct_yaml_float(node)) if kind == "float" else None
+    except OverflowError:
+        return math.inf
+    except (ValueError, IndexError):  # no number; !!float before something else
+        return None
 
 
 def _whole(node: yaml.ScalarNode) -> int | None:

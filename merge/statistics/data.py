@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from merge.errors import UsageError
+from merge.jsontext import parse_json
+from merge.quoting import quoted
 
 
 @dataclass(frozen=True)
@@ -41,11 +42,11 @@ def read_texts(path: Path) -> list[str]:
 
 def _text(path: Path, number: int, line: str) -> str:
     try:
-        text = json.loads(line)["text"]
-    except (ValueError, RecursionError, KeyError, TypeError, IndexError):
+        text = parse_json(line)["text"]
+    except (ValueError, KeyError, TypeError, IndexError):
         text = None
     if not isinstance(text, str):
-        raise UsageError(f'--data {path}:{number}: expected an object with a "text", found {line[:60]!r}.')
+        raise UsageError(f'--data {path}:{number}: expected an object with a "text", found {quoted(line)}.')
     return text
 
 

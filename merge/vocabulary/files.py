@@ -10,6 +10,7 @@ from typing import Any
 from merge.checkpoint.files import list_side_files
 from merge.errors import CheckpointError
 from merge.plan import SideFile
+from merge.quoting import quoted, some
 from merge.vocabulary.tokenizer import CONFIG, FILE, OTHER_FILES, Tokenizer
 from merge.vocabulary.union import Union
 
@@ -93,8 +94,9 @@ def check_loads(union: Union, name: str) -> None:
     wrong = [token for token, number in union.vocabulary.items() if numbers.get(token) != number]
     if wrong:
         raise CheckpointError(
-            f"{name}: the tokenizer that results gives {len(wrong):,} tokens another number, such as {wrong[0]!r} "
-            f"({numbers.get(wrong[0])} in place of {union.vocabulary[wrong[0]]}). Please report this."
+            f"{name}: the tokenizer that results gives {len(wrong):,} tokens another number, such as "
+            f"{quoted(wrong[0])} ({numbers.get(wrong[0])} in place of {union.vocabulary[wrong[0]]}). Please report "
+            "this."
         )
 
 
@@ -118,7 +120,9 @@ def renumbered(
             return value
         found = new.get(tokens[value], new.get(named.get(_role(key), "")))
         if found is None:
-            notes.append(f"{key} {value} ({tokens[value]!r}) has no place in the new vocabulary; it is set to null")
+            notes.append(
+                f"{key} {value} ({quoted(tokens[value])}) has no place in the new vocabulary; it is set to null"
+            )
         return found
 
     def walk(part: Mapping[str, Any]) -> dict[str, Any]:
@@ -140,5 +144,4 @@ def _role(key: str) -> str:
 
 def named_in(tokens: Iterable[str], limit: int = 3) -> str:
     """ "'a', 'b' and 7 more" """
-    listed = [repr(token) for token in tokens]
-    return ", ".join(listed[:limit]) + (f" and {len(listed) - limit:,} more" if len(listed) > limit else "")
+    return some([quoted(token) for token in tokens], limit)

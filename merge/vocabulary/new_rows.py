@@ -21,6 +21,7 @@ import numpy.typing as npt
 from merge.checkpoint.reader import SourceReader
 from merge.derive.rows import RowMap, rows_ref
 from merge.errors import OutputError, UsageError
+from merge.jsontext import parse_json
 from merge.output.shards import header_text
 from merge.plan import SourceFile, TensorRef
 from merge.vocabulary import omp
@@ -146,10 +147,10 @@ def _kept(path: Path, digest: str) -> dict[str, float] | None:
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(min(length, 1 << 20)))
+            header = parse_json(file.read(min(length, 1 << 20)))
         metadata = header["__metadata__"]
         if metadata["digest"] == digest:
-            return {name: float(value) for name, value in json.loads(metadata["residuals"]).items()}
+            return {name: float(value) for name, value in parse_json(metadata["residuals"]).items()}
     except (OSError, ValueError, KeyError, TypeError):
         pass
     return None

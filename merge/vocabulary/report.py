@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from merge.checkpoint import open_checkpoint
+from merge.checkpoint.files import read_json
 from merge.checkpoint.hub import locate_tokenizer
 from merge.errors import CheckpointError
 from merge.recipe.model import ModelRef
@@ -89,12 +90,8 @@ def _embedding_rows(ref: ModelRef, directory: str) -> int | None:
     path = os.path.join(directory, "config.json")
     if not os.path.isfile(path):
         return None
-    with open(path, "rb") as file:
-        try:
-            config = json.loads(file.read())
-        except ValueError as error:
-            raise CheckpointError(f"{path}: is not valid JSON ({error}). Download the file again.") from None
-    text = config.get("text_config") or config if isinstance(config, dict) else {}
+    config = read_json(path, unique=False)
+    text = config.get("text_config") or config
     rows = text.get("vocab_size") if isinstance(text, dict) else None
     return rows if isinstance(rows, int) else None
 

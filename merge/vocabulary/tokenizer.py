@@ -8,8 +8,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from merge.checkpoint.files import MAX_JSON_BYTES, inside
+from merge.checkpoint.files import inside, read_json
 from merge.errors import CheckpointError
+from merge.jsontext import parse_json
 
 FILE = "tokenizer.json"
 CONFIG = "tokenizer_config.json"
@@ -126,18 +127,7 @@ def read_tokenizer(directory: str, name: str) -> Tokenizer:
 
 
 def _read(path: str) -> dict[str, Any]:
-    try:
-        if (size := os.path.getsize(path)) > MAX_JSON_BYTES:
-            raise CheckpointError(f"{path}: {size:,} bytes; a JSON file of a model has at most {MAX_JSON_BYTES:,}.")
-        with open(path, "rb") as file:
-            data = json.loads(file.read())
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror or error}).") from None
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: is not valid JSON ({error}). Download the file again.") from None
-    if not isinstance(data, dict):
-        raise CheckpointError(f"{path}: expected a JSON object, found {type(data).__name__}. Download the file again.")
-    return data
+    return read_json(path, unique=False)  # as the libraries read it: the last one wins
 
 
 def _converted(directory: str) -> dict[str, Any]:
@@ -146,7 +136,7 @@ def _converted(directory: str) -> dict[str, Any]:
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
-        data: dict[str, Any] = json.loads(tokenizer.backend_tokenizer.to_str())
+        data: dict[str, Any] = parse_json(tokenizer.backend_tokenizer.to_str())
         return data
     except Exception as error:  # whatever is wrong with the files, in any of its many readers
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -119,7 +119,7 @@ def hole(room: Room) -> Arguments:
     return _with_b(room, change)
 
 
-@case("one name twice in the header", 1, "duplicate in the header", '"x" is there twice')
+@case("one name twice in the header", 1, 'header is not valid JSON (duplicate: the name "x" is there twice)')
 def duplicate_names(room: Room) -> Arguments:
     entry = '"x":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}'
     return _with_b(room, lambda b: write_parts(b / WEIGHTS, f"{{{entry},{entry}}}".encode(), bytes(4)))

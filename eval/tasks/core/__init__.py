@@ -12,7 +12,6 @@ data/ holds the texts; data/README.md says where they are from. functions.py hol
 from __future__ import annotations
 
 import ast
-import json
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.tasks import Suite, Task
+from merge.jsontext import parse_json
 
 _HERE = Path(__file__).parent
 _VERSION = {"version": 1.0}
@@ -73,7 +73,7 @@ def _config(name: str, data: _Dataset, metrics: Mapping[str, bool], **settings: 
 
 def _rows(name: str) -> list[dict[str, Any]]:
     lines = (_HERE / "data" / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines]
+    return [parse_json(line) for line in lines]
 
 
 def _sentiment() -> Task:

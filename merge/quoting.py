@@ -1,0 +1,65 @@
+"""Foreign text in messages: names and values of files, quoted short, at a cost that does not grow with their size.
+
+`quoted` for a value of any kind, `clipped` for a name, `some` for the first of many. `bounded` is what the message of
+every error goes through, so that one that quotes a name whole is short all the same.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from itertools import islice
+
+_NAME = 120  # characters of a name
+_STRING = 60  # characters of a string within a value
+_ITEMS, _LEVELS = 6, 3  # of lists and dictionaries
+_MESSAGE = 8_000  # characters of a message
+# No file name has so many letters, so paths stay whole.
+_LONG_WORD = re.compile(r"[^\s/\\]{301,}")
+
+
+def quoted(value: object, most: int = 100) -> str:
+    """A value as Python writes it, cut to `most` characters: `'bfloat16'`, `[4096, 4096]`, `[0, 0, 0, ...]`."""
+    text = _written(value, _LEVELS)
+    return text if len(text) <= most else f"{text[:most]}..."
+
+
+def clipped(text: str, most: int = _NAME) -> str:
+    """A name or text as it is; of a long one the beginning and its length."""
+    return text if len(text) <= most else f"{text[:most]}... ({len(text):,} characters)"
+
+
+def some(names: Sequence[str], limit: int = 3) -> str:
+    """ "a, b, c and 7 more" """
+    shown = ", ".join(map(clipped, names[:limit]))
+    return shown if len(names) <= limit else f"{shown} and {len(names) - limit:,} more"
+
+
+def bounded(message: str) -> str:
+    """A message with its endless words cut, and cut itself where it is still too long."""
+    if len(message) <= 300:
+        return message
+    message = _LONG_WORD.sub(lambda word: clipped(word[0]), message)
+    return message if len(message) <= _MESSAGE else f"{message[:_MESSAGE]}... ({len(message):,} characters)"
+
+
+def _written(value: object, levels: int) -> str:
+    """repr() of the first items of the first levels: a tuple of itself twice, 45 levels deep, has 2^45 parts."""
+    if isinstance(value, (str, bytes)):
+        return repr(value) if len(value) <= _STRING else f"{value[:_STRING]!r}..."
+    if isinstance(value, int) and value.bit_length() > 256:  # long numbers take quadratic time, and then are refused
+        return f"a number of {value.bit_length():,} bits"
+    if value is None or isinstance(value, (bool, int, float)):
+        return repr(value)
+    if isinstance(value, dict):
+        pairs = (f"{_written(key, 0)}: {_written(item, levels - 1)}" for key, item in value.items())
+        return f"{{{_first(pairs, len(value), levels)}}}"
+    if isinstance(value, (list, tuple)):
+        items = _first((_written(item, levels - 1) for item in value), len(value), levels)
+        return f"[{items}]" if isinstance(value, list) else f"({items},)" if len(value) == 1 else f"({items})"
+    return f"<{type(value).__name__}>"
+
+
+def _first(items: Iterable[str], count: int, levels: int) -> str:
+    shown = list(islice(items, _ITEMS if levels > 0 else 0))
+    return ", ".join(shown if len(shown) == count else [*shown, "..."])
