@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import tracemalloc
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -103,3 +106,70 @@ def test_every_message_is_bounded() -> None:
     assert str(Problem(f"{name} is wrong", name, name)).count("x") == 360
     assert len(bounded("a " * 50_000)) < 8_050
     assert bounded("short") == "short"
+
+
+ROOT = Path(__file__).parent.parent
+# Files that may call these: the bounded readers, and a plan's own text, which is as long as the model has tensors.
+PARSERS = {
+    "json.load": (),
+    "json.loads": ("merge/jsontext.py", "merge/plan.py"),
+    "yaml.compose": ("merge/recipe/document.py",),
+    "yaml.compose_all": ("merge/recipe/document.py",),
+    "yaml.parse": ("merge/recipe/document.py",),
+    "yaml.load": (),
+    "yaml.load_all": (),
+    "yaml.safe_load": (),
+    "yaml.safe_load_all": (),
+    "pickle.load": (),
+    "pickle.loads": (),
+    "pickle.Unpickler": (),
+    "torch.load": (),
+    "ast.literal_eval": (),
+}
+
+
+def _nodes() -> Iterator[tuple[str, ast.AST]]:
+    """(file, node) of all the code but the script that made the data of a suite."""
+    for file in sorted(path for folder in ("merge", "finetune", "eval") for path in (ROOT / folder).rglob("*.py")):
+        place = file.relative_to(ROOT).as_posix()
+        if place != "eval/tasks/core/build.py":
+            yield from ((place, node) for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))))
+
+
+def test_nothing_else_parses_what_others_wrote() -> None:
+    """json.loads(json.dumps(x)) and the like, of a program's own text, may stand anywhere."""
+    found = []
+    for place, node in _nodes():
+        if isinstance(node, ast.Call) and not _is_own_text(node):
+            name = ast.unparse(node.func)
+            found += [f"{place}:{node.lineno}: {name}"] if place not in PARSERS.get(name, (place,)) else []
+    assert found == []
+
+
+def _is_own_text(call: ast.Call) -> bool:
+    made = call.args[0] if call.args else None
+    return isinstance(made, ast.Call) and ast.unparse(made.func).endswith(("json.dumps", ".to_json"))
+
+
+# Numbers, names of Python's, one letter, a text that is digested: no value of a file in a message.
+WRITTEN_OUT = {
+    "merge/__init__.py": {"__name__", "name"},
+    "merge/cli/formats.py": {"value"},
+    "merge/quoting.py": {"value[:_STRING]"},
+    "merge/recipe/document.py": {"found.group()"},
+    "merge/recipe/references.py": {"clipped(text)"},
+    "finetune/data/mix.py": {"sample.content"},
+    "eval/blends.py": {"weight"},
+    "eval/card.py": {"task.value"},
+}
+
+
+def test_messages_quote_foreign_values_by_the_helper() -> None:
+    """{value!r} has no bound, and takes for ever of a tuple that holds itself twice 45 times."""
+    found = [
+        f"{place}:{node.lineno}: {ast.unparse(node.value)}"
+        for place, node in _nodes()
+        if isinstance(node, ast.FormattedValue) and node.conversion in (ord("r"), ord("a"))
+        if ast.unparse(node.value) not in WRITTEN_OUT.get(place, ())
+    ]
+    assert found == []
