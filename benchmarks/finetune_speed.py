@@ -1,8 +1,9 @@
-"""Tokens a second of `merge finetune` with LoRA against a bare transformers Trainer with peft, on the same rows.
+"""Tokens a second of `merge finetune` with LoRA against a bare transformers Trainer with peft, and TRL's SFTTrainer
+where it is installed, on the same rows.
 
     python benchmarks/finetune_speed.py MODEL [--data FILE.txt] [--steps N] [--rounds N] [--threads N]
 
-Both train the same adapter on the same examples in batches of the same shape, without validation and checkpoints, in
+All train the same adapter on the same examples in batches of the same shape, without validation and checkpoints, in
 turns, each in a process of its own, from the end of the first step, which warms up, to the end of the last. Reported
 are the median rates by the clock and by processor time, which says more on a busy machine, and peak memory.
 """
@@ -10,6 +11,7 @@ are the median rates by the clock and by processor time, which says more on a bu
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import resource
@@ -61,9 +63,42 @@ def between(ends: list[tuple[float, float]]) -> dict[str, Any]:
 
 
 def bare(model: str, data: str, steps: int, threads: int, length: int) -> dict[str, Any]:
+    from transformers import Trainer, TrainingArguments
+
+    def make(net: Any, ids: list[Any], settings: dict[str, Any], clock: Any) -> Any:
+        args = TrainingArguments(**settings, remove_unused_columns=False)
+        return Trainer(model=net, args=args, train_dataset=ids, data_collator=collate, callbacks=[clock])
+
+    return others(make, model, data, steps, threads, length)
+
+
+def trl(model: str, data: str, steps: int, threads: int, length: int) -> dict[str, Any]:
+    from datasets import Dataset
+    from transformers import AutoTokenizer
+    from trl import SFTConfig, SFTTrainer
+
+    def make(net: Any, ids: list[Any], settings: dict[str, Any], clock: Any) -> Any:
+        rows = Dataset.from_list([{"input_ids": one.tolist()} for one in ids])
+        args = SFTConfig(**settings, max_length=length, bf16=False, gradient_checkpointing=False)
+        tokenizer = AutoTokenizer.from_pretrained(model)
+        return SFTTrainer(net, args=args, train_dataset=rows, processing_class=tokenizer, callbacks=[clock])
+
+    return others(make, model, data, steps, threads, length)
+
+
+def collate(batch: list[Any]) -> dict[str, Any]:
+    import torch
+
+    padded = torch.nn.utils.rnn.pad_sequence(batch, batch_first=True)
+    mask = torch.nn.utils.rnn.pad_sequence([torch.ones_like(one) for one in batch], batch_first=True)
+    return {"input_ids": padded, "attention_mask": mask, "labels": padded.masked_fill(mask == 0, -100)}
+
+
+def others(make: Any, model: str, data: str, steps: int, threads: int, length: int) -> dict[str, Any]:
+    """A trainer that make(net, rows, settings, clock) gives, on the rows that ours trains on."""
     import torch
     from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments, set_seed
+    from transformers import AutoModelForCausalLM, TrainerCallback, set_seed
     from transformers.utils import logging
 
     from finetune.config import load_config
@@ -74,12 +109,6 @@ def bare(model: str, data: str, steps: int, threads: int, length: int) -> dict[s
     flags = {"model": model, "data": data, "out": "unused", "max_length": length}
     rows = prepare(load_config(None, {name: [str(value)] for name, value in flags.items()})).data.train
     ids = [torch.from_numpy(example.ids).long() for example in rows.examples]
-
-    def collate(batch: list[Any]) -> dict[str, Any]:
-        padded = torch.nn.utils.rnn.pad_sequence(batch, batch_first=True)
-        mask = torch.nn.utils.rnn.pad_sequence([torch.ones_like(one) for one in batch], batch_first=True)
-        return {"input_ids": padded, "attention_mask": mask, "labels": padded.masked_fill(mask == 0, -100)}
-
     ends: list[tuple[float, float]] = []
 
     class Clock(TrainerCallback):
@@ -88,28 +117,26 @@ def bare(model: str, data: str, steps: int, threads: int, length: int) -> dict[s
 
     set_seed(0)
     net = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
-    settings = LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules="all-linear", task_type="CAUSAL_LM")
-    net = get_peft_model(net, settings)
+    adapter = LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules="all-linear", task_type="CAUSAL_LM")
+    net = get_peft_model(net, adapter)
     with tempfile.TemporaryDirectory() as folder:
-        args = TrainingArguments(
-            folder,
-            per_device_train_batch_size=BATCH,
-            max_steps=steps,
-            learning_rate=2e-4,
-            lr_scheduler_type="cosine",
-            warmup_steps=0.03,
-            save_strategy="no",
-            logging_steps=steps,
-            report_to="none",
-            disable_tqdm=True,
-            seed=0,
-            data_seed=0,
-            use_cpu=True,
-            remove_unused_columns=False,
-            dataloader_pin_memory=False,
-        )
-        trainer = Trainer(model=net, args=args, train_dataset=ids, data_collator=collate, callbacks=[Clock()])
-        trainer.train()
+        settings = {
+            "output_dir": folder,
+            "per_device_train_batch_size": BATCH,
+            "max_steps": steps,
+            "learning_rate": 2e-4,
+            "lr_scheduler_type": "cosine",
+            "warmup_steps": 0.03,
+            "save_strategy": "no",
+            "logging_steps": steps,
+            "report_to": "none",
+            "disable_tqdm": True,
+            "seed": 0,
+            "data_seed": 0,
+            "use_cpu": True,
+            "dataloader_pin_memory": False,
+        }
+        make(net, ids, settings, Clock()).train()
     return between(ends)
 
 
@@ -117,7 +144,7 @@ def one(kind: str, *settings: Any) -> None:
     import contextlib
 
     with contextlib.redirect_stdout(sys.stderr):
-        result = {"ours": ours, "bare": bare}[kind](*settings)
+        result = {"ours": ours, "bare": bare, "trl": trl}[kind](*settings)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(json.dumps({**result, "peak MiB": round(peak)}))
 
@@ -136,6 +163,8 @@ def main() -> None:
         one(args.kind, args.model, args.data, args.steps, args.threads, args.length)
         return
     found: dict[str, list[dict[str, Any]]] = {"bare": [], "ours": []}
+    if importlib.util.find_spec("trl"):
+        found["trl"] = []
     for turn in range(args.rounds):
         for kind in sorted(found, reverse=bool(turn % 2)):
             command = [sys.executable, __file__, args.model, "--kind", kind, "--data", args.data]
@@ -144,13 +173,15 @@ def main() -> None:
             text = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment).stdout
             found[kind].append(json.loads(text))
             print(kind, found[kind][-1], flush=True)
-    print("| tokens/s | bare Trainer | ours | ratio |\n|---|---:|---:|---:|")
+    kinds = [kind for kind in ("bare", "trl", "ours") if kind in found]
+    print(f"| tokens/s | {' | '.join(kinds)} | ours / bare |\n|---|{'---:|' * (len(kinds) + 1)}")
     for clock in ("seconds", "processor"):
         rate = {
             kind: BATCH * args.length / statistics.median(run[clock] / run["steps"] for run in runs)
             for kind, runs in found.items()
         }
-        print(f"| by {clock} | {rate['bare']:,.0f} | {rate['ours']:,.0f} | {rate['ours'] / rate['bare']:.3f} |")
+        shown = " | ".join(f"{rate[kind]:,.0f}" for kind in kinds)
+        print(f"| by {clock} | {shown} | {rate['ours'] / rate['bare']:.3f} |")
     for kind, runs in found.items():
         print(f"peak MiB, {kind}: {statistics.median(run['peak MiB'] for run in runs):,.0f}")
 

@@ -1,7 +1,8 @@
 """Perplexity of a text, and how far two models are apart on it: KL divergence, agreement of the best next token.
 
-A document is cut into windows of `context` tokens, each `stride` further on; a token is scored at most once, in the first
-window that holds it, given the tokens before it there, so never as the first of a window. perplexity = exp(mean negative log-likelihood of those tokens).
+A document is cut into windows of `context` tokens, each `stride` further on; a token is scored at most once, in the
+first window that holds it, given the tokens before it there, so never as the first of a window.
+perplexity = exp(mean negative log-likelihood of those tokens).
 KL is that of the other model's next-token distribution q from this model's p, sum_v q(v) log(q(v) / p(v)), in nats.
 Standard errors treat windows as the sample: that of a ratio of sums (Cochran 1977, section 6.4). The head is applied to
 a block of tokens at a time; log-sum-exp and the sums of KL are carried from block to block, rescaled by the maximum.

@@ -6,7 +6,6 @@ for each row, which moves its largest magnitude to the largest value of the form
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ from merge.chunks import Chunks
 from merge.dtypes import DTYPES
 from merge.kernels.encode import encode
 from merge.plan import TensorRef
+from merge.processors import processors
 
 F32 = npt.NDArray[np.float32]
 
@@ -87,7 +87,7 @@ def survey(
             found.skipped.append(name)
     sums: dict[str, dict[str, Loss]] = {kind: {form: Loss() for form in FORMATS} for kind in (*CLASSES, "total")}
     done = 0
-    with SourceReader(checkpoint.files) as reader, ThreadPoolExecutor(threads or os.cpu_count()) as pool:
+    with SourceReader(checkpoint.files) as reader, ThreadPoolExecutor(threads or processors()) as pool:
         for name, ref in refs:
             # Sums in the order of chunks: the same for any number of threads.
             for losses, nonfinite in pool.map(lambda span, ref=ref: _chunk(reader, ref, *span), _spans(ref)):

@@ -28,6 +28,7 @@ from merge.output.manifest import MANIFEST, manifest_bytes, side_file_bytes
 from merge.output.shards import INDEX, index_text, lay_out
 from merge.output.writer import OutputDirectory
 from merge.plan import Plan, SideFile, SourceModel, Step, TensorRef
+from merge.processors import processors
 from merge.recipe.model import ModelRef
 
 FORMATS = ("int8", "int4", "nf4", "fp8")
@@ -84,7 +85,7 @@ def quantize(
         for index, step in enumerate(plan.steps):
             groups.setdefault(_owner(step.name, modules), []).append(index)
         done = 0
-        with output.flushing(), ThreadPoolExecutor(threads or os.cpu_count()) as pool:
+        with output.flushing(), ThreadPoolExecutor(threads or processors()) as pool:
             for size in pool.map(lambda item: writer.group(modules.get(item[0]), item[1]), groups.items()):
                 done += size
                 progress(done)

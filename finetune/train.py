@@ -37,6 +37,7 @@ from finetune.trainables import TRAINABLES, count_parameters, make_trainable
 from merge.engine.memory import peak_resident
 from merge.errors import UsageError
 from merge.output.directory import check_out
+from merge.processors import processors
 from merge.recipe.references import parse_reference
 
 Progress = Callable[[int, int, dict[str, float]], None]
@@ -139,8 +140,7 @@ def _finetune(
     device = pick_device(config, device)
     _check_packages(config)
     check_launch(config, device)
-    if threads is not None:
-        torch.set_num_threads(threads)
+    torch.set_num_threads(threads or processors())  # torch counts the machine's, whatever a container may use
     digests = weight_digests(base)
     objective = prepared.objective
     kept = objective.record()

@@ -20,11 +20,11 @@ from merge.checkpoint.reader import SourceReader
 from merge.chunks import Chunks
 from merge.dtypes import DTYPES
 from merge.engine.crew import Crew
-from merge.engine.memory import processors
 from merge.engine.tensor import Buffers, StepTensor
 from merge.kernels.difference import PAIR, TASKS, difference_of
 from merge.plan import Step, TensorRef
 from merge.planners.inputs import map_prefix, rename
+from merge.processors import processors
 from merge.recipe.model import ModelRef
 from merge.tensor_kinds import KINDS, kind_of
 

@@ -23,6 +23,7 @@ from finetune.train import Prepared, Progress, Say, finetune, prepare
 from merge.errors import MergeError, OutputError, UsageError
 from merge.jsontext import parse_json
 from merge.output.directory import partial_of
+from merge.processors import processors
 
 ProgressBar = Callable[[str], AbstractContextManager[Progress]]
 
@@ -129,9 +130,8 @@ def _named(say: Say, name: str) -> Say:
 
 def _train_in_processes(stages: Sequence[Stage], workers: int, machine: Machine) -> None:
     """A new process for each stage, `workers` at a time: torch's threads and memory are a process's own."""
-    import os
 
-    threads = machine.threads or max(1, (os.cpu_count() or 1) // workers)
+    threads = machine.threads or max(1, processors() // workers)
     context = multiprocessing.get_context("spawn")
     waiting = list(stages)
     running: dict[str, tuple[Any, Any]] = {}

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -254,7 +255,7 @@ def _progress(label: str, quiet: bool) -> Iterator[Callable[[int, int, dict[str,
         yield lambda step, steps, logs: None
         return
     if not sys.stderr.isatty():
-        yield _log_line
+        yield _Lines()
         return
     from rich.console import Console
     from rich.markup import escape
@@ -290,7 +291,26 @@ def _progress(label: str, quiet: bool) -> Iterator[Callable[[int, int, dict[str,
 _SHOWN = {"loss": "loss", "eval_loss": "validation"}
 
 
-def _log_line(step: int, steps: int, logs: dict[str, float]) -> None:
-    parts = [f"{_SHOWN[key]} {logs[key]:.4f}" for key in _SHOWN if key in logs]
-    if parts:
+class _Lines:
+    """A line for each logged loss, with the time that is left, counted from the first step on."""
+
+    def __init__(self) -> None:
+        self._first: tuple[int, float] | None = None
+
+    def __call__(self, step: int, steps: int, logs: dict[str, float]) -> None:
+        now = time.monotonic()
+        if step and self._first is None:
+            self._first = (step, now)
+        parts = [f"{_SHOWN[key]} {logs[key]:.4f}" for key in _SHOWN if key in logs]
+        if not parts:
+            return
+        if self._first and step > self._first[0] and step < steps:
+            left = (now - self._first[1]) / (step - self._first[0]) * (steps - step)
+            parts.append(f"about {_duration(left)} left")
         click.echo(f"step {step}/{steps}: {', '.join(parts)}", err=True)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

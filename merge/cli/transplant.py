@@ -60,9 +60,9 @@ def command(
     cuts it. zero: zeros. copy-only: the mean of all copied rows.
     """
     from merge.cli.run import check_device
-    from merge.engine.memory import processors
     from merge.errors import UsageError
     from merge.output.directory import check_out, partial_of
+    from merge.processors import processors
     from merge.recipe.references import parse_reference
     from merge.vocabulary import new_rows
     from merge.vocabulary import transplant as work

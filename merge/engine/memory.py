@@ -8,7 +8,6 @@ times may keep its sources in memory between passes, as far as the budget allows
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 from dataclasses import dataclass
 
@@ -20,6 +19,7 @@ from merge.engine.statistics import statistics_bytes
 from merge.errors import UsageError
 from merge.methods import get_method
 from merge.plan import Plan, Step
+from merge.processors import processors
 
 # Measured: python, numpy, numba with compiled kernels, the plan of a 1B model. With torch: `import torch` on top.
 INTERPRETER = 170 << 20
@@ -195,9 +195,3 @@ def _kept_bytes(step: Step) -> int:
     if step.factor:
         return _kept_bytes(dense_step(step)) if is_dense(step) else 0
     return step.size * _raw_bytes(step) if several else 0
-
-
-def processors() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

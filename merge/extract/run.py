@@ -19,7 +19,6 @@ from typing import Any
 from merge.architecture import is_embedding
 from merge.checkpoint.reader import SourceReader
 from merge.engine.executors import ONE_THREAD
-from merge.engine.memory import processors
 from merge.errors import UsageError
 from merge.extract.decompose import decompose
 from merge.extract.difference import Difference, base_squares
@@ -29,6 +28,7 @@ from merge.extract.write import WEIGHTS
 from merge.jsontext import parse_json
 from merge.output.directory import check_out, partial_of, take_lock
 from merge.planners.inputs import Input, Inputs
+from merge.processors import processors
 from merge.recipe.model import ModelRef, Recipe, Source
 from merge.statistics.parts import Parts
 

@@ -19,6 +19,7 @@ from merge.errors import CheckpointError
 from merge.output.card import without_evaluation
 from merge.output.manifest import MANIFEST, read_manifest
 from merge.plan import SourceFile, TensorRef
+from merge.processors import processors
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def verify_output(
     total = sum(ref.nbytes for ref in good.values())
     done = 0
     sources = [SourceFile.now(path) for path in dict.fromkeys(ref.file for ref in good.values())]
-    with SourceReader(sources) as reader, concurrent.futures.ThreadPoolExecutor(threads or os.cpu_count()) as pool:
+    with SourceReader(sources) as reader, concurrent.futures.ThreadPoolExecutor(threads or processors()) as pool:
         for name, digest in zip(
             good, pool.map(lambda ref: tensor_file_digest(reader, ref), good.values()), strict=True
         ):
