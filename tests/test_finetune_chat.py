@@ -14,6 +14,7 @@ from finetune.data.encode import Encoder
 from finetune.data.settle import settle
 from finetune.keys import Config
 from merge.errors import UsageError
+from merge.vocabulary.chat import NAMED
 
 # As the templates of Hermes and Qwen write tools.
 TOOLS = """\
@@ -158,3 +159,25 @@ def test_the_answers_of_several_turns_are_compared_whole(model: Path) -> None:
     encoder.answer((Turn("user", "a"), Turn("assistant", "b")), (Turn("assistant", "c"), *TALK[:1], TALK[3]), "", "d:1")
     assert [text for text, learnt in seen if learnt] == ["c<end>", "Sun.<end>"]
     assert {learnt for _, learnt in seen} == {0.0, 1.0}
+
+
+@pytest.mark.parametrize(
+    ("name", "end"),
+    [
+        ("chatml", "<|im_end|>\n"),
+        ("llama3", "<|eot_id|>"),
+        ("mistral", "<eos>"),
+        ("gemma", "<end_of_turn>\n"),
+        ("zephyr", "<eos>\n"),
+        ("vicuna", "<eos>\n"),
+        ("alpaca", "<eos>\n\n"),
+    ],
+)
+def test_every_answer_is_learnt_with_its_end_mark_in_all_known_templates(model: Path, name: str, end: str) -> None:
+    """Turns that are found by searching for their text, or by the tokenizer's end mark, are missed in some of these."""
+    talk = (Turn("system", "Be kind."), *(Turn(role, text) for text in "ab" for role in ("user", "assistant")))
+    found = parts(model, Conversation(talk), NAMED[name])
+    learnt = [text for text, weight in found if weight == 1]
+    assert [text.strip(" ") for text in learnt] == [f"a{end}", f"b{end}"]
+    encoder = Encoder(tokenizer(model, NAMED[name]), Config(), 512)
+    assert "".join(text for text, _ in found) == encoder.render(Conversation(talk), "d:1")
