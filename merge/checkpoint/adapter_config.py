@@ -1,4 +1,4 @@
-"""adapter_config.json: which settings can be folded, and the scaling of each module.
+"""adapter_config.json: which kinds and settings can be folded, and the scaling of each module.
 
 Source: peft 0.21.2, tuners/lora/config.py, tuners/lora/layer.py (update_layer), utils/other.py (get_pattern_key).
 """
@@ -10,13 +10,25 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from merge.adapter_kinds import KINDS
 from merge.errors import CheckpointError
 from merge.quoting import quoted
 
+# Kinds besides LoRA and merge.adapter_kinds that consist of whole tensors, or of rows of an embedding.
+_WHOLE = ("LN_TUNING", "TRAINABLE_TOKENS")
+# Kinds that change what a model reads or how it is run, so that no weights could stand for them.
+_PROMPTS = (
+    "PROMPT_TUNING",
+    "MULTITASK_PROMPT_TUNING",
+    "P_TUNING",
+    "PREFIX_TUNING",
+    "CPT",
+    "CARTRIDGE",
+    "ADAPTION_PROMPT",
+)
+_ROUTERS = ("XLORA", "POLY")
 # Settings under which W + scaling · B·A is not the model that was trained. None, False, [] and {} are off.
 _REFUSED = {
-    "lora_bias": "a bias inside lora_B",
-    "target_parameters": "adapters on parameters instead of modules",
     "layer_replication": "replicated layers",
     "alora_invocation_tokens": "activated LoRA, which applies from some tokens on",
     "arrow_config": "a router over adapters",
@@ -25,8 +37,10 @@ _REFUSED = {
     "use_bdlora": "block-diagonal factors",
     "use_qalora": "QA-LoRA, whose A is applied to pooled inputs",
 }
-# Initialisations that leave the base's weights as they are. The others move a part of them into the adapter.
+# Initialisations that leave the base's weights as they are.
 _INITS = ("true", "false", "none", "gaussian", "orthogonal", "eva", "mica")
+# Those that took a part of the base's weights into the adapter, of which the part can be found again.
+_PARTED = {"pissa": "svd", "olora": "qr"}
 _FOLD = "Fold it with PEFT's merge_and_unload and name the result."
 
 
@@ -37,16 +51,15 @@ def check_config(path: str, config: Mapping[str, Any]) -> None:
         CheckpointError: naming the setting.
     """
     kind = config.get("peft_type")
+    if not isinstance(kind, str) or kind not in ("LORA", *_WHOLE, *KINDS):
+        raise CheckpointError(f"{path}: {_why_not(kind)}")
     if kind != "LORA":
-        raise CheckpointError(
-            f"{path}: peft_type: expected LORA, found {quoted(kind)}. Of PEFT's adapters only LoRA (with rsLoRA and "
-            f"DoRA) can be used. {_FOLD}"
-        )
+        return
     for key, meaning in _REFUSED.items():
         if config.get(key):
             raise CheckpointError(f"{path}: {key}: {meaning}, which cannot be folded here. {_FOLD}")
     init = config.get("init_lora_weights", True)
-    if str(init).lower() not in _INITS:
+    if str(init).lower() not in (*_INITS, *_PARTED):
         raise CheckpointError(
             f"{path}: init_lora_weights: {quoted(init)} also changed the base model's weights, so this adapter does "
             "not fit the base as it is published. Save it again with PEFT's save_pretrained(..., "
@@ -61,21 +74,50 @@ def check_config(path: str, config: Mapping[str, Any]) -> None:
     _check_pattern(path, config, "alpha_pattern", _is_number)
 
 
-def scaling_of(path: str, config: Mapping[str, Any], module: str) -> tuple[int, float]:
-    """Rank and scaling of a module; patterns are tried in their order, and the first that matches its end wins."""
-    rank: int = _by_pattern(path, config, "rank_pattern", module, config["r"])
-    alpha: float = _by_pattern(path, config, "alpha_pattern", module, config["lora_alpha"])
+def _why_not(kind: object) -> str:
+    """Of a kind that is not folded, the reason and what to do."""
+    if kind in _PROMPTS:
+        return (
+            f"peft_type: {kind} changes what the model reads, not its weights; it cannot be folded. Use it with PEFT."
+        )
+    if kind in _ROUTERS:
+        return f"peft_type: {kind} chooses among adapters by the input; it cannot be folded. Use it with PEFT."
+    known = ", ".join(("LORA", *KINDS, *_WHOLE))
+    return f"peft_type: expected one of {known}; found {quoted(kind, 40)}. {_FOLD}"
+
+
+def base_part(config: Mapping[str, Any]) -> str | None:
+    """How a part of the base's weights was taken into a LoRA when it began: "svd", "qr"; None: it was not."""
+    return _PARTED.get(str(config.get("init_lora_weights")).lower())
+
+
+def scaling_of(config: Mapping[str, Any], module: str) -> tuple[int, float]:
+    """Rank and scaling of a module of a LoRA. Raises ValueError with the short cause."""
+    rank = int(by_pattern(config, "rank_pattern", module, "r"))
+    alpha = by_pattern(config, "alpha_pattern", module, "lora_alpha")
     return rank, alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
 
-def _by_pattern(path: str, config: Mapping[str, Any], key: str, module: str, default: Any) -> Any:
+def by_pattern(config: Mapping[str, Any], key: str, module: str, default: str) -> float:
+    """A module's own number: patterns are tried in their order, and the first that matches its end wins.
+
+    Args:
+        key: of the patterns; `default`: of the number of all other modules.
+
+    Raises:
+        ValueError: with the short cause.
+    """
+    found = config.get(default)
     for pattern, value in (config.get(key) or {}).items():
         try:
             if re.match(rf"(.*\.)?({pattern})$", module):
-                return value
+                found = value
+                break
         except re.error as error:
-            raise CheckpointError(f'{path}: {key}: "{pattern}" is not a regular expression ({error}).') from None
-    return default
+            raise ValueError(f'{key}: "{pattern}" is not a regular expression ({error})') from None
+    if not _is_number(found) or (default == "r" and not found > 0):  # type: ignore[operator]
+        raise ValueError(f"{key}: expected a number for {module}, found {quoted(found, 40)}")
+    return found  # type: ignore[return-value]
 
 
 def _check_pattern(path: str, config: Mapping[str, Any], key: str, is_right: Any) -> None:

@@ -25,6 +25,11 @@ Read = Callable[[TensorRef, int, F32], None]
 OPERATIONS: dict[str, str] = {
     "lora": "merge.derive.lora",
     "low_rank": "merge.derive.low_rank",
+    "added": "merge.derive.added",
+    "adapted": "merge.derive.adapted",
+    "residual": "merge.derive.residual",
+    "part": "merge.derive.part",
+    "joined": "merge.derive.joined",
     "recast": "merge.derive.recast",
     "token_rows": "merge.derive.token_rows",
     "stage": "merge.derive.stage",

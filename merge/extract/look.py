@@ -29,6 +29,10 @@ def look_into(adapter: Adapter) -> list[dict[str, Any]]:
             rows.append(
                 _row(name, kind, parts, module.rank, module.scaling, abs(module.scaling) * max(0.0, square) ** 0.5)
             )
+    for name, factors in adapter.parameters.items():
+        rows.append(_row(name, "lora of a parameter", [factors.a, factors.b]))
+    for name, other in adapter.others.items():
+        rows.append(_row(name, adapter.kind.lower(), list(other.parts.values())))
     rows += [_row(name, "whole tensor", [ref]) for name, ref in adapter.saved.items()]
     rows += [_row(name, "rows of tokens", [tokens.rows]) for name, tokens in adapter.tokens.items()]
     return rows

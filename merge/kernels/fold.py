@@ -40,6 +40,23 @@ def add_product(left: Any, right: Any, scaling: float, out: Any) -> None:
 
 
 @kernel
+def accumulate(left: Any, right: Any, scaling: float, out: Any) -> None:
+    """out (rows, columns) += scaling · left (rows, rank) · right (rank, columns), all float64"""
+    rank, columns = right.shape
+    sums = np.empty(_TILE, np.float64)
+    for start in range(0, columns, _TILE):
+        width = min(_TILE, columns - start)
+        for row in range(out.shape[0]):
+            sums[:] = 0.0
+            for k in range(rank):
+                a, p = left[row, k], right[k, start : start + width]
+                for j in range(width):
+                    sums[j] += a * p[j]
+            for j in range(width):
+                out[row, start + j] += scaling * sums[j]
+
+
+@kernel
 def scale_rows(magnitude: Any, first: int, out: Any) -> None:
     """out (rows, columns) float32: row i gets the length magnitude[first + i], as DoRA's folded matrix has it"""
     for row in range(out.shape[0]):

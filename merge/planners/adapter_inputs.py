@@ -116,6 +116,15 @@ def unlike(recipe: Recipe, inputs: AdapterInputs) -> Iterable[Problem]:
     """Adapters that are no plain LoRA, or not of one base."""
     for source, adapter in dict(zip(inputs.places, inputs.listed(), strict=True)).values():
         name, where = source.model.text, _line(recipe, source)
+        if adapter.others:
+            said = (
+                f"{name} is a {adapter.kind} adapter, whose changes are not B A of a low rank and cannot be added here."
+            )
+            yield Problem(said, where, FOLD)
+        if adapter.parameters:
+            owners = some([factors.module for factors in adapter.parameters.values()])
+            said = f"{name} changes parameters that are no module's weight ({owners}; target_parameters)."
+            yield Problem(said, where, FOLD)
         dora = [module.name for module in adapter.modules.values() if module.magnitude is not None]
         if dora:
             said = f"{name} is a DoRA adapter ({some(dora)}), whose change depends on the base's weights and cannot be"

@@ -9,26 +9,29 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
-from merge.architecture import is_embedding, is_head, says_tied
+from merge.architecture import is_embedding, is_head
 from merge.checkpoint import Checkpoint, open_checkpoint
-from merge.checkpoint.adapter import Adapter, LoraModule, open_adapter
-from merge.derive.lora import fold
+from merge.checkpoint.adapter import Adapter, LoraModule, OtherModule, TokenRows, open_adapter
+from merge.checkpoint.loaded import whole_piece
+from merge.derive.added import added
 from merge.derive.recast import recast
 from merge.derive.token_rows import replace_rows
 from merge.dtypes import DTYPES
 from merge.errors import CheckpointError
 from merge.plan import TensorRef
+from merge.planners.adapter_changes import Tensors, change_lora, change_other, change_parameter, replace
+from merge.planners.adapter_places import Place, Places, tied_groups
 from merge.quoting import some
 from merge.recipe.model import ModelRef
 
 # Models of transformers whose linear layers are Conv1D, stored (in, out), and the names of those.
 _CONV1D_MODELS = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp")
-_HEAD = "lm_head.weight"
-_FLOATS = {"F32", "BF16", "F16"}
 _CONV1D_NAMES = ("c_attn", "c_proj", "c_fc", "q_attn")
+_FLOATS = {"F32", "BF16", "F16"}
 
 
 def open_model(ref: ModelRef, known: Mapping[str, Checkpoint] | None = None) -> Checkpoint:
@@ -63,68 +66,80 @@ def fold_adapter(checkpoint: Checkpoint, adapter: Adapter) -> Checkpoint:
 class _Fold:
     def __init__(self, checkpoint: Checkpoint, adapter: Adapter) -> None:
         self.checkpoint, self.adapter = checkpoint, adapter
-        self.result = dict(checkpoint.tensors)
+        self.result = Tensors(checkpoint.tensors)
+        self.places = Places(checkpoint, adapter)
         self.config: dict[str, Any] = checkpoint.config
         self.notes: list[str] = []
-        embedding = next((name for name in self.result if is_embedding(name)), None)
-        head = next((name for name in self.result if is_head(name)), None)
-        said = says_tied(self.config)
-        self.tied = embedding is not None and (bool(said) or (head is None and said is None))
-        self.embedding, self.head = embedding, head
+        self.groups: tuple[tuple[str, ...], ...] = ()
 
     def tensors(self) -> tuple[dict[str, TensorRef], dict[str, Any], list[str]]:
         adapter = self.adapter
-        changes = [f"{module}.weight" for module in adapter.modules]
-        place = self._places([*changes, *adapter.saved, *adapter.tokens])
-        self._check_collisions(place, changes)
+        modules: dict[str, LoraModule | OtherModule] = {**adapter.modules, **adapter.others}
+        changed = {f"{name}.weight": module for name, module in modules.items()}
+        biases = {f"{name}.bias": module for name, module in adapter.modules.items() if module.bias is not None}
+        wanted = [*changed, *biases, *adapter.saved, *adapter.tokens]
+        self.groups = tied_groups(self.places, wanted)
+        place = self._find(wanted)
+        stacked = [(self.places.parameter(each.module, each.depth), each) for each in adapter.parameters.values()]
+        self._check_floats()
+        self._check_collisions(place, list(changed), [where for where, _ in stacked])
         for name, ref in adapter.saved.items():
             self._replace(name, place[name], ref)
-        for name, module in zip(changes, adapter.modules.values(), strict=True):
-            self._change(place[name], module)
+        for name, module in changed.items():
+            with self._changing(place[name], module.name):
+                if isinstance(module, LoraModule):
+                    inputs_first = self._is_inputs_first(place[name], module.fan_in_fan_out)
+                    change_lora(self.result, place[name], module, adapter, inputs_first)
+                else:
+                    inputs_first = self._is_inputs_first(place[name], bool(adapter.config.get("fan_in_fan_out")))
+                    change_other(self.result, place[name], self._bias(place[name]), module, adapter, inputs_first)
+        for where, factors in stacked:
+            with self._changing(where, factors.module):
+                change_parameter(self.result, where, factors, adapter)
+        for name, module in biases.items():
+            assert module.bias is not None
+            with self._changing(place[name], module.name):
+                stored = place[name].stored
+                self.result[stored] = added(self.result[stored], module.bias, module.scaling)
         for name, rows in adapter.tokens.items():
-            self._rows(place[name], rows.rows, rows.indices)
+            with self._changing(place[name], name):
+                self._rows(place[name], rows)
+        self._check_vocabulary()
         self._mention_base()
-        return self.result, self.config, self.notes
+        return dict(self.result), self.config, [*self.places.notes, *self.notes]
 
-    def _places(self, wanted: list[str]) -> dict[str, str]:
-        """The adapter's tensor names -> those of the model, which may differ by a prefix."""
-        names = self.checkpoint.tensors
-        place = {name: name for name in wanted if name in names}
-        for name in wanted:  # a tied head need not be stored
-            if self.tied and self.embedding is not None and is_head(name) and name not in names:
-                place[name] = name if self._is_apart(name) else self.embedding
-        rest = [name for name in wanted if name not in place]
-        change = find_prefix(rest, names) if rest else None
-        if rest and change is None:
-            raise CheckpointError(
-                f"{self.adapter.path}: {some(rest)}: not in {self.checkpoint.path}, which has for example "
-                f"{next(iter(names), 'no tensors')}.{self._trained_on()} Name the base model that the adapter was "
-                "trained on."
-            )
-        if change is not None:
-            removed, added = change
-            place |= {name: added + name.removeprefix(removed) for name in rest}
-            self.notes.append(
-                f'{self.adapter.path}: its names start with "{removed}" where those of the model start with "{added}"'
-            )
-        return place
+    def _find(self, wanted: Sequence[str]) -> dict[str, Place]:
+        """The places of the adapter's tensors; of tied ones not all need be stored."""
+        known, apart = {}, {}
+        for name in wanted:
+            stored = next((each for each in self._group(name) if each in self.result), None)
+            if stored is None or name in self.result:
+                continue
+            if self._is_apart(name):
+                shape = self.result[stored].shape
+                apart[name] = Place(name, shape, (whole_piece(name, shape),))
+            else:
+                known[name] = stored
+        return self.places.find([name for name in wanted if name not in apart], known) | apart
 
-    def _trained_on(self) -> str:
-        return f" The adapter was trained on {self.adapter.base_name}." if self.adapter.base_name else ""
+    def _group(self, name: str) -> tuple[str, ...]:
+        """The tensors that have the same numbers as this one; () for one that is not tied."""
+        return next((group for group in self.groups if name in group), ())
 
-    def _check_collisions(self, place: Mapping[str, str], changes: Sequence[str]) -> None:
+    def _check_collisions(self, place: Mapping[str, Place], changes: Sequence[str], stacked: Sequence[Place]) -> None:
         """A tensor is replaced once and changed once, apart from a tied pair, whose changes add up."""
         adapter = self.adapter
-        both = set(adapter.tokens) & {*changes, *adapter.saved}
+        both = set(adapter.tokens) & set(changes)
         if both:
             raise CheckpointError(
                 f"{adapter.path}: {some(sorted(both))}: both trained tokens and another change of one tensor, which "
                 "cannot be folded here. Fold it with PEFT's merge_and_unload."
             )
-        shared = {self.embedding, self.head} if self.tied else set()
-        for names in (changes, list(adapter.saved), list(adapter.tokens)):
-            counts = Counter(place[name] for name in names if place[name] not in shared)
-            twice = [name for name, count in counts.items() if count > 1]
+        shared = {name for group in self.groups for name in group}
+        changed = [place[name] for name in changes] + list(stacked)
+        for places in (changed, *([place[name] for name in names] for names in (adapter.saved, adapter.tokens))):
+            pieces = [piece for each in places for piece in each.pieces if piece.tensor not in shared]
+            twice = [piece.tensor for piece, count in Counter(pieces).items() if count > 1]
             if twice:
                 raise CheckpointError(
                     f"{adapter.path}: changes {some(twice)} twice, under different names. Save the adapter again."
@@ -140,111 +155,130 @@ class _Fold:
             and any(f".{module}".endswith(f".{key}") for key in listed)
         )
 
-    def _replace(self, name: str, place: str, ref: TensorRef) -> None:
-        """A tensor of the model gives way to one of the adapter."""
-        known = self.checkpoint.tensors
-        old = known[place] if place in known else known[self.embedding or place]  # the head of a tied model
-        if ref.shape != old.shape:
-            raise CheckpointError(f"{ref.file}: {ref.name}: {self._why_not(place, ref, old)}.")
+    @contextmanager
+    def _changing(self, place: Place, module: str) -> Iterator[None]:
+        """Around a change of what lies at a place: checks before, and of a tied pair the other follows after.
+
+        Raises:
+            CheckpointError: the tensors are no floats, or ValueError was raised inside.
+        """
+        file = self.adapter.files[0].path
+        for stored in dict.fromkeys(piece.tensor for piece in place.pieces):
+            dtype = self.result[stored].dtype
+            if not DTYPES[dtype].is_float or dtype == "F64":
+                raise CheckpointError(
+                    f"{self.checkpoint.path}: {stored} is {dtype}, and {file} changes it, which is done in float32. "
+                    "Convert the model to float32 or bfloat16."
+                )
+        try:
+            yield
+        except ValueError as error:
+            raise CheckpointError(
+                f"{file}: {module}: {error}; {place.stored} of {self.checkpoint.path} has shape {list(place.shape)}."
+                f"{self.places.trained_on()} Name the base model that it was trained on."
+            ) from None
+        if group := self._group(place.stored):
+            self._follow(place.stored, self.result[place.stored])
+            note = f"{self.adapter.path}: changes {group[0]}, which is {some(list(group[1:]))} too; both change"
+            if note not in self.notes:
+                self.notes.append(note)
+
+    def _replace(self, name: str, place: Place, ref: TensorRef) -> None:
+        """A tensor of the model gives way to one of the adapter; an embedding or a head may have other rows."""
+        group = self._group(place.stored)
+        old = next(self.result[each] for each in (place.stored, *group) if each in self.result)
+        has_rows = bool(group) or is_embedding(place.stored) or is_head(place.stored)
+        if ref.shape != place.shape and not (has_rows and ref.shape[1:] == place.shape[1:]):
+            raise CheckpointError(
+                f"{ref.file}: {ref.name}: expected shape {list(place.shape)}, found {list(ref.shape)}."
+                f"{self.places.trained_on()} Name the base model that the adapter was trained on."
+            )
         dtype = "BF16" if old.scale is not None else old.dtype
         if ref.dtype != dtype and not {ref.dtype, dtype} <= _FLOATS:
             raise CheckpointError(f"{ref.file}: {ref.name}: is {ref.dtype}, and takes the place of {dtype}.")
-        if self.tied and (is_embedding(place) or is_head(place)):
-            if self._is_apart(name):
-                self._untie(place)
-            else:
-                self._follow(place, recast(ref, dtype))
-        self.result[place] = recast(ref, dtype)
+        new = recast(ref, dtype)
+        if group and self._is_apart(name):
+            self._untie(place.stored, group)
+        elif group:
+            self._follow(place.stored, new)
+        if place.pieces[0] == whole_piece(place.stored, place.shape):
+            self.result[place.stored] = new
+        else:
+            with self._changing(place, name):
+                replace(self.result, place, new)
 
-    def _why_not(self, place: str, ref: TensorRef, old: TensorRef) -> str:
-        if ref.shape[1:] == old.shape[1:] and (is_embedding(place) or is_head(place)):
-            return (
-                f"the adapter's vocabulary has {ref.shape[0]:,} rows and the model's {old.shape[0]:,}. Fold it with "
-                "PEFT, into the model with its embeddings resized"
+    def _check_vocabulary(self) -> None:
+        """An adapter with a resized embedding must have the head too, if the model has one of its own."""
+        ends = [name for name in self.result if is_embedding(name) or is_head(name)]
+        rows = {name: self.result[name].shape[0] for name in ends}
+        before = {self.checkpoint.tensors[name].shape[0] for name in rows if name in self.checkpoint.tensors}
+        after = set(rows.values())
+        if before == after or not before:
+            return
+        if len(after) > 1:
+            found = ", ".join(f"{name}: {n:,}" for name, n in rows.items())
+            raise CheckpointError(
+                f"{self.adapter.path}: resizes the vocabulary, but not all that has its rows ({found}). Train and save "
+                'it with modules_to_save: ["embed_tokens", "lm_head"], or fold it with PEFT, into the resized model.'
             )
-        return (
-            f"expected shape {list(old.shape)}, found {list(ref.shape)}.{self._trained_on()} "
-            "Name the base model that the adapter was trained on"
-        )
+        (n_before,), (n_after,) = before, after
+        self.notes.append(f"{self.adapter.path}: the vocabulary has {n_after:,} rows for the model's {n_before:,}")
 
-    def _untie(self, place: str) -> None:
-        """The embedding or the head is replaced alone: the other one keeps the numbers that both had."""
-        assert self.embedding is not None
-        head = self.head or (place if is_head(place) else _HEAD)
-        self.result[head] = self.result[self.embedding]
-        self.tied = False
+    def _untie(self, place: str, group: tuple[str, ...]) -> None:
+        """One of tied tensors is replaced alone: the others keep the numbers that all had."""
+        for each in self.groups:  # the config has one flag for all of them
+            shared = next(self.result[name] for name in each if name in self.result)
+            self.result.update({name: shared for name in each if name not in self.result})
+        self.groups = ()
         self.config = self.config | {"tie_word_embeddings": False}
         text = self.config.get("text_config")
         if isinstance(text, dict) and "tie_word_embeddings" in text:
             self.config["text_config"] = text | {"tie_word_embeddings": False}
         self.notes.append(
-            f"{self.adapter.path}: replaces {place} alone; {self.embedding} and {head} were tied and are so no more"
+            f"{self.adapter.path}: replaces {place} alone; {' and '.join(group)} were tied and are so no more"
         )
 
-    def _change(self, place: str, module: LoraModule) -> None:
-        weight = self._float(place, module.a.file)
-        rank, n_in, n_out = module.rank, module.a.shape[1], module.b.shape[0]
-        plain, turned = (n_out, n_in), (n_in, n_out)
-        transposed = weight.shape == turned and (
-            module.embedding or weight.shape != plain or self._is_conv1d(place, module)
-        )
-        if weight.shape != (turned if transposed or module.embedding else plain):
-            reason = "a convolution's adapter cannot be folded here" if len(weight.shape) > 2 else "they do not fit"
-            raise CheckpointError(
-                f"{module.a.file}: {module.name}: lora_A ({rank}, {n_in}) and lora_B ({n_out}, {rank}) change a matrix "
-                f"of {n_out:,} outputs and {n_in:,} inputs; {place} of {self.checkpoint.path} has shape "
-                f"{list(weight.shape)}: {reason}.{self._trained_on()} Name the base model that it was trained on."
-            )
-        for factor in (module.a, module.b, module.magnitude):
-            if factor is not None and factor.dtype not in _FLOATS:
-                raise CheckpointError(
-                    f"{factor.file}: {factor.name}: is {factor.dtype}; expected F32, BF16 or F16. Save it in float32."
-                )
-        self._set(place, fold(weight, module.a, module.b, module.scaling, transposed, module.magnitude))
-
-    def _rows(self, place: str, rows: TensorRef, indices: tuple[int, ...]) -> None:
-        weight = self._float(place, rows.file)
-        last = max(indices, default=0)
-        if len(weight.shape) == 2 and last >= weight.shape[0]:
-            raise CheckpointError(
-                f"{rows.file}: {rows.name}: has rows for tokens up to {last:,}, and {place} of {self.checkpoint.path} "
-                f"ends with {weight.shape[0] - 1:,}. Fold it with PEFT, into the model with its embeddings resized."
-            )
+    def _rows(self, place: Place, tokens: TokenRows) -> None:
+        weight, rows, last = self.result[place.stored], tokens.rows, max(tokens.indices, default=0)
         if len(weight.shape) != 2 or rows.shape[1] != weight.shape[1]:
-            raise CheckpointError(
-                f"{rows.file}: {rows.name}: rows {list(rows.shape)} do not fit "
-                f"{place} of {self.checkpoint.path}, which has shape {list(weight.shape)}.{self._trained_on()}"
+            raise ValueError(f"rows {list(rows.shape)} do not fit")
+        if last >= weight.shape[0]:
+            raise ValueError(
+                f"has rows for tokens up to {last:,}, and the embedding ends with {weight.shape[0] - 1:,}. Fold it "
+                "with PEFT, into the model with its embeddings resized"
             )
-        self._set(place, replace_rows(weight, rows, indices))
-
-    def _float(self, place: str, file: str) -> TensorRef:
-        weight = self.result[place]
-        if not DTYPES[weight.dtype].is_float or weight.dtype == "F64":
-            raise CheckpointError(
-                f"{self.checkpoint.path}: {place} is {weight.dtype}, and {file} changes it, which is done in float32. "
-                "Convert the model to float32 or bfloat16."
-            )
-        return weight
-
-    def _set(self, place: str, ref: TensorRef) -> None:
-        self.result[place] = ref
-        if self.tied and (is_head(place) or is_embedding(place)):
-            self._follow(place, ref)
-            note = f"{self.adapter.path}: changes {self.embedding}, which is the model's head too; both change"
-            if note not in self.notes:
-                self.notes.append(note)
+        self.result[place.stored] = replace_rows(weight, rows, tokens.indices)
 
     def _follow(self, place: str, ref: TensorRef) -> None:
-        """Of a tied pair that is stored twice the other one changes with it."""
-        other = self.embedding if is_head(place) else self.head
-        if other is not None:
-            self.result[other] = ref
+        """Tied tensors that are stored several times change together."""
+        self.result.update({name: ref for name in self._group(place) if name in self.result})
 
-    def _is_conv1d(self, place: str, module: LoraModule) -> bool:
-        """Whether a square matrix is stored (in, out), which its shape does not say."""
+    def _is_inputs_first(self, place: Place, is_said: bool) -> bool:
+        """Whether a module's matrix is stored (in, out), for what its shape does not say."""
         if self.config.get("model_type") in _CONV1D_MODELS:
-            return place.split(".")[-2] in _CONV1D_NAMES
-        return module.fan_in_fan_out
+            return place.stored.split(".")[-2] in _CONV1D_NAMES
+        return is_said
+
+    def _bias(self, place: Place) -> Place | None:
+        """The bias beside a weight, where there is one."""
+        name = place.name.removesuffix(".weight") + ".bias"
+        stored = place.stored.removesuffix(".weight") + ".bias"
+        if stored in self.result:
+            return self.places.find([name], {name: stored})[name]
+        loaded = self.places.loaded if len(place.pieces) > 1 else None
+        return self.places.find([name], {})[name] if loaded is not None and name in loaded.pieces else None
+
+    def _check_floats(self) -> None:
+        """Factors are read as float32."""
+        adapter = self.adapter
+        parts = [ref for each in adapter.modules.values() for ref in (each.a, each.b, each.magnitude, each.bias) if ref]
+        parts += [ref for factors in adapter.parameters.values() for ref in (factors.a, factors.b)]
+        parts += [ref for other in adapter.others.values() for ref in other.parts.values()]
+        for ref in parts:
+            if ref.dtype not in _FLOATS:
+                raise CheckpointError(
+                    f"{ref.file}: {ref.name}: is {ref.dtype}; expected F32, BF16 or F16. Save it in float32."
+                )
 
     def _mention_base(self) -> None:
         name = self.adapter.base_name
@@ -254,25 +288,3 @@ class _Fold:
             self.notes.append(f"{self.adapter.path}: was trained on {name}, and is folded into {base.path}")
         if self.adapter.revision is not None:
             self.notes.append(f"{self.adapter.ref.text}: adapter of commit {self.adapter.revision}")
-
-
-def find_prefix(wanted: list[str], names: Mapping[str, object]) -> tuple[str, str] | None:
-    """(prefix to remove, prefix to put before) that makes every wanted name one of `names`; None if not exactly one.
-
-    transformers renames towers of several models between disk and memory, e.g. language_model.model.layers ->
-    model.language_model.layers, and hub checkpoints of GPT-2 have no "transformer." in front.
-    """
-    parts = wanted[0].split(".")
-    for depth in range(min(4, len(parts))):
-        removed = "".join(f"{part}." for part in parts[:depth])
-        rest = wanted[0].removeprefix(removed)
-        fits = []
-        for name in names:
-            added = name.removesuffix(rest)
-            if name.endswith(rest) and (not added or added.endswith(".")):
-                changed = [added + each.removeprefix(removed) for each in wanted]
-                if len(set(changed)) == len(wanted) and all(each in names for each in changed):
-                    fits.append(added)
-        if fits:
-            return (removed, fits[0]) if len(fits) == 1 else None
-    return None

@@ -1,0 +1,32 @@
+"""added: a tensor plus a multiple of another one of its size. inputs: the two. parameters: scaling, of the second."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from merge.derive import F32, Fill, Read
+from merge.plan import Derived, TensorRef
+
+
+def added(ref: TensorRef, change: TensorRef, scaling: float) -> TensorRef:
+    """The ref of the sum, under the name, dtype and shape of `ref`."""
+    return TensorRef(
+        "", ref.name, ref.dtype, ref.shape, 0, derived=Derived("added", (ref, change), {"scaling": scaling})
+    )
+
+
+def prepare(ref: TensorRef, read: Read) -> Fill:
+    assert ref.derived is not None
+    (first, second), scaling = ref.derived.inputs, float(ref.derived.parameters["scaling"])
+
+    def fill(start: int, out: F32) -> None:
+        change = np.empty(len(out), np.float32)
+        read(first, start, out)
+        read(second, start, change)
+        out[:] = out + scaling * change.astype(np.float64)
+
+    return fill
+
+
+def held_bytes(ref: TensorRef) -> int:
+    return 0

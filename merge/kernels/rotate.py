@@ -1,0 +1,40 @@
+"""Kernels that turn the rows of a matrix: by orthogonal blocks, by reflections.
+
+Each row is computed by itself, in one order, whatever rows are asked for at once.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from merge.kernels.bits import kernel
+
+
+@kernel
+def rotate(values: Any, blocks: Any) -> None:
+    """values (rows, n · size) float64 -> values · diag(blocks)^T; blocks (n, size, size) float64"""
+    n_blocks, size, _ = blocks.shape
+    before = np.empty(size, np.float64)
+    for row in range(values.shape[0]):
+        for block in range(n_blocks):
+            first = block * size
+            before[:] = values[row, first : first + size]
+            for i in range(size):
+                total = 0.0
+                for j in range(size):
+                    total += blocks[block, i, j] * before[j]
+                values[row, first + i] = total
+
+
+@kernel
+def reflect(values: Any, directions: Any) -> None:
+    """values (rows, n) float64, each row reflected at directions (k, n), unit vectors, one after another"""
+    for row in range(values.shape[0]):
+        for k in range(directions.shape[0]):
+            total = 0.0
+            for j in range(values.shape[1]):
+                total += values[row, j] * directions[k, j]
+            for j in range(values.shape[1]):
+                values[row, j] -= 2.0 * total * directions[k, j]
