@@ -9,5 +9,5 @@ difference.py   two models on the same items, with uncertainty; compare.py: merg
 tables.py, html.py (plots.py, agreement.py), card.py   what people see of it
 path.py, soup.py      interpolation paths, greedy soups; blends.py: their averages
 perplexity.py   perplexity and KL divergence; streamed.py: a layer in memory
-sandbox.py      runs code that models write; exact_match.py: the skills of the quickstart family
+sandbox/        runs code that models write; exact_match.py: the skills of the quickstart family
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import time
 from collections.abc import Callable, Sequence
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eval.backends import fingerprint_of, load_model
-from eval.items import Loaded, load_tasks, seed
+from eval.items import Loaded, load_tasks, runs_code, seed
 from eval.memory import Memory, key_of
 from eval.models import Subject, directory, known_digest, remember_digest, watch
 from eval.quiet import quiet, quietly
@@ -157,6 +158,10 @@ def _one_task(name: str, each: Loaded, model: Any, settings: Settings, progress:
         ) from error
     each.n_requests = model.asked + model.remembered - before
     found, each.questions = TaskResult.read(each.task, raw)
+    for name, leaf in each.tree["tasks"].items():
+        if name in found and runs_code(leaf):
+            layers = each.task.guard() if each.task.guard is not None else ()
+            found[name] = dataclasses.replace(found[name], guard=layers)
     if each.task.score is not None:
         shown = each.task.score(found)
         found[shown.name] = shown

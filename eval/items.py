@@ -98,15 +98,18 @@ def _check_settings(loaded: Sequence[Loaded], settings: Settings) -> None:
         for name in each.tree["tasks"]:
             if shots.setdefault(name, each.task.num_fewshot) != each.task.num_fewshot:
                 raise UsageError(f"{name}: is asked by itself and in {each.task.name} or a suite, with other examples.")
-    unsafe = [name for each in loaded for name, leaf in each.tree["tasks"].items() if _runs_code(leaf)]
+    unsafe = [name for each in loaded for name, leaf in each.tree["tasks"].items() if runs_code(leaf)]
     if unsafe and not settings.unsafe_code:
         raise UsageError(
             f"{', '.join(unsafe)}: runs code that the model writes, in a process with limits but without a proof that "
             "it does no harm. Allow it with --unsafe-code, or leave the task out with --tasks."
         )
+    for each in loaded:
+        if each.task.guard is not None:
+            each.task.guard()  # a machine on which no code can be run is told so now
 
 
-def _runs_code(leaf: Any) -> bool:
+def runs_code(leaf: Any) -> bool:
     return bool(getattr(leaf, "UNSAFE_CODE", False))
 
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from eval.samples import Floats, Item, read_samples
+from eval.sandbox import described
 from merge.errors import UsageError
 from merge.jsontext import parse_json
 
@@ -77,6 +78,7 @@ class TaskResult:
         answers: what the model said to the first of them, cut short.
         also: items of further metrics, by their keys, in the order of doc_ids.
         parts: of a leaderboard's score; () for all others.
+        guard: where code was run that the model wrote, the layers between it and this machine; () for none of ours.
     """
 
     name: str
@@ -91,6 +93,7 @@ class TaskResult:
     answers: tuple[str, ...] = ()
     also: Mapping[str, tuple[Item, ...]] = field(default_factory=dict)
     parts: tuple[Part, ...] = ()
+    guard: tuple[str, ...] | None = None
 
     @property
     def value(self) -> float:
@@ -230,6 +233,9 @@ class Results:
     @property
     def notes(self) -> tuple[str, ...]:
         """What has to be said wherever the scores are shown."""
+        return (*self._of_samples(), *self._of_guards())
+
+    def _of_samples(self) -> tuple[str, ...]:
         names = [name for name in self.tasks if self.is_sample(name)]
         if not names:
             return ()
@@ -238,6 +244,15 @@ class Results:
         if holdout:
             size = f"{holdout if self.settings.get('held_out') else 1 - holdout:.0%} of {size}"
         return (f"{', '.join(names)}: on a sample of {size}; not a leaderboard score.",)
+
+    def _of_guards(self) -> tuple[str, ...]:
+        """Under which guard code of models was run. It may differ between files that are compared."""
+        tasks: dict[tuple[str, ...], dict[str, None]] = {}
+        for model in self.models:
+            for name, task in model.tasks.items():
+                if task.guard is not None:
+                    tasks.setdefault(task.guard, {})[name] = None
+        return tuple(f"{', '.join(names)}: {described(layers)}." for layers, names in tasks.items())
 
     def to_json(self) -> str:
         return (
@@ -290,6 +305,7 @@ def _results(data: dict[str, Any]) -> Results:
                     "answers": tuple(task["answers"]),
                     "also": {key: _items(items) for key, items in task.get("also", {}).items()},
                     "parts": tuple(Part(**part) for part in task.get("parts", ())),
+                    "guard": None if task.get("guard") is None else tuple(task["guard"]),
                 }
             )
             for name, task in model["tasks"].items()

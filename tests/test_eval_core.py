@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,10 @@ pytest.importorskip("lm_eval")
 from eval.items import load_tasks
 from eval.missing import unloadable
 from eval.results import TaskResult
-from eval.sandbox import passes
 from eval.settings import Settings
 from eval.tasks import SUITES, Task, get_suite
-from eval.tasks.core import check, problems, sums
+from eval.tasks.core import sums
+from eval.tasks.core.code import check, expectations, problems
 from eval.tasks.leaderboards import BBH, METRIC, MUSR, Part, combine
 from merge.errors import MergeError, UsageError
 
@@ -71,39 +70,8 @@ def test_code_is_judged_by_its_tests() -> None:
     import eval.tasks.core.functions as functions
 
     assert all(callable(getattr(functions, problem["name"])) for problem in found)
-    assert all(problem["tests"].count("assert ") >= 2 for problem in found)
+    assert all(len(expectations(problem["tests"])) == problem["tests"].count("assert ") >= 2 for problem in found)
     assert not any("return" in problem["prompt"].split('"""')[2] for problem in found)
-
-
-@pytest.mark.parametrize(
-    "source",
-    [
-        "raise SystemExit(0)",
-        "import os; os._exit(0)",
-        "x = bytearray(1 << 31)",
-        "import socket; socket.socket()",
-        "import subprocess; subprocess.run(['true'])",
-        "open('/etc/passwd').read()",
-        "open('{outside}', 'w')",
-        "import os; os.remove('{outside}')",
-        "import os; os.open('{outside}', os.O_WRONLY)",
-        "import ctypes; ctypes.CDLL(None)",
-        "open('x', 'w').write('x' * (1 << 22))",
-        "def broken(",
-    ],
-)
-def test_the_sandbox_refuses(source: str, tmp_path: Path) -> None:
-    outside = tmp_path / "outside"
-    outside.write_text("stays", encoding="utf-8")
-    assert not passes(source.replace("{outside}", str(outside)))
-    assert outside.read_text(encoding="utf-8") == "stays"
-
-
-def test_the_sandbox_lets_ordinary_code_run_and_ends_what_does_not_end() -> None:
-    assert passes("import decimal, itertools\nopen('own', 'w').write('x')\nassert open('own').read() == 'x'\n")
-    began = time.monotonic()
-    assert not passes("while True:\n    pass\n", timeout=1.0)
-    assert time.monotonic() - began < 10
 
 
 def test_code_is_run_only_where_that_is_allowed() -> None:

@@ -19,15 +19,19 @@ from lm_eval.tasks import TaskManager
 from test_adapters import make_adapter
 
 import eval.items
+from eval.compare import compare
 from eval.compare import parents as judged_parents
 from eval.difference import difference
 from eval.harness import evaluate
+from eval.html import page
 from eval.memory import Memory, key_of
 from eval.models import subjects
 from eval.path import judge_path
 from eval.results import Results
+from eval.sandbox import guard
 from eval.settings import Settings
 from eval.soup import Soup, greedy_soup
+from eval.tables import as_data, as_markdown
 from eval.tasks import Task, resolve
 from merge import build_plan, load_recipe, run_plan, verify_output
 from merge.cli import cli
@@ -266,6 +270,23 @@ def test_a_model_that_lm_eval_cannot_run_is_one_message(
     make_model(tmp_path / "a")  # its tokenizer has no end token
     with pytest.raises(MergeError, match="a on choices: lm-eval stopped with TypeError: "):
         judged([tmp_path / "a"], resolve([str(choices)], None), memory)
+
+
+def test_results_say_what_code_was_run_under(
+    tmp_path: Path, tiny: Run, memory: Memory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("eval.tasks.core.code._MAX_TOKENS", 4)
+    tasks = resolve(["core_code"], "core")
+    found = judged([tiny(tmp_path / "model")], tasks, memory, Settings(limit=2, unsafe_code=True))
+    (tmp_path / "r.json").write_text(found.to_json(), encoding="utf-8")
+    for results in (found, Results.load(tmp_path / "r.json")):
+        assert results.models[0].tasks["core_code"].guard == guard()
+        (note,) = results.notes
+        assert note == f"core_code: the code that models wrote was run under {', '.join(guard())}."
+        comparison = compare(results)
+        assert note in as_markdown(comparison).replace("\\", "")
+        assert note in page(comparison)
+        assert as_data(comparison)["notes"] == [note]
 
 
 def test_broken_lines_are_named(tmp_path: Path) -> None:

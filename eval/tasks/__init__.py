@@ -33,6 +33,7 @@ class Task:
         extra: what pip has to install for the task, besides lm-eval.
         nltk: a resource of NLTK that the task needs, as nltk.data.find takes it.
         also: lm-eval's keys of further metrics whose items are kept, for a score that is made of them.
+        guard: of a task that runs what models write: the layers that protect this machine, or MergeError if it cannot.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Task:
     extra: str | None = None
     nltk: str | None = None
     also: tuple[str, ...] = ()
+    guard: Callable[[], tuple[str, ...]] | None = None
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """The problems of core_code: each function with its docstring is a prompt, its body a solution, the asserts its tests.
 
-Importing this module runs every solution against its tests.
+A test is `assert name(arguments) == value` or `is value`, with literals: it is read as data, and floats may differ by
+1e-9. Importing this module runs every solution against its tests.
 """
 
 from __future__ import annotations
@@ -227,8 +228,8 @@ def celsius_to_fahrenheit(celsius: float) -> float:
     return celsius * 9 / 5 + 32
 
 
-assert abs(celsius_to_fahrenheit(100.0) - 212.0) < 1e-9
-assert abs(celsius_to_fahrenheit(-40.0) + 40.0) < 1e-9
+assert celsius_to_fahrenheit(100.0) == 212.0
+assert celsius_to_fahrenheit(-40.0) == -40.0
 
 
 def is_leap_year(year: int) -> bool:

@@ -1,0 +1,138 @@
+"""One confined process: started, listened to, watched, and ended with all that it started."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import marshal
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from eval.sandbox.launch import command, environment
+from eval.sandbox.places import places
+from eval.sandbox.removal import remove_tree
+
+_MOST_SAID = 1 << 18  # bytes
+_MOST_THREADS, _MOST_WRITTEN = 64, 64 << 20  # bytes, to files
+_TICK = 0.05  # seconds
+
+
+def run(
+    layers: Collection[str], source: str, function: str, calls: Sequence[Sequence[Any]], timeout: float, memory: int
+) -> list[Any]:
+    """As eval.sandbox.returned, under these layers; [] where one of them cannot be had."""
+    at = places()
+    request = {
+        "source": source,
+        "function": function,
+        "calls": [tuple(arguments) for arguments in calls],
+        "limits": _limits(timeout, memory),
+        "layers": list(layers),
+        "readable": list(at.readable),
+        "listable": list(at.listable),
+        "aliases": list(at.aliases),
+    }
+    home = os.path.realpath(tempfile.mkdtemp(prefix="merge-eval-code-"))
+    try:
+        with tempfile.TemporaryFile() as file:
+            file.write(marshal.dumps(request))
+            file.seek(0)
+            with subprocess.Popen(
+                command(layers),
+                stdin=file,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                cwd=home,
+                env=environment(layers, home),
+                start_new_session=True,
+            ) as process:
+                try:
+                    said = _listen(process, len(calls), timeout)
+                finally:
+                    _end(process)
+    finally:
+        remove_tree(home)
+    return list(_values(said, len(calls)))
+
+
+def _limits(timeout: float, memory: int) -> dict[str, int]:
+    limits = {
+        "RLIMIT_CPU": int(timeout) + 1,
+        "RLIMIT_AS": memory,
+        "RLIMIT_FSIZE": 1 << 20,
+        "RLIMIT_NOFILE": 64,
+        "RLIMIT_CORE": 0,
+    }
+    # On Linux that is a limit of threads, and counts those of all the user's programs.
+    return limits if sys.platform == "linux" else limits | {"RLIMIT_NPROC": 1}
+
+
+def _listen(process: subprocess.Popen[bytes], n_lines: int, timeout: float) -> bytes:
+    """What it says: at most so many lines, _MOST_SAID bytes, and until the time is over or it takes too much."""
+    assert process.stdout is not None
+    pipe, said = process.stdout.fileno(), bytearray()
+
+    def fill() -> None:
+        lines = 0
+        while lines < n_lines and len(said) < _MOST_SAID and (chunk := os.read(pipe, 1 << 14)):
+            said.extend(chunk)
+            lines += chunk.count(b"\n")
+
+    listener = threading.Thread(target=fill, daemon=True)
+    listener.start()
+    deadline = time.monotonic() + timeout
+    while (left := deadline - time.monotonic()) > 0:
+        listener.join(min(left, _TICK))
+        if not listener.is_alive() or _takes_too_much(process.pid):
+            break
+    _end(process)
+    listener.join(1.0)
+    return bytes(said)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Kills the process group; it is not reaped before, so the number is still its own."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        if hasattr(os, "killpg"):
+            os.killpg(process.pid, signal.SIGKILL)
+        else:
+            process.kill()
+
+
+def _takes_too_much(pid: int) -> bool:
+    """Threads, or bytes written to files. Where there is no /proc nobody looks."""
+    for each in _with_children(pid):
+        with contextlib.suppress(OSError):
+            status = Path(f"/proc/{each}/status").read_text()
+            if any(int(number) > _MOST_THREADS for number in re.findall(r"^Threads:\s*(\d+)", status, re.M)):
+                return True
+            # What write() was given, and what was written through mapped memory too.
+            written = re.findall(r"^(?:wchar|write_bytes): (\d+)", Path(f"/proc/{each}/io").read_text(), re.M)
+            if any(int(number) > _MOST_WRITTEN for number in written):
+                return True
+    return False
+
+
+def _with_children(pid: int) -> Iterator[int]:
+    yield pid
+    with contextlib.suppress(OSError):
+        for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+            yield from _with_children(int(child))
+
+
+def _values(said: bytes, n: int) -> Iterator[Any]:
+    """Of the lines that are whole and hold JSON, up to the first that does not."""
+    for line in said.split(b"\n")[:-1][:n]:
+        try:
+            yield json.loads(line)
+        except (ValueError, RecursionError):
+            return

@@ -1,0 +1,46 @@
+"""Tasks of the core suite in lm-eval's words."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+SHOTS = 4  # examples in a prompt, where a task has any
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """What lm-eval calls for the items; `examples` are those shown in prompts."""
+
+    rows: Callable[[], Sequence[Mapping[str, Any]]]
+    examples: Callable[[], Sequence[Mapping[str, Any]]] | None = None
+
+    def __call__(self, **settings: Any) -> dict[str, Any]:
+        import datasets
+
+        found = {"test": datasets.Dataset.from_list(list(self.rows()))}
+        if self.examples is not None:
+            found["examples"] = datasets.Dataset.from_list(list(self.examples()))
+        return found
+
+
+def task_config(
+    name: str, data: Dataset, metrics: Mapping[str, bool], version: float = 1.0, **settings: Any
+) -> dict[str, Any]:
+    """A task as lm-eval takes it.
+
+    Args:
+        metrics: name -> whether higher is better; averaged over items.
+    """
+    listed = [{"metric": metric, "aggregation": "mean", "higher_is_better": up} for metric, up in metrics.items()]
+    fewshot = {"fewshot_split": "examples", "fewshot_config": {"sampler": "first_n"}, "num_fewshot": SHOTS}
+    return {
+        "task": name,
+        "custom_dataset": data,
+        "test_split": "test",
+        "metric_list": listed,
+        "metadata": {"version": version},
+        **(fewshot if data.examples is not None else {"num_fewshot": 0}),
+        **settings,
+    }
