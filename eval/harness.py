@@ -158,10 +158,10 @@ def _one_task(name: str, each: Loaded, model: Any, settings: Settings, progress:
         ) from error
     each.n_requests = model.asked + model.remembered - before
     found, each.questions = TaskResult.read(each.task, raw)
-    for name, leaf in each.tree["tasks"].items():
-        if name in found and runs_code(leaf):
+    for task, leaf in each.tree["tasks"].items():
+        if task in found and runs_code(leaf):
             layers = each.task.guard() if each.task.guard is not None else ()
-            found[name] = dataclasses.replace(found[name], guard=layers)
+            found[task] = dataclasses.replace(found[task], guard=layers)
     if each.task.score is not None:
         shown = each.task.score(found)
         found[shown.name] = shown
