@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import marshal
 import os
 import re
@@ -20,6 +19,7 @@ from typing import Any
 from eval.sandbox.launch import command, environment
 from eval.sandbox.places import places
 from eval.sandbox.removal import remove_tree
+from merge.jsontext import parse_json
 
 _MOST_SAID = 1 << 18  # bytes
 _MOST_THREADS, _MOST_WRITTEN = 64, 64 << 20  # bytes, to files
@@ -133,6 +133,6 @@ def _values(said: bytes, n: int) -> Iterator[Any]:
     """Of the lines that are whole and hold JSON, up to the first that does not."""
     for line in said.split(b"\n")[:-1][:n]:
         try:
-            yield json.loads(line)
-        except (ValueError, RecursionError):
+            yield parse_json(line)
+        except ValueError:
             return
