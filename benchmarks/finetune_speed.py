@@ -98,11 +98,12 @@ def others(make: Any, model: str, data: str, steps: int, threads: int, length: i
     """A trainer that make(net, rows, settings, clock) gives, on the rows that ours trains on."""
     import torch
     from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM, TrainerCallback, set_seed
+    from transformers import TrainerCallback, set_seed
     from transformers.utils import logging
 
     from finetune.config import load_config
     from finetune.train import prepare
+    from merge.loading import CAUSAL, load_model
 
     logging.disable_progress_bar()
     torch.set_num_threads(threads)
@@ -116,7 +117,7 @@ def others(make: Any, model: str, data: str, steps: int, threads: int, length: i
             ends.append(now())
 
     set_seed(0)
-    net = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    net = load_model(CAUSAL, model, dtype=torch.float32).network
     adapter = LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules="all-linear", task_type="CAUSAL_LM")
     net = get_peft_model(net, adapter)
     with tempfile.TemporaryDirectory() as folder:

@@ -40,14 +40,16 @@ def measure(model: str, run: dict[str, Any]) -> int:
     """Bytes over the baseline; in this process."""
     import torch
     from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM, LlamaForCausalLM  # noqa: F401  # imported before the baseline
+    from transformers import LlamaForCausalLM  # noqa: F401  # imported before the baseline
+
+    from merge.loading import CAUSAL, load_model
 
     torch.manual_seed(0)
     warm = torch.nn.Linear(64, 64)
     torch.optim.AdamW(warm.parameters())
     warm(torch.zeros(64, 64)).sum().backward()  # the libraries' threads and workspaces
     baseline = resident("VmRSS")
-    loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    loaded = load_model(CAUSAL, model, dtype=torch.float32).network
     Path("/proc/self/clear_refs").write_text("5")  # the peak of loading, with the file's pages, is not asked for
     tokens = torch.randint(0, 1000, (run["batch"], run["context"]))
     if run["task"] == "inference":

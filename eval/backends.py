@@ -11,6 +11,7 @@ from eval.quiet import quietly
 from eval.settings import Settings
 from eval.tasks import suggest
 from merge.errors import MergeError, UsageError, first_line
+from merge.loading import FLAG, permission, refusal
 
 _SMALL = 20_000_000  # parameters
 
@@ -23,26 +24,34 @@ def load_model(path: Path, settings: Settings) -> Any:
     """
     from lm_eval.api.registry import get_model, model_registry
 
+    from eval.lm import checked
+
     try:
         kind = get_model(settings.backend)
     except (ValueError, KeyError):
         near = suggest(settings.backend, sorted(model_registry), 100)
         raise UsageError(f"--backend {settings.backend}: lm-eval has none of that name; {near}") from None
     arguments: dict[str, Any] = dict(settings.model_args)
+    if "trust_remote_code" in arguments:
+        raise UsageError(f"--model-args trust_remote_code: code runs of models that are named: {FLAG} MODEL.")
     if settings.backend == "hf":
         arguments |= {"pretrained": str(path), "dtype": settings.used_dtype}
     elif settings.backend == "vllm":
         arguments |= {"pretrained": str(path), "dtype": settings.dtype or "auto"}
     else:
         arguments.setdefault("pretrained", str(path))
+    if permission(str(path)):
+        arguments["trust_remote_code"] = True
     try:
         with quietly():
-            model = kind.create_from_arg_obj(
+            model = checked(kind).create_from_arg_obj(
                 arguments, {"batch_size": settings.batch_size or _batch_size(settings), "device": settings.device}
             )
     except Exception as error:  # backends raise what they like
         check_files(path)
-        raise MergeError(
+        if isinstance(error, MergeError):
+            raise
+        raise refusal(str(path), error) or MergeError(
             f"{path}: {settings.backend} cannot load it: {type(error).__name__}: {first_line(error)}"
         ) from error
     if settings.backend == "hf" and settings.device == "cpu":

@@ -171,11 +171,10 @@ def score(
     if not (Path(model_dir) / "config.json").is_file():
         raise FileNotFoundError(f"{os.fspath(model_dir)}: not a model directory, no config.json in it")
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging
 
-    logging.disable_progress_bar()
-    tokenizer = AutoTokenizer.from_pretrained(model_dir, local_files_only=True)
+    from merge.loading import CAUSAL, load_model, load_tokenizer
+
+    tokenizer = load_tokenizer(os.fspath(model_dir))
     # float32 holds bf16 weights exactly, and CPUs without bf16 units are slow in bf16.
-    model = AutoModelForCausalLM.from_pretrained(model_dir, local_files_only=True, dtype=torch.float32).eval()
+    model = load_model(CAUSAL, os.fspath(model_dir), dtype=torch.float32).network.eval()
     return score_model(model, tokenizer, skills, n_items, seed)

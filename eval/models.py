@@ -26,6 +26,7 @@ from merge.checkpoint.files import list_side_files, read_json, weight_file
 from merge.checkpoint.hub import locate
 from merge.checkpoint.layout import find_weights
 from merge.errors import CheckpointError, OutputError, SourceChanged, UsageError
+from merge.loading.trust import is_trusted, remember_name
 from merge.output.manifest import read_manifest
 from merge.plan import Plan, SourceFile, SourceModel
 from merge.recipe.model import ModelRef
@@ -157,11 +158,13 @@ def directory(subject: Subject, keep: Path | None = None) -> Iterator[Path]:
         yield subject.path
         return
     if keep is not None:
+        remember_name(str(keep / subject.name), subject.text)
         _make(subject, keep / subject.name)
         yield keep / subject.name
         return
     work = tempfile.mkdtemp(prefix="merge-eval-", dir=os.environ.get("MERGE_EVAL_TMP"))
     try:
+        remember_name(str(Path(work, "model")), subject.text)
         _make(subject, Path(work, "model"))
         yield Path(work, "model")
     finally:
@@ -233,6 +236,7 @@ def _files(path: Path) -> list[tuple[str, Path]]:
     """(name, path) of the files that a model's answers depend on, by name."""
     names = [Path(weight_file(str(path), name)) for name in find_weights(str(path)).files]
     names += [path / name for name in (*list_side_files(str(path)), "config.json")]
+    names += path.glob("*.py") if is_trusted(str(path)) else ()  # code that runs
     return sorted(
         {str(name.relative_to(path)) if name.is_relative_to(path) else str(name): name for name in names}.items()
     )

@@ -14,7 +14,6 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,8 +21,8 @@ import numpy.typing as npt
 from eval.streamed import Batch, Logits, open_logits
 from merge.checkpoint.files import read_json
 from merge.errors import NumbersError, UsageError
+from merge.loading import load_tokenizer
 from merge.statistics.data import read_texts
-from merge.statistics.models import tokenizer_of
 
 F64 = npt.NDArray[np.float64]
 BUDGET = 256 << 20  # bytes of hidden states in memory
@@ -106,7 +105,8 @@ def measure(
     if stride > context:
         raise UsageError(f"--stride {stride:,} is more than the context of {context:,}: tokens would be left out.")
     texts = [
-        [tokenizer(text, verbose=False)["input_ids"] for text in documents] for tokenizer in map(_tokenizer, paths)
+        [tokenizer(text, verbose=False)["input_ids"] for text in documents]
+        for tokenizer in map(load_tokenizer, map(str, paths))
     ]
     if against is not None and texts[0] != texts[1]:
         raise UsageError(
@@ -139,10 +139,6 @@ def measure(
             each.close()
     notes = tuple(each.note for each in models if each.note is not None)
     return _summary(sums, batches, len(documents), len(paths), notes)
-
-
-def _tokenizer(path: Path) -> Any:
-    return tokenizer_of(str(path))
 
 
 def _most_positions(path: Path) -> int:

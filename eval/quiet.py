@@ -9,6 +9,8 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
+from merge.loading import library
+
 
 def quiet() -> None:
     """Warnings and progress bars of lm-eval, datasets and transformers, for the rest of the process."""
@@ -16,11 +18,11 @@ def quiet() -> None:
     for name in ("lm_eval", "datasets"):
         logging.getLogger(name).setLevel(logging.ERROR)
     import datasets
-    from transformers.utils import logging as transformers_logging
 
     datasets.disable_progress_bars()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
+    logging_of_transformers = library().utils.logging
+    logging_of_transformers.set_verbosity_error()
+    logging_of_transformers.disable_progress_bar()
 
 
 @contextlib.contextmanager

@@ -22,6 +22,7 @@ from eval.samples import Floats, Item, read_samples
 from eval.sandbox import described
 from merge.errors import UsageError
 from merge.jsontext import parse_json
+from merge.loading import code_that_ran
 
 if TYPE_CHECKING:
     from eval.items import Loaded
@@ -223,7 +224,8 @@ class Results:
         samples = {name: ids for each in loaded for name, ids in each.samples.items()}
         names = tuple(name for each in loaded for name in _columns(each, models))
         questions = {name: asked for each in loaded for name, asked in each.questions.items()}
-        return Results(tuple(models), names, said | {"samples": samples}, _versions(), questions)
+        said |= {"samples": samples, "trusted_code": code_that_ran()}
+        return Results(tuple(models), names, said, _versions(), questions)
 
     def is_sample(self, task: str) -> bool:
         """Whether a leaderboard's task was asked in part, so that its score is none of the leaderboard's."""

@@ -24,7 +24,7 @@ from merge.checkpoint import open_checkpoint
 from merge.checkpoint.reader import SourceReader
 from merge.errors import OutputError
 from merge.recipe.references import parse_reference
-from merge.statistics.models import Loader, empty_model, obstacle, switched_off, whole_model
+from merge.statistics.models import Loader, empty_model_of, obstacle, switched_off, whole_model
 
 Batch = npt.NDArray[np.int64]  # (windows, tokens)
 Advance = Callable[[float], None]  # the share of the work that is done now, of 1
@@ -65,7 +65,7 @@ def open_logits(path: Path, batches: Sequence[Batch], budget: int) -> Logits:
         CheckpointError: a model that cannot be read or that transformers does not know.
     """
     checkpoint = open_checkpoint(parse_reference(str(path.absolute())))
-    model = empty_model(checkpoint.path)
+    model = empty_model_of(checkpoint)
     reader = SourceReader(checkpoint.files)
     loader = Loader(model, checkpoint, reader)
     stack = main_stack(find_stacks(checkpoint.tensors, checkpoint.config), checkpoint.config)

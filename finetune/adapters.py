@@ -11,6 +11,7 @@ from finetune.keys import Config
 from finetune.record import MANIFEST
 from merge.checkpoint.files import read_json
 from merge.errors import CheckpointError, UsageError, first_line
+from merge.loading import adapter_settings, adapter_weights, load_adapter
 
 _PEFT = "adapter_config.json"
 _TYPES = {"LORA": "lora", "IA3": "ia3", "PROMPT_TUNING": "prompt", "PREFIX_TUNING": "prefix"}
@@ -60,21 +61,21 @@ def put_adapter(model: Any, config: Config) -> Any:
     folder = Path(config.adapter or "")
     if config.train == "bottleneck":
         return bottleneck.load_bottlenecks(model, folder)
-    from peft import PeftConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
-    from peft.utils.save_and_load import load_peft_weights, set_peft_model_state_dict
+    from peft import get_peft_model, prepare_model_for_kbit_training
+    from peft.utils.save_and_load import set_peft_model_state_dict
 
     if config.train == "qlora":
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     try:
         if config.train not in ("prompt", "prefix"):
-            return PeftModel.from_pretrained(model, str(folder), is_trainable=True)
+            return load_adapter(model, str(folder), trainable=True)
         # PEFT loads no learnt prompt to be trained; but what its file holds is just what was trained.
-        settings = PeftConfig.from_pretrained(str(folder))
+        settings = adapter_settings(str(folder))
         settings.inference_mode = False
         if config.train == "prompt":
             settings.prompt_tuning_init = "RANDOM"  # not from a text again
         tuned = get_peft_model(model, settings)
-        set_peft_model_state_dict(tuned, load_peft_weights(str(folder), device="cpu"))
+        set_peft_model_state_dict(tuned, adapter_weights(str(folder)))
         return tuned
     except (RuntimeError, ValueError, KeyError, OSError) as error:
         raise UsageError(

@@ -12,7 +12,8 @@ from typing import Any
 from finetune.libraries import quiet_libraries
 from finetune.models import keep_4_bit_layout
 from finetune.record import MANIFEST
-from merge.errors import CheckpointError, MergeError, UsageError, first_line
+from merge.errors import CheckpointError, UsageError
+from merge.loading import CAUSAL, load_adapter, load_config, load_model, load_tokenizer
 
 
 @dataclass(frozen=True)
@@ -23,9 +24,7 @@ class Loaded:
 
 
 @contextlib.contextmanager
-def opened(
-    text: str, kind: str = "AutoModelForCausalLM", say: Callable[[str], None] = lambda text: None
-) -> Iterator[Loaded]:
+def opened(text: str, kind: str = CAUSAL, say: Callable[[str], None] = lambda text: None) -> Iterator[Loaded]:
     """As load(); a recipe, of one document or several, is merged into a directory that is removed at the end."""
     from eval.models import directory, is_recipe, subjects
 
@@ -37,7 +36,7 @@ def opened(
         yield dataclasses.replace(load(str(path), kind), name=text)
 
 
-def load(text: str, kind: str = "AutoModelForCausalLM") -> Loaded:
+def load(text: str, kind: str = CAUSAL) -> Loaded:
     """A directory, hub id, `model+adapter`, or the directory of an adapter that names its base.
 
     Raises:
@@ -63,56 +62,27 @@ def load(text: str, kind: str = "AutoModelForCausalLM") -> Loaded:
 
 
 def _load(text: str, path: str, adapter: str | None, kind: str) -> Loaded:
-    import transformers
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(_tokenizer_path(adapter, path), local_files_only=True)
-        config = transformers.AutoConfig.from_pretrained(path, local_files_only=True)
-        if kind == "AutoModelForCausalLM" and (names := config.architectures or [""])[0].endswith("ForMaskedLM"):
-            raise UsageError(f"{text}: is a {names[0]}, which fills gaps and cannot go on with a text.")
-        labels = () if adapter is None else _labels(adapter)
-        if labels:
-            config.id2label, config.label2id = dict(enumerate(labels)), {name: i for i, name in enumerate(labels)}
-        network, info = getattr(transformers, kind).from_pretrained(
-            path,
-            config=config,
-            dtype="auto",
-            local_files_only=True,
-            output_loading_info=True,
-            ignore_mismatched_sizes=bool(labels),  # a head for other labels than the adapter's
-        )
-        keep_4_bit_layout(network, trained=False)
-        mismatched = {name if isinstance(name, str) else name[0] for name in info["mismatched_keys"]}
-        missing = sorted({*info["missing_keys"], *mismatched} - _saved_with(adapter))
-        if missing:  # transformers would go on with random numbers in their place
-            raise CheckpointError(
-                f"{text}: lacks {missing[0]} ({len(missing)} tensors in all) for {type(network).__name__}. "
-                "Name a model that was saved as one."
-            )
-        if adapter is not None:
-            network = _put(network, adapter, len(tokenizer))
-    except MergeError:
-        raise
-    except ImportError as error:
-        raise UsageError(f"{text}: {first_line(error)}") from error
-    except Exception as error:  # tokenizers raises bare ones
-        raise CheckpointError(f"{text}: transformers cannot load it ({first_line(error)}).") from error
+    tokenizer = load_tokenizer(_tokenizer_path(adapter, path))
+    config = load_config(path)
+    labels = () if adapter is None else _labels(adapter)
+    if labels:
+        config.id2label, config.label2id = dict(enumerate(labels)), {name: i for i, name in enumerate(labels)}
+    network = load_model(kind, path, config=config, brought=_saved_with(adapter), dtype="auto").network
+    keep_4_bit_layout(network, trained=False)
+    if adapter is not None:
+        network = _put(network, adapter, len(tokenizer))
     return Loaded(text, network.eval(), tokenizer)
 
 
 def _put(network: Any, adapter: str, n_tokens: int) -> Any:
     """The network with the adapter in it, its embeddings enlarged for tokens that came with the adapter."""
-    from peft import PeftModel
-
     from finetune import bottleneck
 
     if n_tokens > network.get_input_embeddings().weight.shape[0]:
         network.resize_token_embeddings(n_tokens, mean_resizing=False)
     if os.path.isfile(os.path.join(adapter, bottleneck.CONFIG)):
         return bottleneck.load_bottlenecks(network, adapter)
-    return PeftModel.from_pretrained(network, adapter)
+    return load_adapter(network, adapter)
 
 
 def _labels(adapter: str) -> tuple[str, ...]:

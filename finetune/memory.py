@@ -287,7 +287,8 @@ def _largest_linear(shapes: Shapes) -> int:
 
 
 def _read(model: str, request: Request) -> _Subject:
-    from finetune.memory_trace import load_config, parameter_shapes
+    from finetune.memory_trace import parameter_shapes
+    from merge.loading import load_config
 
     path = _config_path(model)
     config = load_config(path)

@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from finetune.memory_math import lora_shapes
-from merge.errors import CheckpointError, UsageError, first_line
+from merge.errors import UsageError, first_line
+from merge.loading import model_from_config, own_class
 
 
 @dataclass(frozen=True)
@@ -45,16 +46,6 @@ class Trace:
 class Lora:
     rank: int = 8
     targets: tuple[str, ...] = ("all-linear",)
-
-
-def load_config(path: str) -> Any:
-    """transformers' config of a directory or config.json."""
-    from transformers import AutoConfig
-
-    try:
-        return AutoConfig.from_pretrained(path, local_files_only=True)
-    except (ValueError, KeyError, ImportError, OSError, TypeError) as error:
-        raise CheckpointError(f"{path}: transformers cannot read it ({first_line(error)}).") from error
 
 
 def parameter_shapes(config: Any) -> dict[str, tuple[int, ...]]:
@@ -150,18 +141,9 @@ def _arguments(model: Any) -> Sequence[str]:
 def build_model(config: Any, dtype: str) -> Any:
     """The class that config.json names, else a causal language model, with parameters of a dtype."""
     import torch
-    import transformers
 
     config = copy.deepcopy(config)  # making a model writes its dtype into it
-    named = getattr(transformers, (getattr(config, "architectures", None) or [""])[0], None)
-    try:
-        if named is not None and hasattr(named, "_from_config"):
-            return named._from_config(config, dtype=getattr(torch, dtype))
-        return transformers.AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
-    except (ValueError, KeyError, ImportError, TypeError, AttributeError) as error:
-        raise CheckpointError(
-            f"{config.model_type}: transformers cannot make a model of this config ({first_line(error)})."
-        ) from error
+    return model_from_config(own_class(config), config, config.name_or_path, dtype=getattr(torch, dtype))
 
 
 def _with_adapters(model: Any, lora: Lora) -> Any:

@@ -13,10 +13,10 @@ from typing import Any
 
 from finetune.keys import Config
 from merge.checkpoint.hub import Place, locate
-from merge.errors import CheckpointError, UsageError, first_line
+from merge.errors import CheckpointError, UsageError
+from merge.loading import CAUSAL, known_as, load_config, load_tokenizer, remember_name
+from merge.loading import load_model as load_weights
 from merge.recipe.references import parse_reference
-
-ERRORS = (ValueError, KeyError, ImportError, OSError, TypeError, AttributeError)
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,6 @@ def open_base(text: str, folder: Path | None, adapter: str | None = None, key: s
     Raises:
         UsageError, CheckpointError: no such model, not one of transformers', without a tokenizer.
     """
-    from transformers import AutoConfig, AutoTokenizer
-
     try:
         ref = parse_reference(text, folder)
     except ValueError as error:
@@ -48,18 +46,9 @@ def open_base(text: str, folder: Path | None, adapter: str | None = None, key: s
     place: Place = locate(ref)
     if not (Path(place.path) / "config.json").is_file():
         raise CheckpointError(f"{place.path}: there is no config.json. Name a directory with a model of transformers.")
-    try:
-        config = AutoConfig.from_pretrained(place.path, local_files_only=True)
-    except ERRORS as error:
-        raise CheckpointError(f"{place.path}: transformers does not know this model ({first_line(error)}).") from error
+    config = load_config(place.path)
     own = adapter is not None and (Path(adapter) / "tokenizer_config.json").is_file()
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(adapter if own else place.path, local_files_only=True)
-    except ERRORS as error:
-        raise CheckpointError(
-            f"{place.path}: no tokenizer that transformers can load ({first_line(error)}). "
-            "Copy the tokenizer's files beside the weights."
-        ) from error
+    tokenizer = load_tokenizer(adapter if own and adapter else place.path)
     tokenizer.padding_side = "right"
     context = getattr(config.get_text_config(), "max_position_embeddings", None)
     return Base(place.path, place.revision, config, tokenizer, context if isinstance(context, int) else None)
@@ -67,10 +56,8 @@ def open_base(text: str, folder: Path | None, adapter: str | None = None, key: s
 
 def trained_from(base: Base, path: str) -> Base:
     """The model that was trained from this base and lies in `path`, with the base's tokenizer."""
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(path, local_files_only=True)
-    return dataclasses.replace(base, path=path, revision=None, config=config)
+    remember_name(path, known_as(base.path))  # code that came with the base came along
+    return dataclasses.replace(base, path=path, revision=None, config=load_config(path))
 
 
 def load_model(base: Base, config: Config, model_class: str, device: str, more: Mapping[str, Any] | None = None) -> Any:
@@ -82,35 +69,15 @@ def load_model(base: Base, config: Config, model_class: str, device: str, more: 
     Raises:
         CheckpointError: transformers cannot load it, or it lacks parameters that cannot be made anew.
     """
-    import transformers
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
     settings: dict[str, Any] = {"config": copy.deepcopy(base.config), "attn_implementation": config.attention}
     for name, value in (more or {}).items():
         setattr(settings["config"], name, value)
     if config.train == "qlora":
         settings |= {"quantization_config": _nf4(config, device), "device_map": {"": local_device(device)}}
-    try:
-        model, loaded = getattr(transformers, model_class).from_pretrained(
-            base.path,
-            local_files_only=True,
-            dtype=_dtype(config, device),
-            ignore_mismatched_sizes=bool(more),
-            output_loading_info=True,
-            **settings,
-        )
-    except ERRORS as error:
-        raise CheckpointError(
-            f"{base.path}: transformers cannot load it as {model_class} ({first_line(error)})."
-        ) from error
-    mismatched = {name if isinstance(name, str) else name[0] for name in loaded["mismatched_keys"]}
-    model.new_parameters = sorted({*loaded["missing_keys"], *mismatched})
-    if model_class == "AutoModelForCausalLM" and model.new_parameters:
-        raise CheckpointError(
-            f"{base.path}: {model.new_parameters[0]} and {len(model.new_parameters) - 1} other parameters of a model "
-            "that writes are not there. Is it of another kind (objective: mlm, classification, embeddings)?"
-        )
+    dtype = _dtype(config, device)
+    loaded = load_weights(model_class, base.path, new_heads=model_class != CAUSAL, dtype=dtype, **settings)
+    model = loaded.network
+    model.new_parameters = list(loaded.new)
     keep_4_bit_layout(model)
     rows = model.get_input_embeddings().weight.shape[0]
     if len(base.tokenizer) > rows:

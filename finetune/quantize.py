@@ -109,13 +109,15 @@ def _choose(
     import torch
     from torch import nn
 
-    from finetune.memory_trace import build_model, load_config
+    from finetune.memory_trace import build_model
+    from merge.loading import check_stored, load_config
 
     if "quantization_config" in checkpoint.config:
         method = (checkpoint.config["quantization_config"] or {}).get("quant_method")
         raise UsageError(f"{checkpoint.path}: is quantised already ({method}). Name the model it was made from.")
     with torch.device("meta"):
         network = build_model(load_config(checkpoint.path), "bfloat16")
+    check_stored(network, {name: ref.shape for name, ref in checkpoint.tensors.items()}, checkpoint.path)
     head = network.get_output_embeddings() if hasattr(network, "get_output_embeddings") else None
     chosen: dict[str, TensorRef] = {}
     kept: list[str] = []

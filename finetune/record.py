@@ -16,6 +16,7 @@ from finetune.data import Data
 from finetune.keys import Config
 from finetune.models import Base, weight_files
 from merge.errors import CheckpointError
+from merge.loading import code_that_ran
 
 if TYPE_CHECKING:
     from finetune.objectives import Objective
@@ -61,6 +62,7 @@ def manifest(
             **{part: dataclasses.asdict(lengths) for part, lengths in data.lengths.items()},
         },
         **figures,
+        **({"trusted_code": code} if (code := code_that_ran()) else {}),
         "python": platform.python_version(),
         "packages": {name: version for name in _PACKAGES if (version := _version(name))},
     }

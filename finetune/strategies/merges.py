@@ -18,6 +18,7 @@ import yaml
 
 from finetune.trainables import TRAINABLES, make_trainable
 from merge.errors import Problem, RecipeError
+from merge.loading import model_from_config
 from merge.output.shards import header_text
 
 if TYPE_CHECKING:
@@ -203,12 +204,11 @@ def check_merges(merges: Sequence[Merge], prepared: Mapping[str, Prepared]) -> N
 def _adapter_headers(prepared: Prepared, folder: Path) -> None:
     """An adapter as training will write it, without its numbers: PEFT's own modules, of a model without memory."""
     import torch
-    import transformers
     from peft import get_peft_model_state_dict
 
     objective = prepared.objective
     with torch.device("meta"):
-        model = getattr(transformers, objective.model_class).from_config(prepared.base.config)
+        model = model_from_config(objective.model_class, prepared.base.config, prepared.base.path)
         if prepared.new_ids:
             model.resize_token_embeddings(len(prepared.base.tokenizer), mean_resizing=False)
         config = dataclasses.replace(prepared.config, train="lora")

@@ -20,6 +20,7 @@ from finetune.models import load_model, trained_from
 from finetune.objectives import OBJECTIVES
 from finetune.train import Prepared
 from finetune.trainables import TRAINABLES
+from merge.loading import load_adapter
 
 
 @dataclass(frozen=True)
@@ -78,9 +79,7 @@ def _open(prepared: Prepared, path: Path | None, adapter: bool, device: str) -> 
 
             model = load_bottlenecks(model, path)
         else:
-            from peft import PeftModel
-
-            model = PeftModel.from_pretrained(model, str(path))
+            model = load_adapter(model, str(path))
     return model if config.train == "qlora" else model.to(device)
 
 

@@ -22,6 +22,7 @@ from finetune.record import MANIFEST, weight_digests
 from finetune.train import Prepared, Progress, Say, finetune, prepare
 from merge.errors import MergeError, OutputError, UsageError
 from merge.jsontext import parse_json
+from merge.loading import trusted_names, trusting
 from merge.output.directory import partial_of
 from merge.processors import processors
 
@@ -141,8 +142,8 @@ def _train_in_processes(stages: Sequence[Stage], workers: int, machine: Machine)
             while waiting and len(running) < workers and not failed:
                 stage = waiting.pop(0)
                 here, there = context.Pipe(duplex=False)
-                settings = (stage.prepared.config, stage.folder, machine.device, threads, machine.force, there)
-                process = context.Process(target=_work, args=settings, name=stage.name)
+                settings = (stage.prepared.config, stage.folder, machine.device, threads, machine.force)
+                process = context.Process(target=_work, args=(*settings, trusted_names(), there), name=stage.name)
                 process.start()
                 there.close()
                 running[stage.name] = (process, here)
@@ -180,13 +181,22 @@ def _outcome(name: str, process: Any, here: Any, say: Say) -> list[tuple[str, st
     return [(name, text, code)]
 
 
-def _work(config: Config, folder: Path | None, device: str | None, threads: int, force: bool, connection: Any) -> None:
+def _work(
+    config: Config,
+    folder: Path | None,
+    device: str | None,
+    threads: int,
+    force: bool,
+    trusted: tuple[str, ...],
+    connection: Any,
+) -> None:
     """In the process: a training, and what became of it in a line."""
     import os
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
-        report = finetune(prepare(config, folder), device=device, threads=threads, force=force)
+        with trusting(*trusted):
+            report = finetune(prepare(config, folder), device=device, threads=threads, force=force)
     except MergeError as error:
         connection.send((str(error), error.exit_code))
         return

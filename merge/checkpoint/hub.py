@@ -95,6 +95,8 @@ def _from_hub(ref: ModelRef, adapter: bool) -> Place:
     import huggingface_hub
     from huggingface_hub import constants
 
+    from merge.loading.trust import trusted_names
+
     if constants.HF_HUB_OFFLINE:
         cached = _cached(ref, adapter)
         if cached is None:
@@ -106,9 +108,12 @@ def _from_hub(ref: ModelRef, adapter: bool) -> Place:
     files: list[str] = []
     try:
         info = huggingface_hub.HfApi().model_info(ref.path, revision=ref.revision)
-        files = wanted([file.rfilename for file in info.siblings or ()], adapter)
+        names = [file.rfilename for file in info.siblings or ()]
+        files = wanted(names, adapter)
         if not files:
             raise CheckpointError(f"{ref.text}: is on the hub, but holds no {'adapter' if adapter else 'model'}.")
+        if ref.text in trusted_names() or ref.path in trusted_names():
+            files += [name for name in names if name.endswith(".py") and "/" not in name]
         # By the name of the revision, not its commit: only then is it found in the cache again by that name.
         path = os.path.abspath(huggingface_hub.snapshot_download(ref.path, revision=ref.revision, allow_patterns=files))
         return Place(path, os.path.basename(path))

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from merge.cli.show import console, printable
+from merge.cli.trust import trust_option
 
 
 @click.command(
@@ -23,6 +24,7 @@ Examples:
 @click.option("--top", type=click.IntRange(1), default=3, show_default=True, help="Labels shown for each text.")
 @click.option("--batch", type=click.IntRange(1), default=16, show_default=True, help="Texts at once.")
 @click.option("--json", "as_json", is_flag=True, help="A line of JSON for each text, with all labels.")
+@trust_option
 def command(model: str, texts: tuple[str, ...], file: Path | None, top: int, batch: int, as_json: bool) -> None:
     """Label texts by MODEL, a sequence classifier: a directory, hub id, model+adapter, or recipe."""
     from finetune.loaded import opened

@@ -11,6 +11,7 @@ import click
 from click.core import ParameterSource
 
 from merge.cli.judging import check_files, judging, judging_options, write_text
+from merge.cli.trust import trust_option
 from merge.errors import UsageError
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ Saved results are compared as they are; models are evaluated first, with the opt
 @click.option("--gate-against", metavar="NAME", help="The model to replace.  [default: the best parent on average]")
 @click.option("--json", "as_json", is_flag=True, help="Print the comparison as JSON.")
 @judging_options
+@trust_option
 def command(
     sources: tuple[str, ...],
     merge: str | None,

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from merge.cli.judging import check_files, judging, judging_options, write_text
+from merge.cli.trust import trust_option
 
 
 @click.command(
@@ -31,6 +32,7 @@ only that model. Compare saved results with merge compare.""",
 @click.option("--html", type=click.Path(path_type=Path), help="Write a page with tables and plots.")
 @click.option("--json", "as_json", is_flag=True, help="Print the results as JSON.")
 @judging_options
+@trust_option
 def command(
     models: tuple[str, ...],
     is_path: bool,

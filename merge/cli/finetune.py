@@ -17,6 +17,7 @@ import click
 from finetune.distributed import is_first
 from finetune.keys import KEYS, Config, Key
 from merge.cli.show import memory, printable
+from merge.cli.trust import trust_option
 
 if TYPE_CHECKING:
     from finetune.train import Prepared, Report
@@ -104,6 +105,7 @@ Killed or stopped, the same command goes on where it was.""",
 @click.option("--force", is_flag=True, help="Replace an existing result; discard other unfinished work.")
 @click.option("--quiet", is_flag=True, help="No progress and no notes.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
+@trust_option
 def command(
     words: tuple[str, ...],
     show: int | None,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from merge.cli.show import printable
+from merge.cli.trust import trust_option
 
 if TYPE_CHECKING:
     from finetune.loaded import Loaded
@@ -44,6 +45,7 @@ Examples:
 @click.option("--stop", multiple=True, help="Text that ends it; may be given several times.")
 @click.option("--stream/--no-stream", default=True, help="Show the text as it comes.")
 @click.option("--json", "as_json", is_flag=True, help="A line of JSON for each prompt.")
+@trust_option
 def command(
     model: str,
     prompt: str | None,

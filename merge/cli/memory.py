@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from merge.cli.show import console, printable
+from merge.cli.trust import trust_option
 
 if TYPE_CHECKING:
     from finetune.memory import Estimate, Request
@@ -61,6 +62,7 @@ Examples:
 @click.option("--checkpointing", is_flag=True, help="Gradient checkpointing: activations are computed twice.")
 @click.option("--master-weights", is_flag=True, help="Full training in 16 bits with float32 weights and states beside.")
 @click.option("--json", "as_json", is_flag=True, help="Print the estimate as JSON.")
+@trust_option
 def command(
     model: str,
     task: str,

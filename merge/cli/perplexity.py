@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from merge.cli.show import Size, printable, progress_bar, show_notes
+from merge.cli.trust import trust_option
 
 if TYPE_CHECKING:
     from eval.perplexity import Distance, Estimate, Perplexity
@@ -42,6 +43,7 @@ Examples:
 @click.option("--threads", type=click.IntRange(1), help="[default: all cores]")
 @click.option("--quiet", is_flag=True, help="No progress bar and no notes.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@trust_option
 def command(
     model: str,
     data: Path,

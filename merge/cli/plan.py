@@ -11,6 +11,7 @@ import click
 
 from merge.cli.show import COMPAT_HELP, METHOD_FILE_HELP, STAGES_DIR_HELP, Size, console, memory, printable, size
 from merge.cli.stack import pictures
+from merge.cli.trust import trust_option
 
 if TYPE_CHECKING:
     from merge.plan import Experts, Plan, Step
@@ -39,6 +40,7 @@ Examples:
 @click.option("--compat", type=click.Choice(["mergekit"]), help=COMPAT_HELP)
 @click.option("--json", "as_json", is_flag=True, help="Print the whole plan, or its problems, as JSON.")
 @click.pass_context
+@trust_option
 def command(
     ctx: click.Context,
     recipe: str,

@@ -11,6 +11,7 @@ from pathlib import Path
 import click
 
 from merge.cli.show import Size, console, printable, progress_bar, size
+from merge.cli.trust import trust_option
 
 
 @click.command(
@@ -34,6 +35,7 @@ Killed or stopped, the same command goes on where it was.""",
 @click.option("--force", is_flag=True, help="Replace an existing result; discard unfinished work.")
 @click.option("--quiet", is_flag=True, help="No progress bar.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON, with the error of each layer.")
+@trust_option
 def command(
     model: str,
     out: Path,

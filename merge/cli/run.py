@@ -22,6 +22,7 @@ from merge.cli.show import (
     show_notes,
     size,
 )
+from merge.cli.trust import trust_option
 
 if TYPE_CHECKING:
     from merge.engine.run import Report
@@ -51,6 +52,7 @@ Killed or stopped, the same command goes on where it was.""",
 @click.option("--force", is_flag=True, help="Replace an existing result; discard unfinished work of another recipe.")
 @click.option("--quiet", is_flag=True, help="No progress bar and no notes.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
+@trust_option
 def command(
     recipe: str,
     out: Path | None,

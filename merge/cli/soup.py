@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from merge.cli.judging import check_files, judging, judging_options, write_text
+from merge.cli.trust import trust_option
 from merge.errors import UsageError
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ reported on the others.""",
 @click.option("--force", is_flag=True, help="Replace an existing result.")
 @click.option("--json", "as_json", is_flag=True, help="Print the steps and the scores as JSON.")
 @judging_options
+@trust_option
 def command(
     models: tuple[str, ...],
     out: Path | None,

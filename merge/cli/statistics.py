@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from merge.cli.show import printable, progress_bar, show_notes
+from merge.cli.trust import trust_option
 
 
 @click.command(
@@ -42,6 +43,7 @@ Killed or stopped, the same command goes on where it was.""",
 @click.option("--force", is_flag=True, help="Replace an existing file; discard unfinished work of another run.")
 @click.option("--quiet", is_flag=True, help="No progress bar and no notes.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
+@trust_option
 def command(
     model: str,
     data: Path,

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from merge.cli.show import console, printable
+from merge.cli.trust import trust_option
 
 
 @click.command(
@@ -20,6 +21,7 @@ Every one is compared with the first. Each may be a model, or a directory that h
 )
 @click.argument("models", nargs=-1, required=True)
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+@trust_option
 def command(models: tuple[str, ...], as_json: bool) -> None:
     """Show what differs between the tokenizers of MODELS.
 

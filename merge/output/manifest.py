@@ -13,6 +13,7 @@ import xxhash
 
 from merge.errors import OutputError, SourceChanged
 from merge.jsontext import parse_json
+from merge.loading.trust import code_that_ran
 from merge.plan import Plan
 from merge.quoting import quoted
 
@@ -78,6 +79,7 @@ def manifest_bytes(
         "allow": list(plan.allow),
         **({"compat": plan.compat} if plan.compat else {}),
         "notes": list(plan.notes),
+        **({"trusted_code": code} if (code := code_that_ran()) else {}),
         "parameters": plan.n_parameters,
         "recipe": plan.recipe_text,
         "models": _models(plan, records),

@@ -16,7 +16,7 @@ import xxhash
 
 from merge.checkpoint.files import read_json
 from merge.derive import FOUND
-from merge.errors import CheckpointError, Problem, first_line
+from merge.errors import CheckpointError, MergeError, Problem, first_line
 from merge.plan import Derived, Gates, TensorRef
 from merge.planners.inputs import Input
 from merge.planners.moe_layouts import MoeLayout
@@ -151,10 +151,12 @@ def _tokenizer(path: str) -> Callable[[str], list[int]]:
             fast.no_padding()
             begin = _first_token(path)
             return lambda text: list(fast.encode(begin + text, add_special_tokens=False).ids)
-        from transformers import AutoTokenizer
+        from merge.loading import load_tokenizer
 
-        slow = AutoTokenizer.from_pretrained(path, local_files_only=True)
+        slow = load_tokenizer(path)
         return lambda text: list(slow((slow.bos_token or "") + text, add_special_tokens=False)["input_ids"])
+    except MergeError:
+        raise
     except Exception as error:  # tokenizers raises bare ones
         raise CheckpointError(
             f"{path}: its tokenizer cannot be loaded, and prompts need it ({first_line(error)})."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,11 +15,12 @@ from merge.architecture import find_stacks, main_stack
 from merge.checkpoint import Checkpoint, open_checkpoint
 from merge.checkpoint.reader import SourceReader
 from merge.errors import CheckpointError
+from merge.loading import code_that_ran, load_tokenizer
 from merge.recipe.model import ModelRef
 from merge.statistics.data import Batches, make_batches, read_texts
 from merge.statistics.fisher import fisher_information
 from merge.statistics.gram import Layerwise, whole_grams
-from merge.statistics.models import Loader, empty_model, obstacle, tokenizer_of, whole_model
+from merge.statistics.models import Loader, empty_model_of, obstacle, whole_model
 from merge.statistics.parts import Parts
 
 KINDS = {"gram": ("gram",), "fisher": ("fisher",), "both": ("gram", "fisher")}
@@ -67,7 +69,7 @@ def collect_statistics(
     began = time.monotonic()
     texts = read_texts(data)
     checkpoint = open_checkpoint(model)  # refuses an adapter: transformers would run the model without it
-    batches = make_batches(tokenizer_of(checkpoint.path), texts, max_tokens, length, batch, seed)
+    batches = make_batches(load_tokenizer(checkpoint.path), texts, max_tokens, length, batch, seed)
     run = {
         "kind": kind,
         "files": {Path(file.path).name: [file.size, file.mtime_ns] for file in checkpoint.files},
@@ -93,6 +95,7 @@ def collect_statistics(
             "tokens": str(batches.tokens),
             "sequences": str(batches.sequences),
             "seed": str(seed),
+            **({"trusted_code": json.dumps(code)} if (code := code_that_ran()) else {}),
         },
     )
     seconds = time.monotonic() - began
@@ -115,8 +118,7 @@ class _Work:
         self.resumed = 0
 
     def gram(self) -> None:
-        path = self._checkpoint.path
-        model = empty_model(path)
+        model = empty_model_of(self._checkpoint)
         with SourceReader(self._checkpoint.files) as reader:
             loader = Loader(model, self._checkpoint, reader)
             stack = main_stack(find_stacks(self._checkpoint.tensors, self._checkpoint.config), self._checkpoint.config)

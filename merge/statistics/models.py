@@ -11,7 +11,7 @@ import numpy as np
 from merge.checkpoint import Checkpoint
 from merge.checkpoint.reader import SourceReader
 from merge.dtypes import DTYPES
-from merge.errors import CheckpointError, first_line
+from merge.loading import CAUSAL, check_causal, check_stored, load_config, load_model, model_from_config
 from merge.plan import TensorRef
 
 # Architectures whose decoder layers are a function of the hidden state and of what is the same for every layer or
@@ -22,35 +22,30 @@ LAYERWISE = (
 )
 
 
+def empty_model_of(checkpoint: Checkpoint) -> Any:
+    """empty_model() of a checkpoint. Raises CheckpointError: tensors are missing, or have no place in the model."""
+    model = empty_model(checkpoint.path)
+    check_stored(model, {name: ref.shape for name, ref in checkpoint.tensors.items()}, checkpoint.path)
+    return model
+
+
 def empty_model(path: str) -> Any:
     """The model of a directory's config.json; parameters have a shape and no memory, buffers their values.
 
     Raises:
-        CheckpointError: transformers does not know the architecture.
+        CheckpointError: transformers does not know the architecture, or it is no causal language model.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    try:
-        config = AutoConfig.from_pretrained(path, local_files_only=True)
-        with _parameters_on_meta():
-            return AutoModelForCausalLM.from_config(config).eval()
-    except (ValueError, KeyError, ImportError, OSError, TypeError) as error:
-        raise CheckpointError(
-            f"{path}: transformers cannot make a language model of it ({first_line(error)})."
-        ) from error
+    config = load_config(path)
+    check_causal(config, path)
+    with _parameters_on_meta():
+        return model_from_config(CAUSAL, config, path).eval()
 
 
 def whole_model(path: str) -> Any:
     """The model in memory, float32, as transformers loads it."""
     import torch
-    from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
 
-    logging.disable_progress_bar()
-    try:
-        return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, local_files_only=True).eval()
-    except (ValueError, KeyError, ImportError, OSError, TypeError) as error:
-        raise CheckpointError(f"{path}: transformers cannot load it ({first_line(error)}).") from error
+    return load_model(CAUSAL, path, dtype=torch.float32).network.eval()
 
 
 @contextlib.contextmanager
@@ -125,16 +120,6 @@ def obstacle(model: Any, loader: Loader) -> str | None:
     if lacking:
         return f"its files do not have {lacking[0]} as transformers makes it ({len(lacking)} such tensors)"
     return None
-
-
-def tokenizer_of(path: str) -> Any:
-    """Raises CheckpointError if it cannot be loaded."""
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(path, local_files_only=True)
-    except Exception as error:  # tokenizers raises bare ones
-        raise CheckpointError(f"{path}: its tokenizer cannot be loaded ({first_line(error)}).") from error
 
 
 @contextlib.contextmanager

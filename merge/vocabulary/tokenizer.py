@@ -132,10 +132,10 @@ def _read(path: str) -> dict[str, Any]:
 
 def _converted(directory: str) -> dict[str, Any]:
     """tokenizer.json as transformers makes it of a SentencePiece model, vocab.json with merges.txt, or vocab.txt."""
-    from transformers import AutoTokenizer
+    from merge.loading import load_tokenizer
 
+    tokenizer = load_tokenizer(directory)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
         data: dict[str, Any] = parse_json(tokenizer.backend_tokenizer.to_str())
         return data
     except Exception as error:  # whatever is wrong with the files, in any of its many readers

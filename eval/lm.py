@@ -1,0 +1,38 @@
+"""lm-eval's transformers models, their weights loaded as all others are: whole, without code that is not trusted."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lm_eval.models.huggingface import HFLM
+
+from merge.loading import load_model
+
+
+def checked(kind: type[Any]) -> type[Any]:
+    """A model type of lm-eval; one that loads with transformers does so by merge.loading."""
+    return type(kind.__name__, (_Checked, kind), {}) if issubclass(kind, HFLM) else kind
+
+
+class _Checked(HFLM):  # type: ignore[misc]  # lm_eval is not followed
+    """HFLM loads by a class that it keeps in an attribute; while it does, that is `_Loader`."""
+
+    AUTO_MODEL_CLASS: Any
+
+    def _create_model(self, *arguments: Any, **keywords: Any) -> None:
+        kind = self.AUTO_MODEL_CLASS
+        self.AUTO_MODEL_CLASS = _Loader(kind.__name__)
+        try:
+            super()._create_model(*arguments, **keywords)
+        finally:
+            self.AUTO_MODEL_CLASS = kind
+
+
+class _Loader:
+    def __init__(self, kind: str) -> None:
+        self._kind = kind
+
+    def from_pretrained(self, path: str, *, trust_remote_code: bool | None = None, **settings: Any) -> Any:
+        """As transformers' own, but for whether code may run: that is known already."""
+        given = {name: value for name, value in settings.items() if value not in (None, "")}
+        return load_model(self._kind, path, **given).network

@@ -1,0 +1,61 @@
+"""The one place that loads what transformers and peft make of files: configs, tokenizers, models, adapters.
+
+trust.py       whether Python code from a model's directory may run: only if the user named the model
+pretrained.py  loading itself; nothing asks a question, and nothing comes from the network
+complete.py    tensors that a checkpoint lacks, or has too many of, for the class it is loaded as
+
+A test holds that no other file loads any of it.
+"""
+
+from merge.loading.causal import check_causal, check_sees_no_later
+from merge.loading.complete import check_stored
+from merge.loading.pretrained import (
+    CAUSAL,
+    LoadedModel,
+    adapter_settings,
+    adapter_weights,
+    library,
+    load_adapter,
+    load_config,
+    load_model,
+    load_tokenizer,
+    model_from_config,
+    own_class,
+)
+from merge.loading.trust import (
+    FLAG,
+    code_that_ran,
+    is_trusted,
+    known_as,
+    permission,
+    refusal,
+    remember_name,
+    trusted_names,
+    trusting,
+)
+
+__all__ = [
+    "CAUSAL",
+    "FLAG",
+    "LoadedModel",
+    "adapter_settings",
+    "adapter_weights",
+    "check_causal",
+    "check_sees_no_later",
+    "check_stored",
+    "code_that_ran",
+    "is_trusted",
+    "known_as",
+    "library",
+    "load_adapter",
+    "load_config",
+    "load_model",
+    "load_tokenizer",
+    "model_from_config",
+    "own_class",
+    "permission",
+    "refusal",
+    "remember_name",
+    "trusted_names",
+    "trusting",
+]

@@ -1,0 +1,56 @@
+"""Whether a language model predicts each token from those before it alone.
+
+A model that sees the token itself, as BERT does, has a perplexity that says nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from merge.errors import CheckpointError
+
+
+def check_causal(config: Any, path: str) -> None:
+    """Raises CheckpointError for a config whose model sees later tokens too."""
+    if reason := _why_not(config):
+        raise _error(path, reason)
+
+
+def check_sees_no_later(network: Any, path: str) -> None:
+    """Runs a model twice on texts that differ in their last token only: predictions before it must not differ.
+
+    Raises:
+        CheckpointError: they do.
+    """
+    import torch
+
+    tokens = torch.tensor([[1, 2, 3, 4, 5, 6], [1, 2, 3, 4, 5, 7]]) % network.get_input_embeddings().weight.shape[0]
+    with torch.no_grad():
+        logits = network(input_ids=tokens, use_cache=False).logits[:, :-1].float()
+    # Rounding may depend on the row; a token that is seen changes more than this.
+    if not torch.allclose(logits[0], logits[1], rtol=1e-3, atol=1e-3 * float(logits.abs().max())):
+        raise _error(path, "what it predicts depends on tokens that come later")
+
+
+def _why_not(config: Any) -> str | None:
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+    text = config.get_text_config()
+    first = (getattr(config, "architectures", None) or [""])[0]
+    if str(first).endswith("ForMaskedLM"):
+        return f"it is a {first}, which fills gaps"
+    if getattr(text, "is_causal", True) is False:
+        return 'its config says "is_causal": false'
+    if getattr(text, "use_bidirectional_attention", None) in (True, "all"):
+        return f'its config says "use_bidirectional_attention": {text.use_bidirectional_attention}'
+    fills = getattr(text, "model_type", "") in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    if fills and not getattr(text, "is_decoder", True) and not getattr(text, "is_encoder_decoder", False):
+        return f'an encoder ("{text.model_type}" without "is_decoder": true in its config) sees both sides'
+    return None
+
+
+def _error(path: str, reason: str) -> CheckpointError:
+    return CheckpointError(
+        f"{path}: is not a causal language model ({reason}), so it cannot go on with a text, and its perplexity would "
+        "mean nothing. Name a model that predicts each token from those before it."
+    )

@@ -1,0 +1,186 @@
+"""Loading by transformers and peft, from a directory on the disk."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from merge.errors import CheckpointError, MergeError, UsageError, first_line
+from merge.loading.causal import check_causal
+from merge.loading.complete import check_complete
+from merge.loading.trust import note_unread, permission, refusal
+
+CAUSAL = "AutoModelForCausalLM"
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """`new`: parameters of a head that the checkpoint lacks, which start at random."""
+
+    network: Any
+    new: tuple[str, ...] = ()
+
+
+def library() -> Any:
+    """transformers, which from now on asks nothing on the terminal: code may run if it was allowed beforehand."""
+    import transformers
+    from transformers import dynamic_module_utils
+
+    # Some architectures load parts of themselves without saying whether code may run; transformers would then ask for
+    # 15 seconds. With 0, which it has for its own tests, it refuses at once.
+    dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0
+    return transformers
+
+
+def load_config(path: str) -> Any:
+    """transformers' config of a directory, or of a config.json.
+
+    Raises:
+        CheckpointError: transformers does not know the architecture, or needs code that may not run.
+    """
+    with _explained(path, f"{path}: transformers does not know this model"):
+        allowed = permission(path)
+        config = library().AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=allowed)
+    _check_kernels(config, path)
+    return config
+
+
+def load_tokenizer(path: str) -> Any:
+    """The tokenizer of a directory. Raises CheckpointError: there is none that transformers can load."""
+    with _explained(path, f"{path}: its tokenizer cannot be loaded"):
+        allowed = permission(path)
+        tokenizer = library().AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=allowed)
+    if not allowed:
+        note_unread(path)
+    return tokenizer
+
+
+def load_model(
+    kind: str,
+    path: str,
+    *,
+    config: Any = None,
+    new_heads: bool = False,
+    brought: Collection[str] = (),
+    **settings: Any,
+) -> LoadedModel:
+    """A model with all its weights.
+
+    Args:
+        kind: a class of transformers that chooses by the config, such as AutoModelForCausalLM.
+        config: as load_config gave it, perhaps changed; None: that of the directory.
+        new_heads: parameters that belong to one task only may be lacking; they start at random.
+        brought: parameters that come from elsewhere afterwards, and so may be lacking.
+        settings: of from_pretrained.
+
+    Raises:
+        UsageError: a package that the weights' format needs is not installed.
+        CheckpointError: it cannot be loaded, or lacks weights of this class, or has others.
+    """
+    config = load_config(path) if config is None else config
+    if kind == CAUSAL:
+        check_causal(config, path)
+    with _explained(path, f"{path}: transformers cannot load it as {kind}"), _silent():
+        allowed = permission(path)
+        network, found = getattr(library(), kind).from_pretrained(
+            path,
+            config=config,
+            local_files_only=True,
+            trust_remote_code=allowed,
+            ignore_mismatched_sizes=True,  # named below
+            output_loading_info=True,
+            **settings,
+        )
+    if not allowed:
+        note_unread(path)
+    return LoadedModel(network, check_complete(network, found, path, new_heads=new_heads, brought=brought))
+
+
+def model_from_config(kind: str, config: Any, path: str, **settings: Any) -> Any:
+    """A model of a config, with random weights, or none on the meta device.
+
+    Args:
+        kind: a class of transformers: one that chooses by the config, or a model's own.
+        path: where the config comes from.
+    """
+    with _explained(path, f"{path}: transformers cannot make a model of this config"):
+        made = getattr(library(), kind)
+        if hasattr(made, "from_config"):
+            return made.from_config(config, trust_remote_code=permission(path), **settings)
+        return made._from_config(config, **settings)
+
+
+def own_class(config: Any) -> str:
+    """The class that config.json names if transformers has it, else the one that chooses a causal language model."""
+    named = str((getattr(config, "architectures", None) or [""])[0])
+    return named if hasattr(getattr(library(), named, None), "_from_config") else CAUSAL
+
+
+def load_adapter(network: Any, folder: str, trainable: bool = False) -> Any:
+    """A model with a PEFT adapter in it. Weights are safetensors, or pickles read as weights only.
+
+    Raises:
+        CheckpointError: the adapter does not fit the model, or is damaged.
+    """
+    from peft import PeftModel
+
+    with _explained(folder, f"{folder}: this adapter cannot be put into the model"):
+        return PeftModel.from_pretrained(network, folder, is_trainable=trainable)
+
+
+def adapter_settings(folder: str) -> Any:
+    """PEFT's config of an adapter's directory."""
+    from peft import PeftConfig
+
+    with _explained(folder, f"{folder}: peft cannot read this adapter"):
+        return PeftConfig.from_pretrained(folder)
+
+
+def adapter_weights(folder: str) -> dict[str, Any]:
+    """The tensors of a PEFT adapter, on the CPU."""
+    from peft.utils.save_and_load import load_peft_weights
+
+    with _explained(folder, f"{folder}: peft cannot read this adapter"):
+        found: dict[str, Any] = load_peft_weights(folder, device="cpu")
+        return found
+
+
+@contextlib.contextmanager
+def _explained(path: str, what: str) -> Iterator[None]:
+    """Whatever the libraries raise, as one line of our own."""
+    try:
+        yield
+    except (MergeError, MemoryError):
+        raise
+    except ImportError as error:
+        raise refusal(path, error) or UsageError(f"{what} ({first_line(error)}).") from error
+    except Exception as error:  # tokenizers raises bare ones, and transformers any
+        raise refusal(path, error) or CheckpointError(f"{what} ({first_line(error)}).") from error
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """No progress bar, and no report of what is found missing: that is our own error."""
+    logging = library().utils.logging
+    before = logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
+def _check_kernels(config: Any, path: str) -> None:
+    """An attention of the form ORG/NAME is code of the hub, whichever organisation's."""
+    parts = (config, *(getattr(config, name, None) for name in getattr(config, "sub_configs", ())))
+    for part in parts:
+        for key in ("_attn_implementation", "_experts_implementation"):
+            value = getattr(part, key, None)
+            if isinstance(value, str) and "/" in value:
+                raise CheckpointError(
+                    f'{path}: {key.removeprefix("_")}: "{value:.100}" is code of the hub, which is not run. Remove the '
+                    "key from config.json."
+                )
