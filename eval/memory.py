@@ -23,6 +23,7 @@ from merge.jsontext import parse_json
 
 _WAIT = 60.0  # seconds for another process to finish writing
 _TOGETHER = 500  # keys in one query
+_CHECKED = 1  # earlier answers may be those of weights that started at random, because the checkpoint lacked them
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS answers (key BLOB PRIMARY KEY, answer TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS digests (key BLOB PRIMARY KEY, digest TEXT NOT NULL) WITHOUT ROWID;
@@ -95,7 +96,7 @@ def request_key(model: str, settings: Mapping[str, Any], kind: str, arguments: I
         kind: lm-eval's name of the request: loglikelihood, loglikelihood_rolling or generate_until.
         arguments: the request's.
     """
-    text = json.dumps([model, dict(settings), kind, list(arguments)], sort_keys=True, ensure_ascii=False)
+    text = json.dumps([_CHECKED, model, dict(settings), kind, list(arguments)], sort_keys=True, ensure_ascii=False)
     return xxhash.xxh3_128_digest(text.encode())
 
 

@@ -7,12 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import architectures
 import pytest
 from tiny_bert import make_tiny_bert
 from tiny_llama import make_tiny_llama, write_lines
 
 from merge.errors import CheckpointError, MergeError
-from merge.loading import CAUSAL, load_model
+from merge.loading import CAUSAL, check_stored, load_model
+from merge.loading.complete import check_complete
 
 Change = Callable[[dict[str, Any]], None]
 DOWN = "model.layers.1.mlp.down_proj.weight"
@@ -152,3 +154,23 @@ def test_no_verb_goes_on_with_random_or_left_out_weights(
     with pytest.raises(MergeError, match=r"changed: (lacks|has) model.layers"):
         cli(VERBS[verb], standalone_mode=False)
     assert not Path("out").exists()
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", architectures.names())
+def test_a_model_of_every_architecture_is_found_whole(tmp_path: Path, name: str) -> None:
+    import transformers
+
+    from merge.checkpoint import open_checkpoint
+    from merge.recipe.references import parse_reference
+
+    model = architectures.build(name)
+    model.save_pretrained(tmp_path)
+    kind = getattr(transformers, type(model).__name__)
+    loaded, found = kind.from_pretrained(tmp_path, output_loading_info=True)
+    assert check_complete(loaded, found, "") == ()
+    stored = {key: ref.shape for key, ref in open_checkpoint(parse_reference(str(tmp_path))).tensors.items()}
+    check_stored(loaded, stored, "")
+    first = next(iter(stored))
+    with pytest.raises(CheckpointError, match=f"lacks {first}"):
+        check_complete(loaded, {**found, "missing_keys": {first}}, "")

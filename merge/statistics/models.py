@@ -11,7 +11,15 @@ import numpy as np
 from merge.checkpoint import Checkpoint
 from merge.checkpoint.reader import SourceReader
 from merge.dtypes import DTYPES
-from merge.loading import CAUSAL, check_causal, check_stored, load_config, load_model, model_from_config
+from merge.loading import (
+    CAUSAL,
+    check_causal,
+    check_sees_no_later,
+    check_stored,
+    load_config,
+    load_model,
+    model_from_config,
+)
 from merge.plan import TensorRef
 
 # Architectures whose decoder layers are a function of the hidden state and of what is the same for every layer or
@@ -42,10 +50,16 @@ def empty_model(path: str) -> Any:
 
 
 def whole_model(path: str) -> Any:
-    """The model in memory, float32, as transformers loads it."""
+    """The model in memory, float32, as transformers loads it.
+
+    Raises:
+        CheckpointError: it cannot be loaded, or its predictions depend on later tokens.
+    """
     import torch
 
-    return load_model(CAUSAL, path, dtype=torch.float32).network.eval()
+    network = load_model(CAUSAL, path, dtype=torch.float32).network.eval()
+    check_sees_no_later(network, path)
+    return network
 
 
 @contextlib.contextmanager
