@@ -74,13 +74,14 @@ def bare(model: str, data: str, steps: int, threads: int, length: int) -> dict[s
 
 def trl(model: str, data: str, steps: int, threads: int, length: int) -> dict[str, Any]:
     from datasets import Dataset
-    from transformers import AutoTokenizer
     from trl import SFTConfig, SFTTrainer
+
+    from merge.loading import load_tokenizer
 
     def make(net: Any, ids: list[Any], settings: dict[str, Any], clock: Any) -> Any:
         rows = Dataset.from_list([{"input_ids": one.tolist()} for one in ids])
         args = SFTConfig(**settings, max_length=length, bf16=False, gradient_checkpointing=False)
-        tokenizer = AutoTokenizer.from_pretrained(model)
+        tokenizer = load_tokenizer(model)
         return SFTTrainer(net, args=args, train_dataset=rows, processing_class=tokenizer, callbacks=[clock])
 
     return others(make, model, data, steps, threads, length)

@@ -41,7 +41,8 @@ def with_code(ready: Path, tmp_path: Path, ran: Path) -> Callable[..., Path]:
         code = f"with open({str(ran)!r}, 'a') as file:\n    file.write({name!r})\n"
         if tokenizer:
             change(path / "tokenizer_config.json", tokenizer_class="Own", auto_map={"AutoTokenizer": ["own.Own", None]})
-            (path / "own.py").write_text(f"{code}from transformers import PreTrainedTokenizerFast as Own\n")
+            own = "from transformers import PreTrainedTokenizerFast\n\nclass Own(PreTrainedTokenizerFast):\n    pass\n"
+            (path / "own.py").write_text(code + own)
             return path
         classes = {"AutoConfig": "configuration_own.OwnConfig", CAUSAL: "modeling_own.Own"}
         auto_map = {key: f"{repository}{where}" for key, where in classes.items()}

@@ -85,9 +85,11 @@ def how_loaded(
 def _skeleton(config_text: str, class_name: str) -> Any:
     """The model on the meta device; None where transformers has no such class or cannot build it."""
     import torch
-    import transformers
     from transformers.utils import logging
 
+    from merge.loading import library
+
+    transformers = library()
     config = _decoded(parse_json(config_text))
     config.pop("quantization_config", None)  # modules are named as in the plain model
     verbosity = logging.get_verbosity()
