@@ -22,9 +22,10 @@ import xxhash
 from eval.memory import Memory, key_of
 from merge.checkpoint.adapter import WEIGHTS as ADAPTERS
 from merge.checkpoint.checkpoint import open_checkpoint
-from merge.checkpoint.files import list_side_files, read_json, weight_file
+from merge.checkpoint.files import read_json, weight_file
 from merge.checkpoint.hub import locate
 from merge.checkpoint.layout import find_weights
+from merge.checkpoint.side_files import is_weights, list_side_files, module_folders
 from merge.errors import CheckpointError, OutputError, SourceChanged, UsageError
 from merge.loading.trust import is_trusted, remember_name
 from merge.output.manifest import read_manifest
@@ -234,7 +235,9 @@ def watch(path: Path) -> Callable[[], None]:
 
 def _files(path: Path) -> list[tuple[str, Path]]:
     """(name, path) of the files that a model's answers depend on, by name."""
-    names = [Path(weight_file(str(path), name)) for name in find_weights(str(path)).files]
+    folders = [str(path), *(str(path / folder) for folder in module_folders(str(path)))]
+    folders = [folder for folder in folders if folder == str(path) or any(map(is_weights, os.listdir(folder)))]
+    names = [Path(weight_file(folder, name)) for folder in folders for name in find_weights(folder).files]
     names += [path / name for name in (*list_side_files(str(path)), "config.json")]
     names += path.glob("*.py") if is_trusted(str(path)) else ()  # code that runs
     return sorted(

@@ -20,6 +20,7 @@ import numpy as np
 from finetune.quantizers import ROWS, Quantizer, make_quantizer
 from merge.checkpoint import Checkpoint, open_checkpoint
 from merge.checkpoint.reader import SourceReader
+from merge.checkpoint.side_files import module_folders
 from merge.chunks import Chunks, digest_of
 from merge.dtypes import DTYPES, torch_name
 from merge.engine.space import check_space
@@ -160,7 +161,7 @@ def _plan(
             if part.suffix in ("weight.absmax", "weight_scale", "weight_scale_inv"):
                 source = ((), ())
             steps.append(Step(f"{module}.{part.suffix}", part.shape, part.dtype, "", 0, to, *source))
-    placed, shards = lay_out(steps, shard_bytes)
+    placed, shards = lay_out(steps, shard_bytes, modules=module_folders(checkpoint.path))
     config = checkpoint.config | {"quantization_config": quantizer.config(kept)}
     side = [SideFile("config.json", text=json.dumps(config, indent=2, ensure_ascii=False) + "\n")]
     if (index := index_text(placed, shards)) is not None:

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 
 from merge.checkpoint import Checkpoint, open_checkpoint
 from merge.checkpoint.hub import wanted
+from merge.checkpoint.side_files import SMALL, lacking_code
 from merge.errors import CheckpointError
 from merge.recipe.model import ModelRef
 
@@ -237,6 +238,22 @@ def test_a_link_in_a_folder_cannot_lead_out(model: Path) -> None:
     assert "is a symbolic link to" in refused(model)
 
 
+@pytest.mark.parametrize("blobs", ["models--org--name/blobs", "blobs/ab"])
+def test_links_into_a_hub_cache_are_followed(model: Path, blobs: str) -> None:
+    """As huggingface_hub filled a local_dir until version 0.23: large files are links into the cache."""
+    save(model / "model.safetensors", "a")
+    cache = model.parent / "hub"
+    (cache / "models--org--name").mkdir(parents=True)
+    (cache / blobs).mkdir(parents=True, exist_ok=True)
+    for name in ("model.safetensors", "config.json"):
+        (model / name).rename(cache / blobs / f"etag-{name}")
+        (model / name).symlink_to(cache / blobs / f"etag-{name}")
+    assert list(opened(model).tensors) == ["a"]
+    add_index(model, {"a": "../hub/blobs/etag"})
+    (model / "model.safetensors").unlink()
+    assert "climbs out of the directory" in refused(model)
+
+
 def test_links_inside_the_directory_and_to_the_directory_are_fine(model: Path) -> None:
     save(model / "real.safetensors", "a")
     (model / "model.safetensors").symlink_to("real.safetensors")
@@ -260,13 +277,62 @@ def test_a_broken_link_is_said(model: Path) -> None:
 # --- side files --------------------------------------------------------------------------------------------------
 
 
-def test_side_files(model: Path) -> None:
+def test_side_files_go_by_a_rule(model: Path) -> None:
     save(model / "model.safetensors", "a")
-    (model / "chat_templates").mkdir()
-    names = ["tokenizer.json", "merges.txt", "chat_template.jinja", "chat_templates/a.jinja", "generation_config.json"]
-    for name in (*names, "modeling_custom.py", "chat_templates/evil.py", "README.md", "training_args.bin"):
+    for folder in ("chat_templates", "1_Pooling", "runs", "checkpoint-5", "onnx"):
+        (model / folder).mkdir()
+    kept = [
+        *("tokenizer.json", "merges.txt", "chat_template.jinja", "chat_templates/a.jinja", "generation_config.json"),
+        *("source.spm", "normalizer.json", "preprocessor_config.json", "sentence_bert_config.json", "LICENSE"),
+        *("config_sentence_transformers.json", "modules.json", "1_Pooling/config.json", "something_new.json"),
+    ]
+    left = [
+        *("modeling_custom.py", "chat_templates/evil.py", "README.md", "training_args.bin", "optimizer.pt", ".env"),
+        *("trainer_state.json", "eval_results.json", "model.onnx", "tf_model.h5", "pic.png", "runs/x.json"),
+        *("checkpoint-5/tokenizer.json", "onnx/config.json", "other.index.json", "mergekit_config.yml", "data.jsonl"),
+    ]
+    for name in (*kept, *left):
         (model / name).write_text("{}")
-    assert sorted(opened(model).side_files()) == sorted(names)
+    (model / "modules.json").write_text('[{"idx": 0, "path": ""}, {"idx": 1, "path": "1_Pooling"}]')
+    assert opened(model).side_files() == tuple(sorted(kept))
+
+
+def test_code_goes_along_if_auto_map_names_it(model: Path) -> None:
+    save(model / "model.safetensors", "a")
+    auto_map = {"AutoConfig": "configuration_x.XConfig", "AutoModel": "modeling_x.X", "AutoModelForY": "org/r--m.Y"}
+    (model / "config.json").write_text(json.dumps({"auto_map": auto_map}))
+    (model / "tokenizer_config.json").write_text('{"auto_map": {"AutoTokenizer": ["tokenization_x.XTok", null]}}')
+    code = {
+        "modeling_x.py": "from .configuration_x import XConfig\n  from .attention import attend\n",
+        "attention.py": "import torch\nfrom .gone import lost\n",
+        "configuration_x.py": "",
+        "tokenization_x.py": "",
+        "convert_x.py": "",
+        "m.py": "",
+    }
+    for name, text in code.items():
+        (model / name).write_text(text)
+    found = ("attention.py", "configuration_x.py", "modeling_x.py", "tokenization_x.py")
+    assert opened(model).side_files() == (*found, "tokenizer_config.json")
+    (model / "attention.py").unlink()
+    assert lacking_code(str(model), ["attention.py", "convert_x.py", "m.py"]) == ("attention.py",)
+
+
+def test_a_module_that_lies_outside_is_refused(model: Path) -> None:
+    save(model / "model.safetensors", "a")
+    (model.parent / "other").mkdir()
+    (model / "modules.json").write_text('[{"path": "../other"}]')
+    assert "climbs out of the directory" in refused(model)
+    (model / "modules.json").write_text('{"path": "x"}')
+    assert "expected a list of objects with path and type" in refused(model)
+
+
+def test_what_is_too_large_for_a_side_file_is_said(model: Path) -> None:
+    save(model / "model.safetensors", "a")
+    with (model / "index.faiss").open("wb") as file:
+        file.truncate(SMALL + 1)
+    assert opened(model).side_files() == ()
+    assert opened(model).notes == (f"{model}: not copied, as larger than a side file is: index.faiss",)
 
 
 # --- the hub -----------------------------------------------------------------------------------------------------

@@ -6,14 +6,15 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-from merge.checkpoint.files import inside, list_side_files, read_json, weight_file
+from merge.checkpoint.files import inside, read_json, weight_file
 from merge.checkpoint.fp8 import fold_scales
 from merge.checkpoint.hub import locate
 from merge.checkpoint.layout import find_weights
+from merge.checkpoint.side_files import is_weights, list_side_files, module_folders, too_large
 from merge.checkpoint.tensors import read_tensors
 from merge.errors import CheckpointError
 from merge.plan import SourceFile, TensorRef
-from merge.quoting import quoted
+from merge.quoting import quoted, some
 from merge.recipe.model import ModelRef
 
 
@@ -27,6 +28,7 @@ class Checkpoint:
         revision: commit of a model from the hub; None for a local directory.
         config: config.json.
         tensors: name -> TensorRef, file by file and in each file's order; FP8 scales are inside their weight's ref.
+            Those of a module in a folder of its own (sentence-transformers) are called FOLDER/NAME.
         files: the weight files, as they were when their headers were read.
         notes: what was left out or chosen, for the user to know.
     """
@@ -40,7 +42,7 @@ class Checkpoint:
     notes: tuple[str, ...]
 
     def side_files(self) -> tuple[str, ...]:
-        """Names, relative to `path`, of the tokenizer, template and generation files that are there."""
+        """Names, relative to `path`, of the small files that go with the weights."""
         return list_side_files(self.path)
 
 
@@ -61,6 +63,15 @@ def open_checkpoint(ref: ModelRef) -> Checkpoint:
     files = tuple(SourceFile.now(weight_file(place.path, name)) for name in weights.files)
     tensors, notes = read_tensors(place.path, weights)
     tensors, scale_notes = fold_scales(place.path, config, tensors)
+    for folder in module_folders(place.path):
+        inner = os.path.join(place.path, folder)
+        if not any(is_weights(name) for name in os.listdir(inner)):
+            continue
+        module = find_weights(inner)
+        files += tuple(SourceFile.now(weight_file(inner, name)) for name in module.files)
+        found, module_notes = read_tensors(inner, module)
+        tensors |= {f"{folder}/{name}": ref for name, ref in found.items()}
+        notes += (*module.notes, *module_notes)
     return Checkpoint(
         ref=ref,
         path=place.path,
@@ -68,8 +79,13 @@ def open_checkpoint(ref: ModelRef) -> Checkpoint:
         config=config,
         tensors=tensors,
         files=files,
-        notes=(*place.notes, *weights.notes, *notes, *scale_notes),
+        notes=(*place.notes, *weights.notes, *notes, *scale_notes, *_left_out(place.path)),
     )
+
+
+def _left_out(directory: str) -> tuple[str, ...]:
+    large = too_large(directory)
+    return (f"{directory}: not copied, as larger than a side file is: {some(list(large))}",) if large else ()
 
 
 def _read_config(directory: str) -> dict[str, Any]:

@@ -8,11 +8,18 @@ import os
 import re
 from dataclasses import dataclass
 
-from merge.checkpoint.files import SIDE_FILES, is_side_file, read_json
+from merge.checkpoint.files import read_json
+from merge.checkpoint.side_files import lacking_code, may_be_side_file
 from merge.errors import CheckpointError
 from merge.recipe.model import ModelRef
 
 _ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+# What a tokenizer may consist of; folders and indexes of weights are none of it.
+_TOKENIZER_FILES = [
+    *("config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "*.model"),
+    *("*.spm", "*.tiktoken", "tekken.json", "normalizer.json", "chat_template*", "*chat_templates/*", "*_config.json"),
+    "tokenization*.py",
+]
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -61,11 +68,10 @@ def locate_tokenizer(ref: ModelRef) -> str:
     import huggingface_hub
     from huggingface_hub import constants
 
-    patterns = ["config.json", *SIDE_FILES]
     offline = bool(constants.HF_HUB_OFFLINE)
     try:
         found = huggingface_hub.snapshot_download(
-            ref.path, revision=ref.revision, allow_patterns=patterns, local_files_only=offline
+            ref.path, revision=ref.revision, allow_patterns=_TOKENIZER_FILES, local_files_only=offline
         )
     except Exception as error:  # as in _from_hub
         raise CheckpointError(f"{ref.text}: {_why(ref, error)}") from error
@@ -73,7 +79,7 @@ def locate_tokenizer(ref: ModelRef) -> str:
 
 
 def wanted(names: list[str], adapter: bool = False) -> list[str]:
-    """Of a model's files on the hub, those to download: config, side files, and one set of weights."""
+    """Of a model's files on the hub, those to download: config, side files, modules, and one set of weights."""
     if adapter:
         files = [name for name in _ADAPTER_WEIGHTS if name in names][:1]
         return [*(name for name in names if name == "adapter_config.json"), *files]
@@ -87,7 +93,7 @@ def wanted(names: list[str], adapter: bool = False) -> list[str]:
             weights = [single] if single in files else named or files
             break
     small = {"config.json", "adapter_config.json"}
-    return [name for name in names if name in small or is_side_file(name) or name in weights]
+    return [name for name in names if name in small or may_be_side_file(name) or name in weights]
 
 
 def _from_hub(ref: ModelRef, adapter: bool) -> Place:
@@ -116,6 +122,11 @@ def _from_hub(ref: ModelRef, adapter: bool) -> Place:
             files += [name for name in names if name.endswith(".py") and "/" not in name]
         # By the name of the revision, not its commit: only then is it found in the cache again by that name.
         path = os.path.abspath(huggingface_hub.snapshot_download(ref.path, revision=ref.revision, allow_patterns=files))
+        while code := lacking_code(path, names):  # only what auto_map names, which is known now
+            files += code
+            huggingface_hub.snapshot_download(ref.path, revision=ref.revision, allow_patterns=files)
+            if code == lacking_code(path, names):
+                break
         return Place(path, os.path.basename(path))
     except CheckpointError:
         raise

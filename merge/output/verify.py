@@ -17,7 +17,7 @@ from merge.chunks import Chunks, digest_of
 from merge.dtypes import DTYPES
 from merge.errors import CheckpointError
 from merge.output.card import without_evaluation
-from merge.output.manifest import MANIFEST, read_manifest
+from merge.output.manifest import read_manifest
 from merge.plan import SourceFile, TensorRef
 from merge.processors import processors
 
@@ -54,7 +54,7 @@ def verify_output(
     unread: dict[str, None] = {}
     for name, shard in manifest["shards"].items():
         before = len(refs)
-        problems += _shard(root / name, shard, refs)
+        problems += _shard(root, name, shard, refs)
         unread |= {} if len(refs) > before else {name: None}
     problems += [
         f"{name}: in the manifest, but in no shard"
@@ -93,7 +93,8 @@ def tensor_file_digest(reader: SourceReader, ref: TensorRef) -> str:
     return digest_of(ref.shape, read)
 
 
-def _shard(path: Path, expected: dict[str, Any], refs: dict[str, TensorRef]) -> Iterator[str]:
+def _shard(root: Path, name: str, expected: dict[str, Any], refs: dict[str, TensorRef]) -> Iterator[str]:
+    path = root / name
     if not path.is_file():
         yield f"{path}: missing"
         return
@@ -109,7 +110,8 @@ def _shard(path: Path, expected: dict[str, Any], refs: dict[str, TensorRef]) -> 
         header = file.read(int.from_bytes(file.read(8), "little"))
     if xxhash.xxh3_128_hexdigest(header) != expected["header"]:
         yield f"{path}: its header changed"
-    refs.update((ref.name, ref) for ref in found)
+    folder = name.rpartition("/")[0]  # tensors of a module in a folder of its own are called FOLDER/NAME
+    refs.update((f"{folder}/{ref.name}" if folder else ref.name, ref) for ref in found)
 
 
 def _small_files(root: Path, manifest: dict[str, Any]) -> Iterator[str]:
@@ -132,6 +134,7 @@ def _digests(path: Path) -> Iterator[str]:
 
 def _strangers(root: Path, manifest: dict[str, Any]) -> Iterator[str]:
     """Weight files that the manifest does not know would be loaded beside it."""
-    for path in sorted(root.glob("*.safetensors")):
-        if path.name not in manifest["shards"] and path.name != MANIFEST:
+    folders = dict.fromkeys([root, *((root / name).parent for name in manifest["shards"])])
+    for path in sorted(path for folder in folders for path in folder.glob("*.safetensors")):
+        if path.relative_to(root).as_posix() not in manifest["shards"]:
             yield f"{path}: not part of this merge"

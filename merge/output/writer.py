@@ -114,6 +114,7 @@ class OutputDirectory:
 
     def _open_shard(self, name: str, header: str, size: int) -> int:
         path = self.partial / name
+        path.parent.mkdir(exist_ok=True)  # of a module in a folder of its own
         fd = open_file(os.fspath(path), os.O_RDWR | os.O_CREAT)
         os.truncate(fd, size)  # not fallocate: it makes the later writes several times dearer
         _write_all(fd, len(header).to_bytes(8, "little") + header.encode("ascii"), 0)
@@ -179,7 +180,8 @@ class OutputDirectory:
             for name, data in (*small_files.items(), manifest):
                 write_durably(self.partial / name, data)
             os.close(self._files.pop(JOURNAL))
-            sync_directory(self.partial)
+            for folder in {(self.partial / name).parent for name in (*self._files, *small_files)} | {self.partial}:
+                sync_directory(folder)
             self.check_out()
             swap(self.partial, self.out)
             # After the renaming: killed before it, all tensors are known to be done; and the lock holds until then.

@@ -14,7 +14,7 @@ from typing import Any
 
 from merge.architecture import Stack, find_stacks
 from merge.checkpoint.adapter import LoraModule
-from merge.checkpoint.files import list_side_files
+from merge.checkpoint.side_files import list_side_files
 from merge.dtypes import DTYPES
 from merge.engine.factors import GROUP, SUMS, is_exact
 from merge.errors import Problem, RecipeError

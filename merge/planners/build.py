@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from merge.checkpoint import Checkpoint
+from merge.checkpoint.side_files import module_folders
 from merge.errors import Problem, RecipeError
 from merge.methods import Method, get_method
 from merge.output.shards import index_text, lay_out
@@ -67,11 +68,12 @@ def build_plan(
     steps = [step for target in layout.targets if (step := builder.step(target)) is not None]
     builder.check_whole(steps)
     if recipe.tokenizer_source is None:
-        check_tokenizers(inputs)
+        check_tokenizers(recipe, inputs)
     copied = copied_files(recipe, inputs, vocabulary, problems)
     if problems:
         raise RecipeError(problems)
-    placed, shards = lay_out(steps, shard_bytes)
+    modules = dict.fromkeys(folder for model in inputs.all for folder in module_folders(model.checkpoint.path))
+    placed, shards = lay_out(steps, shard_bytes, modules=tuple(modules))
     name = recipe.name or _default_name(recipe)
     return Plan(
         name=name,

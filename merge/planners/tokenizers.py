@@ -1,32 +1,43 @@
-"""The tokenizer files of the output; and notes on inputs that number tokens otherwise, where nothing arranges them."""
+"""The side files of the output: tokenizer and chat template of one input, everything else of the config's donor.
+
+Notes say which inputs number tokens otherwise where nothing arranges them, and which files the donor lacks.
+"""
 
 from __future__ import annotations
 
 import filecmp
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from merge.architecture import is_embedding
+from merge.checkpoint import Checkpoint
 from merge.checkpoint.files import read_json
+from merge.checkpoint.side_files import code_files
 from merge.errors import CheckpointError, Problem
 from merge.plan import SideFile
-from merge.planners.inputs import Inputs
+from merge.planners.inputs import Input, Inputs
 from merge.planners.token_rows import Vocabulary
+from merge.quoting import some
 from merge.recipe.model import Recipe
 from merge.vocabulary import chat
-from merge.vocabulary.files import is_tokenizer_file, tokenizer_files
+from merge.vocabulary.files import is_tokenizer_file, tokenizer_code, tokenizer_files
 from merge.vocabulary.tokenizer import has_tokenizer, read_template, read_tokenizer
 
 _FILE = "tokenizer.json"
 _GENERATION = "generation_config.json"
 
 
-def check_tokenizers(inputs: Inputs) -> None:
+def check_tokenizers(recipe: Recipe, inputs: Inputs) -> None:
     """A note for every input that numbers tokens otherwise, for recipes that do not ask for an order of tokens."""
-    donor = inputs.donor.checkpoint
+    keeper = _tokenizer_donor(recipe, inputs)
+    donor = keeper.checkpoint
     if not has_tokenizer(donor.path) and not any("token" in name or "vocab" in name for name in donor.side_files()):
         inputs.notes.append(f"{donor.ref.text} has no tokenizer files; the result will have none")
         return
+    if keeper is not inputs.donor and recipe.tokenizer_donor is None:
+        inputs.notes.append(f"{inputs.donor.ref.text} has no tokenizer files; those of {donor.ref.text} are taken")
     for model in inputs.all:
         difference = _difference(Path(donor.path) / _FILE, Path(model.checkpoint.path) / _FILE)
         if difference is not None:
@@ -37,28 +48,83 @@ def check_tokenizers(inputs: Inputs) -> None:
             )
 
 
+def _tokenizer_donor(recipe: Recipe, inputs: Inputs) -> Input:
+    """The recipe's choice, or the config's donor; if that has no tokenizer, the first that has one and as many rows."""
+    if recipe.tokenizer_donor is not None:
+        return inputs.all[inputs.place(recipe.tokenizer_donor)]
+    having = [model for model in inputs.all if has_tokenizer(model.checkpoint.path)]
+    if not having or having[0] is inputs.donor:
+        return inputs.donor
+    rows = _rows(inputs.donor)
+    return next((model for model in having if rows and _rows(model) == rows), inputs.donor)
+
+
+def _rows(model: Input) -> int:
+    """Of the embedding; 0 for a model without one."""
+    return next((ref.shape[0] for name, ref in model.tensors.items() if is_embedding(name) and ref.shape), 0)
+
+
 def copied_files(
     recipe: Recipe, inputs: Inputs, vocabulary: Vocabulary | None, problems: list[Problem]
 ) -> tuple[SideFile, ...]:
-    """Tokenizer, chat template and generation files of the output."""
+    """What is copied into the output: tokenizer, templates, generation and processor files, code."""
     donor = inputs.donor.checkpoint
+    keeper = _tokenizer_donor(recipe, inputs).checkpoint
+    if vocabulary is not None:
+        keeper = donor if vocabulary.owner is None else inputs.all[vocabulary.owner].checkpoint
     template = _template(recipe, inputs)
+    others = [name for name in donor.side_files() if not _goes_with_tokenizer(name, donor.path)]
+    copied = [SideFile(name, source=f"{donor.path}/{name}") for name in others]
+    if code := code_files(donor.path):
+        inputs.notes.append(f"copied with {donor.ref.text}: code that auto_map names ({some(list(code))})")
+    _note_what_is_lacking(inputs, others)
+    copied += _generation(keeper, donor, vocabulary, inputs.notes)
     if vocabulary is None and template is None:
-        return tuple(SideFile(file, source=f"{donor.path}/{file}") for file in donor.side_files())
-    if vocabulary is None and not has_tokenizer(donor.path):
-        said = f"{donor.ref.text} has no tokenizer for the chat template to go with."
+        names = [name for name in keeper.side_files() if _goes_with_tokenizer(name, keeper.path)]
+        kept = (SideFile(name, source=f"{keeper.path}/{name}") for name in names if name != _GENERATION)
+        return (*kept, *copied)
+    if vocabulary is None and not has_tokenizer(keeper.path):
+        said = f"{keeper.ref.text} has no tokenizer for the chat template to go with."
         problems.append(Problem(said, recipe.where("chat_template"), "Name a tokenizer_source that has one."))
         return ()
-    tokenizer = read_tokenizer(donor.path, donor.ref.text) if vocabulary is None else vocabulary.tokenizer
+    tokenizer = read_tokenizer(keeper.path, keeper.ref.text) if vocabulary is None else vocabulary.tokenizer
     changed = None if vocabulary is None else vocabulary.changed
-    files = tokenizer_files(tokenizer, changed, template, inputs.notes)
-    keeper = donor if vocabulary is None or vocabulary.owner is None else inputs.all[vocabulary.owner].checkpoint
-    others = [name for name in keeper.side_files() if not is_tokenizer_file(name)]
-    if vocabulary is not None and vocabulary.owner is None and _GENERATION in others:
-        others.remove(_GENERATION)
-        config = vocabulary.adapted(read_json(f"{keeper.path}/{_GENERATION}", unique=False), inputs.notes)
-        files += (SideFile(_GENERATION, text=json.dumps(config, indent=2, ensure_ascii=False) + "\n"),)
-    return (*files, *(SideFile(name, source=f"{keeper.path}/{name}") for name in others))
+    return (*tokenizer_files(tokenizer, changed, template, inputs.notes), *copied)
+
+
+def _generation(
+    keeper: Checkpoint, donor: Checkpoint, vocabulary: Vocabulary | None, notes: list[str]
+) -> tuple[SideFile, ...]:
+    """generation_config.json, with the token ids of the output's vocabulary."""
+    owner = next((one for one in (keeper, donor) if _GENERATION in one.side_files()), None)
+    if owner is None:
+        return ()
+    source = f"{owner.path}/{_GENERATION}"
+    if vocabulary is None or (vocabulary.owner is not None and owner is keeper):
+        return (SideFile(_GENERATION, source=source),)
+    config = vocabulary.adapted(read_json(source, unique=False), notes)
+    return (SideFile(_GENERATION, text=json.dumps(config, indent=2, ensure_ascii=False) + "\n"),)
+
+
+def _goes_with_tokenizer(name: str, directory: str) -> bool:
+    """Generation has token ids, so it goes with the tokenizer."""
+    return is_tokenizer_file(name) or name == _GENERATION or name in tokenizer_code(directory)
+
+
+def _note_what_is_lacking(inputs: Inputs, names: Sequence[str]) -> None:
+    """Files of other inputs that tell how the model is used, and that the donor does not have."""
+    for model in inputs.all[1:]:
+        path = model.checkpoint.path
+        lacking = [
+            name
+            for name in model.checkpoint.side_files()
+            if name not in names and name.endswith((".json", ".py")) and not _goes_with_tokenizer(name, path)
+        ]
+        if lacking:
+            inputs.notes.append(
+                f"not copied, as {inputs.donor.ref.text} gives config.json and lacks them: {some(lacking)} of "
+                f'{model.ref.text} ("config_donor" chooses)'
+            )
 
 
 def _template(recipe: Recipe, inputs: Inputs) -> str | None:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from merge.checkpoint.files import list_side_files
+from merge.checkpoint.side_files import code_of, list_side_files
 from merge.errors import CheckpointError
 from merge.plan import SideFile
 from merge.quoting import quoted, some
@@ -28,7 +28,13 @@ def is_template_file(name: str) -> bool:
 
 def is_tokenizer_file(name: str) -> bool:
     """Whether a side file goes with the tokenizer, and not with the model (generation, images)."""
-    return name in (FILE, CONFIG, _SPECIAL, *_STALE) or is_template_file(name)
+    named = (FILE, CONFIG, _SPECIAL, "normalizer.json", *_STALE)
+    return name in named or name.endswith((".spm", ".tiktoken")) or is_template_file(name)
+
+
+def tokenizer_code(directory: str) -> tuple[str, ...]:
+    """The Python files of a tokenizer's class, where that is the repository's own."""
+    return code_of(directory, CONFIG)
 
 
 def tokenizer_files(
