@@ -15,9 +15,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from merge.checkpoint.adapter_config import check_config
-from merge.checkpoint.files import inside, list_side_files, read_json, weight_file
+from merge.checkpoint.files import inside, read_json, weight_file
 from merge.checkpoint.hub import locate
 from merge.checkpoint.safetensors_file import read_header
+from merge.checkpoint.side_files import list_side_files
 from merge.errors import CheckpointError
 from merge.plan import SourceFile, TensorRef
 from merge.recipe.model import ModelRef
