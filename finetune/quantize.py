@@ -27,6 +27,7 @@ from merge.engine.space import check_space
 from merge.errors import NumbersError, UsageError
 from merge.output.manifest import MANIFEST, manifest_bytes, side_file_bytes
 from merge.output.shards import INDEX, index_text, lay_out
+from merge.output.task import task_of
 from merge.output.writer import OutputDirectory
 from merge.plan import Plan, SideFile, SourceModel, Step, TensorRef
 from merge.processors import processors
@@ -176,7 +177,8 @@ def _plan(
 
 
 def _card(checkpoint: Checkpoint, to: str, name: str, n_layers: int, n_kept: int) -> str:
-    head = ["---", "library_name: transformers"]
+    task = task_of(checkpoint.config, embeds=bool(module_folders(checkpoint.path)))
+    head = ["---", "library_name: transformers", *([f"pipeline_tag: {task}"] if task else [])]
     if checkpoint.revision is not None:
         head += [f"base_model: {json.dumps(checkpoint.ref.path)}", "base_model_relation: quantized"]
     how = {

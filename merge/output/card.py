@@ -23,11 +23,18 @@ def model_card(
     base: int | None,
     used: Iterable[str] = (),
     adapter: bool = False,
+    task: str | None = None,
 ) -> str:
-    """Markdown with a YAML head. Only hub ids are named as base models there; local directories go by their name."""
+    """Markdown with a YAML head. Only hub ids are named as base models there; local directories go by their name.
+
+    Args:
+        used: names of the methods of all tensors.
+        task: the hub's pipeline tag, see merge/output/task.py.
+    """
     hub = [model.ref for model in models if model.revision is not None]
     library, what = ("peft", "LoRA adapters") if adapter else ("transformers", "pre-trained language models")
-    head = ["---", f"library_name: {library}", "pipeline_tag: text-generation"]
+    library = "sentence-transformers" if task == "sentence-similarity" else library
+    head = ["---", f"library_name: {library}", *([f"pipeline_tag: {task}"] if task else [])]
     if hub:
         head += [
             "base_model:",

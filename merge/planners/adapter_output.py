@@ -23,6 +23,7 @@ from merge.methods.registry import OUTPUT_RANK
 from merge.output.adapter_config import adapter_config, ranks_said
 from merge.output.card import model_card
 from merge.output.shards import lay_out
+from merge.output.task import ADAPTER_TASKS
 from merge.plan import Derived, Plan, SideFile, Step, TensorRef
 from merge.planners.adapter_inputs import FOLD, AdapterInputs, open_inputs, unfit, unlike
 from merge.planners.targets import gradient_place
@@ -51,7 +52,7 @@ def build_adapter_plan(recipe: Recipe, method: Method, name: str) -> Plan:
     models = inputs.models()
     base = None if inputs.base is None else 0
     made = {
-        "README.md": model_card(recipe, name, method, list(models), base, adapter=True),
+        "README.md": model_card(recipe, name, method, list(models), base, adapter=True, task=_task(inputs)),
         "adapter_config.json": adapter_config(inputs.adapters, ranks, inputs.base_name()),
         RECIPE_FILE: recipe.text,
     }
@@ -72,6 +73,11 @@ def build_adapter_plan(recipe: Recipe, method: Method, name: str) -> Plan:
         recipe_text=recipe.text,
         method_origin=method.origin,
     )
+
+
+def _task(inputs: AdapterInputs) -> str | None:
+    kind = inputs.adapters[0].config.get("task_type")
+    return ADAPTER_TASKS.get(kind) if isinstance(kind, str) else None
 
 
 class _Builder:

@@ -12,6 +12,7 @@ from merge.output.shards import index_text, lay_out
 from merge.plan import Plan, Step, Units
 from merge.planners.adapter_output import build_adapter_plan
 from merge.planners.align import align_targets
+from merge.planners.donors import donor_notes
 from merge.planners.inputs import Inputs
 from merge.planners.same_architecture import different_architectures
 from merge.planners.side_files import side_files
@@ -69,6 +70,7 @@ def build_plan(
     builder.check_whole(steps)
     if recipe.tokenizer_source is None:
         check_tokenizers(recipe, inputs)
+    inputs.notes += donor_notes(recipe, inputs)
     copied = copied_files(recipe, inputs, vocabulary, problems)
     if problems:
         raise RecipeError(problems)

@@ -7,8 +7,10 @@ import json
 import os
 from collections.abc import Sequence
 
+from merge.checkpoint.side_files import MODULES
 from merge.dtypes import RECIPE_NAMES, torch_name
 from merge.errors import UsageError
+from merge.output.task import task_of
 from merge.plan import Plan, SideFile
 from merge.planners.build import SHARD_BYTES, build_plan
 from merge.recipe import parse_recipe
@@ -41,18 +43,21 @@ def convert_plan(
         *([f"allow: [{', '.join(allow)}]"] if allow else []),
     ]
     plan = build_plan(parse_recipe("\n".join(lines) + "\n"), shard_bytes=shard_bytes)
+    texts = {side.name: side.text for side in plan.side_files}
+    task = task_of(json.loads(texts["config.json"] or "{}"), embeds=MODULES in texts)
     files = tuple(
-        SideFile(side.name, text=_card(plan)) if side.name == "README.md" else side for side in plan.side_files
+        SideFile(side.name, text=_card(plan, task)) if side.name == "README.md" else side for side in plan.side_files
     )
     return dataclasses.replace(plan, side_files=files, notes_rounding=True)
 
 
-def _card(plan: Plan) -> str:
+def _card(plan: Plan, task: str | None) -> str:
     (model,) = plan.models
     hub = [f"base_model: {json.dumps(model.ref.split('@')[0])}"] if model.revision is not None else []
     dtypes = ", ".join(dict.fromkeys(torch_name(step.dtype) for step in plan.steps))
     lines = [
-        *("---", "library_name: transformers", *hub, "---", "", f"# {plan.name}", ""),
+        *("---", "library_name: transformers", *([f"pipeline_tag: {task}"] if task else []), *hub, "---", ""),
+        *(f"# {plan.name}", ""),
         f"The weights of {model.ref}, written by Merge Workbench as {dtypes}.",
         "",
         "`merge_manifest.json` has the digests of every tensor, and what rounding changed; `merge verify` checks them.",

@@ -13,6 +13,7 @@ moe_steps.py    the steps
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from merge.methods import get_method
 from merge.output.card import model_card
 from merge.output.config import output_config
 from merge.output.shards import INDEX, index_text, lay_out
+from merge.output.task import task_of
 from merge.plan import Experts, Gates, Plan, SideFile, Step
 from merge.planners.build import build_plan
 from merge.planners.inputs import Inputs
@@ -117,7 +119,7 @@ def _side_files(dense: Dense, name: str, steps: Sequence[Step], index: str | Non
     models = [model.source_model() for model in dense.inputs.all]
     home = Path(merge.output.__path__[0])
     made = {
-        "README.md": model_card(dense.recipe, name, method, models, 0),
+        "README.md": model_card(dense.recipe, name, method, models, 0, task=task_of(json.loads(config))),
         "config.json": config,
         RECIPE_FILE: dense.recipe.text,
         **{file: (home / file).read_text(encoding="utf-8") for file in dense.layout.files},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Mapping
 
@@ -39,8 +40,14 @@ def mentioned(recipe: Recipe) -> dict[Key, tuple[ModelRef, str | None]]:
     return unique
 
 
+def first_model(recipe: Recipe) -> ModelRef:
+    """The base, or else the model listed first."""
+    listed = mentioned(dataclasses.replace(recipe, config_donor=None))
+    return next(ref for ref, _ in listed.values())
+
+
 def open_models(recipe: Recipe, known: Mapping[str, Checkpoint] | None = None) -> list[Checkpoint]:
-    """Opens every model of a recipe.
+    """Opens every model of a recipe, the donor of config.json first.
 
     Args:
         known: checkpoints that no directory holds (yet), by the path of their references.
@@ -65,7 +72,15 @@ def open_models(recipe: Recipe, known: Mapping[str, Checkpoint] | None = None) -
         raise CheckpointError("\n".join(str(error) for _, error in failures)) from failures[0][1]
     if not checkpoints:
         raise RecipeError(Problem("the recipe names no model"))
-    return checkpoints
+    return _donor_first(recipe, checkpoints)
+
+
+def _donor_first(recipe: Recipe, checkpoints: list[Checkpoint]) -> list[Checkpoint]:
+    """A config without a model_type loads nowhere: unless the recipe chooses, a model that has one goes first."""
+    if recipe.config_donor is not None or checkpoints[0].config.get("model_type"):
+        return checkpoints
+    typed = next((one for one in checkpoints if one.config.get("model_type")), checkpoints[0])
+    return [typed, *(one for one in checkpoints if one is not typed)]
 
 
 def _is_told(where: str | None, problems: list[Problem]) -> bool:

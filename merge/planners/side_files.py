@@ -6,11 +6,14 @@ from collections import Counter
 from collections.abc import Sequence
 
 from merge.architecture import is_embedding
+from merge.checkpoint.side_files import MODULES
 from merge.dtypes import DTYPES, torch_name
 from merge.methods import Method
 from merge.output.card import model_card
 from merge.output.config import output_config
+from merge.output.heads import Parent, with_head
 from merge.output.shards import INDEX
+from merge.output.task import task_of
 from merge.plan import SideFile, Step
 from merge.planners.inputs import Inputs
 from merge.planners.targets import Layout
@@ -37,8 +40,11 @@ def side_files(
         if DTYPES[step.dtype].is_float:
             bytes_of[step.dtype] += step.nbytes
     dtype = max(bytes_of, key=lambda key: bytes_of[key], default="F32")
+    parents = [Parent(model.config, model.tensors) for model in inputs.all]
+    headed = with_head(donor.config, parents, {step.name: step.shape for step in steps}, inputs.notes)
+    task = task_of(headed, embeds=any(file.name == MODULES for file in copied))
     config = output_config(
-        donor.config if vocabulary is None else vocabulary.adapted(donor.config, inputs.notes),
+        headed if vocabulary is None else vocabulary.adapted(headed, inputs.notes),
         dtype=torch_name(dtype),
         tied=inputs.tied,
         vocabulary=next((step.shape[0] for step in steps if is_embedding(step.name) and step.shape), None),
@@ -48,7 +54,7 @@ def side_files(
     models = [model.source_model() for model in inputs.all]
     base = None if recipe.base_model is None else inputs.place(recipe.base_model)
     made = {
-        "README.md": model_card(recipe, name, method, models, base, (step.method for step in steps)),
+        "README.md": model_card(recipe, name, method, models, base, (step.method for step in steps), task=task),
         "config.json": config,
         RECIPE_FILE: recipe.text,
     }

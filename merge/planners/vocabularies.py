@@ -9,6 +9,7 @@ from pathlib import Path
 from merge.checkpoint.hub import locate_tokenizer
 from merge.errors import Problem, RecipeError
 from merge.planners.inputs import Input, Inputs
+from merge.planners.models import first_model
 from merge.planners.token_rows import Arranger, Vocabulary, vocabulary_rows
 from merge.quoting import quoted
 from merge.recipe.model import ModelRef, Recipe, TokenizerSettings
@@ -89,7 +90,7 @@ def _source(recipe: Recipe, inputs: Inputs) -> tuple[int | None, ModelRef | None
     """(index in Inputs.all of the model whose tokenizer is asked for, or a model that is not merged)."""
     if recipe.tokenizer_source == "union":
         return 0, None
-    owner = 0
+    owner = inputs.place(first_model(recipe))
     if recipe.tokenizer_source != "base":
         assert recipe.tokenizer_source is not None
         ref = parse_reference(recipe.tokenizer_source, None if recipe.file is None else Path(recipe.file).parent)

@@ -19,6 +19,10 @@ _MOST_PADDING = 1 << 20
 def read_source(reader: Reader, fields: Mapping[str, yaml.Node], listed: tuple[ModelRef, ...]) -> str | None:
     """ "base", "union" or a model's text, from either spelling; a listed model under the text it is listed by."""
     node, path = fields.get("tokenizer_source"), "tokenizer_source"
+    for key in ("tokenizer", "tokenizer_source"):
+        if "tokenizer_donor" in fields and key in fields:
+            message = f'"{key}" arranges tokens and chooses their tokenizer; keep it or "tokenizer_donor"'
+            reader.problem(fields["tokenizer_donor"], message)
     if "tokenizer" in fields:
         if node is not None:
             reader.problem(node, '"tokenizer_source" and "tokenizer" say the same thing; keep one of them')
