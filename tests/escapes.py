@@ -220,8 +220,10 @@ def process_share_memory():
 
 
 def rawprocess_fork():
-    if _ok(_LIBC.fork()) == 0:
+    child = _ok(_LIBC.fork())
+    if child == 0:
         os._exit(0)
+    os.waitpid(child, 0)
 
 
 def rawprocess_kill():
