@@ -15,8 +15,10 @@ import pytest
 from eval.sandbox import LAYERS, described, guard, returned
 from eval.sandbox.inside.values import encode, same
 from eval.sandbox.places import places
+from eval.sandbox.process import _holds_too_much, run
 from eval.sandbox.removal import remove_tree
 from eval.tasks.core.code import check, problems
+from merge.errors import MergeError
 
 resource = pytest.importorskip("resource")
 HERE = Path(__file__).parent
@@ -26,7 +28,7 @@ ORDINARY = (HERE / "ordinary_programs.py").read_text(encoding="utf-8")
 LAST = ("rlimits", "audit hooks")  # what is left where the kernel offers nothing
 NO_FILES = ("seccomp", *LAST)  # nothing says which files may be written, so none may
 # Every guard that this machine can have, by what it is allowed.
-ALLOWED = [LAYERS, LAYERS[1:], LAYERS[2:], ("landlock", *LAST), NO_FILES, LAST]
+ALLOWED = [LAYERS, LAYERS[1:], LAYERS[2:], ("bubblewrap", *LAST), ("landlock", *LAST), NO_FILES, LAST]
 GUARDS = list({guard(allowed): allowed for allowed in ALLOWED}.values())
 # Those in which the kernel alone has to do, as if the program had already got around the audit hooks.
 KERNEL = {guard(allowed): allowed for allowed in (LAYERS[:-1], LAYERS[1:-1], LAYERS[2:-1])}
@@ -238,6 +240,18 @@ def f(chunk):
     assert grown < (32 << 20) / (1 if sys.platform == "darwin" else 1024)
 
 
+def test_many_files_are_too_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("eval.sandbox.process._MOST_FILES", 20)
+    for n in range(5):
+        (tmp_path / f"{n}" / "inner").mkdir(parents=True)
+        (tmp_path / f"{n}" / "own").touch()
+    assert not _holds_too_much(str(tmp_path))  # 15
+    for n in range(6):
+        (tmp_path / "3" / "inner" / f"{n}").touch()
+    assert _holds_too_much(str(tmp_path))
+    assert not _holds_too_much(str(tmp_path / "gone"))
+
+
 MESS = """
 import os
 def f(depth):
@@ -337,9 +351,19 @@ def test_a_guard_without_the_kernel_says_so() -> None:
     assert "without a guard" in described(())
 
 
-def test_a_bubblewrap_that_does_not_work_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    broken = tmp_path / "bwrap"
-    broken.write_text("#!/bin/sh\nexit 1\n", encoding="utf-8")
-    broken.chmod(0o755)
+@pytest.fixture
+def broken_bubblewrap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "bwrap").write_text("#!/bin/sh\nexit 1\n", encoding="utf-8")
+    (tmp_path / "bwrap").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+
+
+@pytest.mark.usefixtures("broken_bubblewrap")
+def test_a_bubblewrap_that_does_not_work_is_not_used() -> None:
     assert guard.__wrapped__(("bubblewrap", *LAST)) == LAST
+
+
+@pytest.mark.usefixtures("broken_bubblewrap")
+def test_a_guard_that_fails_later_is_an_error_and_no_wrong_answer() -> None:
+    with pytest.raises(MergeError, match=r"a process under bubblewrap, rlimits did not start"):
+        run(("bubblewrap", "rlimits"), "def f(): return 1", "f", [()], 10.0, 1 << 30)

@@ -4,7 +4,7 @@ The program runs in a process of its own (inside/): isolated mode, empty environ
 every layer of protection that the machine offers without privileges:
 
     bubblewrap   if `bwrap` is installed: no network, no other processes, no files but the standard library
-    namespaces   else, on Linux: no network, a small file system in memory as temporary directory
+    namespaces   Linux: no network; the temporary directory is a small file system in memory
     landlock     Linux 5.13: files outside of the temporary directory can be neither read nor written
     seccomp      Linux on x86_64 and aarch64: system calls that a pure function needs, and no others
     rlimits      processor time, memory, sizes of files, open files; all but Windows
@@ -24,7 +24,7 @@ from typing import Any
 
 from eval.sandbox.launch import has_bubblewrap
 from eval.sandbox.places import places
-from eval.sandbox.process import run
+from eval.sandbox.process import NotStarted, run
 from merge.errors import MergeError
 
 TIMEOUT = 10.0  # seconds
@@ -55,7 +55,7 @@ def returned(
         One value for each call; fewer where the program ended, failed or was ended before.
 
     Raises:
-        MergeError: no Python process can be started on this machine.
+        MergeError: no process can be started on this machine, or not any more under the guard that worked before.
     """
     return run(guard(tuple(allowed)), source, function, calls, timeout, memory)
 
@@ -63,17 +63,16 @@ def returned(
 @functools.cache
 def guard(allowed: tuple[str, ...] = LAYERS) -> tuple[str, ...]:
     """The layers that work on this machine, outermost first; see above."""
-    outer = next((layer for layer in ("bubblewrap", "namespaces") if layer in allowed and _works((layer,))), None)
-    found: list[str] = [outer] if outer else []
-    found += [layer for layer in ("landlock", "seccomp") if layer in allowed and _works((layer,))]
     others = [layer for layer in LAYERS if layer in allowed and layer not in _KERNEL]
     if sys.platform == "win32":
         others.remove("rlimits")
-    # Each works by itself; should they not work together, fewer do.
-    for layers in (found, found[:1], []):
-        if _works((*layers, *others)):
-            return (*layers, *others)
-    raise MergeError(f"code cannot be run: {places().executable} could not be started as a process of its own.")
+    found: list[str] = []
+    for layer in _KERNEL if sys.platform == "linux" else ():
+        if layer in allowed and _works([*found, layer, *others]):
+            found.append(layer)
+    if not found and not _works(others):
+        raise MergeError(f"code cannot be run: {places().executable} could not be started as a process of its own.")
+    return (*found, *others)
 
 
 def described(layers: Sequence[str]) -> str:
@@ -96,7 +95,10 @@ def trial(text):
 """
 
 
-def _works(layers: tuple[str, ...]) -> bool:
-    if (set(layers) & set(_KERNEL) and sys.platform != "linux") or ("bubblewrap" in layers and not has_bubblewrap()):
+def _works(layers: Sequence[str]) -> bool:
+    if "bubblewrap" in layers and not has_bubblewrap():
         return False
-    return run(layers, _TRIAL, "trial", [[b"answer"]], TIMEOUT, MEMORY) == [["bytes", b"answer".hex()]]
+    try:
+        return run(layers, _TRIAL, "trial", [[b"answer"]], TIMEOUT, MEMORY) == [["bytes", b"answer".hex()]]
+    except NotStarted:
+        return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import marshal
 import os
 import re
@@ -19,17 +20,22 @@ from typing import Any
 from eval.sandbox.launch import command, environment
 from eval.sandbox.places import places
 from eval.sandbox.removal import remove_tree
+from merge.errors import MergeError
 from merge.jsontext import parse_json
 
 _MOST_SAID = 1 << 18  # bytes
-_MOST_THREADS, _MOST_WRITTEN = 64, 64 << 20  # bytes, to files
-_TICK = 0.05  # seconds
+_MOST_THREADS, _MOST_FILES, _MOST_WRITTEN = 64, 4096, 64 << 20  # bytes, to files
+_TICK, _START = 0.05, 60.0  # seconds
+
+
+class NotStarted(MergeError):
+    """No process under these layers: nothing of the program was run."""
 
 
 def run(
     layers: Collection[str], source: str, function: str, calls: Sequence[Sequence[Any]], timeout: float, memory: int
 ) -> list[Any]:
-    """As eval.sandbox.returned, under these layers; [] where one of them cannot be had."""
+    """As eval.sandbox.returned, under these layers; raises NotStarted where one of them cannot be had."""
     at = places()
     request = {
         "source": source,
@@ -56,12 +62,15 @@ def run(
                 start_new_session=True,
             ) as process:
                 try:
-                    said = _listen(process, len(calls), timeout)
+                    said = _listen(process, home, 1 + len(calls), timeout)
                 finally:
                     _end(process)
     finally:
         remove_tree(home)
-    return list(_values(said, len(calls)))
+    ready, *values = said.split(b"\n")
+    if ready or not values:
+        raise NotStarted(f"code cannot be run: a process under {', '.join(layers) or 'no guard'} did not start.")
+    return list(_read(values[:-1][: len(calls)]))  # the last one is not whole
 
 
 def _limits(timeout: float, memory: int) -> dict[str, int]:
@@ -70,29 +79,35 @@ def _limits(timeout: float, memory: int) -> dict[str, int]:
         "RLIMIT_AS": memory,
         "RLIMIT_FSIZE": 1 << 20,
         "RLIMIT_NOFILE": 64,
-        "RLIMIT_CORE": 0,
+        "RLIMIT_CORE": 1,  # none; with 0 a program that collects core dumps would still be started (man 5 core)
     }
     # On Linux that is a limit of threads, and counts those of all the user's programs.
     return limits if sys.platform == "linux" else limits | {"RLIMIT_NPROC": 1}
 
 
-def _listen(process: subprocess.Popen[bytes], n_lines: int, timeout: float) -> bytes:
-    """What it says: at most so many lines, _MOST_SAID bytes, and until the time is over or it takes too much."""
+def _listen(process: subprocess.Popen[bytes], home: str, n_lines: int, timeout: float) -> bytes:
+    """What it says: at most so many lines, _MOST_SAID bytes, and until the time is over or it takes too much.
+
+    The time begins with the first line, which says that the process is ready: that takes long on a busy machine.
+    """
     assert process.stdout is not None
-    pipe, said = process.stdout.fileno(), bytearray()
+    pipe, said, ready = process.stdout.fileno(), bytearray(), threading.Event()
 
     def fill() -> None:
         lines = 0
         while lines < n_lines and len(said) < _MOST_SAID and (chunk := os.read(pipe, 1 << 14)):
             said.extend(chunk)
             lines += chunk.count(b"\n")
+            ready.set()
+        ready.set()
 
     listener = threading.Thread(target=fill, daemon=True)
     listener.start()
+    ready.wait(_START)
     deadline = time.monotonic() + timeout
-    while (left := deadline - time.monotonic()) > 0:
+    while listener.is_alive() and ready.is_set() and (left := deadline - time.monotonic()) > 0:
         listener.join(min(left, _TICK))
-        if not listener.is_alive() or _takes_too_much(process.pid):
+        if _takes_too_much(process.pid) or _holds_too_much(home):
             break
     _end(process)
     listener.join(1.0)
@@ -122,6 +137,23 @@ def _takes_too_much(pid: int) -> bool:
     return False
 
 
+def _holds_too_much(home: str) -> bool:
+    """Entries, in all directories in it. What cannot be counted is too much."""
+    n, waiting = 0, [home]
+    try:
+        while waiting and n <= _MOST_FILES:
+            with os.scandir(waiting.pop()) as entries:
+                for entry in itertools.islice(entries, _MOST_FILES + 1 - n):
+                    n += 1
+                    if entry.is_dir(follow_symlinks=False):
+                        waiting.append(entry.path)
+    except FileNotFoundError:  # removed meanwhile
+        return False
+    except OSError:
+        return True
+    return n > _MOST_FILES
+
+
 def _with_children(pid: int) -> Iterator[int]:
     yield pid
     with contextlib.suppress(OSError):
@@ -129,9 +161,9 @@ def _with_children(pid: int) -> Iterator[int]:
             yield from _with_children(int(child))
 
 
-def _values(said: bytes, n: int) -> Iterator[Any]:
-    """Of the lines that are whole and hold JSON, up to the first that does not."""
-    for line in said.split(b"\n")[:-1][:n]:
+def _read(lines: Sequence[bytes]) -> Iterator[Any]:
+    """The values of lines, up to the first that is no JSON."""
+    for line in lines:
         try:
             yield parse_json(line)
         except ValueError:

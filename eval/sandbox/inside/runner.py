@@ -1,8 +1,9 @@
 """The confined process: gives up what it can, then runs the program and calls its function.
 
-It reads one request from standard input (marshal: it comes from the process that started this one), and writes a line
-of JSON for each call that returned to what was standard output. The program can write there too, and so can say
-whatever it likes about what its function returns; which values are right it is never told.
+It reads one request from standard input (marshal: it comes from the process that started this one). To what was
+standard output it writes an empty line when nothing is left to give up, and a line of JSON for each call that returned.
+The program can write there too, and say whatever it likes of what its function returns; which values are right it is
+never told.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ def main() -> None:
     _confine(layers, request["readable"], request["listable"])
     if "audit hooks" in layers:
         install(os.getcwd(), [*request["readable"], *request["aliases"]], request["listable"])
+    os.write(out, b"\n")  # ready
     _answer(out, request["source"], request["function"], request["calls"])
 
 
