@@ -172,11 +172,11 @@ def test_a_rank_for_some_modules(tmp_path: Path, two: tuple[Path, Path]) -> None
 
 
 def test_svd_keeps_the_largest_rank_and_says_what_of_the_energy(
-    tmp_path: Path, two: tuple[Path, Path], run_cli: Callable[..., Any]
+    tmp_path: Path, two: tuple[Path, Path], call_cli: Callable[..., Any]
 ) -> None:
     recipe = {"merge_method": "svd", "models": [{"model": str(path)} for path in two]}
     (tmp_path / "r.yaml").write_text(yaml.safe_dump(recipe))
-    done = run_cli(["run", "r.yaml", "-o", "out"])
+    done = call_cli(["run", "r.yaml", "-o", "out"])
     assert done.code == 0, done.stderr
     wanted, got = total(two, (1, 1)), changes(tmp_path / "out")
     manifest = read_manifest(tmp_path / "out")
@@ -193,7 +193,7 @@ def test_svd_keeps_the_largest_rank_and_says_what_of_the_energy(
     assert manifest["adapter"]["kept_energy"] == pytest.approx(kept / whole, rel=1e-6)
     assert manifest["adapter"]["least"]["module"] == least
     assert f"kept {kept / whole:.2%} of the energy over 4 modules; least in {least}, {shares[least]:.2%}" in done.stdout
-    shown = run_cli(["plan", "r.yaml"])
+    shown = call_cli(["plan", "r.yaml"])
     assert "4 modules, rank 4" in shown.stdout
     assert "kept_energy" in shown.stdout
 
@@ -520,10 +520,10 @@ def test_the_memory_that_is_predicted_grows_with_what_is_formed(tmp_path: Path, 
     assert dense - low > 2 * 4 * 3000 * 2000
 
 
-def test_the_methods_are_listed_as_those_of_adapters(run_cli: Callable[..., Any]) -> None:
-    rows = [line.split() for line in run_cli(["methods"]).stdout.splitlines()]
+def test_the_methods_are_listed_as_those_of_adapters(call_cli: Callable[..., Any]) -> None:
+    rows = [line.split() for line in call_cli(["methods"]).stdout.splitlines()]
     assert [row[2] for row in rows if row and row[0] in ("cat", "svd", "knots")] == ["adapters"] * 3
-    assert "LoRA adapters: 1 or more" in run_cli(["methods", "svd"]).stdout
+    assert "LoRA adapters: 1 or more" in call_cli(["methods", "svd"]).stdout
 
 
 def test_nothing_cut_off_is_not_reported(tmp_path: Path, two: tuple[Path, Path]) -> None:

@@ -228,12 +228,12 @@ def test_the_gate_is_against_the_best_parent_or_a_named_model() -> None:
         gate_of(results, "merge")
 
 
-def test_the_gate_decides_the_exit_code(run_cli: Callable[..., Any], tmp_path: Path) -> None:
+def test_the_gate_decides_the_exit_code(call_cli: Callable[..., Any], tmp_path: Path) -> None:
     for name, scores in (("good", (75, 62)), ("bad", (40, 62))):
         (tmp_path / f"{name}.json").write_text(made.family({"a": (60, 60), "merge": scores}).to_json())
-    assert run_cli(["compare", "good.json", "--gate"]).code == 0
-    bad = run_cli(["compare", "bad.json", "--gate", "--json"])
+    assert call_cli(["compare", "good.json", "--gate"]).code == 0
+    bad = call_cli(["compare", "bad.json", "--gate", "--json"])
     assert bad.code == 1
     assert json.loads(bad.stdout)["gates"][0]["passed"] is False
     (tmp_path / "single.json").write_text(made.family({"a": (60, 60)}).to_json())
-    assert run_cli(["compare", "single.json", "--gate"]).code == 2
+    assert call_cli(["compare", "single.json", "--gate"]).code == 2

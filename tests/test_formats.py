@@ -128,11 +128,11 @@ def test_classes_of_tensors() -> None:
     assert {name: tensor_class(name) for name in names} == names
 
 
-def test_the_command(tmp_path: Path, make_model: Callable[..., Path], run_cli: Callable[..., Output]) -> None:
-    shown = run_cli(["formats", "-1234.56789", "inf"])
+def test_the_command(tmp_path: Path, make_model: Callable[..., Path], call_cli: Callable[..., Output]) -> None:
+    shown = call_cli(["formats", "-1234.56789", "inf"])
     assert (shown.code, shown.stderr) == (0, "")
     assert "1 11001 0011010011" in shown.stdout
-    data = json.loads(run_cli(["formats", "--model", make_model(tmp_path / "m"), "--json"]).stdout)
+    data = json.loads(call_cli(["formats", "--model", make_model(tmp_path / "m"), "--json"]).stdout)
     assert data["losses"]["total"]["BF16"]["weights"] == data["losses"]["total"]["NF4"]["weights"] > 0
 
 

@@ -107,17 +107,17 @@ def test_an_adapter_is_used_by_its_base_and_by_itself(model: Path, tmp_path: Pat
 
 
 def test_a_file_of_prompts_gives_a_line_of_json_each(
-    model: Path, tmp_path: Path, run_cli: Callable[..., Output]
+    model: Path, tmp_path: Path, call_cli: Callable[..., Output]
 ) -> None:
     (tmp_path / "prompts.txt").write_text("w1\n\nw2 w3\n")
-    done = run_cli(["generate", model, "--file", tmp_path / "prompts.txt", "--max-tokens", "3", "--json"])
+    done = call_cli(["generate", model, "--file", tmp_path / "prompts.txt", "--max-tokens", "3", "--json"])
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     assert done.code == 0
     assert [line["prompt"] for line in lines] == ["w1", "w2 w3"]
     assert all(line["text"] for line in lines)
 
 
-def test_a_recipe_is_merged_on_the_fly(model: Path, tmp_path: Path, run_cli: Callable[..., Output]) -> None:
+def test_a_recipe_is_merged_on_the_fly(model: Path, tmp_path: Path, call_cli: Callable[..., Output]) -> None:
     (tmp_path / "work").mkdir()
     single = f"merge_method: linear\nmodels:\n- {{model: {model}, parameters: {{weight: 1}}}}\n"
     (tmp_path / "one.yaml").write_text(single)
@@ -125,10 +125,10 @@ def test_a_recipe_is_merged_on_the_fly(model: Path, tmp_path: Path, run_cli: Cal
         f"name: first\n{single}---\nmerge_method: linear\nmodels:\n- {{model: first, parameters: {{weight: 1}}}}\n"
     )
     asked = ["--prompt", "w1 w2", "--max-tokens", "5", "--json"]
-    alone = run_cli(["generate", model, *asked])
+    alone = call_cli(["generate", model, *asked])
     assert (alone.code, alone.stderr) == (0, "")
     for file in ("one.yaml", "two.yaml"):
-        merged = run_cli(["generate", file, *asked], env={"MERGE_EVAL_TMP": str(tmp_path / "work")})
+        merged = call_cli(["generate", file, *asked], env={"MERGE_EVAL_TMP": str(tmp_path / "work")})
         assert (merged.code, merged.stdout, merged.stderr) == (0, alone.stdout, f"merging {file}\n")
     assert list((tmp_path / "work").iterdir()) == []
 

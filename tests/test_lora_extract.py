@@ -274,9 +274,9 @@ def test_bad_pairs_are_refused(family: Path, tmp_path: Path) -> None:
 
 
 def test_the_command_line(
-    family: Path, tmp_path: Path, run_cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    family: Path, tmp_path: Path, call_cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    done = run_cli(["lora", "extract", family / "tuned", "--base", family / "base", "-o", "a", "--rank", "8"])
+    done = call_cli(["lora", "extract", family / "tuned", "--base", family / "base", "-o", "a", "--rank", "8"])
     assert done.code == 0, done.stderr
     assert "model.layers.0.self_attn.q_proj" in done.stdout
     assert "left out" in done.stdout
@@ -292,7 +292,7 @@ def test_the_command_line(
     assert json.loads(folded)["tensors"] == len(base)
     for directory in ("out", "a"):
         call("verify", directory)
-    wrong = run_cli(["lora", "extract", "a", "--base", "b", "-o", "c", "--rank-pattern", "q"])
+    wrong = call_cli(["lora", "extract", "a", "--base", "b", "-o", "c", "--rank-pattern", "q"])
     assert wrong.code == 2
     assert '--rank-pattern "q": expected RE=RANK' in wrong.stderr
 

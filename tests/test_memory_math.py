@@ -289,8 +289,8 @@ def test_an_unknown_target_lists_those_there_are(tmp_path: Path) -> None:
         estimate(str(tmp_path), Request(task="lora", targets=("query",)))
 
 
-def test_the_command_prints_tables_and_json(run_cli: Callable[..., Output]) -> None:
-    shown = run_cli(["memory", "13B"])
+def test_the_command_prints_tables_and_json(call_cli: Callable[..., Output]) -> None:
+    shown = call_cli(["memory", "13B"])
     assert (shown.code, shown.stderr) == (0, "")
     assert "31.200" in shown.stdout
-    assert json.loads(run_cli(["memory", "7B", "--task", "full", "--json"]).stdout)["total"] == 112_000_000_000
+    assert json.loads(call_cli(["memory", "7B", "--task", "full", "--json"]).stdout)["total"] == 112_000_000_000

@@ -65,15 +65,15 @@ def test_eight_experts_of_mistral_7b(tmp_path: Path) -> None:
     assert len(plan.steps) - len(copies) == 32  # the routers; all else is copied
 
 
-def test_plan_says_what_the_mixture_is(root: Path, run_cli: Callable[..., Any]) -> None:
+def test_plan_says_what_the_mixture_is(root: Path, call_cli: Callable[..., Any]) -> None:
     (root / "r.yaml").write_text(TWO.format(root=root, mode="hidden"))
-    done = run_cli(["plan", root / "r.yaml"])
+    done = call_cli(["plan", root / "r.yaml"])
     assert done.code == 0, done.stderr
     assert "mixture of experts, Mixtral" in done.stdout
     assert "experts  2 in each of 2 layers, 2 for each token: 8,848 active parameters; 4 prompts of 7 tokens" in (
         done.stdout
     )
-    told = json.loads(run_cli(["plan", root / "r.yaml", "--json"]).stdout)
+    told = json.loads(call_cli(["plan", root / "r.yaml", "--json"]).stdout)
     assert told["active_parameters"] == told["parameters"] == 8848
 
 

@@ -190,14 +190,14 @@ def test_bad_inputs(tmp_path: Path, text: Path, make_model: Callable[..., Path])
         measure(nan, text)
 
 
-def test_the_command(tmp_path: Path, text: Path, make_model: Callable[..., Path], run_cli: Callable[..., Any]) -> None:
+def test_the_command(tmp_path: Path, text: Path, make_model: Callable[..., Path], call_cli: Callable[..., Any]) -> None:
     base = make_model(tmp_path / "base")
     make_model(tmp_path / "other", base=base, delta=0.05)
     (tmp_path / "recipe.yaml").write_text(
         "merge_method: linear\nmodels: [{model: base}, {model: other}]\nparameters: {weight: 0.5}\n",
         encoding="utf-8",
     )
-    done = run_cli(["perplexity", "recipe.yaml", "--data", text, "--against", "base", "--context", "30", "--json"])
+    done = call_cli(["perplexity", "recipe.yaml", "--data", text, "--against", "base", "--context", "30", "--json"])
     assert (done.code, done.stderr) == (0, "")
     found = json.loads(done.stdout)
     assert found["model"]["tokens"] == 87
@@ -205,7 +205,7 @@ def test_the_command(tmp_path: Path, text: Path, make_model: Callable[..., Path]
     assert found["against"]["perplexity"]["value"] == pytest.approx(
         measure(base, text, context=30)[0].perplexity.value, rel=1e-9
     )
-    plain = run_cli(["perplexity", "base", "--data", text])
+    plain = call_cli(["perplexity", "base", "--data", text])
     assert plain.code == 0
     assert "perplexity" in plain.stdout
 

@@ -227,7 +227,7 @@ def test_a_memory_budget_is_kept_or_refused(tmp_path: Path) -> None:
         budget(plan, 8, 20 << 20)
 
 
-def test_a_plan_says_what_decomposing_matrices_takes(tmp_path: Path, run_cli: Callable[..., Any]) -> None:
+def test_a_plan_says_what_decomposing_matrices_takes(tmp_path: Path, call_cli: Callable[..., Any]) -> None:
     for name in ("base", "a", "b"):
         write_llama(tmp_path / name, MISTRAL_7B)
 
@@ -249,11 +249,11 @@ def test_a_plan_says_what_decomposing_matrices_takes(tmp_path: Path, run_cli: Ca
     (tmp_path / "wudi.yaml").write_text(
         f"merge_method: wudi\nbase_model: {tmp_path}/base\nmodels: [{{model: {tmp_path}/a}}, {{model: {tmp_path}/b}}]\n"
     )
-    _, shown, _ = run_cli(["plan", str(tmp_path / "wudi.yaml"), "--threads", "4"])
+    _, shown, _ = call_cli(["plan", str(tmp_path / "wudi.yaml"), "--threads", "4"])
     assert re.search(
         r"^matrices about [\d.]+ (s|min|h), 226 tensors are decomposed, up to [\d,]+ MiB for each", shown, re.M
     )
-    _, shown, _ = run_cli(["plan", str(tmp_path / "wudi.yaml"), "--json"])
+    _, shown, _ = call_cli(["plan", str(tmp_path / "wudi.yaml"), "--json"])
     assert json.loads(shown)["matrix_tensors"] == 226
 
 

@@ -185,8 +185,8 @@ def test_what_cannot_be_quantised_is_one_clear_error(
         quantize(parse_reference(str(tmp_path / "out")), tmp_path / "twice", "int8")
 
 
-def test_the_command_says_errors_and_perplexity(model: Path, tmp_path: Path, run_cli: Callable[..., Output]) -> None:
-    shown = run_cli(["quantize", model, "-o", tmp_path / "out", "--to", "nf4", "--no-perplexity"])
+def test_the_command_says_errors_and_perplexity(model: Path, tmp_path: Path, call_cli: Callable[..., Output]) -> None:
+    shown = call_cli(["quantize", model, "-o", tmp_path / "out", "--to", "nf4", "--no-perplexity"])
     assert (shown.code, shown.stderr) == (0, "")
     assert "14 linear layers in nf4" in shown.stdout
     assert "down_proj" in shown.stdout

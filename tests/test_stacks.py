@@ -173,10 +173,10 @@ def test_parameters_are_held_against_the_methods_in_use() -> None:
     assert many == "r.yaml:3: slice 1: passthrough merges exactly 1 model, and 2 are listed"
 
 
-def test_goliath_has_137_layers(tmp_path: Path, run_cli: Callable[..., Output]) -> None:
+def test_goliath_has_137_layers(tmp_path: Path, call_cli: Callable[..., Output]) -> None:
     for name in ("Xwin-LM/Xwin-LM-70B-V0.1", "Sao10K/Euryale-1.3-L2-70B"):
         write_llama(tmp_path / name, LLAMA_70B)
-    code, out, _ = run_cli(["plan", RECIPES / "goliath.yaml"], cwd=tmp_path)
+    code, out, _ = call_cli(["plan", RECIPES / "goliath.yaml"], cwd=tmp_path)
     assert code == 0
     assert "stack    137 layers at model.layers.*, by source layers 0 to 79:" in out
     assert f"    16-31  {' ' * 8}{'B' * 16}{' ' * 56}  passthrough B 8-23\n" in out
@@ -185,16 +185,16 @@ def test_goliath_has_137_layers(tmp_path: Path, run_cli: Callable[..., Output]) 
     assert "layers 16, 32, 48, 64 of Xwin-LM/Xwin-LM-70B-V0.1 are not used" in out
 
 
-def test_solar_has_48_layers_and_its_parameters(tmp_path: Path, run_cli: Callable[..., Output]) -> None:
+def test_solar_has_48_layers_and_its_parameters(tmp_path: Path, call_cli: Callable[..., Output]) -> None:
     write_llama(tmp_path / "mistralai" / "Mistral-7B-v0.1", MISTRAL_7B, shards=2)
-    code, out, _ = run_cli(["plan", RECIPES / "solar.yaml", "--json"], cwd=tmp_path)
+    code, out, _ = call_cli(["plan", RECIPES / "solar.yaml", "--json"], cwd=tmp_path)
     found = json.loads(out)
     assert (code, found["parameters"]) == (0, 10_731_524_096)
     (config,) = (file["text"] for file in found["plan"]["side_files"] if file["name"] == "config.json")
     assert json.loads(config)["num_hidden_layers"] == 48
     by_layers = (RECIPES / "solar.yaml").read_text().replace("overlap: 8", "layers: 48")
     (tmp_path / "layers.yaml").write_text(by_layers)
-    again = json.loads(run_cli(["plan", "layers.yaml", "--json"], cwd=tmp_path).stdout)
+    again = json.loads(call_cli(["plan", "layers.yaml", "--json"], cwd=tmp_path).stdout)
     assert again["plan"]["steps"] == found["plan"]["steps"]
     assert "layers 8 to 23 of mistralai/Mistral-7B-v0.1 are used twice" in again["plan"]["notes"]
 
@@ -278,12 +278,12 @@ def test_encoder_decoders_say_which_stack(tmp_path: Path) -> None:
 
 
 def test_the_picture_shows_sums_and_scales_down(
-    tmp_path: Path, make_model: MakeModel, run_cli: Callable[..., Output]
+    tmp_path: Path, make_model: MakeModel, call_cli: Callable[..., Output]
 ) -> None:
     for name in ("a", "b"):
         make_model(tmp_path / name, layers=4)
     (tmp_path / "mixed.yaml").write_text(MIXED.format(a="a", b="b"))
-    out = run_cli(["plan", "mixed.yaml"]).stdout
+    out = call_cli(["plan", "mixed.yaml"]).stdout
     lines = [line.rstrip() for line in out.splitlines()]
     assert "      0-2  AAA   A 0-2" in lines
     assert "      3-4  BBAA  linear A 2-3 + B 0-1" in lines
@@ -291,10 +291,10 @@ def test_the_picture_shows_sums_and_scales_down(
     assert "         B  b" in lines
     write_llama(tmp_path / "big", LLAMA_70B)
     (tmp_path / "big.yaml").write_text("models: [{model: big}]\nupscale: {insert_every: 1}")
-    out = run_cli(["plan", "big.yaml"], env={"COLUMNS": "72"}).stdout
+    out = call_cli(["plan", "big.yaml"], env={"COLUMNS": "72"}).stdout
     assert out.count("passthrough A ") == 20  # the first and the last rows of 160
     assert max(len(line) for line in out.split("\nlayers")[0].splitlines()) < 72
-    assert "stack" not in run_cli(["plan", RECIPES / "linear.yaml"]).stdout.split("note")[0]
+    assert "stack" not in call_cli(["plan", RECIPES / "linear.yaml"]).stdout.split("note")[0]
 
 
 def test_recipes_of_stacks_plan(tmp_path: Path) -> None:

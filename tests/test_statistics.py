@@ -206,16 +206,16 @@ def test_a_line_that_is_no_text_is_named(tmp_path: Path, tiny: Path) -> None:
         collect(tiny, path, tmp_path / "out")
 
 
-def test_the_command(tmp_path: Path, tiny: Path, data: Path, run_cli: Callable[..., Any]) -> None:
+def test_the_command(tmp_path: Path, tiny: Path, data: Path, call_cli: Callable[..., Any]) -> None:
     out = tmp_path / "out.safetensors"
     command = ["statistics", tiny, "--data", data, "-o", out, "--json"]
-    code, stdout, stderr = run_cli([*command, "--kind", "both"])
+    code, stdout, stderr = call_cli([*command, "--kind", "both"])
     assert (code, stderr) == (0, "")
     assert json.loads(stdout)["tensors"] == 3 * 7 + 1 + 3 * 9 + 3
-    code, stdout, stderr = run_cli(command)
+    code, stdout, stderr = call_cli(command)
     assert (code, stdout) == (1, "")
     assert "exists" in stderr
-    assert run_cli(["statistics", tmp_path / "nowhere", "--data", data, "-o", out])[0] == 2
+    assert call_cli(["statistics", tmp_path / "nowhere", "--data", data, "-o", out])[0] == 2
 
 
 # ---- methods
@@ -423,8 +423,8 @@ def test_problems_of_statistics_are_problems_of_the_recipe(pair: Path, case: str
         build_plan(parse_recipe(text(pair), str(pair / "recipe.yaml")))
 
 
-def test_such_a_problem_ends_with_exit_code_2_and_its_line(pair: Path, run_cli: Callable[..., Any]) -> None:
+def test_such_a_problem_ends_with_exit_code_2_and_its_line(pair: Path, call_cli: Callable[..., Any]) -> None:
     (pair / "recipe.yaml").write_text(recipe(pair, "regmean", "fisher"))
-    code, out, err = run_cli(["run", "recipe.yaml"])
+    code, out, err = call_cli(["run", "recipe.yaml"])
     assert (code, out) == (2, "")
     assert "recipe.yaml:3: " in err

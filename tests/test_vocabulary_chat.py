@@ -131,12 +131,12 @@ def test_a_template_needs_a_tokenizer(tmp_path: Path, make_model: Make) -> None:
 # merge tokenizers
 
 
-def test_the_report(tmp_path: Path, make_model: Make, three: list[Path], run_cli: Callable[..., Any]) -> None:
+def test_the_report(tmp_path: Path, make_model: Make, three: list[Path], call_cli: Callable[..., Any]) -> None:
     other = give(make_model, tmp_path / "other", train("unigram", "sea", special=["<s>"]), seed=5, padding=3)
     bare = tmp_path / "bare"
     bare.mkdir()
     train("bytes", "code", special=["<s>"]).save(str(bare / "tokenizer.json"))
-    code, shown, said = run_cli(["tokenizers", three[0], three[1], other, bare, "--json"])
+    code, shown, said = call_cli(["tokenizers", three[0], three[1], other, bare, "--json"])
     assert code == 0, said
     report = json.loads(shown)
     assert [facts["type"] for facts in report["tokenizers"]] == ["BPE", "BPE", "Unigram", "BPE"]
@@ -156,16 +156,16 @@ def test_the_report(tmp_path: Path, make_model: Make, three: list[Path], run_cli
     assert texts["moved"] >= len(moved) > 0
     merges = json.loads((bare / "tokenizer.json").read_text())["model"]["merges"]
     assert texts["merges_shared"] + texts["merges_only_other"] == len(merges)
-    code, shown, said = run_cli(["tokenizers", three[0], bare])
+    code, shown, said = call_cli(["tokenizers", three[0], bare])
     assert code == 0, said
     assert "only the first has" in shown
     assert "tokens per byte, Chinese" in shown
 
 
-def test_bad_tokenizers(tmp_path: Path, run_cli: Callable[..., Any]) -> None:
-    assert run_cli(["tokenizers", tmp_path / "x"]).code == 2
+def test_bad_tokenizers(tmp_path: Path, call_cli: Callable[..., Any]) -> None:
+    assert call_cli(["tokenizers", tmp_path / "x"]).code == 2
     (tmp_path / "empty").mkdir()
-    code, _, said = run_cli(["tokenizers", tmp_path / "empty"])
+    code, _, said = call_cli(["tokenizers", tmp_path / "empty"])
     assert code == 1
     assert "has no tokenizer: expected tokenizer.json" in said
     texts = ("{", "[]", "{}", '{"model": {"vocab": {"a": -1}}}', '{"model": {"type": "Odd", "vocab": {"a": 0}}}')

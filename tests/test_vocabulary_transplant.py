@@ -94,19 +94,19 @@ def pair(tmp_path: Path, make_model: Make) -> tuple[Path, Path]:
     return model, donor
 
 
-def transplant(run_cli: Callable[..., Any], *arguments: str | Path, code: int = 0) -> Any:
-    found = run_cli(["transplant", *arguments])
+def transplant(call_cli: Callable[..., Any], *arguments: str | Path, code: int = 0) -> Any:
+    found = call_cli(["transplant", *arguments])
     assert found.code == code, found.stderr
     return found
 
 
 def test_shared_tokens_are_copied_and_new_ones_combined(
-    tmp_path: Path, pair: tuple[Path, Path], run_cli: Callable[..., Any]
+    tmp_path: Path, pair: tuple[Path, Path], call_cli: Callable[..., Any]
 ) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model, donor = pair
-    told = transplant(run_cli, model, donor, "-o", tmp_path / "out", "--k", "8", "--json", "--threads", "2")
+    told = transplant(call_cli, model, donor, "-o", tmp_path / "out", "--k", "8", "--json", "--threads", "2")
     facts = json.loads(told.stdout)
     ours, theirs = ids_of(model), ids_of(donor)
     shared = [token for token in theirs if token in ours]
@@ -141,7 +141,7 @@ def test_shared_tokens_are_copied_and_new_ones_combined(
 
 
 def test_the_same_bytes_from_any_threads_and_after_a_kill(
-    tmp_path: Path, pair: tuple[Path, Path], run_cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, pair: tuple[Path, Path], call_cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from merge.recipe import parse_reference
     from merge.vocabulary import new_rows
@@ -168,9 +168,9 @@ def test_the_same_bytes_from_any_threads_and_after_a_kill(
 
 
 @pytest.mark.parametrize("method", ["mean", "zero", "copy-only"])
-def test_other_methods(tmp_path: Path, pair: tuple[Path, Path], run_cli: Callable[..., Any], method: str) -> None:
+def test_other_methods(tmp_path: Path, pair: tuple[Path, Path], call_cli: Callable[..., Any], method: str) -> None:
     model, donor = pair
-    transplant(run_cli, model, donor, "-o", tmp_path / "out", "--method", method)
+    transplant(call_cli, model, donor, "-o", tmp_path / "out", "--method", method)
     ours, theirs = ids_of(model), ids_of(donor)
     rows, old = rows_of(tmp_path / "out"), rows_of(model)
     copied = [theirs[token] for token in theirs if token in ours]
@@ -188,15 +188,15 @@ def test_other_methods(tmp_path: Path, pair: tuple[Path, Path], run_cli: Callabl
 
 
 def test_a_tokenizer_alone_and_another_family(
-    tmp_path: Path, pair: tuple[Path, Path], run_cli: Callable[..., Any]
+    tmp_path: Path, pair: tuple[Path, Path], call_cli: Callable[..., Any]
 ) -> None:
     bare = tmp_path / "bare"
     bare.mkdir()
     train("unigram", "sea", special=["<s>"]).save(str(bare / "tokenizer.json"))
-    told = transplant(run_cli, pair[0], bare, "-o", tmp_path / "no", code=1)
+    told = transplant(call_cli, pair[0], bare, "-o", tmp_path / "no", code=1)
     assert "no weights" in told.stderr
     assert "--method mean" in told.stderr
-    transplant(run_cli, pair[0], bare, "-o", tmp_path / "out", "--method", "mean")
+    transplant(call_cli, pair[0], bare, "-o", tmp_path / "out", "--method", "mean")
     rows, old = rows_of(tmp_path / "out"), rows_of(pair[0])
     tokenizers = [read_tokenizer(str(path), path.name) for path in (pair[0], bare)]
     matched = same_tokens(*tokenizers)
@@ -209,16 +209,16 @@ def test_a_tokenizer_alone_and_another_family(
     assert united.decode(united.encode(text).ids) == text
 
 
-def test_refusals(tmp_path: Path, pair: tuple[Path, Path], run_cli: Callable[..., Any]) -> None:
+def test_refusals(tmp_path: Path, pair: tuple[Path, Path], call_cli: Callable[..., Any]) -> None:
     model, donor = pair
     out = tmp_path / "out"
-    told = transplant(run_cli, model, donor, "-o", out, "--k", "4000", code=2)
+    told = transplant(call_cli, model, donor, "-o", out, "--k", "4000", code=2)
     assert "tokens only. Give a smaller --k" in told.stderr
-    told = transplant(run_cli, model, donor, "-o", out, "--max-ram", "300MiB", code=2)
+    told = transplant(call_cli, model, donor, "-o", out, "--max-ram", "300MiB", code=2)
     assert "omp holds the rows of shared tokens" in told.stderr
-    assert transplant(run_cli, model, tmp_path / "nowhere", "-o", out, code=2).stderr.startswith("merge: there is no")
+    assert transplant(call_cli, model, tmp_path / "nowhere", "-o", out, code=2).stderr.startswith("merge: there is no")
     (donor / "tokenizer.json").unlink()
-    assert "has no tokenizer" in transplant(run_cli, model, donor, "-o", out, code=1).stderr
+    assert "has no tokenizer" in transplant(call_cli, model, donor, "-o", out, code=1).stderr
     assert not out.exists()
     assert not list(tmp_path.glob("*.rows*"))
-    assert "exists; nothing was changed" in transplant(run_cli, model, donor, "-o", model, code=2).stderr
+    assert "exists; nothing was changed" in transplant(call_cli, model, donor, "-o", model, code=2).stderr
