@@ -96,16 +96,16 @@ print(*[name for name in {heavy!r} if name in sys.modules], file=sys.stderr)
     assert done.stderr.split() == []
 
 
-def test_methods_has_a_line_for_each(run_cli: Run) -> None:
-    code, out, err = run_cli(["methods"])
+def test_methods_has_a_line_for_each(call_cli: Run) -> None:
+    code, out, err = call_cli(["methods"])
     assert (code, err) == (0, "")
     names = [line.split()[0] for line in out.splitlines()[1:]]
     assert names == sorted(names)
     assert {"dare_linear", "dare_ties", "linear", "passthrough", "slerp", "task_arithmetic", "ties"} <= set(names)
 
 
-def test_methods_explains_one(run_cli: Run) -> None:
-    code, out, err = run_cli(["methods", "ties"])
+def test_methods_explains_one(call_cli: Run) -> None:
+    code, out, err = call_cli(["methods", "ties"])
     assert (code, err) == (0, "")
     lines = out.splitlines()
     assert lines[0] == "ties"
@@ -115,16 +115,16 @@ def test_methods_explains_one(run_cli: Run) -> None:
     assert "merge_method: ties" in lines[lines.index("Example recipe:") :]
 
 
-def test_methods_names_the_nearest(run_cli: Run) -> None:
-    assert run_cli(["methods", "tise"]) == (2, "", 'merge: unknown method "tise"; did you mean "ties"?\n')
+def test_methods_names_the_nearest(call_cli: Run) -> None:
+    assert call_cli(["methods", "tise"]) == (2, "", 'merge: unknown method "tise"; did you mean "ties"?\n')
 
 
-def test_methods_as_json(run_cli: Run) -> None:
-    code, out, _ = run_cli(["methods", "--json"])
+def test_methods_as_json(call_cli: Run) -> None:
+    code, out, _ = call_cli(["methods", "--json"])
     methods = {method["name"]: method for method in json.loads(out)}
     assert code == 0
     assert [p["name"] for p in methods["ties"]["parameters"] if p["required"]] == ["weight"]
-    code, out, _ = run_cli(["methods", "slerp", "--json"])
+    code, out, _ = call_cli(["methods", "slerp", "--json"])
     assert code == 0
     assert [method["name"] for method in json.loads(out)] == ["slerp"]
 
@@ -141,37 +141,37 @@ def test_run_writes_a_whole_checkpoint_and_says_so(run_cli: Run, recipe: Path) -
     assert (merged / "tiny" / "merge_recipe.yaml").read_text(encoding="utf-8") == TIES
 
 
-def test_run_as_json(run_cli: Run, recipe: Path) -> None:
-    code, out, err = run_cli(["run", "tiny.yaml", "-o", "elsewhere", "--json"])
+def test_run_as_json(call_cli: Run, recipe: Path) -> None:
+    code, out, err = call_cli(["run", "tiny.yaml", "-o", "elsewhere", "--json"])
     assert (code, err) == (0, "")
     report = json.loads(out)
     assert (report["out"], report["tensors"], report["resumed_tensors"]) == ("elsewhere", 21, 0)
 
 
-def test_run_splits_at_the_shard_size(run_cli: Run, recipe: Path) -> None:
-    code, _, err = run_cli(["run", "tiny.yaml", "-o", "out", "--shard-size", "4kB"])
+def test_run_splits_at_the_shard_size(call_cli: Run, recipe: Path) -> None:
+    code, _, err = call_cli(["run", "tiny.yaml", "-o", "out", "--shard-size", "4kB"])
     assert (code, err) == (0, "")
     files = sorted(path.name for path in (recipe.parent / "out").glob("model*"))
     assert files[0] == f"model-00001-of-{len(files) - 1:05d}.safetensors"
     assert files[-1] == "model.safetensors.index.json"
 
 
-def test_run_does_not_replace_what_is_there_without_force(run_cli: Run, recipe: Path) -> None:
+def test_run_does_not_replace_what_is_there_without_force(call_cli: Run, recipe: Path) -> None:
     precious = recipe.parent / "out" / "precious.txt"
     precious.parent.mkdir()
     precious.write_text("mine")
-    code, out, err = run_cli(["run", "tiny.yaml", "-o", "out"])
+    code, out, err = call_cli(["run", "tiny.yaml", "-o", "out"])
     assert (code, out) == (2, "")
     assert err == "merge: out exists; nothing was changed. Choose another --out, or --force to replace it.\n"
     assert precious.read_text() == "mine"
-    assert run_cli(["run", "tiny.yaml", "-o", "out", "--force"])[0] == 0
+    assert call_cli(["run", "tiny.yaml", "-o", "out", "--force"])[0] == 0
     assert sorted(path.name for path in (recipe.parent / "out").iterdir()) == WRITTEN
 
 
-def test_a_bad_recipe_is_told_whole_with_its_lines(run_cli: Run, recipe: Path) -> None:
+def test_a_bad_recipe_is_told_whole_with_its_lines(call_cli: Run, recipe: Path) -> None:
     bad = TIES.replace("dtype: bfloat16", "dtype: bflaot16").replace("density: 0.5}\ndtype", "denstiy: 0.5}\ndtype")
     recipe.write_text(bad, encoding="utf-8")
-    code, out, err = run_cli(["run", "tiny.yaml"])
+    code, out, err = call_cli(["run", "tiny.yaml"])
     assert (code, out) == (2, "")
     assert 'tiny.yaml:7: unknown key "denstiy"; did you mean "density"?' in err
     assert "tiny.yaml:8: " in err
@@ -179,50 +179,50 @@ def test_a_bad_recipe_is_told_whole_with_its_lines(run_cli: Run, recipe: Path) -
     assert not (recipe.parent / "merged").exists()
 
 
-def test_a_recipe_that_is_not_there(run_cli: Run, recipe: Path) -> None:
-    code, out, err = run_cli(["run", "tinny.yaml"])
+def test_a_recipe_that_is_not_there(call_cli: Run, recipe: Path) -> None:
+    code, out, err = call_cli(["run", "tinny.yaml"])
     assert (code, out) == (2, "")
     assert err == 'merge: tinny.yaml: there is no such recipe file; did you mean "tiny.yaml"?\n'
 
 
-def test_quiet_prints_no_notes(run_cli: Run, recipe: Path, make_model: Callable[..., Path]) -> None:
+def test_quiet_prints_no_notes(call_cli: Run, recipe: Path, make_model: Callable[..., Path]) -> None:
     make_model(recipe.parent / "tied", tied=True, dtype="BF16")
     recipe.write_text("merge_method: linear\nmodels: [{model: base}, {model: tied}]\nparameters: {weight: 1}\n")
-    code, _, err = run_cli(["run", "tiny.yaml", "-o", "loud"])
+    code, _, err = call_cli(["run", "tiny.yaml", "-o", "loud"])
     assert code == 0
     assert err.startswith("note: tied: ")
-    code, out, err = run_cli(["run", "tiny.yaml", "-o", "quiet", "--quiet"])
+    code, out, err = call_cli(["run", "tiny.yaml", "-o", "quiet", "--quiet"])
     assert (code, err) == (0, "")
     assert len(out.splitlines()) == 2
 
 
-def test_plan_shows_the_merge_and_writes_nothing(run_cli: Run, recipe: Path) -> None:
+def test_plan_shows_the_merge_and_writes_nothing(call_cli: Run, recipe: Path) -> None:
     before = sorted(recipe.parent.iterdir())
-    code, out, err = run_cli(["plan", "tiny.yaml"])
+    code, out, err = call_cli(["plan", "tiny.yaml"])
     assert (code, err) == (0, "")
     assert out.splitlines()[0].startswith("tiny: ties")
     assert sorted(recipe.parent.iterdir()) == before
-    code, out, _ = run_cli(["plan", "tiny.yaml", "--json"])
+    code, out, _ = call_cli(["plan", "tiny.yaml", "--json"])
     assert code == 0
     assert json.loads(out)
 
 
-def test_verify_passes_what_was_written(run_cli: Run, recipe: Path) -> None:
-    assert run_cli(["run", "tiny.yaml", "-o", "out"])[0] == 0
-    code, out, err = run_cli(["verify", "out"])
+def test_verify_passes_what_was_written(call_cli: Run, recipe: Path) -> None:
+    assert call_cli(["run", "tiny.yaml", "-o", "out"])[0] == 0
+    code, out, err = call_cli(["verify", "out"])
     assert (code, err) == (0, "")
     assert out == "out: 21 tensors and 5 files as written, 11.4 kB\n"
 
 
-def test_verify_names_the_tensor_that_changed(run_cli: Run, recipe: Path) -> None:
-    assert run_cli(["run", "tiny.yaml", "-o", "out"])[0] == 0
+def test_verify_names_the_tensor_that_changed(call_cli: Run, recipe: Path) -> None:
+    assert call_cli(["run", "tiny.yaml", "-o", "out"])[0] == 0
     weights = recipe.parent / "out" / "model.safetensors"
     data = bytearray(weights.read_bytes())
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     changed, (start, _) = max((name, part["data_offsets"]) for name, part in header.items() if name != "__metadata__")
     data[8 + int.from_bytes(data[:8], "little") + start] ^= 1
     weights.write_bytes(data)
-    code, out, err = run_cli(["verify", "out"])
+    code, out, err = call_cli(["verify", "out"])
     assert code == 1
     (line,) = out.splitlines()
     assert line.startswith(f"{changed} in ")
@@ -230,16 +230,16 @@ def test_verify_names_the_tensor_that_changed(run_cli: Run, recipe: Path) -> Non
     assert err == "merge: out differs from its manifest in 1 place.\n"
 
 
-def test_verify_as_json(run_cli: Run, recipe: Path) -> None:
-    assert run_cli(["run", "tiny.yaml", "-o", "out"])[0] == 0
+def test_verify_as_json(call_cli: Run, recipe: Path) -> None:
+    assert call_cli(["run", "tiny.yaml", "-o", "out"])[0] == 0
     (recipe.parent / "out" / "config.json").write_text("{}")
-    code, out, _ = run_cli(["verify", "out", "--json"])
+    code, out, _ = call_cli(["verify", "out", "--json"])
     assert code == 1
     (problem,) = json.loads(out)["problems"]
     assert "config.json: changed since the merge" in problem
 
 
-def test_verify_of_what_is_not_an_output(run_cli: Run, recipe: Path) -> None:
-    code, out, err = run_cli(["verify", "base"])
+def test_verify_of_what_is_not_an_output(call_cli: Run, recipe: Path) -> None:
+    code, out, err = call_cli(["verify", "base"])
     assert (code, out) == (1, "")
     assert err.endswith("base is not a finished output of merge run.\n")
