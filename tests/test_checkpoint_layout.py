@@ -487,6 +487,6 @@ def test_seventy_billion_parameters_are_opened_quickly(model: Path) -> None:
         (model / name).write_bytes(struct.pack("<Q", len(text)) + text)
         os.truncate(model / name, 8 + len(text) + 24 * 2**27)
     add_index(model, weight_map)
-    begin = time.perf_counter()
+    begin = time.process_time()
     assert len(opened(model).tensors) == 720
-    assert time.perf_counter() - begin < 1  # about 0.03 s; a busy machine may take longer
+    assert time.process_time() - begin < 1  # about 0.03 s of the processor's time, however busy it is

@@ -168,7 +168,7 @@ def test_thousands_of_tensors_are_read_in_a_moment(tmp_path: Path) -> None:
     }
     path = write(tmp_path / "many.safetensors", header)
     os.truncate(path, os.path.getsize(path) + 32 * 3000)
-    begin = time.perf_counter()
+    begin = time.process_time()
     refs, _ = read_header(path)
     assert len(refs) == 3000
-    assert time.perf_counter() - begin < 1  # about 0.03 s; a busy machine may take longer
+    assert time.process_time() - begin < 1  # about 0.03 s of the processor's time, however busy it is

@@ -51,7 +51,7 @@ class Work(NamedTuple):
 
     def stop(self, number: signal.Signals, steps: int) -> subprocess.CompletedProcess[str]:
         """Starts the run, which gets a signal once so many steps are done."""
-        stopped = [sys.executable, str(STOPPED_RUN), str(int(number)), str(steps)]
+        stopped = [sys.executable, str(STOPPED_RUN), str(int(number)), str(steps), "r"]
         return subprocess.run(
             [*stopped, *command("out")[3:]], cwd=self.root, capture_output=True, text=True, timeout=300
         )

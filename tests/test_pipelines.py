@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -255,18 +255,12 @@ def test_killed_it_goes_on(family: Path) -> None:
     recipe = family / "pipeline.yaml"
     recipe.write_text(DIAMOND.format(root=family))
     run_pipeline(load_pipeline(recipe), family / "whole")
-    command = [sys.executable, "-m", "merge", "run", str(recipe), "-o", str(family / "cut"), "--keep-stages"]
-    killed = 0
-    for sign in ("root.partial", "right.partial"):
-        process = subprocess.Popen([*command, "--quiet"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        while process.poll() is None and not (family / "cut.stages" / sign).exists():
-            time.sleep(0.001)
-        process.kill()
-        killed += process.wait() != 0
-    assert killed
-    if not (family / "cut").exists():
-        done = subprocess.run(command, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
+    arguments = ["run", str(recipe), "-o", str(family / "cut"), "--keep-stages", "--quiet"]
+    stopped_run = [sys.executable, str(Path(__file__).with_name("stopped_run.py")), str(int(signal.SIGKILL)), "3"]
+    for stage in ("root", "right"):
+        assert subprocess.run([*stopped_run, stage, *arguments]).returncode == -signal.SIGKILL
+        assert not (family / "cut").exists()
+    assert call(arguments)[0] == 0
     assert weights(family / "cut") == weights(family / "whole")
 
 
