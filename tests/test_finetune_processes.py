@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from bad_inputs.room import call
 from safetensors.torch import load_file
 from tiny_llama import make_tiny_llama, words, write_lines
 
@@ -27,8 +28,11 @@ Launch = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture
-def launch(tmp_path: Path) -> Launch:
-    """launch(out, processes, mode, environment, key=value...) trains on 91 rows: 11 batches of 8 and a rest of 3."""
+def launch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Launch:
+    """launch(out, processes, mode, environment, key=value...) trains on 91 rows: 11 batches of 8 and a rest of 3.
+
+    One process is this one, which has imported the libraries.
+    """
     make_tiny_llama(tmp_path / "model")
     write_lines(tmp_path / "data.jsonl", words(114))
 
@@ -46,10 +50,14 @@ def launch(tmp_path: Path) -> Launch:
         flags = {"model": "model", "data": "data.jsonl", "validation": 0.2, "out": out, **usual, **keys}
         flags["batch_size"] = 8 // processes
         arguments = [text for name, value in flags.items() for text in (f"--{name.replace('_', '-')}", str(value))]
+        arguments = ["finetune", *arguments, "--device", "cpu", "--threads", "1"]
+        if processes == 1:
+            with monkeypatch.context() as patch:
+                patch.chdir(tmp_path)
+                return subprocess.CompletedProcess(arguments, *call(arguments))
         torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-        command = [sys.executable, *(torchrun if processes > 1 else []), str(HERE / "several_processes.py"), mode]
         return subprocess.run(
-            [*command, "finetune", *arguments, "--device", "cpu", "--threads", "1"],
+            [sys.executable, *torchrun, str(HERE / "several_processes.py"), mode, *arguments],
             cwd=tmp_path,
             env={
                 **os.environ,
