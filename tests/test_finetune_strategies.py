@@ -24,7 +24,7 @@ from finetune.strategies import Result, load_tasks, run_strategies, stages
 from finetune.strategies.config import is_task_file, mixture
 from finetune.strategies.score import Score, Scorer
 from finetune.strategies.table import as_json, forgetting, rows
-from finetune.train import prepare
+from finetune.train import finetune, prepare
 from merge.cli import cli
 from merge.errors import MergeError, OutputError, RecipeError, UsageError
 from merge.output.directory import take_lock
@@ -153,6 +153,20 @@ def test_adapters_go_on_in_sequence_and_are_scored_with_their_base(tasks: Callab
     assert two["rev"].loss < one["rev"].loss
 
 
+def test_a_process_of_its_own_gives_the_same_bits(tasks: Callable[..., Path], tmp_path: Path) -> None:
+    loaded = load_tasks(str(tasks("parallel")))
+    here, there = (dataclasses.replace(loaded.tasks[0].config, out=str(tmp_path / name)) for name in ("here", "there"))
+    said: list[str] = []
+    machine = stages.Machine("cpu", 1, False, said.append, no_training)
+    stages._train_in_processes([stages.Stage("up", prepare(there), loaded.folder)], 2, machine)
+    assert [line.split(",")[0] for line in said] == ["up: started", "up: 2 steps"]
+    finetune(prepare(here), device="cpu", threads=1)
+    before, after = weights(tmp_path / "here"), weights(tmp_path / "there")
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.full  # each process imports torch, transformers and peft
 def test_processes_give_the_same_bits(tasks: Callable[..., Path], tmp_path: Path) -> None:
     file = tasks("parallel")
     alone = run(file)
