@@ -7,14 +7,28 @@ Processes are started by them; each runs the same command. The variables are tho
 from __future__ import annotations
 
 import os
+from typing import Any, TypeVar
 
 from finetune.keys import Config
 from merge.errors import UsageError
+
+T = TypeVar("T")
 
 
 def is_first() -> bool:
     """Whether this process writes and talks: the only one, or the first of all."""
     return os.environ.get("RANK", "0") == "0"
+
+
+def known_to_all(args: Any, value: T) -> T:
+    """The first process's value, in every process; `args`: transformers.TrainingArguments."""
+    if args.world_size == 1:
+        return value
+    from torch.distributed import broadcast_object_list
+
+    values = [value]
+    broadcast_object_list(values)
+    return values[0]
 
 
 def check_launch(config: Config, device: str) -> None:

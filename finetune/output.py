@@ -1,85 +1,81 @@
-"""OUT.partial while training goes on, and OUT once it is whole.
+"""OUT.partial while training goes on, and OUT once it is whole: see merge/output/workspace.py.
 
-OUT.partial holds run.json (what is trained on what: another run may not go on there), a lock, the checkpoints, and at
-the end result/, which is renamed to OUT when everything is in it. A kill at any moment leaves no OUT, or a whole one.
+Besides the lock and result/, which becomes OUT, it holds run.json (what is trained on what: another run may not resume
+there) and the checkpoints.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from merge.errors import UsageError
 from merge.jsontext import parse_json
-from merge.output.directory import LOCK, check_out, check_partial, explained, partial_of, swap, take_lock
+from merge.output.directory import Sources, explained, sync, sync_directory, write_whole
+from merge.output.workspace import Workspace
 
-Sources = Sequence[tuple[str, str]]  # (name, path) of what is read, which a result may never replace
-RUN, RESULT = "run.json", "result"
+RUN = "run.json"
 
 
 class TrainingDirectory:
-    """Context manager; on an exception OUT.partial stays for the next run. Of several processes only the first acts."""
+    """Context manager; on an exception OUT.partial stays for the next run. Of several processes only the first acts.
+
+    Attributes:
+        finished: the report of a run like this one that was killed when it had nothing left to do but to tidy up.
+    """
 
     def __init__(
         self, out: Path, identity: dict[str, Any], force: bool, first: bool = True, sources: Sources = ()
     ) -> None:
-        self.out, self.partial, self.identity, self.force, self.first = out, partial_of(out), identity, force, first
-        self.sources = sources
-        self.result = self.partial / RESULT
+        self._work = Workspace(out, RUN, "merge finetune", identity, force=force, sources=tuple(sources))
+        self.identity, self.force, self.first = identity, force, first
+        self.partial, self.result = self._work.partial, self._work.result
+        self.finished: dict[str, Any] | None = None
 
     def __enter__(self) -> TrainingDirectory:
         if self.first:
-            check_out(self.out, self.force, self.sources)
-            with explained(self.partial):
-                self._open()
+            with contextlib.ExitStack() as stack:
+                self.finished = stack.enter_context(self._work).finished
+                if self.finished is None:
+                    with explained(self.partial):
+                        self._claim()
+                stack.pop_all()
         return self
 
-    def __exit__(self, *exc: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self.first:
-            self._lock.release()
+            self._work.__exit__(kind, error, trace)
 
-    def _open(self) -> None:
-        check_partial(self.partial, RUN, "merge finetune")
-        begun = (self.partial / RUN).exists()
-        self.partial.mkdir(parents=True, exist_ok=True)
-        self._lock = take_lock(self.partial)
-        try:
-            self._claim(begun)
-        except BaseException:
-            self._lock.release()
-            raise
-
-    def _claim(self, begun: bool) -> None:
+    def _claim(self) -> None:
         file = self.partial / RUN
+        begun = file.exists()
         if begun and (different := _differences(file, self.identity)):
             if not self.force:
                 raise UsageError(
                     f"{self.partial} holds unfinished training that differs in: {', '.join(different)}. Run that one "
-                    "to finish it, delete the directory, or use --force to start anew."
+                    "to finish it, delete the directory, or use --force to start over."
                 )
             begun = False
         if not begun:
-            for path in self.partial.iterdir():
-                if path.name != LOCK:
-                    shutil.rmtree(path) if path.is_dir() else path.unlink()
-            file.write_text(json.dumps(self.identity, indent=1), encoding="utf-8")
+            self._work.clear()
+            write_whole(file, json.dumps(self.identity, indent=1).encode())
         if self.result.exists():  # a kill while it was written
             shutil.rmtree(self.result)
 
-    def complete(self) -> None:
-        """Gives the result its name and removes the rest."""
-        for path in self.result.rglob("*"):
-            if path.is_file():
-                with path.open("rb+") as stream:
-                    os.fsync(stream.fileno())
-        check_out(self.out, self.force, self.sources)
-        swap(self.result, self.out)
-        self._lock.release()
-        shutil.rmtree(self.partial)
+    def complete(self, report: Mapping[str, Any]) -> None:
+        """Gives the result its name and removes the rest; `report`: see Workspace."""
+        with explained(self.partial):
+            for path in sorted(self.result.rglob("*")):
+                sync(path) if path.is_file() else sync_directory(path)
+            sync_directory(self.result)
+        self._work.complete(report)
 
 
 def _differences(file: Path, identity: dict[str, Any]) -> list[str]:

@@ -6,6 +6,7 @@ manifest are those of `merge run`: killed, the same call goes on, and `merge ver
 
 from __future__ import annotations
 
+import dataclasses
 import fnmatch
 import json
 import os
@@ -19,6 +20,7 @@ import numpy as np
 
 from finetune.quantizers import ROWS, Quantizer, make_quantizer
 from merge.checkpoint import Checkpoint, open_checkpoint
+from merge.checkpoint.digest import stored_digest
 from merge.checkpoint.reader import SourceReader
 from merge.checkpoint.side_files import module_folders
 from merge.chunks import Chunks, digest_of
@@ -28,6 +30,7 @@ from merge.errors import NumbersError, UsageError
 from merge.output.manifest import MANIFEST, manifest_bytes, side_file_bytes
 from merge.output.shards import INDEX, index_text, lay_out
 from merge.output.task import task_of
+from merge.output.workspace import resume
 from merge.output.writer import OutputDirectory
 from merge.plan import Plan, SideFile, SourceModel, Step, TensorRef
 from merge.processors import processors
@@ -81,27 +84,46 @@ def quantize(
     quantizer = make_quantizer(to, {name: (ref.shape[0], ref.shape[1]) for name, ref in modules.items()})
     plan = _plan(checkpoint, modules, kept, quantizer, to, out.name, shard_bytes)
     check_space(plan, out)
-    with OutputDirectory(plan, out, force) as output, SourceReader(checkpoint.files) as reader:
-        writer = _Writer(output, reader, quantizer)
-        groups: dict[str, list[int]] = {}
-        for index, step in enumerate(plan.steps):
-            groups.setdefault(_owner(step.name, modules), []).append(index)
-        done = 0
-        with output.flushing(), ThreadPoolExecutor(threads or processors()) as pool:
-            for size in pool.map(lambda item: writer.group(modules.get(item[0]), item[1]), groups.items()):
-                done += size
-                progress(done)
-        reader.check_unchanged()
-        files = side_file_bytes(plan)
-        output.complete(files, (MANIFEST, manifest_bytes(plan, output.records, files)))
-    errors = {
-        _owner(step.name, modules): output.records[index]["relative_rms"]
-        for index, step in enumerate(plan.steps)
-        if "relative_rms" in output.records[index]
-    }
-    before = sum(ref.nbytes for ref in checkpoint.tensors.values())
-    after = sum(step.nbytes for step in plan.steps)
-    return Quantized(str(out), to, len(modules), len(kept), before, after, dict(sorted(errors.items())), plan.notes)
+
+    def work(fresh: bool) -> Quantized:
+        with OutputDirectory(plan, out, force, fresh=fresh) as output:
+            if output.finished is not None:
+                return Quantized(**output.finished)
+            with SourceReader(checkpoint.files) as reader:
+                _write(_Writer(output, reader, quantizer), modules, threads, progress)
+                reader.check_unchanged()
+            errors = {
+                _owner(step.name, modules): output.records[index]["relative_rms"]
+                for index, step in enumerate(plan.steps)
+                if "relative_rms" in output.records[index]
+            }
+            before = sum(ref.nbytes for ref in checkpoint.tensors.values())
+            after = sum(step.nbytes for step in plan.steps)
+            ordered = dict(sorted(errors.items()))
+            report = Quantized(str(out), to, len(modules), len(kept), before, after, ordered, plan.notes)
+            files = side_file_bytes(plan)
+            manifest = manifest_bytes(plan, output.records, files)
+            output.complete(files, (MANIFEST, manifest), dataclasses.asdict(report))
+            return report
+
+    return resume(work, force)
+
+
+def _write(
+    writer: _Writer, modules: dict[str, TensorRef], threads: int | None, progress: Callable[[int], None]
+) -> None:
+    """All tensors, a module at a time."""
+    groups: dict[str, list[int]] = {}
+    for index, step in enumerate(writer.output.plan.steps):
+        groups.setdefault(_owner(step.name, modules), []).append(index)
+    done = 0
+    with writer.output.flushing(), ThreadPoolExecutor(threads or processors()) as pool:
+        if writer.output.changed:
+            list(pool.map(lambda item: writer.check(item[1]), groups.items()))
+            writer.output.prove()
+        for size in pool.map(lambda item: writer.group(modules.get(item[0]), item[1]), groups.items()):
+            done += size
+            progress(done)
 
 
 def _choose(
@@ -214,25 +236,36 @@ def _is_part(rest: Sequence[str]) -> bool:
 
 class _Writer:
     def __init__(self, output: OutputDirectory, reader: SourceReader, quantizer: Quantizer) -> None:
-        self._output, self._reader, self._quantizer = output, reader, quantizer
+        self.output, self._reader, self._quantizer = output, reader, quantizer
+
+    def check(self, indexes: list[int]) -> None:
+        """Raises StaleWork if tensors that are done were made from something else than what is there now."""
+        for index in indexes:
+            step, record = self.output.plan.steps[index], self.output.records.get(index)
+            if record is not None and record["sources"] != self._sources(step):
+                raise self.output.stale(f"{step.inputs[0].name} in {step.inputs[0].file}")
 
     def group(self, module: TensorRef | None, indexes: list[int]) -> int:
         """Writes a module's tensors, or a copied one, unless an earlier run did; returns the bytes that were read."""
-        steps = {index: self._output.plan.steps[index] for index in indexes}
-        records = self._output.records
+        steps = {index: self.output.plan.steps[index] for index in indexes}
+        records = self.output.records
         if not all(i in records and records[i]["digest"] == self._digest(step) for i, step in steps.items()):
             error = self._copy(steps[indexes[0]]) if module is None else self._encode(module, list(steps.values()))
             for i, step in steps.items():
-                sources = [digest_of(ref.shape, self._raw(ref)) for ref in step.sources]
                 extra = {"relative_rms": error} if module is not None and step.sources else {}
-                self._output.finish(i, {"digest": self._digest(step), "sources": sources, **extra})
+                self.output.finish(i, {"digest": self._digest(step), "sources": self._sources(step), **extra})
         return module.nbytes if module is not None else steps[indexes[0]].bytes_read
 
+    def _sources(self, step: Step) -> list[str]:
+        return [stored_digest(self._reader, ref) for ref in step.sources]
+
     def _copy(self, step: Step) -> float:
-        read, chunks = self._raw(step.inputs[0]), Chunks.of(step.shape)
+        source, chunks = step.inputs[0], Chunks.of(step.shape)
         for chunk in range(chunks.count):
             start, stop = chunks.span(chunk)
-            self._output.write(step, start, read(start, stop), DTYPES[step.dtype].itemsize)
+            data = np.empty(stop - start, DTYPES[source.dtype].numpy_name)
+            self._reader.read_into(source, start, data)
+            self.output.write(step, start, data.view(np.uint8).data, DTYPES[step.dtype].itemsize)
         return 0.0
 
     def _encode(self, ref: TensorRef, steps: list[Step]) -> float:
@@ -263,22 +296,14 @@ class _Writer:
         return float(np.sqrt(error / square)) if square else 0.0
 
     def _write(self, step: Step, element: int, values: np.ndarray[Any, Any]) -> None:
-        self._output.write(step, element, np.ascontiguousarray(values).data, DTYPES[step.dtype].itemsize)
+        self.output.write(step, element, np.ascontiguousarray(values).data, DTYPES[step.dtype].itemsize)
 
     def _digest(self, step: Step) -> str:
         itemsize = DTYPES[step.dtype].itemsize
 
         def read(start: int, stop: int) -> memoryview:
             data = np.empty((stop - start) * itemsize, np.uint8).data
-            self._output.read_into(step, start, data, itemsize)
+            self.output.read_into(step, start, data, itemsize)
             return data
 
         return digest_of(step.shape, read)
-
-    def _raw(self, ref: TensorRef) -> Callable[[int, int], memoryview]:
-        def read(start: int, stop: int) -> memoryview:
-            data = np.empty(stop - start, DTYPES[ref.dtype].numpy_name)
-            self._reader.read_into(ref, start, data)
-            return data.view(np.uint8).data
-
-        return read

@@ -23,7 +23,7 @@ from finetune.config import keeps_best
 from finetune.data import Data, encode_samples, read_samples
 from finetune.data.encode import set_up_tokenizer
 from finetune.data.files import find_file
-from finetune.distributed import check_launch, is_first
+from finetune.distributed import check_launch, is_first, known_to_all
 from finetune.keys import Config
 from finetune.libraries import quiet_libraries
 from finetune.models import Base, load_model, local_device, mixed_precision, open_base, pick_device
@@ -155,7 +155,11 @@ def _finetune(
     _check_model(model, prepared, device, out)
     objective.begin(model, data, config, device)
     with TrainingDirectory(out, identity, force, first, prepared.sources) as directory:
-        trainer, resumed, seconds = _train(model, prepared, device, directory, say, progress)
+        args = arguments(prepared, device, directory.partial)
+        finished = known_to_all(args, directory.finished)
+        if finished is not None:
+            return Report(**finished)
+        trainer, resumed, seconds = _train(model, prepared, device, directory, args, say, progress)
         losses = summarise_losses(trainer.state.log_history, keeps_best(config))
         metrics = summarise_metrics(trainer.state.log_history, keeps_best(config))
         figures = {
@@ -172,20 +176,22 @@ def _finetune(
         if first:
             note = write_records(trainer, prepared, directory, digests, figures)
             notes += [note] if note else []
-            directory.complete()
-    return Report(
-        str(out),
-        trainer.state.global_step,
-        resumed,
-        losses,
-        metrics,
-        trained,
-        total,
-        trainer.tokens,
-        seconds,
-        peak_resident(),
-        tuple(notes),
-    )
+        report = Report(
+            str(out),
+            trainer.state.global_step,
+            resumed,
+            losses,
+            metrics,
+            trained,
+            total,
+            trainer.tokens,
+            seconds,
+            peak_resident(),
+            tuple(notes),
+        )
+        if first:
+            directory.complete(dataclasses.asdict(report))
+    return report
 
 
 def _check_model(model: Any, prepared: Prepared, device: str, out: Path) -> None:
@@ -216,7 +222,7 @@ def _check_packages(config: Config) -> None:
 
 
 def _train(
-    model: Any, prepared: Prepared, device: str, directory: TrainingDirectory, say: Say, progress: Progress
+    model: Any, prepared: Prepared, device: str, directory: TrainingDirectory, args: Any, say: Say, progress: Progress
 ) -> tuple[Any, int, float]:
     """(trainer, the step it resumed from, seconds)."""
     from transformers import EarlyStoppingCallback
@@ -224,7 +230,6 @@ def _train(
     from finetune.trainer import Tuner, last_checkpoint
 
     config, data = prepared.config, prepared.data
-    args = arguments(prepared, device, directory.partial)
     args.distributed_state.wait_for_everyone()  # until the first process has cleared OUT.partial
     checkpoint = last_checkpoint(directory.partial, remove=directory.first)
     args.eval_on_start = data.validation is not None and checkpoint is None

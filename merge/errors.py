@@ -5,6 +5,7 @@
     ├── UsageError             exit code 2: a command-line value is wrong
     ├── CheckpointError        a model directory or file is damaged, missing or not supported
     ├── SourceChanged          a source file changed while it was being read
+    │   └── StaleWork          unfinished work was made from other sources; it can only be discarded
     ├── NumbersError           non-finite values or overflow that the recipe does not allow
     └── OutputError            the result cannot be written, or an output does not match its manifest
 
@@ -16,6 +17,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from merge.quoting import bounded
 
@@ -97,12 +99,26 @@ class SourceChanged(MergeError):
     pass
 
 
+class StaleWork(SourceChanged):
+    pass
+
+
 class NumbersError(MergeError):
     pass
 
 
 class OutputError(MergeError):
     pass
+
+
+def kept_by(error: BaseException, place: Path) -> None:
+    """Notes that finished work lies there, for what is said of an interruption."""
+    error.__dict__.setdefault("kept", []).append(place)
+
+
+def kept(error: BaseException) -> bool:
+    """Whether an interrupted command left anything that the same command goes on with."""
+    return any(place.exists() for place in getattr(error, "kept", ()))
 
 
 def first_line(error: BaseException) -> str:

@@ -118,7 +118,7 @@ def test_resume_computes_again_what_was_damaged_meanwhile(family: Path, monkeypa
         with pytest.raises(MergeError, match="stop"):
             run_plan(plan, family / "cut")
     step = plan.steps[4]
-    with (family / "cut.partial" / step.file).open("r+b") as file:
+    with (family / "cut.partial" / "result" / step.file).open("r+b") as file:
         file.seek(step.offset + 3)
         file.write(b"\xff\xff")
     with (family / "cut.partial" / "journal.jsonl").open("ab") as journal:

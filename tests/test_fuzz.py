@@ -302,7 +302,7 @@ def test_damaged_journals(room: Room) -> None:
         journal = Path("out.partial/journal.jsonl")
         journal.write_bytes(damaged_bytes(journal.read_bytes(), dice))
         if dice.random() < 0.3:
-            weights = Path("out.partial/model.safetensors")
+            weights = Path("out.partial/result/model.safetensors")
             weights.write_bytes(damaged_bytes(weights.read_bytes(), dice))
         return RUN
 

@@ -145,7 +145,7 @@ def test_nothing_is_lost_just_before_the_renaming(tmp_path: Path, monkeypatch: p
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("merge.output.writer.swap", stop)
+        patch.setattr("merge.output.workspace.Workspace._place", stop)
         assert call(arguments)[0] == 130
     code, out, _ = call(arguments)
     report = json.loads(out)
@@ -162,7 +162,7 @@ def lost_seconds(work: Work) -> float:
     finished = finished_steps(work.root)
     lost = 0
     for index, step in enumerate(plan.steps):
-        path = work.root / "out.partial" / step.file
+        path = work.root / "out.partial" / "result" / step.file
         if index not in finished and path.exists():
             written = np.fromfile(path, np.uint8, step.nbytes, offset=step.offset)
             lost += int(np.flatnonzero(written)[-1:].sum())  # files begin as zeros

@@ -16,7 +16,7 @@ from conftest import TOKENIZER, VOCABULARY, write_json, write_safetensors
 from safetensors.numpy import load_file
 
 from merge import build_plan, parse_recipe, run_plan
-from merge.errors import NumbersError, OutputError, RecipeError, SourceChanged, UsageError
+from merge.errors import NumbersError, RecipeError, SourceChanged, UsageError
 from merge.methods.fisher import fisher
 from merge.methods.regmean import regmean
 from merge.plan import Plan
@@ -154,7 +154,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bytes(
         with pytest.raises(KeyboardInterrupt):
             collect(tiny, data, out)
     assert not out.exists()
-    with pytest.raises(OutputError, match="unfinished work of another run"):
+    with pytest.raises(UsageError, match="unfinished work of another run"):
         collect(tiny, data, out, seed=1)
     assert collect(tiny, data, out).resumed_parts == stop
     assert out.read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
@@ -213,8 +213,8 @@ def test_the_command(tmp_path: Path, tiny: Path, data: Path, call_cli: Callable[
     assert (code, stderr) == (0, "")
     assert json.loads(stdout)["tensors"] == 3 * 7 + 1 + 3 * 9 + 3
     code, stdout, stderr = call_cli(command)
-    assert (code, stdout) == (1, "")
-    assert "exists" in stderr
+    assert (code, stdout) == (2, "")
+    assert "exists; nothing was changed" in stderr
     assert call_cli(["statistics", tmp_path / "nowhere", "--data", data, "-o", out])[0] == 2
 
 

@@ -12,6 +12,7 @@ import click
 from merge.cli.judging import check_files, judging, judging_options, write_text
 from merge.cli.trust import trust_option
 from merge.errors import UsageError
+from merge.output.directory import check_out
 
 if TYPE_CHECKING:
     from eval.soup import Soup
@@ -50,8 +51,8 @@ def command(
     **asked: Any,
 ) -> None:
     """Average those of the MODELs that make the average better: directories, hub ids, model+adapter, or recipes."""
-    if out is not None and out.exists() and not force and (out.is_file() or any(out.iterdir())):
-        raise UsageError(f"{out} exists; nothing was changed. Choose another --out, or --force to replace it.")
+    if out is not None:
+        check_out(out, force)
     check_files(html=html)
     how = judging(asked)
     from eval.compare import compare

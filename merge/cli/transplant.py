@@ -92,8 +92,15 @@ def command(
     from merge.engine.run import run_plan
 
     with progress_bar(label, sum(step.nbytes for step in plan.steps), bar_off) as progress:
-        report = run_plan(plan, out, threads=threads, max_ram=max_ram, force=force, progress=progress)
-    rows_file.unlink(missing_ok=True)
+        report = run_plan(
+            plan,
+            out,
+            threads=threads,
+            max_ram=max_ram,
+            force=force,
+            progress=progress,
+            last=lambda: rows_file.unlink(missing_ok=True),
+        )
     if as_json:
         facts = {
             "out": str(out),

@@ -79,6 +79,11 @@ def run_factor(context: Context, index: int, step: Step) -> dict[str, Any]:
     return emitter.record(result.digests, result.nonfinite) | result.facts
 
 
+def source_digests(context: Context, step: Step) -> list[str]:
+    """Of each adapter's module; see _read."""
+    return [_read(context, ref).digest for ref in step.inputs]
+
+
 def summary(steps: Iterable[Step], records: dict[int, dict[str, Any]]) -> dict[str, Any] | None:
     """What the manifest and the run's last lines say of a truncated adapter; None if nothing was to be cut off."""
     found = {

@@ -1,12 +1,15 @@
 """run_pipeline: the stages of a pipeline, those that have to be written before those that read them.
 
-A written stage is an ordinary output with its own journal and manifest. Beside it, STAGES/.NAME.json says which plan
-it was made by; while plan and files are the same it is not made again. A kill anywhere is followed by the same command.
+A written stage is an ordinary output with its own journal and manifest. Beside it, STAGES/.NAME.json says which plan it
+was made by, from which files; while these and its own are the same it is not made again. A kill anywhere is followed by
+the same command: STAGES is removed while OUT.finished (merge/output/workspace.py) still stands beside the result.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import hashlib
 import json
 import os
 import shutil
@@ -22,8 +25,12 @@ from merge.engine.run import Report, run_plan
 from merge.engine.space import bytes_free
 from merge.errors import MergeError, OutputError, UsageError
 from merge.jsontext import parse_json
+from merge.output.directory import explained, placed, write_whole
+from merge.output.identity import plan_digest, stamps
+from merge.output.manifest import MANIFEST
 from merge.output.verify import verify_output
-from merge.output.writer import OutputDirectory, plan_digest
+from merge.output.writer import OutputDirectory
+from merge.plan import SourceFile
 from merge.planners.build import SHARD_BYTES
 from merge.planners.pipeline import How, PipelinePlanner, StagePlan, stages_dir_of
 from merge.recipe.pipeline import Pipeline
@@ -72,9 +79,14 @@ def run_pipeline(
     planned = planner.plan_all()
     _check(planned, out, folder, device, threads, max_ram, force)
     made = [stage for stage in planned if stage.how != "streamed"]
+    reports: dict[str, StageReport] = {}
+    done = 0
     with _Stages(folder, device, needed=len(made) > 1) as stages:
-        reports: dict[str, StageReport] = {}
-        done = 0
+        remove = functools.partial(stages.remove, () if keep_stages else planned)
+        if placed(out) is not None:
+            with OutputDirectory(planned[-1].plan, out, force, device, last=remove) as result:
+                if result.finished is not None:
+                    return _finished(planned, Report(**result.finished))
         planner.ready.clear()
         for stage in pipeline.stages:
             current = planner.plan(stage)
@@ -93,18 +105,25 @@ def run_pipeline(
                     device=device,
                     force=force or current.how == "written",
                     progress=lambda n, name=current.name, before=done: progress(name, before + n),  # type: ignore[misc]
+                    last=remove if is_last else functools.partial(stages.finish, current),
                 )
-                if not is_last:
-                    stages.finish(current)
             done += sum(step.nbytes for step in current.plan.steps)
             progress(current.name, done)
             if current.how == "written":
                 planner.written(current)
             directory = str(current.directory)
             reports[current.name] = StageReport(current.name, current.how, directory, report is None, report)
-        if not keep_stages:
-            stages.remove(planned)
     return tuple(reports.values())
+
+
+def _finished(planned: tuple[StagePlan, ...], report: Report) -> tuple[StageReport, ...]:
+    """Of an earlier call that was killed when only the stages were left to remove."""
+    *earlier, last = planned
+    reports = [
+        StageReport(each.name, each.how, str(each.directory) if each.directory else None, each.how != "streamed", None)
+        for each in earlier
+    ]
+    return (*reports, StageReport(last.name, last.how, str(last.directory), False, report))
 
 
 def _check(
@@ -121,7 +140,7 @@ def _check(
         if stage.directory is not None:
             memory.budget(stage.plan, threads, max_ram, device)
             if stage.how == "result" and (stage is planned[-1] or _noted(folder, stage.name) is None):
-                OutputDirectory(stage.plan, stage.directory, force).check_out()
+                OutputDirectory(stage.plan, stage.directory, force).check()
             if stage.how == "written" and os.path.lexists(stage.directory) and _noted(folder, stage.name) is None:
                 raise UsageError(
                     f"{stage.directory} exists and was not made by a pipeline; nothing was changed. "
@@ -133,6 +152,8 @@ def _check(
     for place in places:
         if places.count(place) > 1:
             raise UsageError(f"{place}: two stages would be written there. Rename one, or choose another --out.")
+    if placed(out) is not None:  # nothing is left to write
+        return
     needed = sum(stage.plan.bytes_written for stage in planned if stage.directory is not None)
     free = bytes_free(out) + sum(_size(stage.directory) for stage in planned[:-1] if stage.directory is not None)
     if free < needed:
@@ -183,51 +204,51 @@ class _Stages:
 
     def __exit__(self, *exc: object) -> None:
         if self._needed:
+            (self._folder / _LOCK).unlink(missing_ok=True)
             self._lock.release()
 
     def has(self, stage: StagePlan) -> bool:
-        """Whether it is there, made by the same plan, and as it was written."""
+        """Whether it is there, made by the same plan from the same files, and as it was written."""
         assert stage.directory is not None
         noted = _noted(self._folder, stage.name)
-        if noted is None or not stage.directory.is_dir():
+        if noted is None or "files" not in noted or not stage.directory.is_dir():
             return False
-        if noted["plan"] != plan_digest(stage.plan) or noted.get("device") != self._device:
+        if any(noted.get(key) != value for key, value in self._made_by(stage).items()):
             return False
-        if noted.get("files") == _files(stage.directory):
+        if noted["files"] == _files(stage.directory):
             return True
-        try:  # written again or copied since, or killed before it was noted: its digests tell
-            whole = not verify_output(stage.directory).problems
-        except MergeError:
+        try:  # written again or copied since: its digests tell
+            return (
+                _manifest_digest(stage.directory) == noted["manifest"] and not verify_output(stage.directory).problems
+            )
+        except (MergeError, OSError):
             return False
-        if whole:
-            self.finish(stage)
-        return whole
 
     def begin(self, stage: StagePlan) -> None:
-        """Makes room for a stage that others need. The note says by which plan it will be made before its directory
-        appears, so that a directory with a note is always what that plan leads to."""
+        """Makes room for a stage that others need."""
         if stage.how == "written" and stage.directory is not None:
-            if stage.directory.is_dir():  # `_check` saw that it is ours
+            if stage.directory.is_dir() and placed(stage.directory) is None:  # `_check` saw that it is ours
                 shutil.rmtree(stage.directory)
             self._write(stage, {})
 
     def finish(self, stage: StagePlan) -> None:
         assert stage.directory is not None
-        self._write(stage, {"files": _files(stage.directory)})
+        self._write(stage, {"files": _files(stage.directory), "manifest": _manifest_digest(stage.directory)})
+
+    def _made_by(self, stage: StagePlan) -> dict[str, Any]:
+        return {"plan": plan_digest(stage.plan), "device": self._device, "sources": stamps(stage.plan)}
 
     def _write(self, stage: StagePlan, more: dict[str, Any]) -> None:
-        known = {"plan": plan_digest(stage.plan), "device": self._device, **more}
-        place = _note(self._folder, stage.name)
-        fresh = place.with_name(place.name + ".new")
-        fresh.write_text(json.dumps(known))
-        os.replace(fresh, place)
+        known = self._made_by(stage) | more
+        with explained(self._folder):
+            write_whole(_note(self._folder, stage.name), json.dumps(known).encode())
 
     def remove(self, planned: tuple[StagePlan, ...]) -> None:
         """What this run wrote there, and nothing else."""
-        if not self._needed:
+        if not self._needed or not planned:
             return
         for stage in planned[:-1]:
-            if stage.how == "written" and stage.directory is not None:
+            if stage.how == "written" and stage.directory is not None and _noted(self._folder, stage.name) is not None:
                 shutil.rmtree(stage.directory, ignore_errors=True)
             _note(self._folder, stage.name).unlink(missing_ok=True)
         (self._folder / _LOCK).unlink(missing_ok=True)
@@ -236,10 +257,10 @@ class _Stages:
 
 
 def _files(directory: Path) -> dict[str, list[int]]:
-    """Size and time of change of every file."""
-    found = {}
-    for path in sorted(directory.rglob("*")):
-        if path.is_file():
-            info = path.stat()
-            found[path.relative_to(directory).as_posix()] = [info.st_size, info.st_mtime_ns]
-    return found
+    """The state of every file."""
+    paths = [path for path in sorted(directory.rglob("*")) if path.is_file()]
+    return {path.relative_to(directory).as_posix(): list(SourceFile.now(path).stamp) for path in paths}
+
+
+def _manifest_digest(directory: Path) -> str:
+    return hashlib.sha256((directory / MANIFEST).read_bytes()).hexdigest()

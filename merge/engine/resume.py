@@ -1,15 +1,22 @@
-"""After a kill: which journaled tensors are really there, byte for byte."""
+"""After a kill: which journaled tensors are really there, byte for byte, and whether they fit the sources of now."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 
+from merge.checkpoint.digest import stored_digest
 from merge.chunks import digest_of
+from merge.derive import FOUND
 from merge.dtypes import DTYPES
+from merge.engine import adapters
 from merge.engine.executors import Context
-from merge.plan import Step
+from merge.engine.statistics import digests, read_statistics
+from merge.engine.tensor import StepTensor
+from merge.plan import Step, TensorRef
+from merge.quoting import some
 
 
 def still_good(context: Context, tick: Callable[[], None]) -> int:
@@ -37,3 +44,54 @@ def written_digest(context: Context, step: Step) -> str:
         return data
 
     return digest_of(step.shape, read)
+
+
+def check_sources(context: Context, tick: Callable[[], None]) -> None:
+    """Compares what journaled tensors were made from with the files that changed since, which may be equal copies.
+
+    Raises:
+        StaleWork: they are not, and going on would mix two sources.
+    """
+    out = context.out
+    if not out.changed:
+        return
+
+    def check(index: int) -> None:
+        step, record = context.plan.steps[index], out.records[index]
+        read = [part for ref in (*step.sources, *step.statistics) for part in _parts(ref)]
+        if not any(_may_differ(part, out.changed) for part in read):
+            return
+        if any(record.get(key) != value for key, value in _digests(context, step).items()):
+            files = sorted({part.file for part in read} & out.changed) or sorted(out.changed)
+            raise out.stale(f"{step.name} in {some(files)}")
+        context.reader.release(step.sources)
+
+    context.crew.each(check, sorted(out.records), tick)
+
+
+def _digests(context: Context, step: Step) -> dict[str, Any]:
+    """What a record says of the step's sources."""
+    if step.factor:
+        return {"sources": adapters.source_digests(context, step)}
+    if step.method == "copy":
+        return {"sources": [stored_digest(context.reader, ref) for ref in step.inputs]}
+    tensor = context.tensor(step)
+    context.crew.fold(lambda: None, lambda _, span: _load(tensor, span), tensor.blocks(context.block_chunks))
+    return {"sources": tensor.source_digests()} | digests(read_statistics(context.reader, step))
+
+
+def _load(tensor: StepTensor, span: tuple[int, int]) -> None:
+    tensor.load(*span)
+
+
+def _parts(ref: TensorRef) -> Iterator[TensorRef]:
+    """The tensor and all that it is computed from."""
+    yield ref
+    for inner in (*((ref.scale,) if ref.scale else ()), *(ref.derived.inputs if ref.derived else ())):
+        yield from _parts(inner)
+
+
+def _may_differ(ref: TensorRef, changed: frozenset[str]) -> bool:
+    """Whether it comes from one of these files; what a run finds out itself, it may have found in any of them."""
+    is_found = ref.derived is not None and ref.derived.operation == FOUND
+    return ref.file in changed or ref.units is not None or is_found

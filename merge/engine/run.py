@@ -5,6 +5,7 @@ Everything that could be wrong with the recipe was found when the plan was made;
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import time
 from collections.abc import Callable
@@ -20,9 +21,11 @@ from merge.engine.executors import Context, check_method, executor, method_of
 from merge.engine.gates import find_gates
 from merge.engine.numbers import check_numbers
 from merge.engine.preflight import check_models
-from merge.engine.resume import still_good
+from merge.engine.resume import check_sources, still_good
 from merge.engine.space import check_space
+from merge.output.identity import source_files
 from merge.output.manifest import MANIFEST, manifest_bytes, side_file_bytes
+from merge.output.workspace import resume
 from merge.output.writer import OutputDirectory
 from merge.plan import Plan, Step
 
@@ -56,6 +59,7 @@ def run_plan(
     force: bool = False,
     progress: Progress = lambda done: None,
     block_chunks: int | None = None,
+    last: Callable[[], None] = lambda: None,
 ) -> Report:
     """Carries out a plan.
 
@@ -66,6 +70,7 @@ def run_plan(
         device: "cpu" or a torch device such as "cuda".
         force: replace an existing `out`, and discard unfinished work of another plan.
         block_chunks: chunks a thread reads at once; chosen from max_ram by default. Never changes the result.
+        last: removes what was made for this run only, once `out` is there.
 
     Raises:
         MergeError: see merge.errors; `out`.partial stays and nothing else is touched.
@@ -75,30 +80,42 @@ def run_plan(
     budget = memory.budget(plan, threads, max_ram, device, block_chunks)
     check_space(plan, Path(out))
     small_files = side_file_bytes(plan)
-    streamed = [stage for stage in plan.stages if stage.steps]
-    models = [model for each in (plan, *streamed) for model in each.models]
-    files = [*plan.statistics_files, *(file for model in models for file in model.files)]
-    with SourceReader(files) as reader, OutputDirectory(plan, Path(out), force, device) as directory:
+
+    def work(fresh: bool) -> Report:
+        with OutputDirectory(plan, Path(out), force, device, fresh=fresh, last=last) as directory:
+            return _run(directory, small_files, budget, progress, began)
+
+    return resume(work, force)
+
+
+def _run(
+    directory: OutputDirectory, small_files: dict[str, bytes], budget: memory.Budget, progress: Progress, began: float
+) -> Report:
+    if directory.finished is not None:
+        return Report(**directory.finished)
+    plan = directory.plan
+    with SourceReader(source_files(plan)) as reader:
         crew = Crew(budget.threads)
-        context = Context(plan, reader, crew, directory, device, budget)
+        context = Context(plan, reader, crew, directory, directory.device, budget)
         tick = _ticker(context, progress)
         align(context, tick)
         find_gates(context, tick)
-        for each in streamed:
-            check_models(Context(each, reader, crew, directory, device, budget))
+        for stage in plan.stages:
+            if stage.steps:  # streamed
+                check_models(Context(stage, reader, crew, directory, directory.device, budget))
         check_models(context)
         resumed = still_good(context, tick)
-        todo = [(i, step) for i, step in enumerate(plan.steps) if i not in directory.records]
         with directory.flushing():
             _model_passes(context, tick)
+            check_sources(context, tick)
+            directory.prove()
+            todo = [(i, step) for i, step in enumerate(plan.steps) if i not in directory.records]
             crew.each(lambda item: _run_step(context, *item), _largest_first(todo), tick)
         reader.check_unchanged()
-        aligned = summary(plan, directory.notes)
-        adapter = adapters.summary(plan.steps, directory.records)
-        manifest = manifest_bytes(plan, directory.records, small_files, aligned, adapter)
-        directory.complete(small_files, (MANIFEST, manifest))
-    return Report(
-        out=str(out),
+    aligned = summary(plan, directory.notes)
+    adapter = adapters.summary(plan.steps, directory.records)
+    report = Report(
+        out=str(directory.out),
         seconds=time.monotonic() - began,
         bytes_read=sum(step.bytes_read for _, step in todo),
         bytes_written=plan.bytes_written,
@@ -110,6 +127,9 @@ def run_plan(
         aligned=tuple(aligned),
         adapter=adapter,
     )
+    manifest = manifest_bytes(plan, directory.records, small_files, aligned, adapter)
+    directory.complete(small_files, (MANIFEST, manifest), dataclasses.asdict(report))
+    return report
 
 
 def _run_step(context: Context, index: int, step: Step) -> None:

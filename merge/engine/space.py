@@ -7,7 +7,8 @@ import shutil
 from pathlib import Path
 
 from merge.errors import OutputError
-from merge.output.directory import partial_of
+from merge.output.directory import partial_of, placed
+from merge.output.workspace import RESULT
 from merge.plan import Plan
 
 
@@ -21,12 +22,16 @@ def _existing_parent(out: Path) -> Path:
 def bytes_free(out: Path) -> int:
     """Bytes free where `out` would be made, those that its unfinished partial result holds already included."""
     partial = partial_of(out)
-    held = sum(file.stat().st_blocks * 512 for file in partial.glob("*.safetensors")) if partial.is_dir() else 0
+    held = (
+        sum(file.stat().st_blocks * 512 for file in (partial / RESULT).glob("*.safetensors")) if partial.is_dir() else 0
+    )
     return shutil.disk_usage(_existing_parent(out)).free + held
 
 
 def check_space(plan: Plan, out: Path) -> None:
     """Raises OutputError if the disk cannot hold the result, or may not be written to."""
+    if placed(out) is not None:  # nothing is left to write
+        return
     place = _existing_parent(out)
     if not place.is_dir() or not os.access(place, os.W_OK):
         raise OutputError(f"{place} is not a directory that can be written to. Choose another --out.")

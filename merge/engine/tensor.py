@@ -101,8 +101,18 @@ class StepTensor:
             self._reader.decode(source, stored, start, into)
 
     def source_digests(self) -> list[str]:
-        """One digest for each source; every chunk must have been read."""
-        return [tensor_digest(digests) for digests in self._digests]
+        """One digest for each source, with its FP8 scales if it has any; every chunk must have been read."""
+        return [
+            tensor_digest([*digests, *self._scale_digest(source)])
+            for source, digests in zip(self.sources, self._digests, strict=True)
+        ]
+
+    def _scale_digest(self, source: TensorRef) -> list[bytes]:
+        if source.scale is None:
+            return []
+        raw = np.empty(source.scale.size, DTYPES[source.scale.dtype].numpy_name)
+        self._reader.read_into(source.scale, 0, raw)
+        return [chunk_digest(raw.data)]
 
     def nonfinite(self) -> list[int]:
         """Number of NaN and infinite values in each source."""

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import math
 import os
-import shutil
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from merge.architecture import is_embedding
 from merge.errors import UsageError
-from merge.extract.write import CONFIG, card_text, config_text, manifest_text
+from merge.extract.write import CONFIG, WEIGHTS, card_text, config_text, manifest_text
 from merge.jsontext import parse_json
-from merge.output.directory import LOCK, swap, write_durably
-from merge.output.manifest import MANIFEST, read_manifest
+from merge.output.directory import sync_directory, write_durably
+from merge.output.manifest import MANIFEST
 from merge.planners.inputs import Input
 from merge.statistics.parts import Parts
 
@@ -58,6 +58,7 @@ def finish(
     models: tuple[Input, Input],
     asked: Mapping[str, Any],
     notes: list[str],
+    began: float,
 ) -> Summary:
     """Joins `parts` to OUT.
 
@@ -65,19 +66,21 @@ def finish(
         saved: tensors kept whole -> the module they belong to.
         models: the base, and the fine-tune.
         asked: the settings, for the manifest.
+        began: time.monotonic() of the call.
 
     Raises:
         UsageError: no matrix differs.
     """
     base, tuned = models
     if not work.names:
-        shutil.rmtree(parts.out.parent, ignore_errors=True)
+        parts.work.clear()
         raise UsageError(
             f"{tuned.ref.text} equals {base.ref.text} in every matrix that an adapter could change; there is nothing "
             "to extract. See --embeddings and --save-modules."
         )
-    partial = parts.out.parent
-    parts.complete(work.names, {"format": "pt"})
+    result = parts.result
+    result.mkdir()
+    parts.join(work.names, {"format": "pt"}, result / WEIGHTS)
     total = sum(each["energy"] for each in work.results) + sum(squares for _, squares, _ in work.others)
     modules, others = _shares(work, saved, total)
     lost = sum(each["lost"] for each in work.results)
@@ -91,21 +94,21 @@ def finish(
         error=_root(lost, energy),
         total_error=_root(lost + left_out, total),
         parameters=0,
-        bytes_written=os.path.getsize(parts.out),
+        bytes_written=os.path.getsize(result / WEIGHTS),
         resumed=work.resumed,
         seconds=0.0,
         notes=(*notes, *work.selection.notes, *_tie_notes(base, work)),
     )
     files = _small_files(out, work, saved, base, tuned, summary)
-    for name, data in files.items():
-        write_durably(partial / name, data)
     settings = {"model": tuned.ref.text, "base": base.ref.text, **asked}
-    results = [*modules, *others]
-    write_durably(partial / MANIFEST, manifest_text(partial, files, settings, results).encode())
-    parameters = sum(math.prod(tensor["shape"]) for tensor in read_manifest(partial)["tensors"].values())
-    swap(partial, out)
-    (out / LOCK).unlink(missing_ok=True)
-    return dataclasses.replace(summary, parameters=parameters)
+    manifest = manifest_text(result, files, settings, [*modules, *others]).encode()
+    for name, data in {**files, MANIFEST: manifest}.items():
+        write_durably(result / name, data)
+    sync_directory(result)
+    parameters = sum(math.prod(tensor["shape"]) for tensor in parse_json(manifest)["tensors"].values())
+    summary = dataclasses.replace(summary, parameters=parameters, seconds=round(time.monotonic() - began, 3))
+    parts.work.complete(dataclasses.asdict(summary))
+    return summary
 
 
 def _shares(

@@ -10,27 +10,27 @@ import dataclasses
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from merge.architecture import is_embedding
+from merge.checkpoint.digest import value_digest
 from merge.checkpoint.reader import SourceReader
+from merge.checkpoint.safetensors_file import read_header
 from merge.engine.executors import ONE_THREAD
 from merge.errors import UsageError
 from merge.extract.decompose import decompose
 from merge.extract.difference import Difference, base_squares
 from merge.extract.finish import Summary, finish
 from merge.extract.select import Choice, Pair, Selection, Target, select
-from merge.extract.write import WEIGHTS
 from merge.jsontext import parse_json
-from merge.output.directory import check_out, partial_of, take_lock
+from merge.output.workspace import Workspace, resume
 from merge.planners.inputs import Input, Inputs
 from merge.processors import processors
 from merge.recipe.model import ModelRef, Recipe, Source
-from merge.statistics.parts import Parts
+from merge.statistics.parts import RUN, Parts, parts_of
 
 PREFIX = "base_model.model."
 HEAD = "lm_head.weight"
@@ -74,32 +74,27 @@ def extract_adapter(
         raise UsageError(f"{tuned.text} is its own base. Name the model that it was fine-tuned from with --base.")
     selection = select(inputs, first, second, choice)
     asked = dataclasses.asdict(choice) | {"method": method, "save_modules": save_modules, "dtype": dtype, "seed": seed}
-    with _directory(Path(out), (first, second), asked, force) as parts, ONE_THREAD:
-        files = [*first.checkpoint.files, *second.checkpoint.files]
-        with SourceReader(files) as reader:
-            work = Work(selection, parts, reader, choice, method, dtype, seed, progress)
-            work.run(threads or processors())
-            saved = work.save(tied=inputs.tied) if save_modules else {}
-            reader.check_unchanged()
-        summary = finish(Path(out), parts, work, saved, (first, second), asked, inputs.notes)
-    return dataclasses.replace(summary, seconds=round(time.monotonic() - began, 3))
+    files = [*first.checkpoint.files, *second.checkpoint.files]
+
+    def run(fresh: bool) -> Summary:
+        with parts_of(_workspace(Path(out), first, second, asked, force), files, fresh) as parts:
+            if parts.finished is not None:
+                return Summary(**parts.finished)
+            with SourceReader(files) as reader, ONE_THREAD:
+                work = Work(selection, parts, reader, choice, method, dtype, seed, progress)
+                work.run(threads or processors())
+                saved = work.save(tied=inputs.tied) if save_modules else {}
+                reader.check_unchanged()
+            return finish(Path(out), parts, work, saved, (first, second), asked, inputs.notes, began)
+
+    return resume(run, force)
 
 
-@contextmanager
-def _directory(out: Path, models: tuple[Input, Input], asked: Mapping[str, Any], force: bool) -> Iterator[Parts]:
-    """OUT.partial with its lock; the parts of an earlier call of the same kind are in it."""
-    partial = partial_of(out)
-    places = [(model.ref.text, model.checkpoint.path) for model in models]
-    places += [(model.ref.text, file.path) for model in models for file in model.checkpoint.files]
-    check_out(out, force, places)
-    partial.mkdir(parents=True, exist_ok=True)
-    lock = take_lock(partial)
-    try:
-        (partial / WEIGHTS).unlink(missing_ok=True)  # killed just before the renaming
-        files = [[file.path, file.size, file.mtime_ns] for model in models for file in model.checkpoint.files]
-        yield Parts(partial / WEIGHTS, {"asked": asked, "files": files}, force)
-    finally:
-        lock.release()
+def _workspace(out: Path, base: Input, tuned: Input, asked: Mapping[str, Any], force: bool) -> Workspace:
+    places = [(model.ref.text, model.checkpoint.path) for model in (base, tuned)]
+    places += [(model.ref.text, file.path) for model in (base, tuned) for file in model.checkpoint.files]
+    identity = {"asked": asked, "base": base.ref.text, "tuned": tuned.ref.text}
+    return Workspace(out, RUN, "merge lora extract", identity, force=force, sources=places)
 
 
 class Work:
@@ -145,11 +140,13 @@ class Work:
             self.reader.release((pair.base, pair.tuned))
 
     def _target(self, place: int, target: Target) -> dict[str, Any]:
-        path = self.parts.path(_part(place))
-        if self.parts.has(path.name):
+        part, pair = _part(place), target.pair
+        if self.parts.has(part):
+            found = parse_json(read_header(str(self.parts.path(part)))[1]["result"])
+            if self.parts.changed and found["sources"] != self._sources(pair):
+                raise self.parts.work.stale(f"{pair.tuned.file}: {pair.name}, or of its base")
             self.resumed += 1
-            return _result_in(path)
-        pair = target.pair
+            return dict(found["result"])
         factors = decompose(Difference(pair, self.reader), target.rank, self.choice.energy, self.method, self.seed)
         self.reader.release((pair.base, pair.tuned))
         result = {"module": pair.module, "shape": list(pair.base.shape), "rank": 0, "energy": 0.0, "lost": 0.0}
@@ -161,8 +158,11 @@ class Work:
             for name, values in zip(names, (a, b), strict=True):
                 tensors[f"{PREFIX}{pair.module}.{name}"] = values.contiguous().to(_torch_dtype(self.dtype))
             result |= {"rank": left.shape[1], "energy": factors.energy, "lost": factors.lost}
-        _save(path, tensors, result)
+        self.parts.save(part, tensors, {"result": json.dumps({"result": result, "sources": self._sources(pair)})})
         return result
+
+    def _sources(self, pair: Pair) -> list[str]:
+        return [value_digest(self.reader, ref) for ref in (pair.base, pair.tuned)]
 
     def save(self, tied: bool) -> dict[str, str]:
         """Tensors kept whole -> the module they belong to; biases of modules with factors included."""
@@ -184,7 +184,7 @@ class Work:
             if tied and is_embedding(name):
                 tensors[f"{PREFIX}{HEAD}"] = tensors[key].clone()  # PEFT looks for both of a tied pair
             part = f"saved-{number:05d}"
-            _save(self.parts.path(part), tensors, {})
+            self.parts.save(part, tensors)
             self.names.append(part)
         return kept
 
@@ -204,22 +204,6 @@ class Work:
 
 def _part(place: int) -> str:
     return f"module-{place:05d}"
-
-
-def _save(path: Path, tensors: Mapping[str, Any], result: Mapping[str, Any]) -> None:
-    from safetensors.torch import save_file
-
-    new = path.with_name(f"{path.name}.new")
-    save_file(dict(tensors), new, {"result": json.dumps(result)})
-    os.replace(new, path)
-
-
-def _result_in(path: Path) -> dict[str, Any]:
-    """What is kept of a module that was done before, in a file of this run's own."""
-    from merge.checkpoint.safetensors_file import read_header
-
-    result: dict[str, Any] = parse_json(read_header(str(path))[1]["result"])
-    return result
 
 
 def _torch_dtype(name: str) -> Any:

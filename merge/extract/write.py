@@ -11,10 +11,10 @@ from typing import Any
 
 import xxhash
 
+from merge.checkpoint.digest import stored_digest
 from merge.checkpoint.reader import SourceReader
 from merge.checkpoint.safetensors_file import read_header
 from merge.output.manifest import FORMAT
-from merge.output.verify import tensor_file_digest
 from merge.plan import SourceFile
 
 WEIGHTS = "adapter_model.safetensors"
@@ -93,7 +93,7 @@ def manifest_text(
                 "file": WEIGHTS,
                 "dtype": ref.dtype,
                 "shape": list(ref.shape),
-                "digest": tensor_file_digest(reader, ref),
+                "digest": stored_digest(reader, ref),
             }
             for ref in refs
         }

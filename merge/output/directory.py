@@ -1,7 +1,4 @@
-"""What every command that makes a directory keeps to: OUT.partial, one writer at a time, and a name only for the whole.
-
-Nothing existing is touched before it may be, and nothing half-written is ever where a result belongs.
-"""
+"""What may be written where: checks of OUT and OUT.partial, the lock, files that appear whole, disk errors in words."""
 
 from __future__ import annotations
 
@@ -11,12 +8,16 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any, Literal
 
 import filelock
 
 from merge.errors import OutputError, UsageError
+from merge.jsontext import parse_json
 
 LOCK = "run.lock"
+Sources = Iterable[tuple[str, str | os.PathLike[str]]]  # (name, path) of what is read, which a result never replaces
+Kind = Literal["directory", "file"]
 
 
 def partial_of(out: Path) -> Path:
@@ -28,17 +29,40 @@ def partial_of(out: Path) -> Path:
     return out.with_name(out.name + ".partial")
 
 
-def check_out(out: Path, force: bool, sources: Iterable[tuple[str, str | os.PathLike[str]]] = ()) -> None:
-    """Raises UsageError if `out` is there and may not be replaced.
+def finished_of(out: Path) -> Path:
+    """OUT.finished"""
+    return partial_of(out).with_suffix(".finished")
 
-    Args:
-        sources: (name, path) of what is read meanwhile: never replaced, whatever `force` says.
+
+def placed(out: Path) -> dict[str, Any] | None:
+    """What OUT.finished says, if OUT is what it is about: a call was killed after OUT had got its name.
+
+    Raises:
+        UsageError: OUT.finished is no file of ours.
     """
-    if not os.path.lexists(out):
+    path = finished_of(out)
+    try:
+        note = parse_json(path.read_bytes())
+        place, _, _ = note["file"], note["identity"], note["report"]
+    except (IsADirectoryError, ValueError, KeyError, TypeError):
+        raise UsageError(f"{path} exists and is no file of merge; nothing was changed. Move it away.") from None
+    except OSError:  # not there, as a rule
+        return None
+    with contextlib.suppress(OSError):
+        info = os.stat(out, follow_symlinks=False)
+        if place == [info.st_dev, info.st_ino]:
+            return dict(note)
+    return None
+
+
+def check_out(out: Path, force: bool, sources: Sources = (), kind: Kind = "directory") -> None:
+    """Raises UsageError if `out` is there and may not be replaced; an empty directory may be, and what is `placed` is
+    not in the way of the command that placed it."""
+    if not os.path.lexists(out) or placed(out) is not None:
         return
-    if out.is_symlink() or not out.is_dir():
-        raise UsageError(f"{out} exists and is not a directory; nothing was changed. Choose another --out.")
-    if not force and any(out.iterdir()):
+    if out.is_symlink() or not (out.is_dir() if kind == "directory" else out.is_file()):
+        raise UsageError(f"{out} exists and is not a {kind}; nothing was changed. Choose another --out.")
+    if not force and (kind == "file" or any(out.iterdir())):
         raise UsageError(f"{out} exists; nothing was changed. Choose another --out, or --force to replace it.")
     for name, path in sources:
         if Path(path).resolve().is_relative_to(out.resolve()):
@@ -66,6 +90,7 @@ def take_lock(partial: Path) -> filelock.BaseFileLock:
 
 
 def write_durably(path: Path, data: bytes) -> None:
+    """A file that no one looks at before it is whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("wb") as file:
         file.write(data)
@@ -73,15 +98,22 @@ def write_durably(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def swap(new: Path, out: Path) -> None:
-    """Gives the directory `new` the name `out`; what had it is removed only then."""
-    if not out.exists():
-        os.rename(new, out)
-        return
-    old = out.with_name(f"{out.name}.old-{os.getpid()}")
-    os.rename(out, old)
-    os.rename(new, out)
-    shutil.rmtree(old)
+def write_whole(path: Path, data: bytes) -> None:
+    """The file appears, or replaces another, only when all of it is on the disk. Raises OSError."""
+    new = path.with_name(f".{path.name}.new")
+    try:
+        write_durably(new, data)
+        os.replace(new, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            new.unlink(missing_ok=True)
+        raise
+
+
+def sync(path: Path) -> None:
+    """Has a file on the disk."""
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
 
 
 def sync_directory(path: Path) -> None:

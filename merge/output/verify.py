@@ -11,10 +11,9 @@ from typing import Any
 
 import xxhash
 
+from merge.checkpoint.digest import stored_digest
 from merge.checkpoint.reader import SourceReader
 from merge.checkpoint.safetensors_file import read_header
-from merge.chunks import Chunks, digest_of
-from merge.dtypes import DTYPES
 from merge.errors import CheckpointError
 from merge.output.card import without_evaluation
 from merge.output.manifest import read_manifest
@@ -66,9 +65,7 @@ def verify_output(
     done = 0
     sources = [SourceFile.now(path) for path in dict.fromkeys(ref.file for ref in good.values())]
     with SourceReader(sources) as reader, concurrent.futures.ThreadPoolExecutor(threads or processors()) as pool:
-        for name, digest in zip(
-            good, pool.map(lambda ref: tensor_file_digest(reader, ref), good.values()), strict=True
-        ):
+        for name, digest in zip(good, pool.map(lambda ref: stored_digest(reader, ref), good.values()), strict=True):
             expected = manifest["tensors"][name]["digest"]
             if digest != expected:
                 problems.append(
@@ -77,20 +74,6 @@ def verify_output(
             done += good[name].nbytes
             progress(done, total)
     return Verdict(len(good), len(manifest["files"]), total, tuple(problems))
-
-
-def tensor_file_digest(reader: SourceReader, ref: TensorRef) -> str:
-    """Digest of a stored tensor, read a chunk at a time."""
-    import numpy as np
-
-    data = np.empty(Chunks.of(ref.shape).length, DTYPES[ref.dtype].numpy_name)
-
-    def read(start: int, stop: int) -> memoryview:
-        piece = data[: stop - start]
-        reader.read_into(ref, start, piece)
-        return piece.data
-
-    return digest_of(ref.shape, read)
 
 
 def _shard(root: Path, name: str, expected: dict[str, Any], refs: dict[str, TensorRef]) -> Iterator[str]:

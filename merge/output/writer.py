@@ -1,119 +1,152 @@
-"""The output directory while it is being made: OUT.partial, its lock, its journal, and the rename that completes it.
+"""The output directory while it is being made: its journal, and tensors at their final offsets in OUT.partial/result.
 
 A run writes every tensor at its final offset and then one line to the journal. Killed and started again, it takes the
 tensors whose bytes still match their journal line and computes the rest. The manifest is written last, and then the
-directory gets its name, so a directory of that name is always whole.
+directory gets its name (merge/output/workspace.py), so a directory of that name is always whole.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
-import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import xxhash
 
 from merge.checkpoint.reader import best_read, open_file
-from merge.errors import OutputError, UsageError
+from merge.errors import OutputError, StaleWork, UsageError
 from merge.jsontext import parse_json
-from merge.output.directory import (
-    LOCK,
-    check_out,
-    check_partial,
-    explained,
-    partial_of,
-    swap,
-    sync_directory,
-    take_lock,
-    write_durably,
-)
+from merge.output.directory import explained, sync_directory, write_durably
+from merge.output.identity import plan_digest, source_files, stamps
+from merge.output.workspace import Workspace
 from merge.plan import Plan, Step
+from merge.quoting import some
 
 JOURNAL = "journal.jsonl"
 
 
-def plan_digest(plan: Plan) -> str:
-    return hashlib.sha256(plan.to_json().encode("utf-8", "surrogateescape")).hexdigest()
-
-
 class OutputDirectory:
-    """Context manager. On a clean exit without `complete`, or on an exception, OUT.partial stays for the next run."""
+    """Context manager. On a clean exit without `complete`, or on an exception, OUT.partial stays for the next run.
 
-    def __init__(self, plan: Plan, out: Path, force: bool = False, device: str = "cpu") -> None:
-        self.plan, self.out, self.force, self.device = plan, out, force, device
-        self.partial = partial_of(out)
-        self.records: dict[int, dict[str, Any]] = {}  # of tensors that a journal says are done, by step
-        self.notes: dict[str, Any] = {}  # other results worth keeping over a kill, such as a model's statistics
+    Attributes:
+        finished: the report of a run like this one that was killed after OUT had got its name; nothing is left to do.
+        records: of tensors that a journal says are done, by step.
+        notes: other results worth keeping over a kill, such as thresholds of whole models.
+        changed: source files that may not be what they were when these were made. They may be equal copies:
+            whoever resumes the work compares what was read of them, and then calls `prove`.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        out: Path,
+        force: bool = False,
+        device: str = "cpu",
+        *,
+        fresh: bool = False,
+        last: Callable[[], None] = lambda: None,
+    ) -> None:
+        """
+        Args:
+            fresh: do not go on with unfinished work.
+            last: see Workspace.
+        """
+        self.plan, self.out, self.force, self.device, self._fresh = plan, out, force, device, fresh
+        models = [model for each in (plan, *plan.stages) for model in each.models]
+        places = [(model.ref, model.path) for model in models]
+        places += [(model.ref, file.path) for model in models for file in model.files]  # adapters lie apart
+        # A GPU rounds sums in another order: what it began, the processor must not finish, nor the other way round.
+        self._identity = {"plan": plan_digest(plan), "device": device, "files": stamps(plan)}
+        self._work = Workspace(out, JOURNAL, "merge run", self._identity, force=force, sources=places, last=last)
+        self.partial, self.result = self._work.partial, self._work.result
+        self.finished: dict[str, Any] | None = None
+        self.records: dict[int, dict[str, Any]] = {}
+        self.notes: dict[str, Any] = {}
+        self.changed: frozenset[str] = frozenset()
+        self._unproven: dict[str, Any] = {}  # notes made when `changed` were other files, perhaps
         self._files: dict[str, int] = {}
         self._journal_lock = threading.Lock()
 
     def __enter__(self) -> OutputDirectory:
-        with explained(self.partial):
-            self.check_out()
-            self.partial.mkdir(parents=True, exist_ok=True)
-            self._lock = take_lock(self.partial)
-            try:
-                self.check_out()  # again: the run that had the lock may have made it
-                self._open()
-            except BaseException:
-                self.__exit__()
-                raise
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(self._work)
+            stack.callback(self._close)
+            self.finished = self._work.finished
+            if self.finished is None:
+                with explained(self.partial):
+                    self._open()
+            self._stack = stack.pop_all()
         return self
 
-    def __exit__(self, *exc: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.__exit__(kind, error, trace)
+
+    def _close(self) -> None:
         for fd in self._files.values():
             os.close(fd)
         self._files.clear()
-        self._lock.release()
 
-    def check_out(self) -> None:
+    def check(self) -> None:
         """Raises UsageError if `out` is there and may not be replaced, or OUT.partial is somebody else's."""
-        check_partial(self.partial, JOURNAL, "merge run")
-        models = [model for plan in (self.plan, *self.plan.stages) for model in plan.models]
-        places = [(model.ref, model.path) for model in models]
-        places += [(model.ref, file.path) for model in models for file in model.files]  # adapters lie apart
-        check_out(self.out, self.force, places)
+        self._work.check()
 
     def _open(self) -> None:
         journal = self.partial / JOURNAL
-        # A GPU rounds sums in another order: what it began, the processor must not finish, nor the other way round.
-        first = {"plan": plan_digest(self.plan), "device": self.device}
         lines, whole = _journal_lines(journal)
-        if lines and lines[0] != first:
+        if lines and any(lines[0].get(key) != self._identity[key] for key in ("plan", "device")):
             if not self.force:
                 raise UsageError(
-                    f"{self.partial} holds unfinished work of another recipe, other options or changed sources. "
-                    "Run that one to finish it, delete the directory, or use --force to start anew."
+                    f"{self.partial} holds unfinished work of another recipe or other options. Run that one to finish "
+                    "it, delete the directory, or use --force to start over."
                 )
             lines = []
-        if not lines:
-            self._clear()
+        if not lines or self._fresh:
+            lines = []
+            self._work.clear()
         self._files[JOURNAL] = os.open(journal, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         os.truncate(journal, whole if lines else 0)
         if not lines:
-            self._append(first)
-        for line in lines[1:]:
-            if "step" in line:
-                self.records[line["step"]] = line
-            else:
-                self.notes.update(line)
+            self._append(self._identity)
+        self._take(lines)
+        self.result.mkdir(exist_ok=True)
         for shard in self.plan.shards:
             self._files[shard.file] = self._open_shard(shard.file, shard.header, shard.size)
 
-    def _clear(self) -> None:
-        """Removes unfinished work that is of no use."""
-        found = [path for path in self.partial.iterdir() if path.name != LOCK]
-        for path in sorted(found, key=lambda path: path.name == JOURNAL):  # the journal last: it says whose it is
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    def _take(self, lines: list[dict[str, Any]]) -> None:
+        """What earlier runs journaled."""
+        before = self._identity["files"]
+        for line in lines:
+            if "files" in line:
+                before = line["files"]
+            elif "step" in line:
+                self.records[line["step"]] = line
+            else:
+                self.notes.update(line)
+        now = zip(source_files(self.plan), stamps(self.plan), strict=True)
+        self.changed = frozenset(file.path for (file, stamp), old in zip(now, before, strict=True) if stamp != old)
+        if self.changed:
+            self._unproven, self.notes = self.notes, {}
+
+    def prove(self) -> None:
+        """Journals that all earlier work fits the source files as they are now."""
+        if self.changed:
+            self.changed = frozenset()
+            with explained(self.partial):
+                self._append({"files": self._identity["files"]})
+
+    def stale(self, what: str) -> StaleWork:
+        """See Workspace."""
+        return self._work.stale(what)
 
     def _open_shard(self, name: str, header: str, size: int) -> int:
-        path = self.partial / name
+        path = self.result / name
         path.parent.mkdir(exist_ok=True)  # of a module in a folder of its own
         fd = open_file(os.fspath(path), os.O_RDWR | os.O_CREAT)
         os.truncate(fd, size)  # not fallocate: it makes the later writes several times dearer
@@ -137,7 +170,7 @@ class OutputDirectory:
         while data.nbytes:
             n = _read_at(self._files[step.file], data, place)
             if n == 0:
-                raise OutputError(f"{self.partial / step.file} is shorter than it was made; delete {self.partial}.")
+                raise OutputError(f"{self.result / step.file} is shorter than it was made; delete {self.partial}.")
             data, place = data[n:], place + n
 
     def finish(self, index: int, record: dict[str, Any]) -> None:
@@ -149,6 +182,8 @@ class OutputDirectory:
 
     def keep(self, name: str, value: Any) -> None:
         """Journals a result that is not a tensor."""
+        if name in self._unproven and self._unproven[name] != json.loads(json.dumps(value)):
+            raise self.stale(some(sorted(self.changed)))
         self.notes[name] = value
         with explained(self.partial):
             self._append({name: value})
@@ -172,22 +207,23 @@ class OutputDirectory:
             done.set()
             thread.join()
 
-    def complete(self, small_files: dict[str, bytes], manifest: tuple[str, bytes]) -> None:
-        """Writes the small files and, last, the manifest; makes all of it durable; gives the directory its name."""
+    def complete(
+        self, small_files: Mapping[str, bytes], manifest: tuple[str, bytes], report: Mapping[str, Any]
+    ) -> None:
+        """Writes the small files and, last, the manifest; makes all of it durable; gives the directory its name.
+
+        Args:
+            report: see Workspace.
+        """
         with explained(self.partial):
             for shard in self.plan.shards:
                 os.fsync(self._files[shard.file])
             for name, data in (*small_files.items(), manifest):
-                write_durably(self.partial / name, data)
-            os.close(self._files.pop(JOURNAL))
-            for folder in {(self.partial / name).parent for name in (*self._files, *small_files)} | {self.partial}:
+                write_durably(self.result / name, data)
+            for folder in {(self.result / name).parent for name in (*self._files, *small_files)} | {self.result}:
                 sync_directory(folder)
-            self.check_out()
-            swap(self.partial, self.out)
-            # After the renaming: killed before it, all tensors are known to be done; and the lock holds until then.
-            (self.out / JOURNAL).unlink()
-            (self.out / LOCK).unlink(missing_ok=True)
-            sync_directory(self.out.parent)
+        self._close()
+        self._work.complete(report)
 
 
 def _seal(line: dict[str, Any]) -> str:

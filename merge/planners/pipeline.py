@@ -19,6 +19,7 @@ from merge.engine.keys import random_key
 from merge.errors import Problem, RecipeError
 from merge.jsontext import parse_json
 from merge.methods import get_method
+from merge.output.identity import plan_digest
 from merge.output.shards import INDEX
 from merge.plan import Plan, SourceFile, Step, TensorRef
 from merge.planners.build import SHARD_BYTES, build_plan
@@ -118,8 +119,9 @@ class PipelinePlanner:
     def written(self, stage: StagePlan) -> None:
         """Later stages read this one from where it now is."""
         assert stage.directory is not None
-        ref = ModelRef(stage.name, os.path.abspath(stage.directory))
-        self.ready[STAGE + stage.name] = replace(open_checkpoint(ref), ref=ModelRef(stage.name, STAGE + stage.name))
+        found = open_checkpoint(ModelRef(stage.name, os.path.abspath(stage.directory)))
+        files = tuple(replace(file, made_from=plan_digest(stage.plan)) for file in found.files)
+        self.ready[STAGE + stage.name] = replace(found, ref=ModelRef(stage.name, STAGE + stage.name), files=files)
 
     def _directory(self, name: str, how: How, is_last: bool) -> Path | None:
         out = self.out or Path("merged") / self._name_of_result()
@@ -252,7 +254,9 @@ def _to_be_written(stage: StagePlan) -> Checkpoint:
         step.name: TensorRef(f"{folder}/{step.file}", step.name, step.dtype, step.shape, step.offset)
         for step in plan.steps
     }
-    return _checkpoint(stage, tensors, tuple(SourceFile(f"{folder}/{s.file}", s.size, 0, 0, 0, 0) for s in plan.shards))
+    made_from = plan_digest(plan)
+    files = tuple(SourceFile(f"{folder}/{shard.file}", shard.size, 0, 0, 0, 0, made_from) for shard in plan.shards)
+    return _checkpoint(stage, tensors, files)
 
 
 def _checkpoint(stage: StagePlan, tensors: Mapping[str, TensorRef], files: tuple[SourceFile, ...]) -> Checkpoint:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,17 +13,20 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import xxhash
+
 from merge.architecture import find_stacks, main_stack
 from merge.checkpoint import Checkpoint, open_checkpoint
 from merge.checkpoint.reader import SourceReader
 from merge.errors import CheckpointError
 from merge.loading import code_that_ran, load_tokenizer
+from merge.output.workspace import Workspace
 from merge.recipe.model import ModelRef
 from merge.statistics.data import Batches, make_batches, read_texts
 from merge.statistics.fisher import fisher_information
 from merge.statistics.gram import Layerwise, whole_grams
 from merge.statistics.models import Loader, empty_model_of, obstacle, whole_model
-from merge.statistics.parts import Parts
+from merge.statistics.parts import RUN, Parts, parts_of
 
 KINDS = {"gram": ("gram",), "fisher": ("fisher",), "both": ("gram", "fisher")}
 _WHOLE_GRAM, _FISHER = "gram.safetensors", "fisher.safetensors"
@@ -69,14 +74,14 @@ def collect_statistics(
     began = time.monotonic()
     texts = read_texts(data)
     checkpoint = open_checkpoint(model)  # refuses an adapter: transformers would run the model without it
+    paths = [file.path for file in checkpoint.files]
     batches = make_batches(load_tokenizer(checkpoint.path), texts, max_tokens, length, batch, seed)
-    run = {
+    identity = {
         "kind": kind,
-        "files": {Path(file.path).name: [file.size, file.mtime_ns] for file in checkpoint.files},
+        "files": {Path(path).name: _digest(path) for path in (*paths, os.path.join(checkpoint.path, "config.json"))},
         "batches": hashlib.sha256(repr(batches.all).encode()).hexdigest(),
         "versions": {name: metadata.version(name) for name in ("merge-workbench", "torch", "transformers")},
     }
-    parts = Parts(out, run, force)
     size, done = sum(ref.nbytes for ref in checkpoint.tensors.values()), 0.0
 
     def advance(share: float) -> None:
@@ -84,28 +89,45 @@ def collect_statistics(
         done += share * size
         progress(round(done))
 
-    work = _Work(checkpoint, batches, parts, advance)
-    for one in KINDS[kind]:
-        work.gram() if one == "gram" else work.fisher()
-    tensors = parts.complete(
-        work.parts,
-        {
+    sources = [(model.text, path) for path in paths]
+    work = Workspace(out, RUN, "merge statistics", identity, force=force, sources=sources, kind="file")
+    with parts_of(work) as parts:
+        if parts.finished is not None:
+            return Summary(**parts.finished)
+        collection = _Collection(checkpoint, batches, parts, advance)
+        for one in KINDS[kind]:
+            collection.gram() if one == "gram" else collection.fisher()
+        with SourceReader(checkpoint.files) as reader:
+            reader.check_unchanged()
+        metadata = {
             "model": Path(model.text).name,
             "kinds": " ".join(KINDS[kind]),
             "tokens": str(batches.tokens),
             "sequences": str(batches.sequences),
             "seed": str(seed),
             **({"trusted_code": json.dumps(code)} if (code := code_that_ran()) else {}),
-        },
-    )
-    seconds = time.monotonic() - began
-    notes = tuple(work.notes)
-    return Summary(
-        str(out), KINDS[kind], batches.tokens, batches.sequences, tensors, work.resumed, round(seconds, 3), notes
-    )
+        }
+        summary = Summary(
+            out=str(out),
+            kinds=KINDS[kind],
+            tokens=batches.tokens,
+            sequences=batches.sequences,
+            tensors=parts.join(collection.parts, metadata, parts.result),
+            resumed_parts=collection.resumed,
+            seconds=round(time.monotonic() - began, 3),
+            notes=tuple(collection.notes),
+        )
+        parts.work.complete(dataclasses.asdict(summary))
+        return summary
 
 
-class _Work:
+def _digest(path: str) -> str:
+    """Of a whole file: parts belong to contents, wherever they lie and whenever they were written."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()
+
+
+class _Collection:
     """One run: the parts it made or found, in the order of the file."""
 
     def __init__(
@@ -127,7 +149,6 @@ class _Work:
                 layers = Layerwise(model, stack, loader, self._batches, self._parts)
                 self.resumed += layers.run(self._advance)
                 self.parts += layers.parts
-                reader.check_unchanged()
                 return
         self.notes.append(f"the whole model is held in memory: {reason or 'it has no stack of layers'}.")
         self._once(

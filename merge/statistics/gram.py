@@ -15,6 +15,7 @@ import numpy as np
 
 from merge.architecture import Stack
 from merge.errors import OutputError
+from merge.output.directory import sync
 from merge.statistics.data import Batches
 from merge.statistics.models import Loader, switched_off
 from merge.statistics.parts import Parts
@@ -118,6 +119,7 @@ class Layerwise:
             for batch in self._batches.all:
                 self._model.base_model(input_ids=torch.tensor(batch), use_cache=False)
                 advance(len(batch) * len(batch[0]) / self._batches.tokens)
+        sync(new)
         os.replace(new, self._hidden(i + 1))
         self._parts.save(self.parts[i], grams.tensors())
         self._hidden(i).unlink(missing_ok=True)

@@ -1,43 +1,59 @@
-"""OUT.partial: one safetensors file for each part that is done; the file in the end is all of them in a row."""
+"""A result that is made part by part: safetensors files in OUT.partial, which are put in a row in the end."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from merge.checkpoint.safetensors_file import read_header
-from merge.errors import CheckpointError, OutputError
+from merge.errors import CheckpointError, UsageError
+from merge.jsontext import parse_json
+from merge.output.directory import explained, sync, write_whole
+from merge.output.workspace import Workspace
+from merge.plan import SourceFile
 
 RUN = "run.json"
 
 
 class Parts:
-    """The directory of unfinished work. A part appears whole, under its name, or not at all."""
+    """The parts that are done. A part appears whole, under its name, or not at all.
 
-    def __init__(self, out: Path, run: Mapping[str, Any], force: bool) -> None:
-        """`run` is everything the numbers depend on; work of another run is not gone on with."""
-        self.out, self.directory = out, out.with_name(out.name + ".partial")
-        if out.is_dir():
-            raise OutputError(f"{out} is a directory. Name a file with -o.")
-        if out.exists() and not force:
-            raise OutputError(f"{out} exists. Name another file with -o, or replace it with --force.")
-        text = json.dumps(run, indent=2, sort_keys=True) + "\n"
-        before = self.directory / RUN
-        if before.is_file() and before.read_text(encoding="utf-8") != text:
-            if not force:
-                raise OutputError(
-                    f"{self.directory} holds unfinished work of another run. Name another file with -o, or discard it "
-                    "with --force."
+    Attributes:
+        finished: see Workspace.
+        changed: the source files may not be what they were when parts were made; whoever uses a part compares what was
+            read of them.
+    """
+
+    def __init__(self, work: Workspace, sources: Sequence[SourceFile], fresh: bool) -> None:
+        self.work, self.directory = work, work.partial
+        self.result, self.finished, self.changed = work.result, work.finished, False
+        if self.finished is None:
+            self._open([list(file.stamp) for file in sources], fresh)
+
+    def _open(self, files: list[list[int]], fresh: bool) -> None:
+        place, identity = self.directory / RUN, self.work.identity
+        before = _read(place)
+        if before is not None and before.get("identity") != identity:
+            if not self.work.force:
+                raise UsageError(
+                    f"{self.directory} holds unfinished work of another run. Finish that one, delete the directory, "
+                    "choose another --out, or use --force to discard it."
                 )
-            shutil.rmtree(self.directory)
-        self.directory.mkdir(parents=True, exist_ok=True)
-        for left in self.directory.glob("*.new"):
-            left.unlink()
-        _replace(before, text.encode())
+            before = None
+        if before is None or fresh:
+            self.work.clear()
+            write_whole(place, json.dumps({"identity": identity, "files": files}).encode())
+        else:
+            self.changed = before["files"] != files
+            for left in (*self.directory.glob("*.new"), *self.directory.glob(".*.new")):
+                left.unlink()
+            if self.result.exists():
+                shutil.rmtree(self.result) if self.result.is_dir() else self.result.unlink()
 
     def path(self, name: str) -> Path:
         return self.directory / name
@@ -50,15 +66,17 @@ class Parts:
             return False
         return True
 
-    def save(self, name: str, tensors: Mapping[str, Any]) -> None:
+    def save(self, name: str, tensors: Mapping[str, Any], metadata: Mapping[str, str] | None = None) -> None:
         from safetensors.torch import save_file
 
         new = self.path(name + ".new")
-        save_file(dict(tensors), new)
-        os.replace(new, self.path(name))
+        with explained(self.directory):
+            save_file(dict(tensors), new, None if metadata is None else dict(metadata))
+            sync(new)
+            os.replace(new, self.path(name))
 
-    def complete(self, names: list[str], metadata: Mapping[str, str]) -> int:
-        """Writes OUT from the parts, in their order, and removes the directory; the number of tensors."""
+    def join(self, names: Sequence[str], metadata: Mapping[str, str], into: Path) -> int:
+        """Writes the file of all tensors of these parts, in their order; their number."""
         header: dict[str, Any] = {"__metadata__": dict(metadata)}
         spans: list[tuple[Path, int]] = []
         end = 0
@@ -71,8 +89,7 @@ class Parts:
                 spans.append((self.path(name), refs[0].offset))
         text = json.dumps(header, separators=(",", ":")).encode()
         text += b" " * (-len(text) % 8)
-        new = self.path("whole.new")
-        with open(new, "wb") as file:
+        with explained(self.directory), open(into, "wb") as file:
             file.write(len(text).to_bytes(8, "little") + text)
             for path, start in spans:
                 with open(path, "rb") as part:
@@ -80,12 +97,31 @@ class Parts:
                     shutil.copyfileobj(part, file, 1 << 22)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(new, self.out)
-        shutil.rmtree(self.directory)
         return len(header) - 1
 
 
-def _replace(path: Path, data: bytes) -> None:
-    new = path.with_name(path.name + ".new")
-    new.write_bytes(data)
-    os.replace(new, path)
+@contextmanager
+def parts_of(work: Workspace, sources: Sequence[SourceFile] = (), fresh: bool = False) -> Iterator[Parts]:
+    """The parts in a workspace; its identity is all that their numbers depend on, but for the contents of `sources`.
+
+    Args:
+        sources: files whose state is noted, so that `changed` is known.
+        fresh: discard unfinished work.
+
+    Raises:
+        UsageError: OUT may not be replaced, or OUT.partial has other work.
+    """
+    with work:
+        with explained(work.partial):
+            parts = Parts(work, sources, fresh)
+        yield parts
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        found = parse_json(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -6,7 +6,6 @@ Each batch is computed by one thread, so the bytes do not depend on their number
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import hashlib
 import json
 import os
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from merge.checkpoint.digest import value_digest
 from merge.checkpoint.reader import SourceReader
 from merge.derive.rows import RowMap, rows_ref
 from merge.errors import OutputError, UsageError
@@ -44,16 +44,19 @@ def make_rows(
         return None
     assert transplant.donor_checkpoint is not None
     files = (*transplant.inputs.donor.checkpoint.files, *transplant.donor_checkpoint.files)
-    digest = _digest(transplant, files, device)
-    if (kept := _kept(path, digest)) is not None:
-        transplant.residuals.update(kept)
-        progress(transplant.bytes_combined)
-        return _source_file(path)
-    header, places = header_of(transplant, digest)
     unfinished = path.with_name(path.name + ".tmp")
     done = 0
     try:
-        with SourceReader(files) as reader, unfinished.open("w+b") as out:
+        with contextlib.ExitStack() as stack:
+            reader = stack.enter_context(SourceReader(files))
+            digest = _digest(transplant, reader, device)
+            if (kept := _kept(path, digest)) is not None:
+                reader.check_unchanged()
+                transplant.residuals.update(kept)
+                progress(transplant.bytes_combined)
+                return _source_file(path, digest)
+            header, places = header_of(transplant, digest)
+            out = stack.enter_context(unfinished.open("w+b"))
             for matrix in transplant.matrices:
                 errors: list[float] = []
                 for first, rows, error in _combinations(transplant, matrix, reader, threads, device):
@@ -75,7 +78,7 @@ def make_rows(
     finally:
         with contextlib.suppress(OSError):
             unfinished.unlink(missing_ok=True)
-    return _source_file(path)
+    return _source_file(path, digest)
 
 
 def _combinations(
@@ -125,9 +128,11 @@ def _rows(reader: SourceReader, ref: TensorRef, numbers: Sequence[int]) -> F32:
     return out.reshape(-1, width)
 
 
-def _digest(transplant: Transplant, files: Sequence[SourceFile], device: str) -> str:
+def _digest(transplant: Transplant, reader: SourceReader, device: str) -> str:
+    """Of everything the rows follow from; of the models, the matrices themselves."""
+    matrices = [[value_digest(reader, ref) for ref in (each.ours, each.theirs)] for each in transplant.matrices]
     shared = hashlib.sha256(json.dumps([sorted(transplant.shared.items()), transplant.combined]).encode()).hexdigest()
-    facts = [[dataclasses.astuple(file) for file in files], transplant.method, transplant.k, shared, device]
+    facts = [matrices, transplant.method, transplant.k, shared, device]
     return hashlib.sha256(json.dumps(facts).encode("utf-8", "surrogateescape")).hexdigest()
 
 
@@ -156,8 +161,8 @@ def _kept(path: Path, digest: str) -> dict[str, float] | None:
     return None
 
 
-def _source_file(path: Path) -> SourceFile:
-    return SourceFile.now(os.path.abspath(path))
+def _source_file(path: Path, digest: str) -> SourceFile:
+    return SourceFile.now(os.path.abspath(path), made_from=digest)
 
 
 def peak_bytes(transplant: Transplant, threads: int) -> int:

@@ -8,7 +8,9 @@ import shutil
 import subprocess
 import sys
 import textwrap
+import threading
 from pathlib import Path
+from typing import Any
 
 from bad_inputs.room import LINEAR, Arguments, Room, case
 
@@ -152,7 +154,7 @@ def endless_output_name(room: Room) -> Arguments:
     "unfinished work of another recipe",
     2,
     "out.partial holds unfinished work of another recipe",
-    "use --force to start anew",
+    "use --force to start over",
     stops_early=True,
 )
 def work_of_another_recipe(room: Room) -> Arguments:
@@ -263,15 +265,57 @@ def tokenizer_deleted(room: Room) -> Arguments:
 
 
 @case(
-    "a source that changed since the run was killed",
-    2,
-    "out.partial holds unfinished work of another recipe, other options or changed sources",
-    stops_early=True,
+    "a source that was replaced since the run was killed",
+    1,
+    "out.partial holds unfinished work with other contents of",
+    "b/model.safetensors, which changed since",
+    "Put the old file back to finish that work, or use --force to start over",
 )
-def source_changed_since_kill(room: Room) -> Arguments:
-    unfinished(room)
-    os.utime(room.path / "b" / "model.safetensors", (1, 1))
+def source_replaced_since_kill(room: Room) -> Arguments:
+    _replace_source(room)
     return ["run", "r.yaml", "-o", "out"]
+
+
+@case("a source that was replaced since the run was killed, with --force", 0, "21 tensors")
+def source_replaced_since_kill_forced(room: Room) -> Arguments:
+    _replace_source(room)
+    room.watch = False
+    return ["run", "r.yaml", "-o", "out", "--force"]
+
+
+@case("a source that was copied since the run was killed", 0, "21 tensors (10 of them taken from an earlier run)")
+def source_copied_since_kill(room: Room) -> Arguments:
+    unfinished(room, steps=10)
+    shutil.copyfile(room.path / "b" / "model.safetensors", room.path / "copy")
+    os.replace(room.path / "copy", room.path / "b" / "model.safetensors")
+    room.watch = False
+    return ["run", "r.yaml", "-o", "out"]
+
+
+@case(
+    "a source that is replaced during the run, with its size and mtime",
+    1,
+    "b/model.safetensors: was replaced or written to since the run was planned",
+)
+def source_replaced_during_run(room: Room) -> Arguments:
+    arguments = _to(room, "-o", "out")
+    room.model("other", seed=9, like=1)
+    room.during_the_run(lambda: _replace_b(room))
+    return arguments
+
+
+def _replace_source(room: Room) -> None:
+    unfinished(room, steps=10)
+    room.model("other", seed=9, like=1)
+    _replace_b(room)
+
+
+def _replace_b(room: Room) -> None:
+    """b has the other model's weights, in a file of the size and mtime that its own had."""
+    file = room.path / "b" / "model.safetensors"
+    before = file.stat()
+    os.replace(room.path / "other" / "model.safetensors", file)
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
 # --- options -----------------------------------------------------------------------------------------------------
@@ -362,18 +406,24 @@ def out_of_memory(room: Room) -> Arguments:
 # --- helpers -----------------------------------------------------------------------------------------------------
 
 
-def unfinished(room: Room, *options: str) -> None:
-    """r.yaml and out.partial, as a run leaves it that is stopped before its first tensor."""
-
-    def stop(*arguments: object) -> None:
-        raise KeyboardInterrupt
-
+def unfinished(room: Room, *options: str, steps: int = 0) -> None:
+    """r.yaml and out.partial, as a run leaves it that is stopped after so many tensors."""
     from unittest import mock
 
     from bad_inputs.room import call
+    from merge.engine import run
+
+    step, lock, done = run._run_step, threading.Lock(), []
+
+    def stop(*arguments: Any) -> None:
+        with lock:  # tensors that other threads have begun are not finished either
+            if len(done) == steps:
+                raise KeyboardInterrupt
+            step(*arguments)
+            done.append(True)
 
     arguments = _to(room, "-o", "out", *options)
-    with mock.patch("merge.engine.run.still_good", stop):
+    with mock.patch("merge.engine.run._run_step", stop):
         assert call(arguments)[0] == 130
     assert (room.path / "out.partial").is_dir()
 

@@ -1,0 +1,50 @@
+"""What unfinished work belongs to: a digest of the plan that no path or time is part of, and the state of its files."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from typing import Any
+
+from merge.plan import Plan, SideFile, SourceFile, SourceModel, TensorRef
+
+
+def source_files(plan: Plan) -> tuple[SourceFile, ...]:
+    """Every file whose tensors a plan reads, also for the stages it is made from; in a fixed order, each once."""
+    plans = (plan, *plan.stages)
+    files = [*plan.statistics_files, *(file for each in plans for model in each.models for file in model.files)]
+    return tuple({file.path: file for file in files}.values())
+
+
+def stamps(plan: Plan) -> list[list[Any]]:
+    """Of each of source_files: what it was when the plan was made. No two states of a file have the same."""
+    return [[file.made_from] if file.made_from else list(file.stamp) for file in source_files(plan)]
+
+
+def plan_digest(plan: Plan) -> str:
+    """SHA-256 of all that a plan does. Files are known by their place in it: their paths and times play no part, so
+    that a model may be moved or copied."""
+    names = {file.path: f"file {number}" for number, file in enumerate(source_files(plan))}
+    text = json.dumps(_plain(plan, names), ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def _plain(value: Any, names: dict[str, str]) -> Any:
+    """For JSON: a dataclass as the list of its fields."""
+    if isinstance(value, (list, tuple)):
+        return [_plain(item, names) for item in value]
+    if isinstance(value, dict):
+        return {key: _plain(item, names) for key, item in value.items()}
+    if isinstance(value, SourceFile):
+        return [names[value.path], value.size, value.made_from]
+    if isinstance(value, SourceModel):
+        return [value.ref, value.revision, _plain(value.files, names)]
+    if isinstance(value, SideFile):
+        return [value.name, value.source and os.path.basename(value.source), value.text]
+    if isinstance(value, TensorRef):
+        value = dataclasses.replace(value, file=names.get(value.file, value.file))
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return [_plain(getattr(value, field.name), names) for field in dataclasses.fields(value)]
+    return value
