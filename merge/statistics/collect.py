@@ -99,7 +99,7 @@ def collect_statistics(
             collection.gram() if one == "gram" else collection.fisher()
         with SourceReader(checkpoint.files) as reader:
             reader.check_unchanged()
-        metadata = {
+        facts = {
             "model": Path(model.text).name,
             "kinds": " ".join(KINDS[kind]),
             "tokens": str(batches.tokens),
@@ -112,7 +112,7 @@ def collect_statistics(
             kinds=KINDS[kind],
             tokens=batches.tokens,
             sequences=batches.sequences,
-            tensors=parts.join(collection.parts, metadata, parts.result),
+            tensors=parts.join(collection.parts, facts, parts.result),
             resumed_parts=collection.resumed,
             seconds=round(time.monotonic() - began, 3),
             notes=tuple(collection.notes),
