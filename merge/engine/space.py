@@ -23,7 +23,9 @@ def bytes_free(out: Path) -> int:
     """Bytes free where `out` would be made, those that its unfinished partial result holds already included."""
     partial = partial_of(out)
     held = (
-        sum(file.stat().st_blocks * 512 for file in (partial / RESULT).rglob("*.safetensors")) if partial.is_dir() else 0
+        sum(file.stat().st_blocks * 512 for file in (partial / RESULT).rglob("*.safetensors"))
+        if partial.is_dir()
+        else 0
     )
     return shutil.disk_usage(_existing_parent(out)).free + held
 
