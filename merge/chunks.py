@@ -24,8 +24,9 @@ class Chunks:
 
     @staticmethod
     def of(shape: Sequence[int]) -> Chunks:
-        row = shape[-1] if len(shape) > 1 else 1
-        return Chunks(math.prod(shape), max(1, CHUNK // max(1, row)) * max(1, row))
+        size = math.prod(shape)
+        row = shape[-1] if len(shape) > 1 and size else 1  # of [0, 2^40] no row is there
+        return Chunks(size, max(1, CHUNK // row) * row)
 
     @property
     def count(self) -> int:

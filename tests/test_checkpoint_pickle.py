@@ -17,6 +17,7 @@ import torch
 
 from merge.checkpoint.pickle_file import read_pickle
 from merge.checkpoint.reader import SourceReader
+from merge.checkpoint.unpickler import MAX_INSTRUCTIONS
 from merge.dtypes import DTYPES
 from merge.errors import CheckpointError
 from merge.plan import SourceFile, TensorRef
@@ -160,6 +161,7 @@ HOSTILE = {
         b"\x80\x02}\x8b\x00\x00\x06\x00" + b"\x01" * 393216 + b"K\x01s.",
         "more than 64 bits",
     ),
+    "code of an endless name": (b"\x80\x02cos\n" + b"x" * 60_000 + b"\n.", "x... (60,000 characters)) where weights"),
     "half a surrogate pair": (b"\x80\x02}X\x03\x00\x00\x00\xed\xa0\x80K\x01s.", "is damaged (UnicodeEncodeError"),
     "a length of 4 GB": (b"\x80\x02X\xff\xff\xff\xffabc", "is damaged (EOFError"),
     "a huge memo index": (b"\x80\x02}r\xff\xff\xff\x7f.", "no tensors in it"),
@@ -183,6 +185,18 @@ def test_a_hostile_pickle_is_refused(tmp_path: Path, case: str) -> None:
     assert phrase in refused(raw(tmp_path / "a.bin", data))
 
 
+PAIRS = b"](" + b"X\x01\x00\x00\x00aK\x01\x86" * 1000 + b"eq\x000"  # a list of 1,000 pairs, kept in the memo
+MADE = b"ccollections\nOrderedDict\nq\x010(" + b"h\x01h\x00\x85R" * 100 + b"l."  # a dictionary of it, 100 times
+
+
+@pytest.mark.parametrize("pickled", [b"\x80\x02(" + b"}" * 100_000 + b"l.", b"\x80\x02" + PAIRS + MADE])
+def test_a_pickle_has_so_many_instructions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pickled: bytes) -> None:
+    """30 million empty dictionaries took 15 s and 2.1 GB."""
+    assert MAX_INSTRUCTIONS == 4_000_000
+    monkeypatch.setattr("merge.checkpoint.unpickler.MAX_INSTRUCTIONS", 40_000)
+    assert "its pickle has more than 40,000 instructions; not loaded" in refused(raw(tmp_path / "a.bin", pickled))
+
+
 class Pickler(pickle.Pickler):
     """Writes tensors that lie about their storage."""
 
@@ -203,6 +217,14 @@ class Rebuild:
         return torch._utils._rebuild_tensor_v2, self.arguments
 
 
+def shared_tuple() -> Any:
+    """Of 2^45 parts, in a few hundred bytes of pickle: its repr() never ends."""
+    nested: Any = ()
+    for _ in range(45):
+        nested = (nested, nested)
+    return nested
+
+
 @pytest.mark.parametrize(
     ("fake", "first", "shape", "strides", "phrase"),
     [
@@ -213,6 +235,18 @@ class Rebuild:
         (Fake(4), 0, (2,), (1, 1), "expected integers"),
         (Fake(4), 0, (2.0,), (1,), "expected integers"),
         (Fake(4), 0, (2**62, 4), (0, 0), "overflows"),
+        (Fake(4), 0, (0, 2**62), (1, 1), "w: shape [0, 4611686018427387904] of F32 overflows"),
+        (Fake(4), 0, (2**40,), (0,), "repeats its storage to 4,398,046,511,104 bytes, and the file has"),
+        (Fake(4), 0, (1,) * 65, (1,) * 65, "expected integers"),
+        (Fake(4), 0, (10**5000,), (1,), "shape (a number of 16,610 bits,)"),
+        (Fake(10**5000), 0, (4,), (1,), "without a type, name or length"),
+        (
+            Fake(4),
+            0,
+            shared_tuple(),
+            (1,),
+            "shape ((((...), (...)), ((...), (...))), (((...), (...)), ((...), (...))))",
+        ),
         (Fake(5), 0, (5,), (1,), "expected 20 bytes, found 16"),
         (Fake("4"), 0, (5,), (1,), "without a type, name or length"),
         (Fake(4, "meta"), 0, (4,), (1,), "meta device"),
@@ -224,6 +258,16 @@ def test_a_tensor_that_lies_about_its_storage(
     data = io.BytesIO()
     Pickler(data, protocol=2).dump({"w": Rebuild(fake, first, shape, strides, False, OrderedDict())})
     assert phrase in refused(raw(tmp_path / "a.bin", data.getvalue(), data__0=bytes(16)))
+
+
+def test_a_zip_of_very_many_records_is_not_listed(tmp_path: Path) -> None:
+    path = raw(tmp_path / "a.bin", b"\x80\x02}.")
+    data = Path(path).read_bytes()
+    record = data[data.index(b"PK\x01\x02") : data.index(b"PK\x05\x06")]
+    begin, n = data.index(b"PK\x01\x02"), 2**24 // len(record) + 1
+    end = struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, n & 0xFFFF, n & 0xFFFF, n * len(record), begin, 0)
+    path.write_bytes(data[:begin] + record * n + end)
+    assert "its list of records has 16,777,2" in refused(path)
 
 
 # --- damaged files -----------------------------------------------------------------------------------------------

@@ -96,6 +96,18 @@ MALFORMED: dict[str, tuple[Any, bytes, tuple[str, ...]]] = {
     "shape overflows": ({"a": entry(shape=[2**40, 2**40])}, bytes(8), ("a: shape", "overflows")),
     "size overflows": ({"a": entry(shape=[2**70])}, bytes(8), ("a: shape", "overflows")),
     "three hundred sizes": ({"a": entry(shape=[2**62] * 300)}, bytes(8), ("a: shape [4611", "...", "overflows")),
+    "a row of no rows": ({"a": entry(shape=[0, 2**62], offsets=[0, 0])}, b"", ("a: shape [0, 4611", "overflows")),
+    "an endless name": (
+        {"x" * 70_000: entry()},
+        bytes(8),
+        ("at most 8,192 characters, found xxx", "(70,000 characters)"),
+    ),
+    "a size of 5,000 digits": (
+        b'{"a":{"dtype":"F32","shape":[' + b"9" * 5000 + b'],"data_offsets":[0,8]}}',
+        bytes(8),
+        ("header holds a number of 5,000 digits",),
+    ),
+    "three million lists": (b'{"a":[' + b"[]," * 3_000_000 + b"[]]}", b"", ("take about 477 MiB of memory",)),
     "megabytes for offsets": ({"a": entry(offsets=[0] * 10**6)}, bytes(8), ("two integers, found [0, 0", "...")),
     "one offset": ({"a": entry(offsets=[0])}, bytes(8), ("a: data_offsets", "two integers", "[0]")),
     "offsets of text": ({"a": entry(offsets=["0", "8"])}, bytes(8), ("a: data_offsets", "two integers")),

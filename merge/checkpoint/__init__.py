@@ -7,6 +7,7 @@
     index.py             what the index of a sharded checkpoint says
     tensors.py           weight files -> one dictionary of tensors
     safetensors_file.py  the header of one safetensors file, checked
+    limits.py            names and shapes that no tensor has
     pickle_file.py       the tensors of one torch pickle, without torch
     unpickler.py         the pickle reader that cannot run code
     fp8.py               FP8 weights joined with their scales

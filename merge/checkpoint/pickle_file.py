@@ -15,12 +15,13 @@ import zipfile
 from collections.abc import Callable
 from typing import IO, Any
 
+from merge.checkpoint.limits import name_error, shape_error
 from merge.checkpoint.safetensors_file import looks_like
 from merge.checkpoint.unpickler import MAX_PICKLE_BYTES, Storage, StoredTensor, load
 from merge.dtypes import DTYPES
 from merge.errors import CheckpointError
 from merge.plan import TensorRef
-from merge.quoting import quoted, some
+from merge.quoting import clipped, quoted, some
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
@@ -28,6 +29,8 @@ _AGAIN = "Download the file again."
 _NESTS = ("state_dict", "model_state_dict", "model", "module")
 _Find = Callable[[str], tuple[int, int]]  # a storage's key -> the byte where it begins, its bytes
 _PLAIN = (type(None), bool, int, float, str, bytes)
+_MAX_EXPANDED = 2**20  # bytes that a tensor of stride 0 may have beyond its file
+_MAX_LIST_BYTES = 16 * 2**20  # of a zip's list of records: 200,000 of them
 
 
 def read_pickle(path: str) -> tuple[list[TensorRef], list[str]]:
@@ -53,7 +56,7 @@ def read_pickle(path: str) -> tuple[list[TensorRef], list[str]]:
             places = {key: find(key) for key in dict.fromkeys(tensor.storage.key for tensor in tensors.values())}
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror or error}).") from None
-    return [_ref(path, name, tensor, places) for name, tensor in tensors.items()], notes
+    return [_ref(path, name, tensor, places, file_size) for name, tensor in tensors.items()], notes
 
 
 def _not_torch(first: bytes) -> str:
@@ -67,13 +70,25 @@ def _not_torch(first: bytes) -> str:
 # --- zip ---------------------------------------------------------------------------------------------------------
 
 
+class _ShortReads:
+    """A file for zipfile, which reads the list of records at once and makes 600 bytes of objects of each."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.seek, self.tell, self._read = file.seek, file.tell, file.read
+
+    def read(self, size: int = -1, /) -> bytes:
+        if size > _MAX_LIST_BYTES:
+            raise zipfile.BadZipFile(f"its list of records has {size:,} bytes; at most {_MAX_LIST_BYTES:,} are read")
+        return self._read(size)
+
+
 class _ZipPlaces:
     """Where the storages of a zip lie: KEY -> (byte, length)."""
 
     def __init__(self, path: str, file: IO[bytes], file_size: int) -> None:
         self._path, self._file, self._size = path, file, file_size
         try:
-            entries = zipfile.ZipFile(file).infolist()
+            entries = zipfile.ZipFile(_ShortReads(file)).infolist()  # type: ignore[call-overload]
         except OSError:
             raise
         except Exception as error:  # BadZipFile, and what damaged lengths lead to
@@ -92,6 +107,7 @@ class _ZipPlaces:
         """Where the bytes of ARCHIVE/record begin, and how many there are."""
         name = f"{self._folder}{record}"
         entry = self._entries.get(name)
+        name = clipped(name)
         if entry is None:
             raise CheckpointError(f"{self._path}: the record {name} is not in the zip. {_AGAIN}")
         if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1 or entry.file_size != entry.compress_size:
@@ -156,26 +172,26 @@ def _read_legacy(path: str, file: IO[bytes], file_size: int) -> tuple[Any, _Find
     for key in keys:
         storage = storages.get(key)
         if storage is None or key in places:
-            raise CheckpointError(f"{path}: storage {key} belongs to no tensor, or is there twice. {_AGAIN}")
+            raise CheckpointError(f"{path}: storage {clipped(key)} belongs to no tensor, or is there twice. {_AGAIN}")
         count = file.read(8)
         begin, size = file.tell(), storage.numel * _item_size(storage)
         missing = 8 - len(count) + max(0, begin + size - file_size)
         if missing:
             raise CheckpointError(
-                f"{path}: storage {key} goes beyond the end of the file: truncated, at least {missing:,} bytes are "
-                f"missing. {_AGAIN}"
+                f"{path}: storage {clipped(key)} goes beyond the end of the file: truncated, at least {missing:,} "
+                f"bytes are missing. {_AGAIN}"
             )
         found = int.from_bytes(count, "little", signed=True)
         if found != storage.numel:
             raise CheckpointError(
-                f"{path}: storage {key}: expected {storage.numel:,} elements, found {found:,}. {_AGAIN}"
+                f"{path}: storage {clipped(key)}: expected {storage.numel:,} elements, found {found:,}. {_AGAIN}"
             )
         places[key] = (begin, size)
         file.seek(size, os.SEEK_CUR)
 
     def find(key: str) -> tuple[int, int]:
         if key not in places:
-            raise CheckpointError(f"{path}: storage {key} is not in the file. {_AGAIN}")
+            raise CheckpointError(f"{path}: storage {clipped(key)} is not in the file. {_AGAIN}")
         return places[key]
 
     return value, find
@@ -220,13 +236,15 @@ def _state_dict(path: str, value: Any) -> tuple[dict[str, StoredTensor], list[st
     return tensors, notes
 
 
-def _ref(path: str, name: str, tensor: StoredTensor, places: dict[str, tuple[int, int]]) -> TensorRef:
+def _ref(path: str, name: str, tensor: StoredTensor, places: dict[str, tuple[int, int]], file_size: int) -> TensorRef:
     """Checked against the storage, and the storage against the file."""
+    if wrong := name_error(name) or shape_error(tensor.shape, tensor.dtype):
+        raise CheckpointError(f"{path}: {name}: {wrong}. {_AGAIN}")
     storage, item_size = tensor.storage, DTYPES[tensor.dtype].itemsize
     begin, size = places[storage.key]
     if size != storage.numel * _item_size(storage):
         raise CheckpointError(
-            f"{path}: {name}: storage {storage.key}: expected {storage.numel * _item_size(storage):,} bytes, "
+            f"{path}: {name}: storage {clipped(storage.key)}: expected {storage.numel * _item_size(storage):,} bytes, "
             f"found {size:,}. {_AGAIN}"
         )
     first = storage.first * _item_size(storage) + tensor.first * item_size
@@ -235,11 +253,14 @@ def _ref(path: str, name: str, tensor: StoredTensor, places: dict[str, tuple[int
         extent = 1 + sum((n - 1) * step for n, step in zip(tensor.shape, tensor.strides, strict=True))
     if extent and first + extent * item_size > size:
         raise CheckpointError(
-            f"{path}: {name}: shape {list(tensor.shape)}, strides {list(tensor.strides)} go beyond its storage "
-            f"({first + extent * item_size:,} bytes of {size:,}). {_AGAIN}"
+            f"{path}: {name}: shape {quoted(list(tensor.shape))}, strides {quoted(list(tensor.strides))} go beyond its "
+            f"storage ({first + extent * item_size:,} bytes of {size:,}). {_AGAIN}"
         )
-    if math.prod(tensor.shape) * item_size > 2**63 - 1:
-        raise CheckpointError(f"{path}: {name}: shape {list(tensor.shape)} overflows. {_AGAIN}")
+    if (total := math.prod(tensor.shape) * item_size) > max(file_size, _MAX_EXPANDED):
+        raise CheckpointError(
+            f"{path}: {name}: shape {quoted(list(tensor.shape))} repeats its storage to {total:,} bytes, and the file "
+            f"has {file_size:,}. Save the tensor contiguous."
+        )
     strides = None if _is_contiguous(tensor) else tensor.strides
     return TensorRef(path, name, tensor.dtype, tensor.shape, begin + (first if extent else 0), strides)
 

@@ -14,6 +14,7 @@ import os
 import stat
 from typing import Any
 
+from merge.checkpoint.limits import name_error, shape_error
 from merge.dtypes import DTYPES
 from merge.errors import CheckpointError
 from merge.jsontext import parse_json
@@ -38,11 +39,10 @@ def read_header(path: str) -> tuple[list[TensorRef], dict[str, str]]:
     found.sort(key=lambda item: item[:2])  # stable: tensors without elements stay in the header's order
     refs = []
     for begin, end, name, info in found:
-        dtype, shape = _dtype(path, name, info), _shape(path, name, info)
+        dtype = _dtype(path, name, info)
+        shape = _shape(path, name, info, dtype)
         ref = TensorRef(path, name, dtype, shape, data_start + begin)
         expected = math.prod(shape) * DTYPES[dtype].itemsize
-        if expected > _MAX_BYTES:
-            raise _wrong(path, name, f"shape {quoted(list(shape))} of {dtype} overflows: more bytes than any file has")
         if end - begin != expected:
             raise _wrong(
                 path, name, f"{dtype} {quoted(list(shape))}: expected {expected:,} bytes, found {end - begin:,}"
@@ -111,6 +111,8 @@ def _parse(path: str, text: str) -> dict[str, Any]:
         raise CheckpointError(f"{path}: header is a JSON {type(header).__name__}, expected an object. {_AGAIN}")
     if not text.startswith("{"):
         raise CheckpointError(f'{path}: header begins with {quoted(text[0])}, expected "{{". {_AGAIN}')
+    if wrong := name_error(max(header, key=len, default="")):
+        raise CheckpointError(f"{path}: {wrong}. The header is damaged: download the file again.")
     return header
 
 
@@ -149,12 +151,12 @@ def _dtype(path: str, name: str, info: dict[str, Any]) -> str:
     )
 
 
-def _shape(path: str, name: str, info: dict[str, Any]) -> tuple[int, ...]:
+def _shape(path: str, name: str, info: dict[str, Any], dtype: str) -> tuple[int, ...]:
     shape = info.get("shape")
     if not isinstance(shape, list) or not all(type(size) is int and size >= 0 for size in shape):
         raise _wrong(path, name, f"shape: expected a list of integers that are not negative, found {quoted(shape)}")
-    if any(size > _MAX_BYTES for size in shape):
-        raise _wrong(path, name, f"shape {quoted(shape)} overflows")
+    if wrong := shape_error(shape, dtype):
+        raise _wrong(path, name, wrong)
     return tuple(shape)
 
 

@@ -14,12 +14,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import IO, Any, ClassVar
 
+from merge.checkpoint.limits import MAX_SIZES
 from merge.dtypes import DTYPES
-from merge.errors import CheckpointError
-from merge.quoting import quoted
+from merge.errors import CheckpointError, first_line
+from merge.quoting import clipped, quoted
 
-# 32 MiB: over 100,000 tensors. One byte of pickle can make 70 bytes of objects.
+# Over 100,000 tensors. One byte of pickle is an instruction, which can make 170 bytes of objects.
 MAX_PICKLE_BYTES = 32 * 2**20
+MAX_INSTRUCTIONS = 4_000_000
+_MAX_NUMBER = 2**63
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +77,7 @@ def load(path: str, file: IO[bytes], limit: int = MAX_PICKLE_BYTES, storages: di
     except NotWeightsError as error:
         raise CheckpointError(f"{path}: {error}") from None
     except Exception as error:  # whatever damaged bytes lead to
-        reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        reason = f"{type(error).__name__}: {first_line(error)}" if str(error) else type(error).__name__
         raise CheckpointError(f"{path}: its pickle is damaged ({reason}). Download the file again.") from None
 
 
@@ -108,8 +111,11 @@ def _rebuild_tensor(storage: Any, first: Any, shape: Any, strides: Any, dtype: s
     dtype = dtype or getattr(storage, "dtype", None)
     if not isinstance(storage, Storage) or dtype is None:
         raise NotWeightsError("a tensor without a storage or dtype; the file is damaged")
-    numbers = (first, *shape, *strides)
-    if not all(type(number) is int and 0 <= number < 2**63 for number in numbers) or len(shape) != len(strides):
+    if (
+        not all(isinstance(sizes, (tuple, list)) and len(sizes) <= MAX_SIZES for sizes in (shape, strides))
+        or not all(type(number) is int and 0 <= number < _MAX_NUMBER for number in (first, *shape, *strides))
+        or len(shape) != len(strides)
+    ):
         raise NotWeightsError(
             f"a tensor with offset {quoted(first)}, shape {quoted(shape)}, strides {quoted(strides)}; expected integers"
         )
@@ -136,19 +142,12 @@ def _rebuild_parameter(data: Any, grad: Any, hooks: Any) -> Any:
     return data
 
 
-def _ordered_dict(items: Any = ()) -> OrderedDict[Any, Any]:
-    result: OrderedDict[Any, Any] = OrderedDict()
-    for key, value in items:
-        result[_plain_key(key)] = value
-    return result
-
-
 def _size(sizes: Any = ()) -> tuple[Any, ...]:
-    return tuple(sizes)
+    return tuple(sizes[: MAX_SIZES + 1])
 
 
+_ORDERED_DICT = "collections.OrderedDict"
 _NAMES: dict[str, Callable[..., Any] | _DTypeMark] = {
-    "collections.OrderedDict": _ordered_dict,
     "torch.Size": _size,
     "torch._utils._rebuild_tensor": _rebuild_tensor,
     "torch._utils._rebuild_tensor_v2": _rebuild_tensor_v2,
@@ -187,16 +186,26 @@ def _plain_key(key: Any) -> Any:
         raise NotWeightsError(f"a dictionary with a {type(key).__name__} as key; expected names")
     if isinstance(key, str):
         key.encode()  # half a surrogate pair, which pickles can hold, cannot be written again
-    if isinstance(key, int) and abs(key) >= 2**63:
+    if isinstance(key, int) and abs(key) >= _MAX_NUMBER:
         raise NotWeightsError("a dictionary with a number of more than 64 bits as key; expected names")
     return key
+
+
+def _counted(act: Callable[[Any], None]) -> Callable[[Any], None]:
+    """An opcode that is one instruction of those that a pickle may have."""
+
+    def run(unpickler: Any) -> None:
+        unpickler.spend(1)
+        act(unpickler)
+
+    return run
 
 
 class _Weights(pickle._Unpickler):
     stack: list[Any]  # of the base class, like pop_mark
     pop_mark: Callable[[], list[Any]]
     dispatch: ClassVar[dict[int, Callable[[Any], None]]] = {
-        ord(opcode.code): pickle._Unpickler.dispatch[ord(opcode.code)]
+        ord(opcode.code): _counted(pickle._Unpickler.dispatch[ord(opcode.code)])
         for opcode in pickletools.opcodes
         if opcode.name in _OPCODES
     }
@@ -204,10 +213,19 @@ class _Weights(pickle._Unpickler):
     def __init__(self, file: _Window, storages: dict[str, Storage]) -> None:
         super().__init__(file, encoding="utf-8")  # names in pickles of Python 2 are bytes
         self._storages = storages
+        self._left = MAX_INSTRUCTIONS
+
+    def spend(self, instructions: int) -> None:
+        self._left -= instructions
+        if self._left < 0:
+            raise NotWeightsError(f"its pickle has more than {MAX_INSTRUCTIONS:,} instructions; not loaded")
 
     def find_class(self, module: str, name: str, /) -> Any:
+        if f"{module}.{name}" == _ORDERED_DICT:
+            return self._ordered_dict
         found = _NAMES.get(f"{module}.{name}")
         if found is None:
+            module, name = clipped(module), clipped(name)
             if module == "torch" and name.endswith("Storage"):
                 raise NotWeightsError(f"holds tensors of type torch.{name}, which are not read. Convert the model.")
             raise NotWeightsError(
@@ -216,21 +234,30 @@ class _Weights(pickle._Unpickler):
             )
         return found
 
+    def _ordered_dict(self, items: Any = ()) -> OrderedDict[Any, Any]:
+        """As pickles of Python 2 make one: of a list of pairs, which may stand once and be used very often."""
+        self.spend(len(items))
+        result: OrderedDict[Any, Any] = OrderedDict()
+        for key, value in items:
+            result[_plain_key(key)] = value
+        return result
+
     def persistent_load(self, saved: Any, /) -> Storage:
         if not isinstance(saved, tuple) or len(saved) not in (5, 6) or saved[0] not in ("storage", b"storage"):
             raise NotWeightsError("a persistent id that is not a storage; the file is damaged")
         _, mark, key, location, numel, *view = saved
-        if not isinstance(mark, _DTypeMark) or not isinstance(key, str) or type(numel) is not int or numel < 0:
+        is_count = type(numel) is int and 0 <= numel < _MAX_NUMBER
+        if not isinstance(mark, _DTypeMark) or not isinstance(key, str) or not is_count:
             raise NotWeightsError("a storage without a type, name or length; the file is damaged")
         if location == "meta":
-            raise NotWeightsError(f"storage {key} is on the meta device: the file has shapes but no numbers")
+            raise NotWeightsError(f"storage {clipped(key)} is on the meta device: the file has shapes but no numbers")
         storage = self._storages.setdefault(key, Storage(key, mark.dtype, numel))
         if (storage.dtype, storage.numel) != (mark.dtype, numel):
-            raise NotWeightsError(f"storage {key} has two types or lengths; the file is damaged")
+            raise NotWeightsError(f"storage {clipped(key)} has two types or lengths; the file is damaged")
         if view and view[0] is not None:  # written by torch before 1.0: (name, offset, length)
             _, first, length = view[0]
             if not all(type(number) is int and number >= 0 for number in (first, length)) or first + length > numel:
-                raise NotWeightsError(f"a view that goes beyond its storage {key}; the file is damaged")
+                raise NotWeightsError(f"a view that goes beyond its storage {clipped(key)}; the file is damaged")
             return Storage(key, mark.dtype, numel, first)
         return storage
 
@@ -258,6 +285,6 @@ class _Weights(pickle._Unpickler):
         raise NotWeightsError("its pickle uses an opcode that weights do not need; not loaded")
 
 
-_Weights.dispatch |= {pickle.BUILD[0]: _Weights._build}
-_Weights.dispatch |= {pickle.SETITEM[0]: _Weights._setitem, pickle.SETITEMS[0]: _Weights._setitems}
+_Weights.dispatch |= {pickle.BUILD[0]: _counted(_Weights._build)}
+_Weights.dispatch |= {pickle.SETITEM[0]: _counted(_Weights._setitem), pickle.SETITEMS[0]: _counted(_Weights._setitems)}
 _Weights.dispatch |= {code: _Weights._unknown for code in pickle._Unpickler.dispatch if code not in _Weights.dispatch}
