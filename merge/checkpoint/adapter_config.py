@@ -1,16 +1,16 @@
 """adapter_config.json: which kinds and settings can be folded, and the scaling of each module.
 
-Source: peft 0.21.2, tuners/lora/config.py, tuners/lora/layer.py (update_layer), utils/other.py (get_pattern_key).
+Source: peft 0.21.2, tuners/lora/config.py, tuners/lora/layer.py (update_layer).
 """
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from typing import Any
 
 from merge.adapter_kinds import KINDS
+from merge.checkpoint.patterns import patterns_of
 from merge.errors import CheckpointError
 from merge.quoting import quoted
 
@@ -107,14 +107,13 @@ def by_pattern(config: Mapping[str, Any], key: str, module: str, default: str) -
     Raises:
         ValueError: with the short cause.
     """
-    found = config.get(default)
-    for pattern, value in (config.get(key) or {}).items():
-        try:
-            if re.match(rf"(.*\.)?({pattern})$", module):
-                found = value
-                break
-        except re.error as error:
-            raise ValueError(f'{key}: "{pattern}" is not a regular expression ({error})') from None
+    values = config.get(key) or {}
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{key}: expected module names with a number each, found {quoted(values, 60)}")
+    try:
+        found = patterns_of(values).find(module, config.get(default))
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}") from None
     if not _is_number(found) or (default == "r" and not found > 0):  # type: ignore[operator]
         raise ValueError(f"{key}: expected a number for {module}, found {quoted(found, 40)}")
     return found  # type: ignore[return-value]

@@ -8,6 +8,8 @@ from merge.checkpoint.files import inside, read_json
 from merge.errors import CheckpointError
 from merge.quoting import quoted, some
 
+_MOST_MISSING = 1000  # files that are looked for; each takes a few calls of the system
+
 
 def read_index(directory: str, name: str) -> dict[str, str]:
     """weight_map of an index: tensor -> file. Every file is checked to lie inside the directory, and to be there.
@@ -22,8 +24,10 @@ def read_index(directory: str, name: str) -> dict[str, str]:
     for tensor, file in weight_map.items():
         if not isinstance(file, str):
             raise CheckpointError(f"{path}: {tensor}: expected the name of a file, found {quoted(file)}.")
-    missing = []
+    missing: list[str] = []
     for file in sorted(set(weight_map.values())):
+        if len(missing) > _MOST_MISSING:
+            break
         try:
             shard = inside(directory, file)
         except CheckpointError as error:
@@ -31,5 +35,8 @@ def read_index(directory: str, name: str) -> dict[str, str]:
         if not os.path.isfile(shard):
             missing.append(file)
     if missing:
-        raise CheckpointError(f"{path}: names {some(missing)}, which is not there. Download the missing files again.")
+        what = "is" if len(missing) == 1 else "are"
+        raise CheckpointError(
+            f"{path}: names {some(missing)}, which {what} not there. Download the missing files again."
+        )
     return weight_map

@@ -88,7 +88,7 @@ class _ZipPlaces:
     def __init__(self, path: str, file: IO[bytes], file_size: int) -> None:
         self._path, self._file, self._size = path, file, file_size
         try:
-            entries = zipfile.ZipFile(_ShortReads(file)).infolist()  # type: ignore[call-overload]
+            entries = zipfile.ZipFile(_ShortReads(file)).infolist()
         except OSError:
             raise
         except Exception as error:  # BadZipFile, and what damaged lengths lead to

@@ -52,6 +52,8 @@ def executor(step: Step, device: str) -> Executor:
         return run_copy
     if step.factor:
         return run_factor
+    if step.size == 0 and not step.statistics:
+        return run_empty
     return run_torch if runs_in_torch(step, device) else run_fused
 
 
@@ -112,6 +114,12 @@ def _disagree(plan: Plan, step: Step, place: int) -> NumbersError:
         f"{step.name} ({step.dtype}): {first} and {other} hold different values, and {step.dtype} cannot be merged. "
         'Set "allow: [integer_mismatch]" to copy it from the base (else the first model).'
     )
+
+
+def run_empty(context: Context, index: int, step: Step) -> dict[str, Any]:
+    """No numbers, whatever the method: of a tensor [0, 2^40] it would prepare rows that fit no memory."""
+    tensor = context.tensor(step)
+    return Emitter(step, context.out, context.buffers).record(tensor.source_digests(), tensor.nonfinite())
 
 
 def run_fused(context: Context, index: int, step: Step) -> dict[str, Any]:

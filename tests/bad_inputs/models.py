@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from bad_inputs.room import LINEAR, TASK, Arguments, Room, Tensors, case
+from bad_inputs.room import LINEAR, TASK, Arguments, Room, Tensors, case, edit_header
 
 Q = "model.layers.0.self_attn.q_proj.weight"
 EMBEDDING = "model.embed_tokens.weight"
@@ -338,6 +338,26 @@ def no_elements(room: Room) -> Arguments:
         tensors["wide"] = (np.ones((4, 0), np.float32), "float32")
 
     return room.pair_and_recipe(TASK, edit=edit)
+
+
+def _with_endless_rows(room: Room) -> Arguments:
+    """A tensor of no rows, each of which would take 4 TiB."""
+    empty = {"dtype": "F32", "shape": [0, 2**40], "data_offsets": [0, 0]}
+    for path in room.pair():
+        edit_header(path / "model.safetensors", lambda header: header.update(empty=empty))
+    method = "merge_method: della\nbase_model: a\nmodels: [{model: b, parameters: {weight: 1, density: 0.5}}]\n"
+    return room.recipe(method + "parameters: {epsilon: 0.1}\n")
+
+
+@case("a tensor of no rows, each of 4 TiB", 0, "22 tensors")
+def endless_rows(room: Room) -> Arguments:
+    return _with_endless_rows(room)
+
+
+@case("verify: a tensor of no rows, each of 4 TiB", 0, "22 tensors and 4 files as written")
+def verified_endless_rows(room: Room) -> Arguments:
+    room.run_before(_with_endless_rows(room))
+    return ["verify", "out"]
 
 
 @case("tensors that are a single number", 0, "23 tensors")
