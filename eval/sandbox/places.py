@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from merge.jsontext import parse_json
+
 PACKAGE = Path(__file__).resolve().parents[1]
 _LIBRARIES = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/local/lib", "/nix/store", "/gnu/store")
 _READ = ("/etc/ld.so.cache", "/etc/localtime", "/usr/share/zoneinfo", "/etc/mime.types", "/etc/ssl/openssl.cnf",
@@ -43,11 +45,9 @@ class Places:
 
 @functools.cache
 def places() -> Places:
-    import json
-
     executable = os.path.realpath(getattr(sys, "_base_executable", None) or sys.executable)
     done = subprocess.run([executable, "-I", "-S", "-c", _ASK], capture_output=True, check=True, timeout=60)
-    path, packages, prefix = json.loads(done.stdout)
+    path, packages, prefix = parse_json(done.stdout)
     library = [place for place in path if os.path.exists(place)]
     libraries = [] if sys.platform == "win32" else [place for place in _LIBRARIES if os.path.isdir(place)]
     libraries += [os.path.join(prefix, "DLLs" if sys.platform == "win32" else "lib")]

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from merge.checkpoint.side_files import MODULES
 from merge.dtypes import RECIPE_NAMES, torch_name
 from merge.errors import UsageError
+from merge.jsontext import parse_json
 from merge.output.task import task_of
 from merge.plan import Plan, SideFile
 from merge.planners.build import SHARD_BYTES, build_plan
@@ -44,7 +45,7 @@ def convert_plan(
     ]
     plan = build_plan(parse_recipe("\n".join(lines) + "\n"), shard_bytes=shard_bytes)
     texts = {side.name: side.text for side in plan.side_files}
-    task = task_of(json.loads(texts["config.json"] or "{}"), embeds=MODULES in texts)
+    task = task_of(parse_json(texts["config.json"] or "{}"), embeds=MODULES in texts)
     files = tuple(
         SideFile(side.name, text=_card(plan, task)) if side.name == "README.md" else side for side in plan.side_files
     )

@@ -13,13 +13,13 @@ moe_steps.py    the steps
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import merge.output
 from merge.dtypes import torch_name
 from merge.errors import Problem, RecipeError
+from merge.jsontext import parse_json
 from merge.methods import get_method
 from merge.output.card import model_card
 from merge.output.config import output_config
@@ -119,7 +119,7 @@ def _side_files(dense: Dense, name: str, steps: Sequence[Step], index: str | Non
     models = [model.source_model() for model in dense.inputs.all]
     home = Path(merge.output.__path__[0])
     made = {
-        "README.md": model_card(dense.recipe, name, method, models, 0, task=task_of(json.loads(config))),
+        "README.md": model_card(dense.recipe, name, method, models, 0, task=task_of(parse_json(config))),
         "config.json": config,
         RECIPE_FILE: dense.recipe.text,
         **{file: (home / file).read_text(encoding="utf-8") for file in dense.layout.files},
