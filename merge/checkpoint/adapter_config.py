@@ -111,12 +111,13 @@ def by_pattern(config: Mapping[str, Any], key: str, module: str, default: str) -
     if not isinstance(values, Mapping):
         raise ValueError(f"{key}: expected module names with a number each, found {quoted(values, 60)}")
     try:
-        found = patterns_of(values).find(module, config.get(default))
+        found: Any = patterns_of(values).find(module, config.get(default))
     except ValueError as error:
         raise ValueError(f"{key}: {error}") from None
-    if not _is_number(found) or (default == "r" and not found > 0):  # type: ignore[operator]
+    if not _is_number(found) or (default == "r" and not found > 0):
         raise ValueError(f"{key}: expected a number for {module}, found {quoted(found, 40)}")
-    return found  # type: ignore[return-value]
+    number: float = found
+    return number
 
 
 def _check_pattern(path: str, config: Mapping[str, Any], key: str, is_right: Any) -> None:
