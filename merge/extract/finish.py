@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from merge.architecture import is_embedding
 from merge.errors import UsageError
-from merge.extract.write import CONFIG, WEIGHTS, card_text, config_text, manifest_text
+from merge.extract.write import CONFIG, WEIGHTS, card_text, config_text, manifest_of
 from merge.jsontext import parse_json
 from merge.output.directory import sync_directory, write_durably
 from merge.output.manifest import MANIFEST
@@ -101,7 +101,7 @@ def finish(
     )
     files = _small_files(out, work, saved, base, tuned, summary)
     settings = {"model": tuned.ref.text, "base": base.ref.text, **asked}
-    manifest = manifest_text(result, files, settings, [*modules, *others]).encode()
+    manifest = manifest_of(result, files, settings, [*modules, *others])
     for name, data in {**files, MANIFEST: manifest}.items():
         write_durably(result / name, data)
     sync_directory(result)

@@ -14,7 +14,7 @@ import xxhash
 from merge.checkpoint.digest import stored_digest
 from merge.checkpoint.reader import SourceReader
 from merge.checkpoint.safetensors_file import read_header
-from merge.output.manifest import FORMAT
+from merge.output.manifest import FORMAT, sealed
 from merge.plan import SourceFile
 
 WEIGHTS = "adapter_model.safetensors"
@@ -80,9 +80,9 @@ def card_text(name: str, base: str, is_hub: bool, tuned: str, table: Sequence[st
     return "\n".join([*lines, *table, ""])
 
 
-def manifest_text(
+def manifest_of(
     directory: Path, files: Mapping[str, bytes], settings: Mapping[str, Any], results: Sequence[Mapping[str, Any]]
-) -> str:
+) -> bytes:
     """merge_manifest.json: digests of all that was written, what was asked for, and the error of each module."""
     path = directory / WEIGHTS
     refs, _ = read_header(str(path))
@@ -99,7 +99,7 @@ def manifest_text(
         }
     with path.open("rb") as file:
         header = file.read(int.from_bytes(file.read(8), "little"))
-    return _json(
+    return sealed(
         {
             "format": FORMAT,
             "tool": {name: metadata.version(name) for name in ("merge-workbench", "numpy", "torch")},

@@ -1,10 +1,14 @@
-"""merge_manifest.json: what was done, from what, with which digests. The same run gives the same bytes."""
+"""merge_manifest.json: what was done, from what, with which digests. The same run gives the same bytes.
+
+Its last entry, "digest", is the SHA-256 of all lines before it, so that the manifest vouches for itself too:
+`head -n -2 merge_manifest.json | sha256sum`.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -18,7 +22,7 @@ from merge.plan import Plan
 from merge.quoting import quoted
 
 MANIFEST = "merge_manifest.json"
-FORMAT = 1
+FORMAT = 2
 _MOST_MEMORY = 1 << 30  # bytes of the parsed manifest: enough for 400,000 tensors
 
 
@@ -93,7 +97,23 @@ def manifest_bytes(
         "files": {name: xxhash.xxh3_128_hexdigest(data) for name, data in files.items()},
         "tensors": tensors,
     }
-    return _encoded(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
+    return sealed(manifest)
+
+
+def sealed(manifest: Mapping[str, Any]) -> bytes:
+    """The bytes of a manifest's file: canonical JSON, and the digest of what stands before it."""
+    text = _encoded(json.dumps(manifest, indent=1, ensure_ascii=False)).removesuffix(b"\n}") + b",\n"
+    return text + _end(text)
+
+
+def is_sealed(data: bytes) -> bool:
+    """Whether every byte of a manifest's file is what `sealed` gave."""
+    text = data[: -len(_end(b""))]
+    return data == text + _end(text)
+
+
+def _end(text: bytes) -> bytes:
+    return f' "digest": "{hashlib.sha256(text).hexdigest()}"\n}}\n'.encode()
 
 
 def _encoded(text: str) -> bytes:
@@ -158,7 +178,7 @@ def read_manifest(directory: Path) -> dict[str, Any]:
         raise OutputError(f"{path} {error}; the output was damaged.") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         found = manifest.get("format") if isinstance(manifest, dict) else manifest
-        raise OutputError(f"{path}: expected format {FORMAT}, found {quoted(found)}. A newer version wrote it?")
+        raise OutputError(f"{path}: expected format {FORMAT}, found {quoted(found)}. Another version wrote it?")
     for key, fields in _FIELDS.items():
         entries = manifest.get(key)
         if not isinstance(entries, dict) or not all(_is_entry(key, *item, fields) for item in entries.items()):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import concurrent.futures
+import fnmatch
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import xxhash
@@ -16,7 +17,7 @@ from merge.checkpoint.reader import SourceReader
 from merge.checkpoint.safetensors_file import read_header
 from merge.errors import CheckpointError
 from merge.output.card import without_evaluation
-from merge.output.manifest import read_manifest
+from merge.output.manifest import MANIFEST, is_sealed, read_manifest
 from merge.plan import SourceFile, TensorRef
 from merge.processors import processors
 
@@ -48,7 +49,7 @@ def verify_output(
     """
     root = Path(directory)
     manifest = read_manifest(root)
-    problems = [*_small_files(root, manifest), *_strangers(root, manifest)]
+    problems = [*_itself(root), *_small_files(root, manifest), *_strangers(root, manifest)]
     refs: dict[str, TensorRef] = {}
     unread: dict[str, None] = {}
     for name, shard in manifest["shards"].items():
@@ -97,6 +98,11 @@ def _shard(root: Path, name: str, expected: dict[str, Any], refs: dict[str, Tens
     refs.update((f"{folder}/{ref.name}" if folder else ref.name, ref) for ref in found)
 
 
+def _itself(root: Path) -> Iterator[str]:
+    if not is_sealed((root / MANIFEST).read_bytes()):
+        yield f"{root / MANIFEST}: changed since the merge"
+
+
 def _small_files(root: Path, manifest: dict[str, Any]) -> Iterator[str]:
     for name, digest in manifest["files"].items():
         path = root / name
@@ -115,9 +121,26 @@ def _digests(path: Path) -> Iterator[str]:
         yield xxhash.xxh3_128_hexdigest(card.encode("utf-8", "surrogateescape"))
 
 
-def _strangers(root: Path, manifest: dict[str, Any]) -> Iterator[str]:
-    """Weight files that the manifest does not know would be loaded beside it."""
-    folders = dict.fromkeys([root, *((root / name).parent for name in manifest["shards"])])
-    for path in sorted(path for folder in folders for path in folder.glob("*.safetensors")):
-        if path.relative_to(root).as_posix() not in manifest["shards"]:
-            yield f"{path}: not part of this merge"
+# What no loader reads; everything else beside the files of a merge may be taken for a part of it.
+_HARMLESS = (".*", "*.md", "LICENSE*", "NOTICE*", "*.png", "*.jpg", "*.jpeg", "*.svg", "*.webp", "*.html")
+
+
+def _strangers(root: Path, manifest: dict[str, Any]) -> list[str]:
+    """Files that are not in the manifest; a folder with nothing of the merge in it is named once."""
+    known = {MANIFEST, *manifest["shards"], *manifest["files"]}
+    folders = {f"{parent}/" for name in known for parent in PurePosixPath(name).parents}
+    found: dict[str, None] = {}
+    todo = [""]
+    while todo:
+        folder = todo.pop()
+        with os.scandir(root / folder) as entries:
+            for entry in entries:
+                name = folder + entry.name
+                if name in known or any(fnmatch.fnmatchcase(entry.name, pattern) for pattern in _HARMLESS):
+                    continue
+                if entry.is_dir(follow_symlinks=False):
+                    todo.append(f"{name}/")
+                else:
+                    outside = (f"{parent}/" for parent in reversed(PurePosixPath(name).parents))
+                    found[next((each for each in outside if each not in folders), name)] = None
+    return [f"{root / name}: not part of this merge" for name in sorted(found)]

@@ -123,7 +123,7 @@ def verify_stranger(room: Room) -> Arguments:
 
 @case("verify: the manifest is not JSON", 1, f"out/{MANIFEST} is not valid JSON")
 def manifest_not_json(room: Room) -> Arguments:
-    return _changed(room, lambda out: (out / MANIFEST).write_text('{"format": 1'))
+    return _changed(room, lambda out: (out / MANIFEST).write_text('{"format": 2'))
 
 
 @case("verify: the manifest is not text", 1, f"out/{MANIFEST} is not valid JSON")
@@ -131,9 +131,9 @@ def manifest_not_text(room: Room) -> Arguments:
     return _changed(room, lambda out: (out / MANIFEST).write_bytes(b"\xff\xfe\xfd"))
 
 
-@case("verify: the manifest is of a newer format", 1, f"out/{MANIFEST}: expected format 1, found 2")
+@case("verify: the manifest is of a newer format", 1, f"out/{MANIFEST}: expected format 2, found 3")
 def newer_manifest(room: Room) -> Arguments:
-    return _with_manifest(room, lambda manifest: manifest.update(format=2))
+    return _with_manifest(room, lambda manifest: manifest.update(format=3))
 
 
 @case("verify: the manifest lacks its tensors", 1, f'out/{MANIFEST}: "tensors"', "was damaged")
