@@ -230,7 +230,7 @@ def _compare(
     threads: int | None,
     progress: Callable[[int, int], None],
 ) -> list[Sums]:
-    """The sums of each tensor; the largest first, so that no thread is left with one at the end."""
+    """The sums of each tensor; large ones early, so that no thread is left with one at the end."""
     crew, buffers = Crew(threads or processors()), Buffers()
     found: list[Sums] = [Sums()] * len(tensors)
     sizes = [sum(ref.nbytes for ref in refs) for refs in tensors]
@@ -246,7 +246,7 @@ def _compare(
             finished[place] = sizes[place]
 
         order = sorted(range(len(tensors)), key=lambda place: -sizes[place])
-        crew.each(compare, order, lambda: progress(sum(finished), sum(sizes)))
+        crew.each(compare, order[-1:] + order[:-1], lambda: progress(sum(finished), sum(sizes)), alone=1)
         reader.check_unchanged()
     return found
 

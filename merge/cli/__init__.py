@@ -99,13 +99,17 @@ def main() -> None:
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(0)
-    except MemoryError:
+    except (MemoryError, RuntimeError, ImportError) as error:
+        if not isinstance(error, MemoryError) and not any(words in str(error).lower() for words in _NO_MEMORY):
+            raise
         _end("out of memory. Use fewer --threads, give --max-ram, or free some memory; what is done is kept.", 1)
     except OSError as error:  # the machine's doing: what can be said better is said where it happens
         place = f"{error.filename}: " if error.filename else ""
         _end(f"{place}{error.strerror or error}.", 1)
 
 
+# How Python and the loader of libraries say so.
+_NO_MEMORY = ("can't start new thread", "can't allocate lock", "cannot allocate memory", "failed to map segment")
 _STOPPED = "stopped; what is done is kept. Run the same command again to go on."
 _MOST_PROBLEMS = 12
 

@@ -6,12 +6,17 @@ tensor, or the last one of a run, from running on one core while the others stan
 
 from __future__ import annotations
 
+import itertools
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Generic, TypeVar
 
+from merge.errors import MergeError
+
 T = TypeVar("T")
 S = TypeVar("S")
+PATIENCE = 60.0  # seconds that a failed run waits for its other threads: a lock one waits for may be the failed one's
 
 
 class Stopped(Exception):
@@ -28,55 +33,79 @@ class Crew:
         self._open: list[_Shared[Any, Any]] = []  # loops that idle threads may join
         self._busy = 0  # threads that still take items
 
-    def each(self, function: Callable[[T], None], items: Iterable[T], tick: Callable[[], None]) -> None:
+    def each(self, function: Callable[[T], None], items: Iterable[T], tick: Callable[[], None], alone: int = 0) -> None:
         """Runs function(item) for all items; calls `tick` about ten times a second on the calling thread.
 
+        Args:
+            alone: how many of the first items one thread does before the others start. Kernels are compiled when they
+                are first called, under one lock for all threads.
+
         Raises:
-            The first exception of any worker, after all workers have stopped.
+            The first exception of any worker, after all workers have stopped, or PATIENCE seconds later.
         """
+        remaining = iter(items)
+        if alone and self.n_threads > 1:
+            self._each(function, list(itertools.islice(remaining, alone)), tick, 1)
+        self._each(function, remaining, tick, self.n_threads)
+
+    def _each(
+        self, function: Callable[[T], None], items: Iterable[T], tick: Callable[[], None], n_threads: int
+    ) -> None:
         errors: list[BaseException] = []
+        ended: list[None] = []  # one for each thread that did not die
         todo = _Locked(items)
         threads = [
-            threading.Thread(target=self._work, args=(function, todo, errors), daemon=True)
-            for _ in range(self.n_threads)
+            threading.Thread(target=self._work, args=(function, todo, errors, ended), daemon=True)
+            for _ in range(n_threads)
         ]
         self._stop.clear()
         self._busy = len(threads)
-        for thread in threads:
-            thread.start()
         try:
             for thread in threads:
-                while thread.is_alive():
-                    thread.join(0.1)
-                    tick()
+                _start(thread)
+            self._wait(threads, tick)
         except BaseException:
             self._stop.set()
-            for thread in threads:
-                thread.join()
+            self._wait(threads, lambda: None)
             raise
         if errors:
             raise next((error for error in errors if not isinstance(error, Stopped)), errors[0])
+        if len(ended) < len(threads):
+            raise MemoryError  # nothing else ends a thread without a word
 
-    def _work(self, function: Callable[[T], None], todo: _Locked[T], errors: list[BaseException]) -> None:
+    def _wait(self, threads: list[threading.Thread], tick: Callable[[], None]) -> None:
+        """Until all threads have ended; once they are to stop, not for ever."""
+        last = float("inf")
+        for thread in threads:
+            while thread.is_alive() and time.monotonic() < last:
+                thread.join(0.1)
+                tick()
+                if self._stop.is_set():
+                    last = min(last, time.monotonic() + PATIENCE)
+
+    def _work(
+        self, function: Callable[[T], None], todo: _Locked[T], errors: list[BaseException], ended: list[None]
+    ) -> None:
         try:
             for item in todo:
                 if self._stop.is_set():
                     break
                 function(item)
+            with self._change:
+                self._busy -= 1
+                self._change.notify_all()
+            self._help()
+            ended.append(None)
         except BaseException as error:
-            errors.append(error)
             self._stop.set()
-        with self._change:
-            self._busy -= 1
-            self._change.notify_all()
-        self._help()
+            errors.append(error)
 
     def _help(self) -> None:
         """Joins other threads' loops until every thread is out of items."""
         while True:
             with self._change:
-                while not self._open and self._busy:
-                    self._change.wait()
+                while not self._open and self._busy and not self._stop.is_set():
+                    self._change.wait(0.1)  # a thread that dies wakes nobody
                 if not self._open:
                     return
                 shared = self._open[0]
@@ -156,3 +185,13 @@ class _Shared(Generic[S, T]):
         if self._errors:
             raise self._errors[0]
         return self._states
+
+
+def _start(thread: threading.Thread) -> None:
+    try:
+        thread.start()
+    except RuntimeError as error:
+        raise MergeError(
+            f"no more threads can be started ({error}). Use fewer --threads, or raise the limit on memory (ulimit -v) "
+            "or processes (ulimit -u)."
+        ) from error

@@ -11,6 +11,7 @@ import contextlib
 import sys
 from dataclasses import dataclass
 
+from merge import address_space
 from merge.chunks import Chunks
 from merge.derive import held_bytes
 from merge.dtypes import DTYPES
@@ -65,6 +66,16 @@ def budget(
     room = CACHE if max_ram is None else min(CACHE, max_ram - least)
     used = max((kept for step in plan.steps if (kept := _kept_bytes(step)) <= room // threads), default=0)
     return Budget(threads, chunks, room // threads, least + threads * used)
+
+
+def check_address_space(plan: Plan, budget: Budget, device: str) -> None:
+    """Raises MergeError if this process may not address what the run will need."""
+    torch = any(
+        not is_exact(step) if step.factor else step.method != "copy" and runs_in_torch(step, device)
+        for step in plan.steps
+    )
+    more = budget.peak - INTERPRETER + budget.threads * address_space.EACH_THREAD
+    address_space.check(more + (address_space.TORCH if torch else 0))
 
 
 def predicted_peak(plan: Plan, threads: int, block_chunks: int, device: str = "cpu") -> int:

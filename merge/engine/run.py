@@ -20,6 +20,7 @@ from merge.engine.crew import Crew
 from merge.engine.executors import Context, check_method, executor, method_of
 from merge.engine.gates import find_gates
 from merge.engine.numbers import check_numbers
+from merge.engine.order import in_order
 from merge.engine.preflight import check_models
 from merge.engine.resume import check_sources, still_good
 from merge.engine.space import check_space
@@ -78,6 +79,7 @@ def run_plan(
     began = time.monotonic()
     check_method(plan)
     budget = memory.budget(plan, threads, max_ram, device, block_chunks)
+    memory.check_address_space(plan, budget, device)
     check_space(plan, Path(out))
     small_files = side_file_bytes(plan)
 
@@ -110,7 +112,8 @@ def _run(
             check_sources(context, tick)
             directory.prove()
             todo = [(i, step) for i, step in enumerate(plan.steps) if i not in directory.records]
-            crew.each(lambda item: _run_step(context, *item), _largest_first(todo), tick)
+            ordered, alone = in_order(todo, directory.device)
+            crew.each(lambda item: _run_step(context, *item), ordered, tick, alone)
         reader.check_unchanged()
     aligned = summary(plan, directory.notes)
     adapter = adapters.summary(plan.steps, directory.records)
@@ -137,13 +140,6 @@ def _run_step(context: Context, index: int, step: Step) -> None:
     context.reader.release(step.sources)
     check_numbers(context.plan, step, record)
     context.out.finish(index, record)
-
-
-def _largest_first(todo: list[tuple[int, Step]]) -> list[tuple[int, Step]]:
-    """The giants (embeddings, heads) first: the last tensor of a run should not keep one thread busy alone."""
-    giant = max((step.nbytes for _, step in todo), default=0) // 2
-    # Factors of adapters have an order of their own: the two of a module lie a little apart.
-    return sorted(todo, key=lambda item: item[1].nbytes < giant and not item[1].factor)
 
 
 def _model_passes(context: Context, tick: Callable[[], None]) -> None:

@@ -73,7 +73,8 @@ def _narrow(context: Context, steps: Steps, searches: dict[int, Search], tick: C
             for model, window in windows.items():
                 totals[model].add(window)
 
-    context.crew.each(count, steps, tick)
+    by_size = sorted(steps, key=lambda item: item[1].size)
+    context.crew.each(count, by_size[:1] + by_size[:0:-1], tick, alone=1)
     for model, search in searches.items():
         search.place(totals[model])
 

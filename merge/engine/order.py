@@ -1,0 +1,32 @@
+"""In which order steps are taken: what compiles kernels alone, then the giants."""
+
+from __future__ import annotations
+
+from merge.engine.memory import runs_in_torch
+from merge.plan import Step
+
+SMALL = 1 << 22  # elements: what one thread does while the others wait
+Item = tuple[int, Step]
+
+
+def in_order(todo: list[Item], device: str) -> tuple[list[Item], int]:
+    """The steps in the order to take them, and how many of them one thread does alone.
+
+    Kernels are compiled by the first steps of their kinds. Those are small, and done before other threads start: no
+    thread then waits for the compiler of another one that failed. The giants (embeddings, heads) come next: the last
+    tensor of a run should not keep one thread busy alone.
+    """
+    smallest: dict[tuple[object, ...], Item] = {}
+    for item in todo:
+        step = item[1]
+        if step.size <= SMALL and step.method != "copy" and not step.factor and not runs_in_torch(step, device):
+            kind = (step.method, len(step.shape), step.dtype, *(source.dtype for source in step.sources))
+            if kind not in smallest or step.size < smallest[kind][1].size:
+                smallest[kind] = item
+    first = {index for index, _ in smallest.values()}
+    giant = max((step.nbytes for _, step in todo), default=0) // 2
+    # Factors of adapters have an order of their own: the two of a module lie a little apart.
+    rest = sorted(
+        (item for item in todo if item[0] not in first), key=lambda item: item[1].nbytes < giant and not item[1].factor
+    )
+    return [*smallest.values(), *rest], len(first)
