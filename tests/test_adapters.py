@@ -56,12 +56,9 @@ def make_adapter(
     from peft import LoraConfig, PeftModel, get_peft_model
     from transformers import AutoModelForCausalLM
 
-    from finetune.libraries import quiet_libraries
-
     model = AutoModelForCausalLM.from_pretrained(base, dtype=getattr(torch, dtype))
     settings = {"r": 4, "lora_alpha": 6, "target_modules": "all-linear"} | settings
-    with quiet_libraries():
-        peft = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **settings))
+    peft = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **settings))
     torch.manual_seed(seed)
     with torch.no_grad():
         for parameter in peft.parameters():

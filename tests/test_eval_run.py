@@ -468,7 +468,6 @@ def test_a_soup_of_a_recipe_an_adapter_and_a_model(parents: Path, memory: Memory
     assert model.tasks == found.report.models[-1].tasks
 
 
-@pytest.mark.filterwarnings("ignore")  # what transformers and peft warn of is not ours
 def test_a_soup_is_made_of_the_weights_that_were_judged(
     tmp_path: Path, tiny: Run, choices: Path, memory: Memory
 ) -> None:
@@ -485,6 +484,7 @@ def test_a_soup_is_made_of_the_weights_that_were_judged(
         soup.plan()
 
 
+@pytest.mark.filterwarnings("ignore")  # what transformers and peft warn of is not ours
 def test_a_soup_that_is_written_names_what_it_is_made_of(parents: Path, choices: Path) -> None:
     with pytest.raises(UsageError, match=r"--out: .* mean.yaml is merged on the fly. .* --keep DIR"):
         CliRunner().invoke(
