@@ -17,7 +17,7 @@ import numpy as np
 from merge.architecture import find_stacks, main_stack
 from merge.checkpoint import Checkpoint, open_checkpoint
 from merge.checkpoint.reader import SourceReader
-from merge.chunks import Chunks
+from merge.chunks import CHUNK, Chunks
 from merge.dtypes import DTYPES
 from merge.engine.crew import Crew
 from merge.engine.tensor import Buffers, StepTensor
@@ -254,7 +254,13 @@ def _compare(
 def _step(refs: tuple[TensorRef, ...]) -> Step:
     """What the engine reads blocks of: tensors side by side."""
     models = tuple(range(len(refs)))
-    return Step(refs[0].name, refs[0].shape, refs[0].dtype, "", 0, "passthrough", refs, models)
+    return Step(refs[0].name, _cut(refs[0]), refs[0].dtype, "", 0, "passthrough", refs, models)
+
+
+def _cut(ref: TensorRef) -> tuple[int, ...]:
+    """The shape by which a tensor is cut into chunks: rows that are longer than a chunk are cut too."""
+    is_long = bool(ref.shape) and ref.shape[-1] > CHUNK and ref.derived is None
+    return (ref.size,) if is_long else ref.shape
 
 
 def _floats(tensor: StepTensor) -> Sums:
@@ -274,7 +280,7 @@ def _floats(tensor: StepTensor) -> Sums:
 
 def _integers(a: TensorRef, b: TensorRef, reader: SourceReader) -> Sums:
     """How many values differ; of integers there is nothing else to say."""
-    chunks, changed = Chunks.of(a.shape), 0
+    chunks, changed = Chunks.of(_cut(a)), 0
     for chunk in range(chunks.count):
         start, stop = chunks.span(chunk)
         values = []

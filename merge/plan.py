@@ -258,7 +258,8 @@ class Plan:
     recipe's own; slices may have others, and `other_origins` says where those come from. `stages` are the
     earlier merges of a pipeline that this one is made from, without their files; those that were written to the disk
     first have no steps here, the others are computed while this one reads them. `notes_rounding`: the
-    manifest says of every tensor what rounding to its dtype changed.
+    manifest says of every tensor what rounding to its dtype changed. `tokenizers_held`, `tokenizers_peak`: bytes that
+    the tokenizers take which were read for the plan, from then on and while it was made.
     """
 
     name: str
@@ -280,6 +281,8 @@ class Plan:
     notes_rounding: bool = False
     experts: Experts | None = None
     compat: str | None = None
+    tokenizers_held: int = 0
+    tokenizers_peak: int = 0
 
     @property
     def bytes_written(self) -> int:

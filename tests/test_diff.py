@@ -12,8 +12,11 @@ from bad_inputs.room import call
 from conftest import write_json
 from safetensors.torch import load_file
 
+from merge import diff
+from merge.chunks import CHUNK
 from merge.diff import Diff, diff_models
 from merge.errors import CheckpointError
+from merge.kernels.difference import difference_of
 from merge.recipe import parse_reference
 
 
@@ -174,3 +177,20 @@ def test_command(family: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "task_cosine" not in found["kinds"]["all"]
     code, out, err = call(["diff", "a", "./nothing"])
     assert (code, 'there is no directory "./nothing"' in err) == (2, True)
+
+
+def test_a_row_that_is_longer_than_a_chunk_is_cut_too(
+    tmp_path: Path, make_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = np.random.default_rng(0).standard_normal((1, 3 * CHUNK + 5), dtype=np.float32)
+    numbers = np.arange(row.size).reshape(row.shape)
+    make_model(tmp_path / "a", extra={"long": row, "numbers": numbers})
+    row[0, -1], row[0, 7], numbers[0, -1] = np.nan, row[0, 7] + 1, 0
+    make_model(tmp_path / "b", extra={"long": row, "numbers": numbers})
+    widths = []
+    monkeypatch.setattr(diff, "difference_of", lambda raw, out: widths.append(raw.shape[1]) or difference_of(raw, out))
+    found = {tensor.name: tensor.sums for tensor in compare(tmp_path / "a", tmp_path / "b").tensors}
+    assert max(widths) == CHUNK
+    long = found["long"]
+    assert (long.changed, long.nonfinite, long.largest) == (2, 1, pytest.approx(1.0, rel=1e-6))
+    assert found["numbers"].changed == 1

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,8 @@ from tokenizers import Tokenizer
 from vocabularies import TEXTS, give, ids_of, rows_of, train, with_template
 
 from merge import build_plan, parse_recipe, run_plan, verify_output
-from merge.errors import CheckpointError, RecipeError
+from merge.engine.memory import budget, predicted_peak
+from merge.errors import CheckpointError, RecipeError, UsageError
 from merge.plan import Plan
 
 Make = Callable[..., Path]
@@ -416,3 +419,49 @@ def test_float64_rows_are_refused(tmp_path: Path, make_model: Make, pair: tuple[
 
 def test_without_a_tokenizer_source_the_message_names_it(pair: tuple[Path, Path]) -> None:
     assert "tokenizer_source: union" in refusal(*pair, more="")
+
+
+# --- memory --------------------------------------------------------------------------------------------------------
+
+
+def test_the_plan_counts_the_tokenizers_that_are_read_for_it(pair: tuple[Path, Path]) -> None:
+    a, b = pair
+    alone, twice = (linear(a, other, more="tokenizer_source: base") for other in (a, b))
+    assert 0 < alone.tokenizers_held < twice.tokenizers_held
+    united = linear(a, b, more="tokenizer_source: union")
+    assert twice.tokenizers_held < united.tokenizers_held < united.tokenizers_peak
+    assert linear(a, a).tokenizers_peak == 0
+    assert linear(a, b, more="allow: [shape_mismatch]").tokenizers_peak > 0  # compared, and noted
+    large = dataclasses.replace(united, tokenizers_held=1 << 30, tokenizers_peak=3 << 30)
+    assert predicted_peak(large, 1, 1) > 3 << 30
+    with pytest.raises(UsageError, match="is too little"):
+        budget(large, 1, 1 << 30)
+
+
+@pytest.mark.full
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads peak memory from /proc")
+def test_a_union_of_large_vocabularies_stays_within_the_plan_s_memory(
+    tmp_path: Path, make_model: Make, run_cli: Callable[..., Any]
+) -> None:
+    n = 60_000
+    for seed in (1, 2):
+        tokenizer = json.loads(train("bytes", "sea").to_str())
+        vocab, merges = tokenizer["model"]["vocab"], tokenizer["model"]["merges"]
+        drawn, words = random.Random(seed), list(vocab)
+        while len(vocab) < n:
+            left, right = drawn.choice(words), drawn.choice(words)
+            if len(left + right) < 14 and left + right not in vocab:
+                vocab[left + right] = len(vocab)
+                words.append(left + right)
+                merges.append([left, right])
+        rows = np.zeros((n, 8), np.float32)
+        names = ("model.embed_tokens.weight", "lm_head.weight")
+        path = make_model(tmp_path / str(seed), hidden=8, layers=1, extra=dict.fromkeys(names, rows))
+        (path / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
+    models = "[{model: ./1}, {model: ./2}]"
+    recipe = f"merge_method: linear\nmodels: {models}\nparameters: {{weight: 1}}\ntokenizer_source: union\n"
+    (tmp_path / "r.yaml").write_text(recipe)
+    run_cli(["run", "r.yaml", "-o", "out"], cwd=tmp_path)  # compiles kernels
+    most = json.loads(run_cli(["plan", "r.yaml", "--json"], cwd=tmp_path).stdout)["peak_memory"]
+    done = run_cli(["run", "r.yaml", "-o", "out", "--force", "--json"], cwd=tmp_path)
+    assert json.loads(done.stdout)["peak_memory"] <= most

@@ -32,7 +32,7 @@ _RANKS = 28  # bytes for one element of a vector whose magnitudes are put in ord
 _ORDERED = 1 << 20  # of rows of a matrix, which are taken a few at a time
 _COMPUTED = 12  # bytes for one element of values that a threshold is found of, see kernels/computed.py
 
-_TOKEN = 300  # bytes for a token of one tokenizer: its text, its number, its merge
+_PLANNING = 125 << 20  # python, numpy and the tokenizers library, before kernels are loaded
 
 ALIGN_BLOCK = 1 << 20  # elements of one tensor that are compared at once, as float64
 ALIGN_UNITS = 2048  # units that are compared at once
@@ -95,19 +95,8 @@ def predicted_peak(plan: Plan, threads: int, block_chunks: int, device: str = "c
             torch = max(torch, step.size * 4 * floats + decomposing + statistics_bytes(step))
         per_thread = max(per_thread, _block_bytes(step, block_chunks))
     working = (TORCH if torch else 0) + threads * (per_thread + torch)
-    return INTERPRETER + vocabulary_bytes(plan) + max(working, _align_bytes(plan), _gates_bytes(plan, threads))
-
-
-def vocabulary_bytes(plan: Plan) -> int:
-    """What tokenizers take that are read to arrange rows: tokens, merges and numbers of each model as objects."""
-    rows = [
-        (model, source.shape[0])
-        for step in plan.steps
-        for model, source in zip(step.models, step.inputs, strict=True)
-        if source.derived is not None and source.derived.operation == "rows" and source.shape
-    ]
-    largest = max((n for _, n in rows), default=0)
-    return _TOKEN * largest * (1 + len({model for model, _ in rows}))
+    running = INTERPRETER + plan.tokenizers_held + max(working, _align_bytes(plan), _gates_bytes(plan, threads))
+    return max(running, _PLANNING + plan.tokenizers_peak if plan.tokenizers_peak else 0)
 
 
 def matrix_cost(step: Step) -> tuple[float, int]:

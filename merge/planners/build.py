@@ -68,8 +68,7 @@ def build_plan(
     builder = StepBuilder(recipe, inputs, problems)
     steps = [step for target in layout.targets if (step := builder.step(target)) is not None]
     builder.check_whole(steps)
-    if recipe.tokenizer_source is None:
-        check_tokenizers(recipe, inputs)
+    tokenizers = check_tokenizers(recipe, inputs) if vocabulary is None else vocabulary.memory
     inputs.notes += donor_notes(recipe, inputs)
     copied = copied_files(recipe, inputs, vocabulary, problems)
     if problems:
@@ -90,6 +89,8 @@ def build_plan(
         ),  # adds notes
         allow=recipe.allow,
         compat=recipe.compat,
+        tokenizers_held=tokenizers.held,
+        tokenizers_peak=tokenizers.peak,
         notes=(*recipe.notes, *inputs.notes, *builder.notes()),
         recipe_text=recipe.text,
         statistics_files=builder.statistics_files(),

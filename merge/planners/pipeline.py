@@ -216,7 +216,18 @@ def not_by_blocks(plan: Plan) -> str:
 # What streaming knows how to carry over; a plan that says anything else is carried out by the engine.
 _PLAN_FIELDS = frozenset(
     ("name", "method", "seed", "models", "base_model", "steps", "shards", "side_files", "allow", "notes")
-).union(("recipe_text", "statistics_files", "method_origin", "units", "stages", "compat"))
+).union(
+    (
+        "recipe_text",
+        "statistics_files",
+        "method_origin",
+        "units",
+        "stages",
+        "compat",
+        "tokenizers_held",
+        "tokenizers_peak",
+    )
+)
 _STEP_FIELDS = frozenset(
     ("name", "shape", "dtype", "file", "offset", "method", "inputs", "models", "base", "base_model")
 ).union(("parameters", "statistics"))

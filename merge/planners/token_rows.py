@@ -24,6 +24,7 @@ from merge.planners.inputs import Input, Inputs
 from merge.quoting import quoted
 from merge.recipe.model import Recipe, TokenizerSettings, TokenRow
 from merge.vocabulary.files import named_in, renumbered
+from merge.vocabulary.memory import TokenizerMemory
 from merge.vocabulary.tokenizer import Tokenizer
 from merge.vocabulary.union import Union
 
@@ -40,6 +41,7 @@ class Vocabulary:
         owner: index in Inputs.all of the model whose tokenizer it is; None for one that is not merged.
         ids: token -> id in the output.
         donor: the tokenizer of the model whose config.json is the output's.
+        memory: what all tokenizers take that were read for it.
     """
 
     tokenizer: Tokenizer
@@ -47,6 +49,7 @@ class Vocabulary:
     owner: int | None
     ids: dict[str, int]
     donor: Tokenizer
+    memory: TokenizerMemory
 
     def adapted(self, config: dict[str, Any], notes: list[str]) -> dict[str, Any]:
         """A configuration of the donor with the token ids (eos_token_id ...) of this vocabulary."""

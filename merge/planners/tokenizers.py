@@ -23,29 +23,39 @@ from merge.quoting import some
 from merge.recipe.model import Recipe
 from merge.vocabulary import chat
 from merge.vocabulary.files import is_tokenizer_file, tokenizer_code, tokenizer_files
+from merge.vocabulary.memory import TokenizerMemory, compared_memory
 from merge.vocabulary.tokenizer import has_tokenizer, read_template, read_tokenizer
 
 _FILE = "tokenizer.json"
 _GENERATION = "generation_config.json"
 
 
-def check_tokenizers(recipe: Recipe, inputs: Inputs) -> None:
-    """A note for every input that numbers tokens otherwise, for recipes that do not ask for an order of tokens."""
+def check_tokenizers(recipe: Recipe, inputs: Inputs) -> TokenizerMemory:
+    """A note for every input that numbers tokens otherwise, for recipes that do not ask for an order of tokens.
+
+    Returns: the memory that this took.
+    """
     keeper = _tokenizer_donor(recipe, inputs)
     donor = keeper.checkpoint
     if not has_tokenizer(donor.path) and not any("token" in name or "vocab" in name for name in donor.side_files()):
         inputs.notes.append(f"{donor.ref.text} has no tokenizer files; the result will have none")
-        return
+        return TokenizerMemory()
     if keeper is not inputs.donor and recipe.tokenizer_donor is None:
         inputs.notes.append(f"{inputs.donor.ref.text} has no tokenizer files; those of {donor.ref.text} are taken")
+    ours, largest = Path(donor.path) / _FILE, 0
     for model in inputs.all:
-        difference = _difference(Path(donor.path) / _FILE, Path(model.checkpoint.path) / _FILE)
+        theirs = Path(model.checkpoint.path) / _FILE
+        if not ours.is_file() or not theirs.is_file() or filecmp.cmp(ours, theirs, shallow=False):
+            continue
+        largest = max(largest, ours.stat().st_size, theirs.stat().st_size)
+        difference = _difference(ours, theirs)
         if difference is not None:
             said = f"the tokenizers of {model.ref.text} and {donor.ref.text} differ: {difference}"
             inputs.notes.append(
                 f"{said}; embedding rows are merged by number, and the tokenizer is that of {donor.ref.text} "
                 '("tokenizer_source: base" or "union" arranges them by token)'
             )
+    return compared_memory(largest)
 
 
 def _tokenizer_donor(recipe: Recipe, inputs: Inputs) -> Input:
@@ -141,9 +151,7 @@ def _template(recipe: Recipe, inputs: Inputs) -> str | None:
 
 
 def _difference(donor: Path, other: Path) -> str | None:
-    """What differs in the numbering; None if it is the same, or cannot be compared because a file is missing."""
-    if not donor.is_file() or not other.is_file() or filecmp.cmp(donor, other, shallow=False):
-        return None
+    """What differs in the numbering; None if it is the same."""
     ours, theirs = _vocabulary(donor), _vocabulary(other)
     moved = sum(theirs.get(token) != number for token, number in ours.items())
     new = sum(token not in ours for token in theirs)

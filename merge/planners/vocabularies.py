@@ -15,6 +15,7 @@ from merge.quoting import quoted
 from merge.recipe.model import ModelRef, Recipe, TokenizerSettings
 from merge.recipe.references import parse_reference
 from merge.vocabulary.files import check_loads, named_in
+from merge.vocabulary.memory import tokenizer_memory
 from merge.vocabulary.tokenizer import Tokenizer, has_tokenizer, read_tokenizer
 from merge.vocabulary.union import unite
 
@@ -129,7 +130,8 @@ def _choose(
     if changed is not None:
         check_loads(changed, chosen[0].name)
         inputs.notes.append(f"the tokenizer is {chosen[0].name}'s with {united.n_new:,} tokens added")
-    return Vocabulary(chosen[0], changed, owner, united.vocabulary, tokenizers[0])
+    memory = tokenizer_memory([*tokenizers, *chosen], changed)
+    return Vocabulary(chosen[0], changed, owner, united.vocabulary, tokenizers[0], memory)
 
 
 def _without_row(inputs: Inputs, tokenizers: Sequence[Tokenizer], chosen: Sequence[Tokenizer]) -> tuple[str, ...]:

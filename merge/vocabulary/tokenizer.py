@@ -49,6 +49,16 @@ class Tokenizer:
         return model_kind(self.data["model"])
 
     @property
+    def n_entries(self) -> int:
+        """Tokens and merges."""
+        return len(self.vocabulary) + len(self.data["model"].get("merges") or ())
+
+    @property
+    def is_converted(self) -> bool:
+        """Whether it was made of other files, as there is no tokenizer.json."""
+        return not os.path.isfile(os.path.join(self.directory, FILE))
+
+    @property
     def n_ids(self) -> int:
         """One more than the largest id."""
         return max(self.vocabulary.values(), default=-1) + 1

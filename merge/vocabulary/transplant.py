@@ -33,6 +33,7 @@ from merge.planners.token_rows import Vocabulary, vocabulary_tensors
 from merge.recipe import parse_recipe
 from merge.recipe.model import ModelRef
 from merge.vocabulary import omp
+from merge.vocabulary.memory import tokenizer_memory
 from merge.vocabulary.new_rows import header_of
 from merge.vocabulary.surface import same_tokens, surfaces
 from merge.vocabulary.tokenizer import Tokenizer, read_tokenizer
@@ -208,7 +209,8 @@ def _arrange(transplant: Transplant, inputs: Inputs, rows: SourceFile | None) ->
         replaced[name] = rows_ref(ref.name, tuple(sources), RowMap.of(own, pairs), whole)
     inputs.all = [dataclasses.replace(model, tensors=replaced)]
     ids = dict(transplant.theirs.vocabulary)
-    return Vocabulary(transplant.theirs, None, None, ids, transplant.ours)
+    memory = tokenizer_memory([transplant.theirs, transplant.ours])
+    return Vocabulary(transplant.theirs, None, None, ids, transplant.ours, memory)
 
 
 def _pieces(transplant: Transplant) -> dict[int, list[tuple[int, int]]]:

@@ -72,8 +72,9 @@ def _family(tokenizer: Tokenizer) -> str:
 class _Builder:
     def __init__(self, first: Tokenizer, without: Collection[str]) -> None:
         self.first, self.without = first, without
-        self.data = copy.deepcopy(first.data)
-        self.model: dict[str, Any] = self.data["model"]
+        vocab = first.data["model"]["vocab"]
+        self.model: dict[str, Any] = {**first.data["model"], "vocab": copy.copy(vocab)}  # what else changes is replaced
+        self.data = {**first.data, "model": self.model}
         self.vocabulary = {token: number for token, number in first.vocabulary.items() if token not in without}
         self.added = {content: dict(entry) for content, entry in first.added.items() if content not in without}
         self.n_new = 0
