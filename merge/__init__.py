@@ -51,6 +51,11 @@ _HOMES = {
 }
 
 
+def __dir__() -> list[str]:
+    """What `help(merge)` and completion show: the functions too that are not imported yet."""
+    return sorted({*globals(), *__all__})
+
+
 def __getattr__(name: str) -> Any:
     """Imports a verb when it is first used: `merge --help` should not wait for numba."""
     if name in _HOMES:

@@ -112,7 +112,7 @@ ROOT = Path(__file__).parent.parent
 # Files that may call these: the bounded readers, and a plan's own text, which is as long as the model has tensors.
 PARSERS = {
     "json.load": (),
-    "json.loads": ("merge/jsontext.py", "merge/plan.py"),
+    "json.loads": ("merge/jsontext.py", "merge/plan_json.py"),
     "yaml.compose": ("merge/recipe/document.py",),
     "yaml.compose_all": ("merge/recipe/document.py",),
     "yaml.parse": ("merge/recipe/document.py",),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import pydoc
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 from headers import LLAMA_70B, MISTRAL_7B, write_headers, write_llama
 
+import merge
 from merge import build_plan, parse_recipe
 from merge.architecture import find_stacks, is_embedding, is_head, is_input_side, main_stack
 from merge.engine.memory import budget, matrix_cost
@@ -271,3 +273,25 @@ def test_tokenizers_that_number_tokens_otherwise_are_said(tmp_path: Path, make_m
     plan = build_plan(parse_recipe(text + f"tokenizer_source: {tmp_path}/a\n"))
     derived = {step.name: [ref.derived is not None for ref in step.inputs] for step in plan.steps}
     assert derived["model.embed_tokens.weight"] == derived["lm_head.weight"] == [False, True]
+
+
+# --- for people ----------------------------------------------------------------------------------------------------
+
+
+def test_a_plan_shows_itself_in_a_line_and_in_a_table(tmp_path: Path, make_model: Callable[..., Path]) -> None:
+    a, b = (make_model(tmp_path / f"<{name}>", seed=i, layers=12) for i, name in enumerate("ab"))
+    text = f"merge_method: linear\nmodels: [{{model: {a}}}, {{model: {b}}}]\nparameters: {{weight: 1}}\nname: n\n"
+    plan = build_plan(parse_recipe(text))
+    size = f"{plan.n_parameters:,} parameters, {plan.bytes_written:,} bytes"
+    assert repr(plan) == str(plan) == f"Plan('n': linear of 2 models, 111 tensors, {size})"
+    html = plan._repr_html_()
+    assert html.startswith("<table><caption>n</caption>")
+    assert "&lt;a&gt;" in html
+    assert "<a>" not in html
+    assert len(html) < 2000
+
+
+def test_help_shows_the_functions() -> None:
+    text = pydoc.plain(pydoc.render_doc(merge))
+    for name in merge.__all__:
+        assert f"\n    {name}(" in text, name
