@@ -2,7 +2,9 @@
 
 trust.py       whether Python code from a model's directory may run: only if the user named the model
 pretrained.py  loading itself; nothing asks a question, and nothing comes from the network
+templates.py   chat templates, rendered within bounds of time and memory (by template_worker.py, in its own process)
 complete.py    tensors that a checkpoint lacks, or has too many of, for the class it is loaded as
+causal.py      whether a language model predicts each token from those before it alone
 
 A test holds that no other file loads any of it.
 """

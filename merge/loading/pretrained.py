@@ -24,13 +24,16 @@ class LoadedModel:
 
 
 def library() -> Any:
-    """transformers, which from now on asks nothing on the terminal: code may run if it was allowed beforehand."""
+    """transformers, which from now on asks nothing on the terminal, and renders chat templates within bounds."""
     import transformers
     from transformers import dynamic_module_utils
+
+    from merge.loading.templates import bound_templates
 
     # Some architectures load parts of themselves without saying whether code may run; transformers would then ask for
     # 15 seconds. With 0, which it has for its own tests, it refuses at once.
     dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0
+    bound_templates()
     return transformers
 
 

@@ -119,7 +119,9 @@ def read_template(reader: Reader, node: yaml.Node | None) -> str | None:
     if node is None or text is None:
         return None
     if chat.is_text(text):
-        wrong = chat.syntax_error(text)
+        from merge.loading.templates import syntax_error
+
+        wrong = syntax_error(text)
         if wrong is not None:
             reader.problem(node, f'"chat_template" is no valid Jinja template: {wrong}', "chat_template")
             return None

@@ -71,31 +71,6 @@ def is_text(value: str) -> bool:
     return "{" in value
 
 
-def syntax_error(template: str) -> str | None:
-    """What is wrong with a template's Jinja, with its line; None if it parses."""
-    import jinja2
-    import jinja2.ext
-    from jinja2 import nodes
-    from jinja2.parser import Parser
-
-    class Generation(jinja2.ext.Extension):
-        """{% generation %} ... {% endgeneration %}, with which transformers marks what the assistant said."""
-
-        tags = {"generation"}  # noqa: RUF012
-
-        def parse(self, parser: Parser) -> nodes.Node | list[nodes.Node]:
-            line = next(parser.stream).lineno
-            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-            return nodes.Scope(body, lineno=line)
-
-    environment = jinja2.Environment(extensions=[Generation, jinja2.ext.loopcontrols], trim_blocks=True)
-    try:
-        environment.parse(template)
-    except jinja2.TemplateSyntaxError as error:
-        return f"line {error.lineno} of the template: {error.message}"
-    return None
-
-
 def most_common(templates: Iterable[str | None]) -> tuple[str, int] | None:
     """The template that most have, the first of equals, and how many have it; None if none has any."""
     counted = Counter(template.strip() for template in templates if template and template.strip())
