@@ -184,7 +184,7 @@ def test_what_fails_in_a_process_is_said(tasks: Callable[..., Path], tmp_path: P
     (tmp_path / "up.partial").mkdir()
     (tmp_path / "up.partial" / "mine").touch()
     here, there = multiprocessing.Pipe(duplex=False)
-    stages._work(config, loaded.folder, "cpu", 1, False, there)
+    stages._work(config, loaded.folder, "cpu", 1, False, (), there)
     ended = SimpleNamespace(join=lambda: None, exitcode=0)
     ((name, text, code),) = stages._outcome("parallel: up", ended, here, no_training)
     assert (name, code) == ("parallel: up", 2)
