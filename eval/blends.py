@@ -8,8 +8,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from eval.models import Subject, directory, is_recipe, subjects
-from merge import build_plan, parse_recipe
+from merge import build_plan
 from merge.errors import UsageError
+from merge.recipe import made_recipe
 
 
 def blend_recipe(models: Sequence[str], weights: Sequence[float], name: str) -> str:
@@ -23,7 +24,7 @@ def blend_recipe(models: Sequence[str], weights: Sequence[float], name: str) -> 
 
 def blend(models: Sequence[str], weights: Sequence[float], name: str) -> Subject:
     """Raises RecipeError for models that cannot be averaged."""
-    plan = build_plan(parse_recipe(blend_recipe(models, weights, name)))
+    plan = build_plan(made_recipe(blend_recipe(models, weights, name)))
     return Subject(name, name, plan=plan)
 
 

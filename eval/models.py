@@ -123,10 +123,11 @@ def _subject(text: str) -> Subject:
     except ValueError as error:
         raise UsageError(f"{error}. Name a model directory, a hub id, model+adapter, or a recipe file.") from None
     if ref.adapter is not None:
-        from merge import build_plan, parse_recipe
+        from merge import build_plan
+        from merge.recipe import made_recipe
 
         recipe = f"merge_method: passthrough\nmodels:\n  - model: {json.dumps(text)}\n"
-        plan = build_plan(parse_recipe(recipe))
+        plan = build_plan(made_recipe(recipe))
         return Subject(text, Path(ref.adapter.path).name, plan=plan)
     path = Path(locate(ref).path)
     name = path.name if os.path.isdir(os.path.expanduser(ref.path)) else ref.path.rpartition("/")[2]

@@ -59,9 +59,10 @@ class Soup:
 
     def plan(self) -> Plan:
         """Of the recipe. Raises SourceChanged if a member is not what was judged."""
-        from merge import build_plan, parse_recipe
+        from merge import build_plan
+        from merge.recipe import made_recipe
 
-        plan = build_plan(parse_recipe(self.recipe))
+        plan = build_plan(made_recipe(self.recipe))
         for file in (file for model in plan.models for file in model.files):
             if file not in self.files:
                 raise SourceChanged(f"{file.path}: changed since the models were judged. Run again.")

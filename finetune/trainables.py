@@ -14,6 +14,7 @@ from typing import Any
 from finetune.adapters import put_adapter
 from finetune.keys import _LORA, Config
 from merge.errors import UsageError
+from merge.quoting import excerpt
 from merge.recipe.names import suggest
 
 
@@ -53,7 +54,7 @@ def make_trainable(model: Any, config: Config, task_type: str | None, new_ids: l
     try:
         model = put_adapter(model, config) if config.adapter else kind.prepare(model, config, task_type, new_ids)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UsageError(f"train: {config.train} does not fit this model: {str(error).strip()[:300]}") from error
+        raise UsageError(f"train: {config.train} does not fit this model: {excerpt(str(error).strip())}") from error
     model.new_parameters = new
     if config.gradient_checkpointing:
         _let_gradients_in(model)

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from merge.quoting import bounded
+from merge.quoting import bounded, excerpt
 
 _CONTROL = re.compile(r"\x1b\[[0-9;]*m")  # colours
 
@@ -124,4 +124,4 @@ def kept(error: BaseException) -> bool:
 def first_line(error: BaseException) -> str:
     """The first line of what a library's error says that has words in it, for a message of our own."""
     lines = _CONTROL.sub("", str(error)).splitlines()
-    return next((line.strip()[:300] for line in lines if any(map(str.isalnum, line))), "no message")
+    return next((excerpt(line.strip()) for line in lines if any(map(str.isalnum, line))), "no message")

@@ -29,6 +29,14 @@ def clipped(text: str, most: int = _NAME) -> str:
     return text if len(text) <= most else f"{text[:most]}... ({len(text):,} characters)"
 
 
+def excerpt(text: str, most: int = 300) -> str:
+    """The beginning of what somebody else wrote, up to the end of a word."""
+    if len(text) <= most:
+        return text
+    end = text.rfind(" ", most // 2, most)
+    return f"{text[: end if end > 0 else most].rstrip()} ..."
+
+
 def some(names: Sequence[str], limit: int = 3) -> str:
     """ "a, b, c and 7 more" """
     shown = ", ".join(map(clipped, names[:limit]))

@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
+from merge.cli import cli
 from merge.errors import RecipeError
 from merge.output.manifest import MANIFEST
 from merge.planners.build import build_plan
+from merge.quoting import excerpt
 from merge.recipe import load_recipe, parse_recipe
 from merge.recipe.pipeline import parse_pipeline
 
@@ -177,3 +180,19 @@ def test_adapters_and_damaged_models_are_one_round_where_the_recipe_is_right(mod
     assert first.startswith("r.yaml:3: ./lora is a LoRA adapter, and not all")
     assert second.startswith("r.yaml:4: ")
     assert "is empty" in second
+
+
+@pytest.mark.parametrize("verb", [["convert"], ["lora", "fold"], ["transplant"]], ids=" ".join)
+def test_verbs_without_a_recipe_name_no_line_of_one(models: Path, verb: list[str]) -> None:
+    (models / "m.gguf").touch()
+    for name, said in (("m.gguf", '"m.gguf" is a GGUF file, and models are read from'), ("./nope", "no directory")):
+        done = CliRunner().invoke(cli, [*verb, name, *(["a"] if verb != ["convert"] else []), "-o", "out"])
+        message = str(done.exception)
+        assert said in message
+        assert "line " not in message
+
+
+def test_what_others_wrote_is_cut_behind_a_word() -> None:
+    assert excerpt("short") == "short"
+    assert excerpt("some words that go on " * 20, 30) == "some words that go on some ..."
+    assert excerpt("x" * 50, 30) == "x" * 30 + " ..."

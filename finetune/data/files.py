@@ -16,7 +16,7 @@ from typing import Any
 
 from merge.errors import UsageError
 from merge.jsontext import MAX_MEMORY, parse_json
-from merge.quoting import quoted, some
+from merge.quoting import excerpt, quoted, some
 
 _HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")  # org/name
 KINDS = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt", ".md")
@@ -148,6 +148,6 @@ def _parquet(path: Path) -> Iterator[Row]:
     try:
         table = pyarrow.parquet.read_table(path)
     except pyarrow.ArrowException as error:
-        raise UsageError(f"data {path}: not a parquet file ({str(error).splitlines()[0][:120]}).") from None
+        raise UsageError(f"data {path}: not a parquet file ({excerpt(str(error).splitlines()[0], 120)}).") from None
     for number, row in enumerate(table.to_pylist(), 1):
         yield Row(f"{path}:{number}", row)

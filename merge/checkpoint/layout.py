@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from merge.checkpoint.index import read_index
 from merge.errors import CheckpointError
 from merge.quoting import some
+from merge.recipe.references import GGUF
 
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5,6})-of-(?P<count>\d{5,6})\.(?P<kind>safetensors|bin)")
 
@@ -105,7 +106,12 @@ def _what_it_is(names: Sequence[str]) -> str:
     if "adapter_config.json" in names:
         return 'is an adapter (adapter_config.json), not a whole model. Put its base model before it: "MODEL+ADAPTER".'
     if found := [name for name in names if name.endswith(".gguf")]:
-        return f"holds GGUF weights ({some(found)}). Convert them to safetensors, or name the original model."
+        return f"holds GGUF weights ({some(found)}), and {GGUF}."
+    if "modules.json" in names:
+        return (
+            "holds a sentence-transformers model whose weights lie in a folder of it. Name that folder (0_Transformer), "
+            "and copy the modules beside it yourself."
+        )
     if found := [name for name in names if name.startswith("consolidated.")]:
         return f"holds weights in their publisher's own format ({some(found)}). Convert them to Hugging Face's format."
     endings = (".h5", ".msgpack", ".onnx", ".ckpt", ".pt", ".pth", ".bin")

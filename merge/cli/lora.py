@@ -56,7 +56,7 @@ def fold(
     """Write MODEL with ADAPTER folded in: what PEFT's merge_and_unload makes of it, streamed."""
     from merge.engine.run import run_plan
     from merge.planners.build import build_plan
-    from merge.recipe import parse_recipe
+    from merge.recipe import made_recipe
 
     recipe: dict[str, Any] = {
         "merge_method": "passthrough",
@@ -65,7 +65,7 @@ def fold(
     }
     if dtype is not None:
         recipe["dtype"] = dtype
-    plan = build_plan(parse_recipe(json.dumps(recipe, indent=2, ensure_ascii=False)), shard_bytes=shard_size)
+    plan = build_plan(made_recipe(json.dumps(recipe, indent=2, ensure_ascii=False)), shard_bytes=shard_size)
     show_notes(plan.notes, quiet)
     with progress_bar(plan.name, plan.bytes_written, quiet or not sys.stderr.isatty()) as progress:
         report = run_plan(plan, out, threads=threads, force=force, progress=progress)

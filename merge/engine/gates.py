@@ -20,6 +20,7 @@ from merge.engine.executors import ONE_THREAD, Context
 from merge.errors import CheckpointError, MergeError
 from merge.plan import Gates
 from merge.planners.router import gate_key
+from merge.quoting import excerpt
 
 States = list[npt.NDArray[np.float32]]  # of each prompt (token, hidden)
 
@@ -99,7 +100,7 @@ class _Pass:
         try:
             layer.load_state_dict(tensors, strict=True, assign=True)
         except RuntimeError as error:
-            cause = " ".join(str(error).split())[:300]
+            cause = excerpt(" ".join(str(error).split()))
             raise CheckpointError(
                 f"{self._path}: layer {number} does not fit what transformers makes of config.json ({cause}), so "
                 "prompts cannot be run. Mend the config, or choose gate_mode cheap_embed or random."

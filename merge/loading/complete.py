@@ -14,6 +14,7 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from merge.errors import CheckpointError
+from merge.quoting import excerpt
 
 
 def check_complete(
@@ -58,7 +59,7 @@ def check_complete(
             "without it. Does config.json belong to these weights?"
         )
     if errors := found.get("error_msgs"):
-        raise CheckpointError(f"{path}: transformers could not load all weights ({str(errors[0])[:300]}).")
+        raise CheckpointError(f"{path}: transformers could not load all weights ({excerpt(str(errors[0]))}).")
     return heads
 
 

@@ -19,6 +19,7 @@ from typing import Any
 
 from merge.checkpoint.files import read_json
 from merge.errors import CheckpointError, MergeError
+from merge.quoting import excerpt
 
 FLAG = "--trust-remote-code"
 _FILES = ("config.json", "tokenizer_config.json")
@@ -160,8 +161,8 @@ def refusal(path: str, error: Exception) -> MergeError | None:
     for file, classes in code_of(path).items():
         which = ", ".join(f"{key}: {where}" for key, where in classes.items())
         return CheckpointError(
-            f"{file}: auto_map: this model needs Python code of its own ({which:.200}), which is not run. If you have "
-            f"read it and trust it: {FLAG} {known_as(path)}"
+            f"{file}: auto_map: this model needs Python code of its own ({excerpt(which, 200)}), which is not run. If "
+            f"you have read it and trust it: {FLAG} {known_as(path)}"
         )
     return None
 

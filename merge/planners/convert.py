@@ -14,7 +14,7 @@ from merge.jsontext import parse_json
 from merge.output.task import task_of
 from merge.plan import Plan, SideFile
 from merge.planners.build import SHARD_BYTES, build_plan
-from merge.recipe import parse_recipe
+from merge.recipe import made_recipe
 from merge.recipe.names import suggest
 
 
@@ -43,7 +43,7 @@ def convert_plan(
         *([f"dtype: {torch_name(stored)}"] if stored else []),
         *([f"allow: [{', '.join(allow)}]"] if allow else []),
     ]
-    plan = build_plan(parse_recipe("\n".join(lines) + "\n"), shard_bytes=shard_bytes)
+    plan = build_plan(made_recipe("\n".join(lines) + "\n"), shard_bytes=shard_bytes)
     texts = {side.name: side.text for side in plan.side_files}
     task = task_of(parse_json(texts["config.json"] or "{}"), embeds=MODULES in texts)
     files = tuple(

@@ -14,6 +14,7 @@ model.py       the dataclasses, and settings -> one number
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from pathlib import Path
 
@@ -56,6 +57,7 @@ __all__ = [
     "Source",
     "evaluate",
     "load_recipe",
+    "made_recipe",
     "parse_recipe",
     "parse_reference",
     "recipe_of",
@@ -89,6 +91,14 @@ def parse_recipe(text: str, file: str | None = None, compat: str | None = None) 
         RecipeError: with every problem of the recipe, in its order.
     """
     return recipe_of(read_document(text, file), text, file, compat=compat)
+
+
+def made_recipe(text: str) -> Recipe:
+    """A recipe that a command makes of its arguments; as `parse_recipe`, but problems name no line of it."""
+    try:
+        return parse_recipe(text)
+    except RecipeError as error:
+        raise RecipeError([dataclasses.replace(problem, where=None) for problem in error.problems]) from None
 
 
 def recipe_of(

@@ -18,6 +18,10 @@ from merge.recipe.model import ModelRef
 from merge.recipe.names import nearest
 
 STAGE = "stage:"  # begins the path of a reference to another document's result; no hub id has a colon
+GGUF = (
+    "models are read from safetensors or torch pickles: name the directory of the original model, or convert this one "
+    "with transformers (from_pretrained(DIRECTORY, gguf_file=NAME), then save_pretrained)"
+)
 NO_ADAPTER = (
     '"{0}" is another document, on whose result no adapter can be put ("{1}"); put it on the models merged there'
 )
@@ -59,7 +63,7 @@ def parse_model_path(text: str, folder: Path | None = None, revision: str | None
     if "://" in path:
         raise ValueError(f'"{path}" is a URL; write the hub id, org/name, or a local directory')
     if os.path.isfile(path):
-        raise ValueError(f'"{path}" is a file; name the model directory it lies in')
+        raise ValueError(_is_file(path))
     if _looks_local(path):
         raise ValueError(_no_directory(text, folder))
     if not _HUB_ID.fullmatch(path) or len(path) > _MAX_HUB_ID:
@@ -74,6 +78,12 @@ def _directory(text: str, folder: Path | None) -> str | None:
         if text and os.path.isdir(candidate):
             return os.path.abspath(candidate)
     return None
+
+
+def _is_file(path: str) -> str:
+    if path.lower().endswith(".gguf"):
+        return f'"{clipped(path)}" is a GGUF file, and {GGUF}'
+    return f'"{clipped(path)}" is a file; name the model directory it lies in'
 
 
 def _looks_local(path: str) -> bool:

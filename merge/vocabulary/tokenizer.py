@@ -11,6 +11,7 @@ from typing import Any
 from merge.checkpoint.files import inside, read_json
 from merge.errors import CheckpointError
 from merge.jsontext import parse_json
+from merge.quoting import excerpt
 
 FILE = "tokenizer.json"
 CONFIG = "tokenizer_config.json"
@@ -149,9 +150,9 @@ def _converted(directory: str) -> dict[str, Any]:
         data: dict[str, Any] = parse_json(tokenizer.backend_tokenizer.to_str())
         return data
     except Exception as error:  # whatever is wrong with the files, in any of its many readers
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = excerpt((str(error).strip().splitlines() or [type(error).__name__])[0], 200)
         raise CheckpointError(
-            f"{directory}: has no {FILE}, and transformers cannot make one of the other files ({reason:.200}). "
+            f"{directory}: has no {FILE}, and transformers cannot make one of the other files ({reason}). "
             f"Save it once with transformers (AutoTokenizer ... save_pretrained), or download {FILE}."
         ) from error
 

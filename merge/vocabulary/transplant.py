@@ -30,7 +30,7 @@ from merge.plan import Plan, SourceFile, TensorRef
 from merge.planners.build import build_plan
 from merge.planners.inputs import Inputs
 from merge.planners.token_rows import Vocabulary, vocabulary_tensors
-from merge.recipe import parse_recipe
+from merge.recipe import made_recipe
 from merge.recipe.model import ModelRef
 from merge.vocabulary import omp
 from merge.vocabulary.memory import tokenizer_memory
@@ -100,7 +100,7 @@ def prepare(model: ModelRef, donor: ModelRef, method: str = "omp", k: int = 64) 
         UsageError: fewer than k tokens are shared.
         RecipeError, CheckpointError: a model or tokenizer that cannot be used.
     """
-    inputs = Inputs(parse_recipe(_recipe(model, donor, method, k)))
+    inputs = Inputs(made_recipe(_recipe(model, donor, method, k)))
     ours = read_tokenizer(inputs.donor.checkpoint.path, model.text)
     directory = locate_tokenizer(donor)
     theirs = read_tokenizer(directory, donor.text)
@@ -164,7 +164,7 @@ def _matrices(inputs: Inputs, donor: Checkpoint) -> list[Matrix]:
 
 def plan_transplant(transplant: Transplant, rows: SourceFile | None, shard_bytes: int, name: str) -> Plan:
     """The plan that writes the model with its new vocabulary."""
-    recipe = parse_recipe(_recipe(transplant.model, transplant.donor, transplant.method, transplant.k))
+    recipe = made_recipe(_recipe(transplant.model, transplant.donor, transplant.method, transplant.k))
     recipe = dataclasses.replace(recipe, name=name)
     plan = build_plan(
         recipe,

@@ -319,7 +319,7 @@ def adapter_directory(room: Room) -> Arguments:
     return _with_b(room, change)
 
 
-@case("a directory with GGUF files only", 1, "b: holds GGUF weights (q4.gguf)", "Convert them")
+@case("a directory with GGUF files only", 1, "b: holds GGUF weights (q4.gguf)", "convert this one with transformers")
 def gguf_directory(room: Room) -> Arguments:
     return _with_b(room, lambda b: (b / WEIGHTS).rename(b / "q4.gguf"))
 
