@@ -109,8 +109,8 @@ def _what_it_is(names: Sequence[str]) -> str:
         return f"holds GGUF weights ({some(found)}), and {GGUF}."
     if "modules.json" in names:
         return (
-            "holds a sentence-transformers model whose weights lie in a folder of it. Name that folder (0_Transformer), "
-            "and copy the modules beside it yourself."
+            "holds a sentence-transformers model whose weights lie in a folder of its own. Name that folder "
+            "(0_Transformer), and copy the modules beside it yourself."
         )
     if found := [name for name in names if name.startswith("consolidated.")]:
         return f"holds weights in their publisher's own format ({some(found)}). Convert them to Hugging Face's format."
