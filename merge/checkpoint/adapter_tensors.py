@@ -22,7 +22,7 @@ from merge.checkpoint.adapter import (
 from merge.checkpoint.adapter_config import scaling_of
 from merge.errors import CheckpointError
 from merge.plan import TensorRef
-from merge.quoting import some
+from merge.quoting import quoted, some
 
 # MODULE.lora_A.weight, with the adapter's own name before .weight in files that PEFT did not write
 _FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<part>[AB])(\.(?P<adapter>[^.]+))?\.(?P<leaf>weight|bias)")
@@ -187,6 +187,8 @@ class _Lora(_Sorter):
         if name.endswith(".base_layer"):
             return True
         wanted = self.config.get("target_parameters") or ()
+        if not isinstance(wanted, (list, tuple)) or not all(isinstance(key, str) for key in wanted):
+            raise self.wrong(f"{self.config_path}: target_parameters: expected a list of names, found {quoted(wanted)}")
         if any(f".{name}".endswith(f".{key.rpartition('.')[0]}") for key in wanted if "." in key):
             return True
         rank, _ = self._scaling(name)

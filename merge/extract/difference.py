@@ -66,7 +66,8 @@ class Difference:
         for ref, into in zip((self.pair.tuned, self.pair.base), values, strict=True):
             self._reader.read_values(ref, first * self.columns, into)
         tuned, base = values
-        tuned -= base
+        with np.errstate(all="ignore"):  # told below
+            tuned -= base
         if not np.isfinite(tuned).all():
             raise NumbersError(
                 f"{self.pair.name}: NaN, infinity or a difference beyond float32, in the fine-tune or its base. "

@@ -34,7 +34,8 @@ def difference_of(raw: npt.NDArray[Any], out: F64) -> int:
         if np.isfinite(out).all():
             return 0
         raw = (raw.astype(np.uint32) << np.uint32(16)).view(np.float32) if raw.dtype == np.uint16 else raw
-    return _slowly(raw.astype(np.float64), out)
+    with np.errstate(all="ignore"):  # signalling NaNs, and sums beyond float64
+        return _slowly(raw.astype(np.float64), out)
 
 
 def _slowly(wide: F64, out: F64) -> int:

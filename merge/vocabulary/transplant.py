@@ -25,7 +25,7 @@ from merge.architecture import is_embedding, is_head
 from merge.checkpoint import Checkpoint, open_checkpoint
 from merge.checkpoint.hub import locate_tokenizer
 from merge.derive.rows import RowMap, rows_ref
-from merge.errors import CheckpointError, RecipeError, UsageError
+from merge.errors import CheckpointError, RecipeError, UsageError, first_line
 from merge.plan import Plan, SourceFile, TensorRef
 from merge.planners.build import build_plan
 from merge.planners.inputs import Inputs
@@ -217,7 +217,12 @@ def _pieces(transplant: Transplant) -> dict[int, list[tuple[int, int]]]:
     """Donor's id of a new token -> the model's rows of the pieces its text is cut into; special tokens have none."""
     import tokenizers
 
-    encoder = tokenizers.Tokenizer.from_str(json.dumps(transplant.ours.data))
+    try:
+        encoder = tokenizers.Tokenizer.from_str(json.dumps(transplant.ours.data))
+    except Exception as error:  # the library raises Exception itself
+        raise CheckpointError(
+            f"{transplant.ours.directory}: the tokenizers library does not take it ({first_line(error)})."
+        ) from error
     encoder.no_truncation()
     encoder.no_padding()
     rows = _embedding(transplant.inputs.donor.tensors, transplant.model.text).shape[0]
