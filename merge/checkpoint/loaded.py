@@ -21,6 +21,7 @@ from merge.jsontext import parse_json
 from merge.plan import TensorRef
 
 Shape = tuple[int, ...]
+LINEAR, CONV1D, EMBEDDING = "linear", "conv1d", "embedding"
 
 
 @dataclass(frozen=True)
@@ -29,18 +30,20 @@ class Piece:
 
     Attributes:
         tensor: name on the disk.
-        expert: of a parameter that stacks a matrix for each expert, which of them; None for a whole parameter.
-        row: where its rows begin in the parameter, or in the expert's matrix.
+        row: where its rows begin in the parameter.
         start: where they begin in the stored tensor.
         rows: how many.
+        expert: of a parameter that stacks a matrix for each expert, the one whose rows these are.
+        stacked: both stack matrices, and these are rows of each.
         turned: the stored matrices are the transposed ones.
     """
 
     tensor: str
-    expert: int | None
     row: int
     start: int
     rows: int
+    expert: int | None = None
+    stacked: bool = False
     turned: bool = False
 
 
@@ -52,7 +55,8 @@ class Loaded:
         shapes: parameter or buffer -> shape, in the order of the state dict.
         pieces: parameter -> what it is read from; what the checkpoint does not have is not there.
         obscure: parameter -> names of the conversions that make it, where they do more than move rows.
-        classes: module -> name of its class.
+        kinds: module -> LINEAR, CONV1D (a linear layer stored (in, out)) or EMBEDDING, for modules that are one.
+        head: the matrix of the output tokens.
         own: module -> its own parameters, in their order.
         transposed: modules whose stacked matrices are (in, out).
         ties: parameter -> the one whose numbers it has, as the config says.
@@ -61,7 +65,8 @@ class Loaded:
     shapes: Mapping[str, Shape]
     pieces: Mapping[str, tuple[Piece, ...]]
     obscure: Mapping[str, str]
-    classes: Mapping[str, str]
+    kinds: Mapping[str, str]
+    head: str | None
     own: Mapping[str, tuple[str, ...]]
     transposed: frozenset[str]
     ties: Mapping[str, str]
@@ -116,6 +121,22 @@ def _decoded(value: Any) -> Any:
     return {key: _decoded(each) for key, each in value.items()}
 
 
+def _kind(module: Any) -> str | None:
+    from torch import nn
+    from transformers.pytorch_utils import Conv1D
+
+    if isinstance(module, Conv1D):
+        return CONV1D
+    return LINEAR if isinstance(module, nn.Linear) else EMBEDDING if isinstance(module, nn.Embedding) else None
+
+
+def _head(model: Any) -> Any:
+    try:
+        return model.get_output_embeddings()
+    except (NotImplementedError, AttributeError):  # a model without words
+        return None
+
+
 class _Table:
     """Sorts the stored tensors by the parameter that they are read into."""
 
@@ -133,7 +154,8 @@ class _Table:
             shapes=self.shapes,
             pieces=self.pieces,
             obscure=self.obscure,
-            classes={name: type(module).__name__ for name, module in modules.items()},
+            kinds={name: kind for name, each in modules.items() if (kind := _kind(each)) is not None},
+            head=next((f"{name}.weight" for name, each in modules.items() if each is _head(self.model)), None),
             own={name: tuple(key for key, _ in each.named_parameters(recurse=False)) for name, each in modules.items()},
             transposed=frozenset(name for name, each in modules.items() if getattr(each, "is_transposed", False)),
             ties=dict(self.model.all_tied_weights_keys),
@@ -193,16 +215,17 @@ class _Table:
             case [("MergeModulelist", 0)] | [("MergeModulelist", 0), ("Concatenate", 1)]:
                 return [tuple(self._experts(groups))]
             case [("Concatenate", 0)]:
-                return [tuple(self._one_after_another(names, 0))]
+                return [tuple(self._one_after_another(names, stacked=False))]
             case [("Concatenate", 1)] if len(target) == 3:
-                return [tuple(self._one_after_another(names, 1))]
+                return [tuple(self._one_after_another(names, stacked=True))]
             case [("Chunk", 0)]:
                 rows = [_rows(shape) for shape in shapes.values()]
-                return [(Piece(names[0], None, 0, sum(rows[:i]), count),) for i, count in enumerate(rows)]
+                return [(Piece(names[0], 0, sum(rows[:i]), count),) for i, count in enumerate(rows)]
             case [("Transpose", _)] if len(target) == 3 and {operations[0].dim0, operations[0].dim1} == {1, 2}:
                 stored = self.stored[names[0]]
                 is_turned = not operations[0].check_dims or stored != target
-                return [(Piece(names[0], None, 0, 0, target[1], is_turned),)]
+                whole = whole_piece(names[0], stored)
+                return [(Piece(names[0], 0, 0, target[1], stacked=True, turned=True) if is_turned else whole,)]
         return [() for _ in shapes]
 
     def _experts(self, groups: Sequence[list[str]]) -> list[Piece]:
@@ -210,23 +233,22 @@ class _Table:
         pieces, row = [], 0
         for group in groups:
             rows = _rows(self.stored[group[0]])
-            pieces += [Piece(name, expert, row, 0, rows) for expert, name in enumerate(group)]
+            pieces += [Piece(name, row, 0, rows, expert) for expert, name in enumerate(group)]
             row += rows
         return pieces
 
-    def _one_after_another(self, names: Sequence[str], axis: int) -> list[Piece]:
+    def _one_after_another(self, names: Sequence[str], stacked: bool) -> list[Piece]:
         pieces, row = [], 0
         for name in names:
-            pieces.append(Piece(name, None, row, 0, self.stored[name][axis]))
+            pieces.append(Piece(name, row, 0, self.stored[name][1 if stacked else 0], stacked=stacked))
             row += pieces[-1].rows
         return pieces
 
 
 def whole_piece(name: str, shape: Shape) -> Piece:
     """The piece that is all of a stored tensor."""
-    return Piece(name, None, 0, 0, _rows(shape))
+    return Piece(name, 0, 0, _rows(shape))
 
 
 def _rows(shape: Shape) -> int:
-    """Of a matrix, or of each of several that are stacked."""
-    return shape[-2] if len(shape) == 3 else shape[0] if shape else 1
+    return shape[0] if shape else 1

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from merge.architecture import is_embedding
 from merge.errors import UsageError
 from merge.extract.write import CONFIG, WEIGHTS, card_text, config_text, manifest_of
 from merge.jsontext import parse_json
@@ -30,7 +29,8 @@ class Summary:
     """What was extracted. Errors are relative Frobenius norms, ‖D - B·A‖ / ‖D‖.
 
     Attributes:
-        modules: {module, shape, rank, error, share}; share: of the squared length of all differences.
+        modules: {module, parameter, shape, rank, error, share}; share: of the squared length of all differences;
+            parameter: it is the name of a parameter, as in target_parameters.
         others: {tensor, change, share, saved} of differing tensors without factors; change: ‖D‖ / ‖base‖.
         unchanged: how many tensors are the same in both models.
         error: over the modules with factors; total_error: over everything, with what was left out.
@@ -97,7 +97,7 @@ def finish(
         bytes_written=os.path.getsize(result / WEIGHTS),
         resumed=work.resumed,
         seconds=0.0,
-        notes=(*notes, *work.selection.notes, *_tie_notes(base, work)),
+        notes=(*notes, *work.selection.notes, *_tie_notes(work)),
     )
     files = _small_files(out, work, saved, base, tuned, summary)
     settings = {"model": tuned.ref.text, "base": base.ref.text, **asked}
@@ -117,6 +117,7 @@ def _shares(
     modules = tuple(
         {
             "module": each["module"],
+            "parameter": each["parameter"],
             "shape": each["shape"],
             "rank": each["rank"],
             "error": _root(each["lost"], each["energy"]),
@@ -136,21 +137,24 @@ def _shares(
 def _small_files(
     out: Path, work: Work, saved: Mapping[str, str], base: Input, tuned: Input, summary: Summary
 ) -> dict[str, bytes]:
+    parameters = {each["module"]: each["rank"] for each in summary.modules if each["parameter"]}
     ranks = {each["module"]: each["rank"] for each in summary.modules}
     architectures = base.config.get("architectures") or []
-    biases = any(module in ranks for module in saved.values())
-    whole = list(dict.fromkeys(module for module in saved.values() if module not in ranks))
+    with_factors = work.with_factors
+    biases = any(module in with_factors for module in saved.values())
+    whole = list(dict.fromkeys(module for module in saved.values() if module not in with_factors))
     config = config_text(
         base=base.ref.path if base.checkpoint.revision else base.ref.text,
         revision=base.ref.revision,
         causal=any(str(name).endswith("ForCausalLM") for name in architectures),
         ranks=ranks,
-        others=[name.rpartition(".")[0] for name in base.tensors if name.rpartition(".")[0] not in ranks],
+        parameters=list(parameters),
+        others=[name for name in work.selection.modules if name not in ranks],
         modules_to_save=whole,
         biases=biases,
         fan_in_fan_out=work.selection.fan_in_fan_out,
     )
-    if base.tied and tuned.tied and any(is_embedding(name) for name in saved):
+    if any(name in work.selection.ties.values() for name in saved):
         config = json.dumps(parse_json(config) | {"ensure_weight_tying": True}, indent=2) + "\n"
     is_hub = base.checkpoint.revision is not None
     table = [
@@ -164,8 +168,9 @@ def _small_files(
     return {CONFIG: config.encode(), "README.md": card.encode("utf-8", "backslashreplace")}
 
 
-def _tie_notes(base: Input, work: Work) -> list[str]:
-    if base.tied and any(is_embedding(f"{each['module']}.weight") and each["rank"] for each in work.results):
+def _tie_notes(work: Work) -> list[str]:
+    sources = [name.removesuffix(".weight") for name in work.selection.ties.values()]
+    if any(each["module"] in sources and each["rank"] for each in work.results):
         return ["the head is tied to the embedding: fold the adapter to have both changed; PEFT alone changes one"]
     return []
 

@@ -10,18 +10,21 @@ import dataclasses
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from merge.architecture import is_embedding
+import numpy as np
+import torch
+from torch import Tensor
+
 from merge.checkpoint.digest import value_digest
 from merge.checkpoint.reader import SourceReader
 from merge.checkpoint.safetensors_file import read_header
 from merge.engine.executors import ONE_THREAD
 from merge.errors import UsageError
-from merge.extract.decompose import decompose
+from merge.extract.decompose import Factors, decompose
 from merge.extract.difference import Difference, base_squares
 from merge.extract.finish import Summary, finish
 from merge.extract.select import Choice, Pair, Selection, Target, select
@@ -33,7 +36,7 @@ from merge.recipe.model import ModelRef, Recipe, Source
 from merge.statistics.parts import RUN, Parts, parts_of
 
 PREFIX = "base_model.model."
-HEAD = "lm_head.weight"
+_NAMES = ("lora_A.weight", "lora_B.weight")
 Progress = Callable[[int], None]  # bytes of the base's tensors that are done
 
 
@@ -83,7 +86,7 @@ def extract_adapter(
             with SourceReader(files) as reader, ONE_THREAD:
                 work = Work(selection, parts, reader, choice, method, dtype, seed, progress)
                 work.run(threads or processors())
-                saved = work.save(tied=inputs.tied) if save_modules else {}
+                saved = work.save() if save_modules else {}
                 reader.check_unchanged()
             return finish(Path(out), parts, work, saved, (first, second), asked, inputs.notes, began)
 
@@ -119,17 +122,24 @@ class Work:
         self.names: list[str] = []
         self.resumed = 0
 
+    @property
+    def with_factors(self) -> set[str]:
+        """The modules that have factors, for their weight or another parameter."""
+        targets = zip(self.selection.targets, self.results, strict=True)
+        return {target.pair.module for target, result in targets if result["rank"]}
+
     def run(self, threads: int) -> None:
-        targets = list(enumerate(self.selection.targets))
+        groups = list(enumerate(self.selection.groups))
         with ThreadPoolExecutor(threads) as pool:
-            jobs = [pool.submit(self._target, place, target) for place, target in targets]
+            jobs = [pool.submit(self._group, place, group) for place, group in groups]
             try:
-                for job, (place, target) in zip(jobs, targets, strict=True):
-                    result = job.result()
-                    self.results.append(result)
-                    if result["rank"]:
+                for job, (place, group) in zip(jobs, groups, strict=True):
+                    results = job.result()
+                    self.results += results
+                    if any(result["rank"] for result in results):
                         self.names.append(_part(place))
-                    self._advance(target.pair)
+                    for target in group:
+                        self._advance(target.pair)
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
@@ -139,35 +149,72 @@ class Work:
             self._advance(pair)
             self.reader.release((pair.base, pair.tuned))
 
-    def _target(self, place: int, target: Target) -> dict[str, Any]:
-        part, pair = _part(place), target.pair
+    def _group(self, place: int, group: Sequence[Target]) -> list[dict[str, Any]]:
+        """The factors of a module's targets, under PEFT's names: of several parameters the first lies deepest."""
+        part = _part(place)
         if self.parts.has(part):
-            found = parse_json(read_header(str(self.parts.path(part)))[1]["result"])
-            if self.parts.changed and found["sources"] != self._sources(pair):
+            kept = parse_json(read_header(str(self.parts.path(part)))[1]["results"])
+            if self.parts.changed and kept["sources"] != [self._sources(target.pair) for target in group]:
+                pair = group[0].pair
                 raise self.parts.work.stale(f"{pair.tuned.file}: {pair.name}, or of its base")
             self.resumed += 1
-            return dict(found["result"])
-        factors = decompose(Difference(pair, self.reader), target.rank, self.choice.energy, self.method, self.seed)
-        self.reader.release((pair.base, pair.tuned))
-        result = {"module": pair.module, "shape": list(pair.base.shape), "rank": 0, "energy": 0.0, "lost": 0.0}
+            return list(kept["results"])
+        found = [self._target(target) for target in group]
         tensors: dict[str, Any] = {}
-        if factors is not None:
-            left, right = factors.left, factors.right
-            a, b = (left.T, right.T) if target.transposed else (right, left)
-            names = ("lora_embedding_A", "lora_embedding_B") if target.embedding else ("lora_A.weight", "lora_B.weight")
-            for name, values in zip(names, (a, b), strict=True):
-                tensors[f"{PREFIX}{pair.module}.{name}"] = values.contiguous().to(_torch_dtype(self.dtype))
-            result |= {"rank": left.shape[1], "energy": factors.energy, "lost": factors.lost}
-        self.parts.save(part, tensors, {"result": json.dumps({"result": result, "sources": self._sources(pair)})})
-        return result
+        depth = sum(factors is not None for factors, _ in found)
+        for target, (factors, _) in zip(group, found, strict=True):
+            if factors is not None:
+                depth -= 1
+                names = ("lora_embedding_A", "lora_embedding_B") if target.embedding else _NAMES
+                for name, values in zip(names, factors, strict=True):
+                    tensors[f"{PREFIX}{target.pair.module}{'.base_layer' * depth}.{name}"] = values
+        results = [result for _, result in found]
+        kept = {"results": results, "sources": [self._sources(target.pair) for target in group]}
+        self.parts.save(part, tensors, {"results": json.dumps(kept)})
+        return results
+
+    def _target(self, target: Target) -> tuple[tuple[Any, Any] | None, dict[str, Any]]:
+        """(A, B) as PEFT stores them, None where nothing differs; and what is said of them."""
+        pair = target.pair
+        matrices = [pair.expert(i) for i in range(pair.base.shape[0])] if len(pair.base.shape) == 3 else [pair]
+        found = []
+        for matrix in matrices:
+            difference = Difference(matrix, self.reader)
+            found.append(decompose(difference, target.rank, self.choice.energy, self.method, self.seed))
+            self.reader.release((matrix.base, matrix.tuned))
+        self.reader.release((pair.base, pair.tuned))
+        rank = max((factors.left.shape[1] for factors in found if factors is not None), default=0)
+        result = {
+            "module": target.name,
+            "parameter": target.parameter,
+            "shape": list(pair.base.shape),
+            "rank": rank,
+            "energy": sum(factors.energy for factors in found if factors is not None),
+            "lost": sum(factors.lost for factors in found if factors is not None),
+        }
+        if not rank:
+            return None, result
+        both = [self._turned(factors, target, matrices[0], rank) for factors in found]
+        a = torch.cat([a for a, _ in both])
+        b = torch.stack([b for _, b in both], dim=2).reshape(both[0][1].shape[0], -1)  # column k · experts + e
+        kind = _torch_dtype(self.dtype)
+        return (a.contiguous().to(kind), b.contiguous().to(kind)), result
+
+    def _turned(self, factors: Factors | None, target: Target, matrix: Pair, rank: int) -> tuple[Tensor, Tensor]:
+        """A (rank, in) and B (out, rank) of a matrix, with rows and columns of zeros up to the rank."""
+        rows, columns = matrix.base.shape
+        left = torch.zeros(rows, rank) if factors is None else _wider(factors.left, rank)
+        right = torch.zeros(rank, columns) if factors is None else _wider(factors.right.T, rank).T
+        return (left.T, right.T) if target.transposed else (right, left)
 
     def _sources(self, pair: Pair) -> list[str]:
         return [value_digest(self.reader, ref) for ref in (pair.base, pair.tuned)]
 
-    def save(self, tied: bool) -> dict[str, str]:
+    def save(self) -> dict[str, str]:
         """Tensors kept whole -> the module they belong to; biases of modules with factors included."""
-        with_factors = {result["module"] for result in self.results if result["rank"]}
-        pairs = {pair.name: pair for pair in (*self.selection.others, *(t.pair for t in self.selection.targets))}
+        with_factors = self.with_factors
+        factored = (target.pair for target in self.selection.targets)
+        pairs = {pair.name: pair for pair in (*self.selection.others, *factored)}
         changed = {pair.module for pair, squares, _ in self.others if squares and self.choice.takes(pair.module)}
         kept: dict[str, str] = {}
         for module in sorted(changed):
@@ -181,17 +228,15 @@ class Work:
         for number, (name, module) in enumerate(kept.items()):
             key = f"{PREFIX}{module}.base_layer.bias" if module in with_factors else PREFIX + name
             tensors = {key: self._whole(pairs[name])}
-            if tied and is_embedding(name):
-                tensors[f"{PREFIX}{HEAD}"] = tensors[key].clone()  # PEFT looks for both of a tied pair
+            for twin, source in self.selection.ties.items():
+                if source == name:
+                    tensors[PREFIX + twin] = tensors[key].clone()  # PEFT looks for all of those that are tied
             part = f"saved-{number:05d}"
             self.parts.save(part, tensors)
             self.names.append(part)
         return kept
 
     def _whole(self, pair: Pair) -> Any:
-        import numpy as np
-        import torch
-
         values = np.empty(pair.tuned.size, np.float32)
         self.reader.read_values(pair.tuned, 0, values)
         dtype = pair.tuned.dtype if pair.tuned.scale is None else "BF16"
@@ -202,13 +247,15 @@ class Work:
         self._progress(self._done)
 
 
+def _wider(matrix: Tensor, columns: int) -> Tensor:
+    return torch.nn.functional.pad(matrix, (0, columns - matrix.shape[1]))
+
+
 def _part(place: int) -> str:
     return f"module-{place:05d}"
 
 
 def _torch_dtype(name: str) -> Any:
-    import torch
-
     from merge.dtypes import torch_name
 
     return getattr(torch, torch_name(name))

@@ -27,6 +27,7 @@ def config_text(
     revision: str | None,
     causal: bool,
     ranks: Mapping[str, int],
+    parameters: Sequence[str],
     others: Sequence[str],
     modules_to_save: Sequence[str],
     biases: bool,
@@ -35,7 +36,8 @@ def config_text(
     """adapter_config.json. Alpha is the rank everywhere, so that every scaling is 1.
 
     Args:
-        ranks: of each module with factors.
+        ranks: of each module or parameter with factors.
+        parameters: those that are no module's weight to PEFT.
         others: modules of the base without factors, which target_modules must not mean.
     """
     counts = Counter(ranks.values())
@@ -53,7 +55,8 @@ def config_text(
             "lora_alpha": usual,
             "rank_pattern": pattern,
             "alpha_pattern": dict(pattern),
-            "target_modules": short_names(list(ranks), others),
+            "target_modules": short_names([name for name in ranks if name not in parameters], others),
+            "target_parameters": list(parameters) or None,
             "modules_to_save": list(modules_to_save) or None,
             "bias": "lora_only" if biases else "none",
             "lora_dropout": 0.0,

@@ -42,13 +42,14 @@ def replace(tensors: Tensors, place: Place, new: TensorRef) -> None:
     Raises:
         ValueError: it is stored in another order, with the short cause.
     """
-    width = math.prod(place.shape[1:]) if len(place.shape) < 3 else place.shape[-1]
     for piece in place.pieces:
-        stored = tensors[piece.tensor]
-        if piece.turned or (len(stored.shape) == 3 and stored.shape != new.shape):
+        if piece.stacked:
             raise ValueError("a whole tensor is saved that the checkpoint stores in another order")
-        first = piece.row + (piece.expert or 0) * place.shape[-2] if len(place.shape) == 3 else piece.row
-        tensors.put(piece, part(new, first * width, tensors.block(piece).shape))
+        if piece.expert is None:
+            start = piece.row * math.prod(place.shape[1:])
+        else:
+            start = (piece.expert * place.shape[1] + piece.row) * place.shape[2]
+        tensors.put(piece, part(new, start, tensors.block(piece).shape))
 
 
 def change_lora(tensors: Tensors, place: Place, module: LoraModule, adapter: Adapter, inputs_first: bool) -> None:
@@ -120,15 +121,14 @@ def change_parameter(tensors: Tensors, place: Place, factors: ParameterFactors, 
     for piece in place.pieces:
         ref = tensors[piece.tensor]
         if len(ref.shape) == 2:
-            tensors.put(piece, folded(tensors.block(piece), piece.expert or 0, piece.row, piece.turned))
+            tensors.put(piece, folded(tensors.block(piece), piece.expert or 0, piece.row, False))
             continue
-        # all experts in one tensor, of which this takes some rows each
+        # all experts in one tensor, each with all of its rows there
         height, width = ref.shape[1:]
-        blocks = []
-        for expert in range(n_experts):
-            start = (expert * height + piece.start) * width
-            count = height if piece.turned else piece.rows
-            blocks.append(folded(part(ref, start, (count, width)), expert, piece.row, piece.turned))
+        blocks = [
+            folded(part(ref, expert * height * width, (height, width)), expert, piece.row, piece.turned)
+            for expert in range(n_experts)
+        ]
         tensors[piece.tensor] = joined(ref.name, blocks, ref.shape)
 
 
