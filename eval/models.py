@@ -21,6 +21,7 @@ import xxhash
 
 from eval.memory import Memory, key_of
 from merge.checkpoint.adapter import WEIGHTS as ADAPTERS
+from merge.checkpoint.adapter import refuse_alone
 from merge.checkpoint.checkpoint import open_checkpoint
 from merge.checkpoint.files import read_json, weight_file
 from merge.checkpoint.hub import locate
@@ -130,6 +131,7 @@ def _subject(text: str) -> Subject:
         plan = build_plan(made_recipe(recipe))
         return Subject(text, Path(ref.adapter.path).name, plan=plan)
     path = Path(locate(ref).path)
+    refuse_alone(str(path))
     name = path.name if os.path.isdir(os.path.expanduser(ref.path)) else ref.path.rpartition("/")[2]
     return Subject(text, name if ref.revision is None else text, path=path)
 

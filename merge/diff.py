@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from merge.architecture import find_stacks, main_stack
-from merge.checkpoint import Checkpoint, open_checkpoint
+from merge.checkpoint import Checkpoint
 from merge.checkpoint.reader import SourceReader
 from merge.chunks import CHUNK, Chunks
 from merge.dtypes import DTYPES
@@ -23,6 +23,7 @@ from merge.engine.crew import Crew
 from merge.engine.tensor import Buffers, StepTensor
 from merge.kernels.difference import PAIR, TASKS, difference_of
 from merge.plan import Step, TensorRef
+from merge.planners.adapters import open_model
 from merge.planners.inputs import map_prefix, rename
 from merge.processors import processors
 from merge.recipe.model import ModelRef
@@ -179,7 +180,7 @@ def diff_models(
     Raises:
         CheckpointError: a model that cannot be opened or read; SourceChanged: one that changes meanwhile.
     """
-    models = [open_checkpoint(ref) for ref in (a, b, *([base] if base else []))]
+    models = [open_model(ref) for ref in (a, b, *([base] if base else []))]
     notes: list[str] = []
     first, *others = [_renamed(models[0], model, notes) for model in models]
     second = others[0]
@@ -243,6 +244,7 @@ def _compare(
                 found[place] = _floats(StepTensor(_step(refs), reader, crew, buffers))
             else:
                 found[place] = _integers(refs[0], refs[1], reader)
+            reader.release(refs)
             finished[place] = sizes[place]
 
         order = sorted(range(len(tensors)), key=lambda place: -sizes[place])

@@ -152,6 +152,25 @@ def is_adapter(directory: str) -> bool:
     )
 
 
+def refuse_alone(directory: str) -> None:
+    """Raises CheckpointError for an adapter without a base where a whole model is expected."""
+    if is_adapter(directory):
+        raise stands_alone(directory)
+
+
+def stands_alone(directory: str) -> CheckpointError:
+    """What is said of an adapter in the place of a whole model."""
+    try:
+        base = read_json(os.path.join(directory, CONFIG), unique=False).get("base_model_name_or_path")
+    except CheckpointError:
+        base = None
+    base = base if isinstance(base, str) and base else "BASE"
+    return CheckpointError(
+        f'{directory}: is an adapter ({CONFIG}), not a whole model. Write "{base}+{directory}", which stands for its '
+        "base model with the adapter folded in."
+    )
+
+
 def open_adapter(ref: ModelRef) -> Adapter:
     """Read config and header of an adapter; no tensor byte is read.
 

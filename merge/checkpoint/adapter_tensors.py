@@ -29,7 +29,10 @@ _FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<part>[AB])(\.(?P<adapter>[^.]+))
 _EMBEDDING = re.compile(r"(?P<module>.+)\.lora_embedding_(?P<part>[AB])(\.(?P<adapter>[^.]+))?")
 _MAGNITUDE = re.compile(r"(?P<module>.+)\.lora_magnitude_vector(\.(?P<adapter>(?!weight$)[^.]+))?(?P<tail>\.weight)?")
 _TOKENS = re.compile(r"(?P<module>.+?)(\.token_adapter)?\.trainable_tokens_delta(\.(?P<adapter>[^.]+))?")
-_SAVED = re.compile(r"(?P<module>.+?)(\.modules_to_save(\.default)?|\.ln_tuning_layers|\.base_layer)?\.(?P<leaf>[^.]+)")
+_SAVED = re.compile(
+    r"(?P<module>.+?)\.((?P<infix>modules_to_save(\.default)?|original_module|ln_tuning_layers|(token_adapter\.)?base_layer)\.)?"
+    r"(?P<leaf>[^.]+)"
+)
 # what the names of adapters' own tensors begin with
 _PARTS = (
     "lora token_adapter trainable_tokens ia3 hada lokr oft boft hra vera vblora fourierft miss c3a delora hira road"
@@ -56,6 +59,7 @@ class _Sorter:
         self.config_path, self.path, self.config = config_path, path, config
         self.found = AdapterTensors()
         self.names: dict[str | None, str] = {}  # of adapters in the file -> a tensor that has it
+        self._originals: dict[str, TensorRef] = {}  # what modules_to_save took the place of
 
     def place(self, ref: TensorRef, name: str) -> None:
         match = _TOKENS.fullmatch(name)
@@ -71,6 +75,9 @@ class _Sorter:
                 f"holds several adapters ({some(sorted(str(name) for name in self.names))}), as in "
                 f"{some(list(self.names.values()))}. Save each on its own"
             )
+        for target, ref in self._originals.items():
+            if target not in self.found.saved:
+                raise self.wrong(f"{ref.name}: the tensor that takes its place (modules_to_save) is not in the file")
         return self.found
 
     def wrong(self, what: str) -> CheckpointError:
@@ -91,15 +98,22 @@ class _Sorter:
 
     def _whole(self, ref: TensorRef, name: str) -> None:
         match = _SAVED.fullmatch(name)
-        if match is None or _OF_ADAPTERS.search(name):
+        if match is None or _OF_ADAPTERS.search(f"{match['module']}.{match['leaf']}"):
             raise self.wrong(
                 f"{ref.name}: a part of an adapter that is not known here, so it cannot be folded exactly. "
                 "Fold it with PEFT's merge_and_unload"
             )
         target = f"{match['module']}.{match['leaf']}"
-        if target in self.found.saved:
-            raise self.wrong(f"{ref.name} and {self.found.saved[target].name} are both {target}. Remove one of them")
-        self.found.saved[target] = ref
+        known = self.found.saved.get(target)
+        if match["infix"] == "original_module":
+            self._originals[target] = ref
+        elif known is None:
+            self.found.saved[target] = ref
+        elif ".modules_to_save." in known.name + ref.name and (known.shape, known.dtype) == (ref.shape, ref.dtype):
+            # PEFT writes a resized embedding or head whole, and under the name of modules_to_save once more
+            self.found.saved[target] = ref if ".modules_to_save." in known.name else known
+        else:
+            raise self.wrong(f"{ref.name} and {known.name} are both {target}. Remove one of them")
 
 
 class _Other(_Sorter):

@@ -31,6 +31,8 @@ class Checkpoint:
             Those of a module in a folder of its own (sentence-transformers) are called FOLDER/NAME.
         files: the weight files, as they were when their headers were read.
         notes: what was left out or chosen, for the user to know.
+        adapter_path: directory of the adapter that is folded in.
+        own_tokenizer: directory of its tokenizer, where that is not `path`.
     """
 
     ref: ModelRef
@@ -40,6 +42,13 @@ class Checkpoint:
     tensors: dict[str, TensorRef]
     files: tuple[SourceFile, ...]
     notes: tuple[str, ...]
+    adapter_path: str | None = None
+    own_tokenizer: str | None = None
+
+    @property
+    def tokenizer_path(self) -> str:
+        """Directory of its tokenizer."""
+        return self.own_tokenizer or self.path
 
     def side_files(self) -> tuple[str, ...]:
         """Names, relative to `path`, of the small files that go with the weights."""

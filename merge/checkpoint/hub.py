@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 
 from merge.checkpoint.files import read_json
-from merge.checkpoint.side_files import lacking_code, may_be_side_file
+from merge.checkpoint.side_files import is_side_file, lacking_code, may_be_side_file
 from merge.errors import CheckpointError
 from merge.recipe.model import ModelRef
 
@@ -82,7 +82,7 @@ def wanted(names: list[str], adapter: bool = False) -> list[str]:
     """Of a model's files on the hub, those to download: config, side files, modules, and one set of weights."""
     if adapter:
         files = [name for name in _ADAPTER_WEIGHTS if name in names][:1]
-        return [*(name for name in names if name == "adapter_config.json"), *files]
+        return [name for name in names if name == "adapter_config.json" or is_side_file(name) or name in files]
     tops = [name for name in names if "/" not in name]
     weights: list[str] = []
     for single, kind in (("model.safetensors", ".safetensors"), ("pytorch_model.bin", ".bin")):

@@ -41,6 +41,10 @@ def find_weights(directory: str) -> Weights:
         raise CheckpointError(f"{directory}: cannot be listed ({error.strerror or error}).") from None
     weights = _choose(directory, names)
     if weights is None:
+        if "adapter_config.json" in names:
+            from merge.checkpoint.adapter import stands_alone  # it reads files as models do
+
+            raise stands_alone(directory)
         raise CheckpointError(f"{directory}: {_what_it_is(names)}")
     return weights
 
@@ -103,8 +107,6 @@ def _shards(directory: str, names: Sequence[str], stem: str) -> Weights | None:
 
 def _what_it_is(names: Sequence[str]) -> str:
     """Why there are no weights to read, and what to do."""
-    if "adapter_config.json" in names:
-        return 'is an adapter (adapter_config.json), not a whole model. Put its base model before it: "MODEL+ADAPTER".'
     if found := [name for name in names if name.endswith(".gguf")]:
         return f"holds GGUF weights ({some(found)}), and {GGUF}."
     if "modules.json" in names:

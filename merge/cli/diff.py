@@ -46,16 +46,16 @@ def command(
     as_json: bool,
 ) -> None:
     """Compare models A and B: tensors added, removed, reshaped, changed and by how much; configs; tokenizer files."""
-    from merge.checkpoint import open_checkpoint
     from merge.diff import diff_models
     from merge.errors import UsageError
+    from merge.planners.adapters import open_model
     from merge.recipe import parse_reference
 
     try:
         refs = [parse_reference(text) for text in (a, b, *([base] if base is not None else []))]
     except ValueError as error:
         raise UsageError(f"{error}.") from None
-    total = sum(tensor.nbytes for ref in refs for tensor in open_checkpoint(ref).tensors.values())
+    total = sum(tensor.nbytes for ref in refs for tensor in open_model(ref).tensors.values())
     with progress_bar("diff", total, quiet or not sys.stderr.isatty()) as progress:
         found = diff_models(*refs, threads=threads, progress=lambda done, _: progress(done))
     show_notes(found.notes, quiet)

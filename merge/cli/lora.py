@@ -37,6 +37,7 @@ def command() -> None:
 @click.argument("adapter")
 @click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="Directory to make.")
 @click.option("--dtype", help="Of the result.  [default: the model's]")
+@click.option("--adapter-tokenizer", is_flag=True, help="With the adapter's tokenizer and chat template.")
 @click.option("--threads", type=click.IntRange(1, 1024), help="Worker threads.  [default: all processors]")
 @click.option("--shard-size", type=Size(), default="5GB", show_default=True, help="Largest output file.")
 @click.option("--force", is_flag=True, help="Replace an existing result.")
@@ -47,6 +48,7 @@ def fold(
     adapter: str,
     out: Path,
     dtype: str | None,
+    adapter_tokenizer: bool,
     threads: int | None,
     shard_size: int,
     force: bool,
@@ -65,6 +67,8 @@ def fold(
     }
     if dtype is not None:
         recipe["dtype"] = dtype
+    if adapter_tokenizer:
+        recipe["tokenizer_source"] = _text(adapter)
     plan = build_plan(made_recipe(json.dumps(recipe, indent=2, ensure_ascii=False)), shard_bytes=shard_size)
     show_notes(plan.notes, quiet)
     with progress_bar(plan.name, plan.bytes_written, quiet or not sys.stderr.isatty()) as progress:
@@ -249,6 +253,12 @@ def _parts(text: str) -> dict[str, str]:
 
         raise UsageError(f'"{text}" has an adapter already. Fold that one first.')
     return {"path": ref.path} | ({"revision": ref.revision} if ref.revision is not None else {})
+
+
+def _text(text: str) -> str:
+    """For the recipe: the reference as it can be parsed anywhere."""
+    ref = _reference(text)
+    return ref.path if ref.revision is None else f"{ref.path}@{ref.revision}"
 
 
 def _rank_pattern(text: str) -> tuple[str, int]:

@@ -27,6 +27,7 @@ from merge.planners.adapter_changes import Tensors, change_lora, change_other, c
 from merge.planners.adapter_places import Place, Places, tied_groups
 from merge.quoting import some
 from merge.recipe.model import ModelRef
+from merge.vocabulary.tokenizer import has_tokenizer
 
 # Models of transformers whose linear layers are Conv1D, stored (in, out), and the names of those.
 _CONV1D_MODELS = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp")
@@ -53,13 +54,16 @@ def open_model(ref: ModelRef, known: Mapping[str, Checkpoint] | None = None) -> 
 
 def fold_adapter(checkpoint: Checkpoint, adapter: Adapter) -> Checkpoint:
     """The checkpoint with every tensor of the adapter in its place."""
-    tensors, config, notes = _Fold(checkpoint, adapter).tensors()
+    fold = _Fold(checkpoint, adapter)
+    tensors, config, notes = fold.tensors()
     return dataclasses.replace(
         checkpoint,
         config=config,
         tensors=tensors,
         files=(*checkpoint.files, *adapter.files),
         notes=(*checkpoint.notes, *adapter.notes, *notes),
+        adapter_path=adapter.path,
+        own_tokenizer=adapter.path if fold.is_resized and has_tokenizer(adapter.path) else None,
     )
 
 
@@ -70,6 +74,7 @@ class _Fold:
         self.places = Places(checkpoint, adapter)
         self.config: dict[str, Any] = checkpoint.config
         self.notes: list[str] = []
+        self.is_resized = False  # the vocabulary
         self.groups: tuple[tuple[str, ...], ...] = ()
 
     def tensors(self) -> tuple[dict[str, TensorRef], dict[str, Any], list[str]]:
@@ -86,13 +91,14 @@ class _Fold:
         for name, ref in adapter.saved.items():
             self._replace(name, place[name], ref)
         for name, module in changed.items():
-            with self._changing(place[name], module.name):
+            where = self._as_is(place[name])
+            with self._changing(where, module.name):
                 if isinstance(module, LoraModule):
-                    inputs_first = self._is_inputs_first(place[name], module.fan_in_fan_out)
-                    change_lora(self.result, place[name], module, adapter, inputs_first)
+                    inputs_first = self._is_inputs_first(where, module.fan_in_fan_out)
+                    change_lora(self.result, where, module, adapter, inputs_first)
                 else:
-                    inputs_first = self._is_inputs_first(place[name], bool(adapter.config.get("fan_in_fan_out")))
-                    change_other(self.result, place[name], self._bias(place[name]), module, adapter, inputs_first)
+                    inputs_first = self._is_inputs_first(where, bool(adapter.config.get("fan_in_fan_out")))
+                    change_other(self.result, where, self._bias(where), module, adapter, inputs_first)
         for where, factors in stacked:
             with self._changing(where, factors.module):
                 change_parameter(self.result, where, factors, adapter)
@@ -121,6 +127,13 @@ class _Fold:
             else:
                 known[name] = stored
         return self.places.find([name for name in wanted if name not in apart], known) | apart
+
+    def _as_is(self, place: Place) -> Place:
+        """The place with the shape that lies there by now: the adapter may have resized an embedding."""
+        stored = self.result[place.stored]
+        if place.pieces != (whole_piece(place.stored, place.shape),) or stored.shape == place.shape:
+            return place
+        return Place(place.name, stored.shape, (whole_piece(place.stored, stored.shape),))
 
     def _group(self, name: str) -> tuple[str, ...]:
         """The tensors that have the same numbers as this one; () for one that is not tied."""
@@ -222,7 +235,10 @@ class _Fold:
                 'it with modules_to_save: ["embed_tokens", "lm_head"], or fold it with PEFT, into the resized model.'
             )
         (n_before,), (n_after,) = before, after
-        self.notes.append(f"{self.adapter.path}: the vocabulary has {n_after:,} rows for the model's {n_before:,}")
+        self.is_resized = True
+        said = f"{self.adapter.path}: the vocabulary has {n_after:,} rows for the model's {n_before:,}"
+        own = "; the tokenizer is the adapter's" if has_tokenizer(self.adapter.path) else ""
+        self.notes.append(said + own)
 
     def _untie(self, place: str, group: tuple[str, ...]) -> None:
         """One of tied tensors is replaced alone: the others keep the numbers that all had."""

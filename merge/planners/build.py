@@ -19,7 +19,7 @@ from merge.planners.side_files import side_files
 from merge.planners.steps import StepBuilder
 from merge.planners.targets import Layout
 from merge.planners.token_rows import Vocabulary
-from merge.planners.tokenizers import check_tokenizers, copied_files
+from merge.planners.tokenizers import check_adapters, check_tokenizers, copied_files
 from merge.planners.towers import lay_out_targets
 from merge.planners.upscale import upscaled
 from merge.planners.vocabularies import plan_vocabulary
@@ -69,6 +69,7 @@ def build_plan(
     steps = [step for target in layout.targets if (step := builder.step(target)) is not None]
     builder.check_whole(steps)
     tokenizers = check_tokenizers(recipe, inputs) if vocabulary is None else vocabulary.memory
+    check_adapters(inputs)
     inputs.notes += donor_notes(recipe, inputs)
     copied = copied_files(recipe, inputs, vocabulary, problems)
     if problems:

@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Sequence
 
+from merge.checkpoint.adapter import refuse_alone
 from merge.checkpoint.side_files import MODULES
 from merge.dtypes import RECIPE_NAMES, torch_name
 from merge.errors import UsageError
@@ -32,6 +33,8 @@ def convert_plan(
         UsageError: an unknown dtype.
         RecipeError, CheckpointError: see build_plan.
     """
+    if os.path.isdir(model):
+        refuse_alone(os.path.abspath(model))
     stored = None if dtype is None else RECIPE_NAMES.get(dtype.removeprefix("torch."))
     if dtype is not None and stored is None:
         raise UsageError(f'unknown dtype "{dtype}"; {suggest(dtype, list(RECIPE_NAMES))}')

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Mapping
+from pathlib import Path
 
 from merge.checkpoint import Checkpoint
 from merge.errors import CheckpointError, Problem, RecipeError
@@ -13,6 +14,7 @@ from merge.planners.adapter_inputs import refused_models
 from merge.planners.adapters import open_model
 from merge.recipe.adapters import adapters_of
 from merge.recipe.model import ModelRef, Module, Recipe
+from merge.recipe.references import parse_reference
 
 Key = tuple[str, str | None, "Key | None"]
 
@@ -72,7 +74,20 @@ def open_models(recipe: Recipe, known: Mapping[str, Checkpoint] | None = None) -
         raise CheckpointError("\n".join(str(error) for _, error in failures)) from failures[0][1]
     if not checkpoints:
         raise RecipeError(Problem("the recipe names no model"))
-    return _donor_first(recipe, checkpoints)
+    return _donor_first(recipe, [_with_chosen_tokenizer(checkpoint, recipe) for checkpoint in checkpoints])
+
+
+def _with_chosen_tokenizer(checkpoint: Checkpoint, recipe: Recipe) -> Checkpoint:
+    """A model with an adapter has that one's tokenizer if the recipe's tokenizer_source names the adapter."""
+    adapter, source = checkpoint.ref.adapter, recipe.tokenizer_source
+    if adapter is None or source in (None, "base", "union"):
+        return checkpoint
+    try:
+        ref = parse_reference(str(source), None if recipe.file is None else Path(recipe.file).parent)
+    except ValueError:  # said where it is looked for
+        return checkpoint
+    is_it = key_of(ref) == key_of(adapter)
+    return dataclasses.replace(checkpoint, own_tokenizer=checkpoint.adapter_path) if is_it else checkpoint
 
 
 def _donor_first(recipe: Recipe, checkpoints: list[Checkpoint]) -> list[Checkpoint]:

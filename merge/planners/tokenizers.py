@@ -14,7 +14,7 @@ from typing import Any
 from merge.architecture import is_embedding
 from merge.checkpoint import Checkpoint
 from merge.checkpoint.files import read_json
-from merge.checkpoint.side_files import code_files
+from merge.checkpoint.side_files import code_files, list_side_files
 from merge.errors import CheckpointError, Problem
 from merge.plan import SideFile
 from merge.planners.inputs import Input, Inputs
@@ -37,14 +37,15 @@ def check_tokenizers(recipe: Recipe, inputs: Inputs) -> TokenizerMemory:
     """
     keeper = _tokenizer_donor(recipe, inputs)
     donor = keeper.checkpoint
-    if not has_tokenizer(donor.path) and not any("token" in name or "vocab" in name for name in donor.side_files()):
+    names = donor.side_files() if donor.own_tokenizer is None else ()
+    if not has_tokenizer(donor.tokenizer_path) and not any("token" in name or "vocab" in name for name in names):
         inputs.notes.append(f"{donor.ref.text} has no tokenizer files; the result will have none")
         return TokenizerMemory()
     if keeper is not inputs.donor and recipe.tokenizer_donor is None:
         inputs.notes.append(f"{inputs.donor.ref.text} has no tokenizer files; those of {donor.ref.text} are taken")
-    ours, largest = Path(donor.path) / _FILE, 0
+    ours, largest = Path(donor.tokenizer_path) / _FILE, 0
     for model in inputs.all:
-        theirs = Path(model.checkpoint.path) / _FILE
+        theirs = Path(model.checkpoint.tokenizer_path) / _FILE
         if not ours.is_file() or not theirs.is_file() or filecmp.cmp(ours, theirs, shallow=False):
             continue
         largest = max(largest, ours.stat().st_size, theirs.stat().st_size)
@@ -62,7 +63,7 @@ def _tokenizer_donor(recipe: Recipe, inputs: Inputs) -> Input:
     """The recipe's choice, or the config's donor; if that has no tokenizer, the first that has one and as many rows."""
     if recipe.tokenizer_donor is not None:
         return inputs.all[inputs.place(recipe.tokenizer_donor)]
-    having = [model for model in inputs.all if has_tokenizer(model.checkpoint.path)]
+    having = [model for model in inputs.all if has_tokenizer(model.checkpoint.tokenizer_path)]
     if not having or having[0] is inputs.donor:
         return inputs.donor
     rows = _rows(inputs.donor)
@@ -90,14 +91,15 @@ def copied_files(
     _note_what_is_lacking(inputs, others)
     copied += _generation(keeper, donor, vocabulary, inputs.notes)
     if vocabulary is None and template is None:
-        names = [name for name in keeper.side_files() if _goes_with_tokenizer(name, keeper.path)]
-        kept = (SideFile(name, source=f"{keeper.path}/{name}") for name in names if name != _GENERATION)
+        directory = keeper.tokenizer_path
+        names = [name for name in list_side_files(directory) if _goes_with_tokenizer(name, directory)]
+        kept = (SideFile(name, source=f"{directory}/{name}") for name in names if name != _GENERATION)
         return (*kept, *copied)
-    if vocabulary is None and not has_tokenizer(keeper.path):
+    if vocabulary is None and not has_tokenizer(keeper.tokenizer_path):
         said = f"{keeper.ref.text} has no tokenizer for the chat template to go with."
         problems.append(Problem(said, recipe.where("chat_template"), "Name a tokenizer_source that has one."))
         return ()
-    tokenizer = read_tokenizer(keeper.path, keeper.ref.text) if vocabulary is None else vocabulary.tokenizer
+    tokenizer = vocabulary.tokenizer if vocabulary else read_tokenizer(keeper.tokenizer_path, keeper.ref.text)
     changed = None if vocabulary is None else vocabulary.changed
     return (*tokenizer_files(tokenizer, changed, template, inputs.notes), *copied)
 
@@ -142,12 +144,40 @@ def _template(recipe: Recipe, inputs: Inputs) -> str | None:
     asked = recipe.chat_template
     if asked != "auto":
         return asked if asked is None or chat.is_text(asked) else chat.NAMED[asked]
-    found = chat.most_common(read_template(model.checkpoint.path) for model in inputs.all)
+    found = chat.most_common(read_template(model.checkpoint.tokenizer_path) for model in inputs.all)
     if found is None:
         inputs.notes.append("chat_template: auto: no model has a chat template; the result has none")
         return None
     inputs.notes.append(f"chat_template: auto: that of {found[1]} of {len(inputs.all)} models")
     return found[0]
+
+
+def check_adapters(inputs: Inputs) -> None:
+    """A note for every adapter that came with a tokenizer or a chat template of its own that is not taken."""
+    for model in inputs.all:
+        own, theirs = model.checkpoint.adapter_path, model.checkpoint.tokenizer_path
+        if own is None or own == theirs or model.ref.adapter is None or not has_tokenizer(own):
+            continue
+        differences = [found for found in (_numbering(theirs, own), _other_template(theirs, own)) if found is not None]
+        if differences:
+            inputs.notes.append(
+                f"the adapter {model.ref.adapter.text} came with a tokenizer of its own, which is not taken "
+                f'({", and ".join(differences)}): "tokenizer_source: {model.ref.adapter.text}" takes it, and '
+                "`merge lora fold --adapter-tokenizer`"
+            )
+
+
+def _other_template(theirs: str, own: str) -> str | None:
+    template = read_template(own)
+    return "another chat template" if template is not None and template != read_template(theirs) else None
+
+
+def _numbering(first: str, second: str) -> str | None:
+    """What differs in two directories' numbering; None if it is the same, or if a file is missing to compare."""
+    donor, other = Path(first) / _FILE, Path(second) / _FILE
+    if not donor.is_file() or not other.is_file() or filecmp.cmp(donor, other, shallow=False):
+        return None
+    return _difference(donor, other)
 
 
 def _difference(donor: Path, other: Path) -> str | None:

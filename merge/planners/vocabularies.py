@@ -9,7 +9,7 @@ from pathlib import Path
 from merge.checkpoint.hub import locate_tokenizer
 from merge.errors import Problem, RecipeError
 from merge.planners.inputs import Input, Inputs
-from merge.planners.models import first_model
+from merge.planners.models import first_model, key_of
 from merge.planners.token_rows import Arranger, Vocabulary, vocabulary_rows
 from merge.quoting import quoted
 from merge.recipe.model import ModelRef, Recipe, TokenizerSettings
@@ -45,7 +45,7 @@ def plan_vocabulary(recipe: Recipe, inputs: Inputs, problems: list[Problem]) -> 
 
 def _read_all(inputs: Inputs) -> list[Tokenizer]:
     """Every input's tokenizer; one without is taken to number tokens as the first that has one, if their rows agree."""
-    having = [has_tokenizer(model.checkpoint.path) for model in inputs.all]
+    having = [has_tokenizer(model.checkpoint.tokenizer_path) for model in inputs.all]
     if True not in having:
         raise RecipeError(
             f"no model has tokenizer files (tokenizer.json, tokenizer.model ...): {inputs.donor.checkpoint.path} has "
@@ -55,7 +55,7 @@ def _read_all(inputs: Inputs) -> list[Tokenizer]:
     for i, model in enumerate(inputs.all):
         if having[i]:
             twin = next((j for j in found if _same_files(inputs.all[j], model)), None)
-            found[i] = found[twin] if twin is not None else read_tokenizer(model.checkpoint.path, model.ref.text)
+            found[i] = found[twin] if twin is not None else _read(model)
     first = having.index(True)
     for i, model in enumerate(inputs.all):
         if having[i]:
@@ -73,9 +73,13 @@ def _read_all(inputs: Inputs) -> list[Tokenizer]:
     return [found[i] for i in range(len(inputs.all))]
 
 
+def _read(model: Input) -> Tokenizer:
+    return read_tokenizer(model.checkpoint.tokenizer_path, model.ref.text)
+
+
 def _same_files(first: Input, second: Input) -> bool:
     """Whether two models have the same tokenizer.json and nothing that adds to it."""
-    ours, theirs = (Path(model.checkpoint.path) for model in (first, second))
+    ours, theirs = (Path(model.checkpoint.tokenizer_path) for model in (first, second))
     names = ("tokenizer.json", "tokenizer_config.json", "added_tokens.json")
     return (ours / names[0]).is_file() and all(_bytes(ours / name) == _bytes(theirs / name) for name in names)
 
@@ -95,15 +99,20 @@ def _source(recipe: Recipe, inputs: Inputs) -> tuple[int | None, ModelRef | None
     if recipe.tokenizer_source != "base":
         assert recipe.tokenizer_source is not None
         ref = parse_reference(recipe.tokenizer_source, None if recipe.file is None else Path(recipe.file).parent)
-        found = next((i for i, model in enumerate(inputs.all) if model.ref == ref), None)
+        found = next((i for i, model in enumerate(inputs.all) if _is(ref, model.ref)), None)
         if found is None:
             return None, ref
         owner = found
     checkpoint = inputs.all[owner].checkpoint
-    if not has_tokenizer(checkpoint.path):
+    if not has_tokenizer(checkpoint.tokenizer_path):
         said = f"{checkpoint.ref.text} has no tokenizer files (tokenizer.json, tokenizer.model, vocab.json ...)."
         raise RecipeError(Problem(said, None, "Name a model that has them."))
     return owner, None
+
+
+def _is(ref: ModelRef, model: ModelRef) -> bool:
+    """Whether a tokenizer_source names a model, or the adapter that it has."""
+    return ref == model or (model.adapter is not None and key_of(ref) == key_of(model.adapter))
 
 
 def _choose(

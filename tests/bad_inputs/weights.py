@@ -310,7 +310,7 @@ def directory_without_weights(room: Room) -> Arguments:
     return _with_b(room, lambda b: (b / WEIGHTS).unlink())
 
 
-@case("an adapter directory", 1, "b: is an adapter (adapter_config.json), not a whole model", "MODEL+ADAPTER")
+@case("an adapter directory", 1, "b: is an adapter (adapter_config.json), not a whole model", 'Write "BASE+')
 def adapter_directory(room: Room) -> Arguments:
     def change(b: Path) -> None:
         (b / WEIGHTS).rename(b / "adapter_model.safetensors")
