@@ -6,7 +6,6 @@ The section replaces one of an earlier evaluation; all other text stays as it is
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 from eval.compare import Comparison
@@ -14,6 +13,7 @@ from eval.results import Verdicts
 from eval.tables import as_markdown
 from merge.errors import OutputError, UsageError
 from merge.output.card import with_evaluation
+from merge.output.directory import write_whole
 
 
 def write_card(directory: Path, comparison: Comparison) -> Path:
@@ -37,10 +37,8 @@ def write_card(directory: Path, comparison: Comparison) -> Path:
     model = _its_model(directory, comparison)
     text = "\n## Evaluation\n\n" + _how(comparison) + "\n\n" + as_markdown(comparison)
     after = with_evaluation(before, model_index(model, comparison) if model else "", text)
-    partial = path.with_name(path.name + ".partial")
     try:
-        partial.write_bytes(after.encode("utf-8"))
-        os.replace(partial, path)
+        write_whole(path, after.encode())
     except OSError as error:
         raise OutputError(f"{path}: cannot be written ({error.strerror}).") from error
     return path

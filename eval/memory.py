@@ -18,7 +18,7 @@ from typing import Any
 
 import xxhash
 
-from merge.errors import UsageError
+from merge.errors import UsageError, kept_by
 from merge.jsontext import parse_json
 
 _WAIT = 60.0  # seconds for another process to finish writing
@@ -44,7 +44,7 @@ class Memory:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         """Raises UsageError if the file cannot be made or is something else."""
-        self.path = Path(path)
+        self.path, self._has_stored = Path(path), False
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._connection = sqlite3.connect(self.path, timeout=_WAIT, isolation_level=None)
@@ -64,6 +64,8 @@ class Memory:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._connection.close()
+        if error is not None and self._has_stored:
+            kept_by(error, self.path)
 
     def answers(self, keys: Iterable[bytes]) -> dict[bytes, Any]:
         """Those of the keys that have an answer."""
@@ -78,6 +80,7 @@ class Memory:
 
     def store(self, key: bytes, answer: Any) -> None:
         self._connection.execute("INSERT OR REPLACE INTO answers VALUES (?, ?)", (key, json.dumps(answer)))
+        self._has_stored = True
 
     def digest(self, key: bytes) -> str | None:
         row = self._connection.execute("SELECT digest FROM digests WHERE key = ?", (key,)).fetchone()

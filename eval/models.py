@@ -11,8 +11,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +28,7 @@ from merge.checkpoint.side_files import is_weights, list_side_files, module_fold
 from merge.errors import CheckpointError, OutputError, SourceChanged, UsageError
 from merge.loading.trust import is_trusted, remember_name
 from merge.output.manifest import read_manifest
+from merge.output.scratch import scratch
 from merge.plan import Plan, SourceFile, SourceModel
 from merge.recipe.model import ModelRef
 from merge.recipe.pipeline import Pipeline
@@ -166,13 +165,10 @@ def directory(subject: Subject, keep: Path | None = None) -> Iterator[Path]:
         _make(subject, keep / subject.name)
         yield keep / subject.name
         return
-    work = tempfile.mkdtemp(prefix="merge-eval-", dir=os.environ.get("MERGE_EVAL_TMP"))
-    try:
-        remember_name(str(Path(work, "model")), subject.text)
-        _make(subject, Path(work, "model"))
-        yield Path(work, "model")
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+    with scratch("merge-eval-model-", os.environ.get("MERGE_EVAL_TMP")) as work:
+        remember_name(str(work / "model"), subject.text)
+        _make(subject, work / "model")
+        yield work / "model"
 
 
 def _make(subject: Subject, out: Path) -> None:

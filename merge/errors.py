@@ -116,8 +116,8 @@ def kept_by(error: BaseException, place: Path) -> None:
     error.__dict__.setdefault("kept", []).append(place)
 
 
-def kept(error: BaseException) -> bool:
-    """Whether an interrupted command left anything that the same command goes on with."""
+def is_kept(error: BaseException) -> bool:
+    """Whether an interrupted command left anything that the same command resumes with."""
     return any(place.exists() for place in getattr(error, "kept", ()))
 
 

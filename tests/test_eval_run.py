@@ -36,7 +36,8 @@ from eval.tasks import Task, resolve
 from merge import build_plan, load_recipe, run_plan, verify_output
 from merge.cli import cli
 from merge.cli.judging import write_text
-from merge.errors import MergeError, NumbersError, OutputError, SourceChanged, UsageError
+from merge.errors import MergeError, NumbersError, OutputError, SourceChanged, UsageError, is_kept
+from merge.output.scratch import scratch
 
 ROOT = Path(__file__).resolve().parent.parent
 FAMILY = ROOT / "recipes" / "quickstart"
@@ -466,6 +467,34 @@ def test_a_soup_of_a_recipe_an_adapter_and_a_model(parents: Path, memory: Memory
     with Memory(parents / "new.sqlite") as new:
         (model,) = judged([parents / "soup"], tasks, new, Settings(holdout=0.5)).models
     assert model.tasks == found.report.models[-1].tasks
+
+
+def test_an_interrupted_evaluation_says_whether_answers_are_kept(tmp_path: Path) -> None:
+    def interrupted(answers: int) -> None:
+        with Memory(tmp_path / "answers.sqlite") as memory:
+            memory.store_digest(b"file", "digest")
+            for number in range(answers):
+                memory.store(bytes([number]), "answer")
+            raise KeyboardInterrupt
+
+    for answers in (0, 2):
+        with pytest.raises(KeyboardInterrupt) as stopped:
+            interrupted(answers)
+        assert is_kept(stopped.value) == bool(answers)
+
+
+def test_merges_on_the_fly_that_a_kill_left_are_removed_by_the_next(tmp_path: Path) -> None:
+    killed = """import os, sys
+from merge.output.scratch import scratch
+with scratch("x-", sys.argv[1]):
+    os._exit(9)
+"""
+    for _ in range(2):
+        subprocess.run([sys.executable, "-c", killed, str(tmp_path)], check=False, timeout=60)
+        assert len(list(tmp_path.iterdir())) == 1
+    with scratch("x-", tmp_path) as one, scratch("x-", tmp_path) as other:
+        assert sorted(tmp_path.iterdir()) == sorted([one, other])  # what is in use stays
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_soup_is_made_of_the_weights_that_were_judged(

@@ -25,7 +25,7 @@ from merge import build_plan, load_recipe
 
 STOPPED_RUN = Path(__file__).with_name("stopped_run.py")
 JOURNAL = "journal.jsonl"
-STOPPED = "merge: stopped; what is done is kept. Run the same command again to go on.\n"
+STOPPED = "merge: Interrupted. Finished work is kept; run the same command to resume.\n"
 RECIPE = """\
 merge_method: dare_ties
 base_model: base
@@ -134,6 +134,36 @@ def test_a_stopped_run_says_so_and_goes_on(small: Work) -> None:
         assert (done.returncode, done.stdout, done.stderr.lstrip("\n")) == (code, "", STOPPED)  # click ends a ^C's line
         assert not (small.root / "out").exists()
     assert small.finish()["resumed_tensors"] >= 20
+
+
+@pytest.mark.parametrize(
+    ("command", "stopped_in", "kept"),
+    [
+        (["verify", "made"], "merge.output.verify.stored_digest", False),
+        (["plan", "r.yaml"], "merge.planners.build.build_plan", False),
+        (["diff", "a", "b"], "merge.diff.diff_models", False),
+        (["run", "r.yaml", "-o", "out"], "merge.planners.build.build_plan", False),
+        (["run", "r.yaml", "-o", "out"], "merge.engine.run.check_models", True),
+        (["convert", "a", "-o", "out"], "merge.engine.run.check_models", True),
+        (["lora", "extract", "b", "--base", "a", "-o", "out"], "merge.extract.run.Work.run", True),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_an_interrupted_command_says_whether_it_kept_anything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: list[str], stopped_in: str, kept: bool
+) -> None:
+    def stop(*arguments: object, **keywords: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(tmp_path)
+    with contextlib.ExitStack() as stack:
+        arguments = Room(tmp_path, stack).pair_and_recipe()
+    assert call([*arguments[:2], "-o", "made"])[0] == 0
+    monkeypatch.setattr(stopped_in, stop)
+    code, out, err = call(command)
+    assert (code, out) == (130, "")
+    assert err.lstrip("\n") == (STOPPED if kept else "merge: Interrupted.\n")
+    assert (tmp_path / "out.partial").exists() == kept
 
 
 def test_nothing_is_lost_just_before_the_renaming(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

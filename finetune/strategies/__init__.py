@@ -29,7 +29,8 @@ from finetune.strategies.score import Scorer, is_adapter
 from finetune.strategies.stages import Machine, ProgressBar, Stage, train_stages
 from finetune.strategies.table import RESULTS, Result, write_results
 from finetune.train import Prepared, Progress, Say, prepare
-from merge.output.directory import check_partial, explained, take_lock
+from merge.errors import kept_by
+from merge.output.directory import LOCK, check_partial, explained, take_lock, write_whole
 
 __all__ = ["Result", "TaskSet", "load_tasks", "run_strategies"]
 MARKER = "strategies.json"
@@ -171,7 +172,11 @@ def _directory(out: Path) -> Iterator[None]:
         lock = take_lock(out)
     try:
         with explained(out):
-            (out / MARKER).write_text(json.dumps({"format": 1, "results": RESULTS}) + "\n", encoding="utf-8")
+            write_whole(out / MARKER, json.dumps({"format": 1, "results": RESULTS}).encode() + b"\n")
         yield
+    except BaseException as error:
+        kept_by(error, out)
+        raise
     finally:
+        (out / LOCK).unlink(missing_ok=True)
         lock.release()

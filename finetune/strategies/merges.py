@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ import yaml
 from finetune.trainables import TRAINABLES, make_trainable
 from merge.errors import Problem, RecipeError
 from merge.loading import model_from_config
+from merge.output.scratch import scratch
 from merge.output.shards import header_text
 
 if TYPE_CHECKING:
@@ -141,14 +141,14 @@ def _check(place: ConfigReader, merge: Merge, tasks: Sequence[str]) -> None:
     from merge.planners.adapter_inputs import refused_models, unfit
     from merge.recipe import recipe_of
 
-    with tempfile.TemporaryDirectory() as folder:
+    with scratch("merge-finetune-") as folder:
         for name in ("base", *tasks):
-            (Path(folder) / f"model-{name}").mkdir()
+            (folder / f"model-{name}").mkdir()
             if not merge.fold and name != "base":
-                (Path(folder) / f"model-{name}" / "adapter_config.json").write_text("{}")
-        inputs = {task: str(Path(folder) / f"model-{task}") for task in tasks}
+                (folder / f"model-{name}" / "adapter_config.json").write_text("{}")
+        inputs = {task: str(folder / f"model-{task}") for task in tasks}
         try:
-            recipe = recipe_of(merge.recipe(str(Path(folder) / "model-base"), inputs), "", merge.file, opens=False)
+            recipe = recipe_of(merge.recipe(str(folder / "model-base"), inputs), "", merge.file, opens=False)
             method = get_method(recipe.merge_method)
             assert method is not None, recipe.merge_method  # the recipe was checked against the registry
             if not merge.fold and (problems := list(unfit(recipe, method))):
@@ -180,8 +180,8 @@ def check_merges(merges: Sequence[Merge], prepared: Mapping[str, Prepared]) -> N
     if not merges:
         return
     base = base_of(prepared)
-    with tempfile.TemporaryDirectory() as folder:
-        inputs = {task: str(Path(folder) / task) for task in prepared}
+    with scratch("merge-finetune-") as folder:
+        inputs = {task: str(folder / task) for task in prepared}
         adapters = next(iter(prepared.values())).config.train in _LORA
         for task, path in inputs.items():
             if adapters:

@@ -181,6 +181,17 @@ def _outcome(name: str, process: Any, here: Any, say: Say) -> list[tuple[str, st
     return [(name, text, code)]
 
 
+def _end_with_parent() -> None:
+    """A training whose parent was killed would hold its directory against the next one."""
+    import os
+    from multiprocessing.connection import wait
+
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    wait([parent.sentinel])
+    os._exit(1)
+
+
 def _work(
     config: Config,
     folder: Path | None,
@@ -192,7 +203,9 @@ def _work(
 ) -> None:
     """In the process: a training, and what became of it in a line."""
     import os
+    import threading
 
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
         with trusting(*trusted):

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from finetune.strategies.score import Score
+from merge.output.directory import explained, write_whole
 
 RESULTS = "results.json"
 
@@ -87,9 +87,9 @@ def as_json(tasks: Sequence[str], results: Sequence[Result]) -> dict[str, Any]:
 
 def write_results(out: Path, tasks: Sequence[str], results: Sequence[Result]) -> None:
     """OUT/results.json, whole or not at all."""
-    new = out / f"{RESULTS}.new"
-    new.write_text(json.dumps(as_json(tasks, results), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(new, out / RESULTS)
+    text = json.dumps(as_json(tasks, results), indent=2, ensure_ascii=False) + "\n"
+    with explained(out):
+        write_whole(out / RESULTS, text.encode())
 
 
 def rows(tasks: Sequence[str], results: Sequence[Result]) -> list[list[str]]:

@@ -77,7 +77,7 @@ def cli() -> None:
 
 def main() -> None:
     """Runs the command line; every error becomes one message and its exit code."""
-    from merge.errors import MergeError
+    from merge.errors import MergeError, is_kept
 
     for name in ("stdout", "stderr"):  # None where the shell closed it (2>&-)
         if getattr(sys, name) is None:
@@ -92,17 +92,18 @@ def main() -> None:
     except click.ClickException as error:
         error.show()
         sys.exit(2)
-    except (KeyboardInterrupt, click.Abort):
-        _end(_STOPPED, 130)
-    except _Terminated:
-        _end(_STOPPED, 143)
+    except (KeyboardInterrupt, click.Abort) as error:
+        _end(_interrupted(error), 130)
+    except _Terminated as error:
+        _end(_interrupted(error), 143)
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(0)
     except (MemoryError, RuntimeError, ImportError) as error:
         if not isinstance(error, MemoryError) and not any(words in str(error).lower() for words in _NO_MEMORY):
             raise
-        _end("out of memory. Use fewer --threads, give --max-ram, or free some memory; what is done is kept.", 1)
+        kept = " Finished work is kept." if is_kept(error) else ""
+        _end(f"out of memory. Use fewer --threads, give --max-ram, or free some memory.{kept}", 1)
     except OSError as error:  # the machine's doing: what can be said better is said where it happens
         place = f"{error.filename}: " if error.filename else ""
         _end(f"{place}{error.strerror or error}.", 1)
@@ -110,8 +111,15 @@ def main() -> None:
 
 # How Python and the loader of libraries say so.
 _NO_MEMORY = ("can't start new thread", "can't allocate lock", "cannot allocate memory", "failed to map segment")
-_STOPPED = "stopped; what is done is kept. Run the same command again to go on."
 _MOST_PROBLEMS = 12
+
+
+def _interrupted(error: BaseException) -> str:
+    from merge.errors import is_kept
+
+    # click puts an error of its own around Ctrl-C
+    kept = is_kept(error) or (error.__cause__ is not None and is_kept(error.__cause__))
+    return "Interrupted. Finished work is kept; run the same command to resume." if kept else "Interrupted."
 
 
 def _end(message: str, code: int) -> NoReturn:

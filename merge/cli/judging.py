@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -142,18 +142,14 @@ def write_text(path: Path, text: str) -> None:
         OutputError: it cannot be written.
     """
     from merge.errors import OutputError
+    from merge.output.directory import write_whole
 
-    partial = path.with_name(path.name + ".partial")
     try:
         if path.exists() and not path.is_file():
             path.write_text(text, encoding="utf-8")
-            return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
+        else:
+            write_whole(path, text.encode())
     except OSError as error:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
         raise OutputError(f"{path}: cannot be written ({error.strerror}).") from error
 
 

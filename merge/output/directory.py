@@ -71,7 +71,7 @@ def check_out(out: Path, force: bool, sources: Sources = (), kind: Kind = "direc
 
 def check_partial(partial: Path, mark: str, verb: str) -> None:
     """Raises UsageError if OUT.partial is there and is not this verb's: it holds files, and `mark` is none of them."""
-    found = {path.name for path in partial.iterdir()} - {LOCK} if partial.is_dir() else set()
+    found = {path.name for path in partial.iterdir()} - {LOCK, _new(partial / mark).name} if partial.is_dir() else set()
     if found and mark not in found:
         raise UsageError(
             f"{partial} exists and is not unfinished work of {verb}; nothing was changed. "
@@ -100,7 +100,7 @@ def write_durably(path: Path, data: bytes) -> None:
 
 def write_whole(path: Path, data: bytes) -> None:
     """The file appears, or replaces another, only when all of it is on the disk. Raises OSError."""
-    new = path.with_name(f".{path.name}.new")
+    new = _new(path)
     try:
         write_durably(new, data)
         os.replace(new, path)
@@ -108,6 +108,11 @@ def write_whole(path: Path, data: bytes) -> None:
         with contextlib.suppress(OSError):
             new.unlink(missing_ok=True)
         raise
+
+
+def _new(path: Path) -> Path:
+    """What a file is called until it is whole."""
+    return path.with_name(f".{path.name}.new")
 
 
 def sync(path: Path) -> None:

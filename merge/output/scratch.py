@@ -1,0 +1,60 @@
+"""Temporary directories that are gone when a command ends, and also when it was killed: the next one removes them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import filelock
+
+_LOCK = ".in-use"
+
+
+@contextlib.contextmanager
+def scratch(prefix: str, root: str | os.PathLike[str] | None = None) -> Iterator[Path]:
+    """A new directory in `root`, by default the system's for temporary files; its name begins with `prefix`.
+
+    Directories of this prefix whose process is no more are removed first.
+    """
+    place = Path(root or tempfile.gettempdir())
+    with _alone_in(place):
+        for left in place.glob(f"{prefix}*"):
+            _remove_if_left(left)
+        work = Path(tempfile.mkdtemp(prefix=prefix, dir=place))
+        lock = filelock.FileLock(work / _LOCK)
+        lock.acquire()
+    try:
+        yield work
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+        lock.release()
+
+
+def _remove_if_left(folder: Path) -> None:
+    lock = filelock.FileLock(folder / _LOCK)
+    with contextlib.suppress(filelock.Timeout, OSError):
+        lock.acquire(timeout=0)
+        shutil.rmtree(folder, ignore_errors=True)
+        lock.release()
+
+
+@contextlib.contextmanager
+def _alone_in(place: Path) -> Iterator[None]:
+    """One process at a time, so that a directory is not taken for left behind before its lock is held."""
+    if sys.platform == "win32":
+        yield
+        return
+    import fcntl
+
+    fd = os.open(place, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # file systems that lock no directories
+            fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
