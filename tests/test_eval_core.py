@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,9 @@ from eval.missing import unloadable
 from eval.results import TaskResult
 from eval.settings import Settings
 from eval.tasks import SUITES, Task, get_suite
-from eval.tasks.core import sums
+from eval.tasks.core import generated, structured
 from eval.tasks.core.code import check, expectations, problems
+from eval.tasks.core.generated import sums
 from eval.tasks.leaderboards import BBH, METRIC, MUSR, Part, combine
 from merge.errors import MergeError, UsageError
 
@@ -44,13 +46,15 @@ def test_the_data_of_core_is_what_it_says() -> None:
         assert len(set(row["choices"])) == 4
         assert len({len(choice.split()) for choice in row["choices"]}) == 1
     places = [row["answer"] for row in cloze]
+    assert Counter(row["genre"] for row in cloze) == dict.fromkeys(("novel", "speech", "reference"), 50)
+    assert Counter(row["genre"] for row in rows("genres")) == dict.fromkeys(("novel", "speech", "reference"), 20)
     assert all(0.1 < places.count(place) / len(places) < 0.4 for place in range(4))
     assert sum(path.stat().st_size for path in DATA.iterdir()) < 1_500_000
 
 
 def test_arithmetic_is_right_and_examples_are_no_items() -> None:
-    asked, shown = sums(120, "test"), sums(4, "examples")
-    assert asked == sums(120, "test")
+    asked, shown = sums(120), sums(4, "examples")
+    assert asked == sums(120)
     assert len({row["question"] for row in asked}) == 120
     assert not {row["question"] for row in asked} & {row["question"] for row in shown}
     for row in asked:
@@ -61,9 +65,108 @@ def test_arithmetic_is_right_and_examples_are_no_items() -> None:
             assert have - away + more == int(row["answer"])
 
 
+def items(name: str) -> tuple[list[Any], list[Any]]:
+    """Of a task of core: what is asked, and what is shown as examples."""
+    (task,) = [task for task in get_suite("core").tasks if task.name == name]
+    assert isinstance(task.spec, dict)
+    data = task.spec["custom_dataset"]
+    return list(data.rows()), list(data.examples()) if data.examples is not None else []
+
+
+GENERATED = ("core_arithmetic", "core_logic", "core_lists", "core_lookup", "core_json", "core_tools")
+
+
+def test_core_has_a_thousand_items_and_no_task_is_tiny() -> None:
+    sizes = {task.name: len(items(task.name)[0]) for task in get_suite("core").tasks}
+    assert sum(sizes.values()) >= 1000
+    assert min(sizes.values()) >= 20
+    assert (
+        min(size for name, size in sizes.items() if name not in ("core_novel", "core_speech", "core_reference")) >= 60
+    )
+
+
+@pytest.mark.parametrize("name", GENERATED)
+def test_generated_items_are_those_of_their_digest(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, shown = items(name)
+    assert f"{name}:test:{len(asked)}" in generated.DIGESTS
+    assert len({json.dumps(row) for row in asked}) == len(asked)
+    assert not [row for row in shown if row in asked]
+    monkeypatch.setattr(generated, "DIGESTS", {f"{name}:test:{len(asked)}": "0" * 16})
+    with pytest.raises(MergeError, match=f"{name}: this version of Python draws other items"):
+        items(name)
+
+
+def test_logic_is_right_and_balanced() -> None:
+    asked, _ = items("core_logic")
+    assert Counter(row["answer"] for row in asked) == {0: 50, 1: 50, 2: 50}
+    days = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]
+    for row in asked:
+        text, right = row["text"], row["choices"][row["answer"]]
+        assert len(set(row["choices"])) == 3
+        if pairs := re.findall(r"(\w+) is (?:taller|older) than (\w+)", text):
+            (top,) = {a for a, _ in pairs} - {b for _, b in pairs}
+            assert right == top
+        elif moved := re.search(r"moves the \w+ to the (\w+)", text):
+            assert right == moved[1]
+        elif coloured := re.search(r"that is (\w+) is the$", text):
+            assert re.search(rf"\b{right} is {coloured[1]}\b", text)
+        elif day := re.match(r"Today is (\w+)\. In (\w+) days", text):
+            away = ("one", "two", "three", "four").index(day[2]) + 1
+            assert right == days[(days.index(day[1]) + away) % 7]
+        else:
+            numbers = [int(number) for number in re.findall(r"\d+", text)]
+            assert int(right) == (max(numbers) if "largest" in text else min(numbers))
+
+
+def test_lists_and_lookups_are_right() -> None:
+    for row in items("core_lists")[0]:
+        asked, _, words = row["question"].rstrip("?").partition(": ")
+        listed = words.split(", ")
+        rules = {
+            "What is the last word": listed[-1],
+            "What is the second word": listed[1],
+            "Which word comes first in the alphabet": sorted(listed)[0],
+            "What are the words backwards": ", ".join(listed[::-1]),
+        }
+        assert row["answer"] == rules[asked]
+    for row in items("core_lookup")[0]:
+        text, _, asked = row["question"].partition("\nQuestion: ")
+        facts = [line for line in text.splitlines() if re.search(rf"\b{row['answer']}\b", line)]
+        (wanted,) = re.findall(r"(\w+)\?$", asked.replace(" work?", "?"))
+        assert len(facts) == 1
+        assert re.search(rf"\b{wanted}\b", facts[0])
+
+
+def test_answers_in_json_are_compared_by_value() -> None:
+    row = {"answer": '{"name": "set_timer", "arguments": {"minutes": 8}}'}
+    scores = {
+        row["answer"]: (1, 1),
+        ' {"arguments":{"minutes":8.0},"name":"set_timer"} \nmore': (1, 1),
+        '{"name": "set_timer", "arguments": {"minutes": "8"}}': (0, 1),
+        '{"name": "set_timer", "arguments": {"minutes": 8, "seconds": 0}}': (0, 1),
+        "[1]": (0, 0),
+        "8": (0, 0),
+        f"{row['answer']} done": (0, 0),
+        "set_timer(8)": (0, 0),
+        "": (0, 0),
+        "[" * 100_000: (0, 0),
+    }
+    for answer, (right, valid) in scores.items():
+        found = structured.check(row, [answer])
+        assert found == {"exact_match": right, "valid_json": valid}, answer[:80]
+    for name in ("core_json", "core_tools"):
+        for item in items(name)[0]:
+            assert structured.check(item, [item["answer"]]) == {"exact_match": 1, "valid_json": 1}
+            call = json.loads(item["answer"])
+            if name == "core_tools":
+                assert re.search(rf"\b{call['name']}\({', '.join(call['arguments'])}\)", item["text"])
+            said = [each for each in (call.get("arguments") or call).values() if type(each) in (str, int)]
+            assert all(str(each) in item["text"] for each in said)
+
+
 def test_code_is_judged_by_its_tests() -> None:
     found = problems()
-    assert len(found) == 40
+    assert len(found) == 60
     for problem in (found[5], found[23], found[-1]):  # importing functions.py runs all of them
         assert check(problem, [problem["solution"]]) == {"pass@1": 1.0}, problem["name"]
         assert check(problem, ["    return None\n"]) == {"pass@1": 0.0}, problem["name"]
@@ -79,7 +182,7 @@ def test_code_is_run_only_where_that_is_allowed() -> None:
     with pytest.raises(UsageError, match=r"core_code: runs code .*--unsafe-code"):
         load_tasks([code], Settings())
     (loaded,) = load_tasks([code], Settings(unsafe_code=True))
-    assert len(loaded.tree["tasks"]["core_code"].eval_docs) == 40
+    assert len(loaded.tree["tasks"]["core_code"].eval_docs) == 60
 
 
 def result(name: str, value: float, metric: str = "acc_norm", error: float | None = 0.01) -> TaskResult:
@@ -238,7 +341,7 @@ def test_scores_are_those_of_lm_eval(tmp_path: Path, run_cli: Callable[..., Any]
 def write_tasks(folder: Path) -> list[str]:
     """Two of choices, one that is written; a few items each."""
     folder.mkdir()
-    items = {"eq_sentiment": rows("sentiment")[:24], "eq_cloze": rows("cloze")[::8], "eq_sums": sums(20, "test")}
+    items = {"eq_sentiment": rows("sentiment")[:24], "eq_cloze": rows("cloze")[::8], "eq_sums": sums(20)}
     choices = {"output_type": "multiple_choice", "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}]}
     settings: dict[str, dict[str, Any]] = {
         "eq_sentiment": choices

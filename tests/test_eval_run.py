@@ -521,6 +521,18 @@ def test_a_soup_that_is_written_names_what_it_is_made_of(parents: Path, choices:
         )
 
 
+def test_a_quick_look_is_thirty_items_a_task(tmp_path: Path, run_cli: Callable[..., Any]) -> None:
+    asked = ("eval", FAMILY / "base", "--suite", "quickstart", "--tasks", "add", "--quick", "--json", "--quiet")
+    done = run_cli([*asked, "--cache", tmp_path / "answers.sqlite"])
+    assert done.code == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["settings"]["limit"] == 30
+    assert found["models"][0]["tasks"]["add"]["n"] == 30
+    both = run_cli([*asked, "--limit", "5"])
+    assert both.code == 2
+    assert "--quick and --limit" in both.stderr
+
+
 def test_compare_from_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Models, then the saved results; a card that still verifies."""
     monkeypatch.setenv("MERGE_EVAL_CACHE", str(tmp_path / "answers.sqlite"))

@@ -23,12 +23,14 @@ if TYPE_CHECKING:
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 _FILE = click.Path(path_type=Path)
+QUICK = 30  # items of each task
 _OPTIONS = (
     click.option("--suite", help="Tasks that belong together: quickstart, core, openllm-v1, openllm-v2."),
     click.option("--tasks", help="Names of lm-eval, or .jsonl and .yaml files; commas between them."),
     click.option("--include", type=_FILE, help="A directory with tasks of your own."),
     click.option("--data", type=_FILE, help="A text, .txt or .jsonl: bits per byte on it."),
     click.option("--limit", type=click.IntRange(1), help="Items of each task, drawn once and the same for all models."),
+    click.option("--quick", is_flag=True, help=f"A first look: --limit {QUICK}."),
     click.option("--seed", default=0, show_default=True, help="Draws the items."),
     click.option("--num-fewshot", type=click.IntRange(0), help="Examples in each prompt.  [default: the task's]"),
     click.option("--chat-template", is_flag=True, help="Wrap prompts in the model's chat template."),
@@ -82,7 +84,11 @@ class Judging:
 
 def judging(asked: dict[str, Any]) -> Judging:
     """From the options; raises UsageError for what is wrong with them."""
+    from merge.errors import UsageError
+
     check_device(asked["device"])
+    if asked["quick"] and asked["limit"] is not None:
+        raise UsageError(f"--quick and --limit: both say how many items; --quick is --limit {QUICK}. Leave one out.")
     _check_dtype(asked["dtype"])
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     _needs_lm_eval()
@@ -98,7 +104,7 @@ def judging(asked: dict[str, Any]) -> Judging:
         dtype=asked["dtype"],
         batch_size=asked["batch_size"],
         num_fewshot=asked["num_fewshot"],
-        limit=asked["limit"],
+        limit=QUICK if asked["quick"] else asked["limit"],
         seed=asked["seed"],
         chat_template=asked["chat_template"],
         system_instruction=asked["system"],

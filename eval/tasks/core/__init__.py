@@ -3,31 +3,46 @@
     core_sentiment    is a message good or bad? two choices, chance is a half
     core_cloze        which of four endings is the sentence's own? chance is a quarter
     core_arithmetic   sums, differences, products, and two steps; the number has to be written
+    core_logic        which of three follows from two or three facts? chance is a third
+    core_lists        a question on some words: the last, the first in the alphabet, backwards; written
+    core_lookup       a fact to be found among four lines; written
+    core_json         the facts of a sentence as a JSON object
+    core_tools        the call of one of three functions, as JSON
     core_code         a Python function from its docstring; what it returns decides, in eval/sandbox
     core_novel, core_speech, core_reference   bits per byte of prose of three kinds
 
-data/ holds the texts; data/README.md says where they are from. functions.py holds the problems of core_code.
+data/ holds the texts; data/README.md says where they are from. functions.py holds the problems
+of core_code. Sums to tools are generated: generated.py, structured.py.
 """
 
 from __future__ import annotations
 
-import random
 from pathlib import Path
 from typing import Any
 
 from eval.tasks import Suite, Task
 from eval.tasks.core.code import code_task
 from eval.tasks.core.config import SHOTS, Dataset, task_config
+from eval.tasks.core.generated import Draw, draw_lists, draw_logic, draw_lookup, make, sums
+from eval.tasks.core.structured import METRICS, check, draw_json, draw_tools
 from merge.jsontext import parse_json
 
 _HERE = Path(__file__).parent
 _GENRES = ("novel", "speech", "reference")
-_N_SUMS = 80
+_N_SUMS, _N_LOGIC, _N_LISTS, _N_LOOKUP, _N_STRUCTURED = 160, 150, 120, 120, 100
+_MAX_JSON = 40  # tokens of an answer
 
 
 def suite() -> Suite:
-    tasks = (_sentiment(), _cloze(), _arithmetic(), code_task(), *map(_genre, _GENRES))
-    return Suite("core", "sentiment, cloze, arithmetic, code that is run, prose of three kinds; all offline", tasks)
+    tasks = (
+        *(_sentiment(), _cloze(), _arithmetic(), _logic()),
+        _written("core_lists", _drawn("core_lists", _N_LISTS, draw_lists), tokens=16),
+        _written("core_lookup", _drawn("core_lookup", _N_LOOKUP, draw_lookup)),
+        _structured("core_json", _N_STRUCTURED, draw_json, "JSON"),
+        _structured("core_tools", _N_STRUCTURED, draw_tools, "Call"),
+        *(code_task(), *map(_genre, _GENRES)),
+    )
+    return Suite("core", "reading, arithmetic, logic, JSON, tool calls, code that is run, prose; all offline", tasks)
 
 
 def _rows(name: str) -> list[dict[str, Any]]:
@@ -62,43 +77,59 @@ def _cloze() -> Task:
 
 
 def _arithmetic() -> Task:
+    # The whole answer has to be a number.
+    number = {"function": "regex", "regex_pattern": r"^\s*(-?\d+)\s*\.?\s*$"}
+    filters = [{"name": "number", "filter": [number, {"function": "take_first"}]}]
+    return _written(
+        "core_arithmetic", Dataset(lambda: sums(_N_SUMS), lambda: sums(SHOTS, "examples")), filter_list=filters
+    )
+
+
+def _logic() -> Task:
     config = task_config(
-        "core_arithmetic",
-        Dataset(lambda: sums(_N_SUMS, "test"), lambda: sums(SHOTS, "examples")),
+        "core_logic",
+        Dataset(lambda: make("core_logic", _N_LOGIC, draw_logic)),
+        {"acc": True},
+        output_type="multiple_choice",
+        doc_to_text="text",
+        doc_to_choice="choices",
+        doc_to_target="answer",
+    )
+    return Task("core_logic", config, "acc", num_fewshot=0)
+
+
+def _drawn(name: str, n: int, draw: Draw) -> Dataset:
+    return Dataset(lambda: make(name, n, draw), lambda: make(name, SHOTS, draw, part="examples"))
+
+
+def _written(name: str, data: Dataset, tokens: int = 8, **more: Any) -> Task:
+    """A question whose answer is written, on one line."""
+    config = task_config(
+        name,
+        data,
         {"exact_match": True},
         output_type="generate_until",
         doc_to_text="Question: {{question}}\nAnswer:",
         doc_to_target="{{answer}}",
-        generation_kwargs={"until": ["\n"], "max_gen_toks": 8, "do_sample": False},
-        filter_list=[
-            {
-                "name": "number",
-                "filter": [
-                    {"function": "regex", "regex_pattern": r"^\s*(-?\d+)\s*\.?\s*$"},
-                    {"function": "take_first"},
-                ],
-            }
-        ],
+        generation_kwargs={"until": ["\n"], "max_gen_toks": tokens, "do_sample": False},
+        **more,
     )
-    return Task("core_arithmetic", config, "exact_match", num_fewshot=SHOTS)
+    return Task(name, config, "exact_match", num_fewshot=SHOTS)
 
 
-def sums(n: int, seed: str) -> list[dict[str, str]]:
-    """n different questions, the four kinds in turn, with their answers."""
-    rng = random.Random(seed)
-    found: dict[str, str] = {}
-    while len(found) < n:
-        kind = len(found) % 4
-        a, b, c = rng.randint(2, 60), rng.randint(2, 60), rng.randint(2, 9)
-        a, b = max(a, b), min(a, b)
-        asked, answer = (
-            (f"What is {a} + {b}?", a + b),
-            (f"What is {a} - {b}?", a - b),
-            (f"What is {a % 8 + 2} * {c}?", (a % 8 + 2) * c),
-            (f"Tom has {a} apples. He gives {b} of them away and buys {c} more. How many has he now?", a - b + c),
-        )[kind]
-        found.setdefault(asked, str(answer))
-    return [{"question": question, "answer": answer} for question, answer in found.items()]
+def _structured(name: str, n: int, draw: Draw, label: str) -> Task:
+    """An answer that has to be JSON; structured.py."""
+    config = task_config(
+        name,
+        _drawn(name, n, draw),
+        METRICS,
+        output_type="generate_until",
+        doc_to_text=f"{{{{text}}}}\n{label}:",
+        doc_to_target="{{answer}}",
+        process_results=check,
+        generation_kwargs={"until": ["\n"], "max_gen_toks": _MAX_JSON, "do_sample": False},
+    )
+    return Task(name, config, "exact_match", num_fewshot=SHOTS)
 
 
 def _genre(genre: str) -> Task:

@@ -20,10 +20,10 @@ DATA = Path(__file__).parent / "data"
 SEED = 0
 N_SENTIMENT = 160  # half of them positive
 CLEAR = 1.8  # of 4: mean of at least ten people's ratings
-N_CLOZE = 25  # of each genre
+N_CLOZE = 50  # of each genre
 ENDING = (5, 9)  # words
 PASSAGE = (900, 1300)  # characters
-N_PASSAGES = 5  # of each genre
+N_PASSAGES = 20  # of each genre
 _RUDE = re.compile(r"fuck|shit|bitch|\bass\b|damn|\bsex|nigg|\bhoe?s?\b|dick|whore|crap|retard|bastard|gay\b", re.I)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+_VERSION = 2.0  # of the items: results of different versions are not compared
 SHOTS = 4  # examples in a prompt, where a task has any
 
 
@@ -25,9 +26,7 @@ class Dataset:
         return found
 
 
-def task_config(
-    name: str, data: Dataset, metrics: Mapping[str, bool], version: float = 1.0, **settings: Any
-) -> dict[str, Any]:
+def task_config(name: str, data: Dataset, metrics: Mapping[str, bool], **settings: Any) -> dict[str, Any]:
     """A task as lm-eval takes it.
 
     Args:
@@ -40,7 +39,7 @@ def task_config(
         "custom_dataset": data,
         "test_split": "test",
         "metric_list": listed,
-        "metadata": {"version": version},
+        "metadata": {"version": _VERSION},
         **(fewshot if data.examples is not None else {"num_fewshot": 0}),
         **settings,
     }

@@ -552,3 +552,254 @@ def get_path(data: dict[str, Any], path: str) -> Any:
 assert get_path({"a": {"b": 3}}, "a.b") == 3
 assert get_path({"a": 1}, "a.b") is None
 assert get_path({"a": 1}, "c") is None
+
+
+def average(numbers: list[float]) -> float:
+    """Return the arithmetic mean of a list that is not empty.
+
+    >>> average([1.0, 2.0, 6.0])
+    3.0
+    """
+    return sum(numbers) / len(numbers)
+
+
+assert average([1.0, 2.0, 6.0]) == 3.0
+assert average([0.5]) == 0.5
+
+
+def remove_vowels(text: str) -> str:
+    """Return text without the letters a, e, i, o and u; text is in lower case.
+
+    >>> remove_vowels("banana")
+    'bnn'
+    """
+    return "".join(letter for letter in text if letter not in "aeiou")
+
+
+assert remove_vowels("banana") == "bnn"
+assert remove_vowels("sky") == "sky"
+
+
+def count_true(values: list[bool]) -> int:
+    """Return how many of the values are True."""
+    return sum(values)
+
+
+assert count_true([True, False, True]) == 2
+assert count_true([]) == 0
+
+
+def index_of(items: list[str], wanted: str) -> int:
+    """Return the first place of wanted in the list, or -1 if it is not there.
+
+    >>> index_of(["a", "b"], "b")
+    1
+    """
+    return items.index(wanted) if wanted in items else -1
+
+
+assert index_of(["a", "b"], "b") == 1
+assert index_of(["a"], "z") == -1
+
+
+def absolute_difference(a: int, b: int) -> int:
+    """Return by how much a and b differ, as a number that is not negative."""
+    return abs(a - b)
+
+
+assert absolute_difference(3, 8) == 5
+assert absolute_difference(8, 3) == 5
+
+
+def repeat_text(text: str, n: int, separator: str) -> str:
+    """Return text n times, with separator between.
+
+    >>> repeat_text("ab", 3, "-")
+    'ab-ab-ab'
+    """
+    return separator.join([text] * n)
+
+
+assert repeat_text("ab", 3, "-") == "ab-ab-ab"
+assert repeat_text("x", 1, "-") == "x"
+
+
+def squares_up_to(n: int) -> list[int]:
+    """Return the squares of the numbers from 1 to n.
+
+    >>> squares_up_to(3)
+    [1, 4, 9]
+    """
+    return [number * number for number in range(1, n + 1)]
+
+
+assert squares_up_to(3) == [1, 4, 9]
+assert squares_up_to(0) == []
+
+
+def last_digit(n: int) -> int:
+    """Return the last decimal digit of n, which is not negative."""
+    return n % 10
+
+
+assert last_digit(123) == 3
+assert last_digit(40) == 0
+
+
+def are_anagrams(a: str, b: str) -> bool:
+    """Return True if a and b have the same letters, each as often.
+
+    >>> are_anagrams("listen", "silent")
+    True
+    """
+    return sorted(a) == sorted(b)
+
+
+assert are_anagrams("listen", "silent") is True
+assert are_anagrams("aab", "abb") is False
+
+
+def product(numbers: list[int]) -> int:
+    """Return all numbers of the list multiplied; 1 for an empty list.
+
+    >>> product([2, 3, 4])
+    24
+    """
+    result = 1
+    for number in numbers:
+        result *= number
+    return result
+
+
+assert product([2, 3, 4]) == 24
+assert product([]) == 1
+
+
+def every_second(items: list[int]) -> list[int]:
+    """Return the first, third, fifth ... item of the list.
+
+    >>> every_second([1, 2, 3, 4, 5])
+    [1, 3, 5]
+    """
+    return items[::2]
+
+
+assert every_second([1, 2, 3, 4, 5]) == [1, 3, 5]
+assert every_second([]) == []
+
+
+def initials(name: str) -> str:
+    """Return the first letters of the words of name, in upper case.
+
+    >>> initials("ada king lovelace")
+    'AKL'
+    """
+    return "".join(word[0].upper() for word in name.split())
+
+
+assert initials("ada king lovelace") == "AKL"
+assert initials("plato") == "P"
+
+
+def common_items(a: list[int], b: list[int]) -> list[int]:
+    """Return the items of a that are in b too, in the order of a.
+
+    >>> common_items([3, 1, 2], [2, 3])
+    [3, 2]
+    """
+    return [item for item in a if item in b]
+
+
+assert common_items([3, 1, 2], [2, 3]) == [3, 2]
+assert common_items([1], []) == []
+
+
+def seconds_to_clock(seconds: int) -> str:
+    """Return seconds as minutes and seconds, the latter with two digits.
+
+    >>> seconds_to_clock(125)
+    '2:05'
+    """
+    return f"{seconds // 60}:{seconds % 60:02d}"
+
+
+assert seconds_to_clock(125) == "2:05"
+assert seconds_to_clock(59) == "0:59"
+
+
+def smallest_index(numbers: list[int]) -> int:
+    """Return the place of the smallest number of a list that is not empty; of equal ones, the first.
+
+    >>> smallest_index([4, 1, 3, 1])
+    1
+    """
+    return numbers.index(min(numbers))
+
+
+assert smallest_index([4, 1, 3, 1]) == 1
+assert smallest_index([7]) == 0
+
+
+def add_to_all(numbers: list[int], amount: int) -> list[int]:
+    """Return a list with amount added to every number.
+
+    >>> add_to_all([1, 2], 10)
+    [11, 12]
+    """
+    return [number + amount for number in numbers]
+
+
+assert add_to_all([1, 2], 10) == [11, 12]
+assert add_to_all([], 3) == []
+
+
+def is_sorted(numbers: list[int]) -> bool:
+    """Return True if no number of the list is less than the one before it.
+
+    >>> is_sorted([1, 2, 2])
+    True
+    """
+    return numbers == sorted(numbers)
+
+
+assert is_sorted([1, 2, 2]) is True
+assert is_sorted([2, 1]) is False
+
+
+def replace_spaces(text: str) -> str:
+    """Return text with every space replaced by an underscore.
+
+    >>> replace_spaces("a b c")
+    'a_b_c'
+    """
+    return text.replace(" ", "_")
+
+
+assert replace_spaces("a b c") == "a_b_c"
+assert replace_spaces("abc") == "abc"
+
+
+def triangle_number(n: int) -> int:
+    """Return the sum of the numbers from 1 to n.
+
+    >>> triangle_number(4)
+    10
+    """
+    return n * (n + 1) // 2
+
+
+assert triangle_number(4) == 10
+assert triangle_number(0) == 0
+
+
+def total_price(prices: dict[str, int], items: list[str]) -> int:
+    """Return the sum of the prices of all items, each as often as it is in the list.
+
+    >>> total_price({"pen": 2, "book": 5}, ["pen", "pen", "book"])
+    9
+    """
+    return sum(prices[item] for item in items)
+
+
+assert total_price({"pen": 2, "book": 5}, ["pen", "pen", "book"]) == 9
+assert total_price({}, []) == 0
