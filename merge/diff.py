@@ -24,7 +24,7 @@ from merge.engine.tensor import Buffers, StepTensor
 from merge.kernels.difference import PAIR, TASKS, difference_of
 from merge.plan import Step, TensorRef
 from merge.planners.adapters import open_model
-from merge.planners.inputs import map_prefix, rename
+from merge.planners.common_names import map_prefix, rename
 from merge.processors import processors
 from merge.recipe.model import ModelRef
 from merge.tensor_kinds import KINDS, kind_of

@@ -20,7 +20,7 @@ from merge.architecture import find_stacks, is_embedding, is_head, is_input_side
 from merge.engine.memory import budget, matrix_cost
 from merge.errors import RecipeError, UsageError
 from merge.plan import Plan
-from merge.planners.inputs import map_prefix
+from merge.planners.common_names import map_prefix
 
 TINY = {"layers": 4, "hidden": 8, "intermediate": 16, "vocabulary": 32, "heads": 2, "kv_heads": 1}
 

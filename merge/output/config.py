@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from merge.architecture import config_section
 from merge.output.layers import Restacked, restack
 
 
@@ -14,7 +15,7 @@ def output_config(
     donor: dict[str, Any],
     *,
     dtype: str,
-    tied: bool,
+    tie_flags: Mapping[str, bool],
     vocabulary: int | None,
     stacks: Sequence[Restacked],
     notes: list[str],
@@ -24,7 +25,7 @@ def output_config(
     Args:
         donor: config of the base, else of the first model.
         dtype: torch name of what most weights are stored as.
-        tied: whether the output has no head of its own.
+        tie_flags: sections ("" is the whole) -> what tie_word_embeddings has to become there.
         vocabulary: rows of the embedding matrix, if there is one.
         stacks: where each layer comes from, for every stack that was rebuilt.
         notes: takes what is worth saying of layers that were rearranged.
@@ -33,8 +34,11 @@ def output_config(
     text = config.get("text_config") or config
     config.pop("quantization_config", None)  # the weights are plain numbers now
     _set(config, text, ("dtype", "torch_dtype"), dtype)
-    if tied or "tie_word_embeddings" in text or "tie_word_embeddings" in config:
-        _set(config, text, ("tie_word_embeddings",), tied)
+    for path, flag in tie_flags.items():
+        section = config_section(config, path)
+        if isinstance(section, dict):
+            section.pop("tie_embedding", None)  # LFM2 would go by it
+            section["tie_word_embeddings"] = flag
     if vocabulary is not None and "vocab_size" in text:
         text["vocab_size"] = vocabulary
     for stack in stacks:

@@ -103,7 +103,7 @@ def _side_files(dense: Dense, name: str, steps: Sequence[Step], index: str | Non
     config = output_config(
         moe_config(dense.layout, dense.config, counts),
         dtype=torch_name(dtype),
-        tied=tied,
+        tie_flags={"": tied},
         vocabulary=embedding.shape[0],
         stacks=(),
         notes=[],

@@ -46,7 +46,7 @@ def side_files(
     config = output_config(
         headed if vocabulary is None else vocabulary.adapted(headed, inputs.notes),
         dtype=torch_name(dtype),
-        tied=inputs.tied,
+        tie_flags=inputs.tie_flags,
         vocabulary=next((step.shape[0] for step in steps if is_embedding(step.name) and step.shape), None),
         stacks=layout.stacks,
         notes=inputs.notes,

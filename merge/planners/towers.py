@@ -68,7 +68,7 @@ def _modules(recipe: Recipe, inputs: Inputs, problems: list[Problem]) -> Layout:
     copied: Counter[str] = Counter()
     sorter = inputs_modules(inputs)
     for name in inputs.donor.tensors:
-        if chosen.key_of(name) is None:
+        if chosen.key_of(name) is None or name in inputs.copied:
             targets[name] = _copy(inputs, name)
             copied[sorter.of(name)] += 1
     if copied:
@@ -111,6 +111,7 @@ def _towers_beside_the_donor(recipe: Recipe, inputs: Inputs) -> Iterator[Problem
 
 def _with_lacking(inputs: Inputs, targets: tuple[Target, ...]) -> tuple[Target, ...]:
     """A tower that the donor has and plain language models have not is merged from the models that have it, if any."""
+    targets = tuple(_copy(inputs, target.name) if target.name in inputs.copied else target for target in targets)
     lacking = side_modules(inputs)
     if not lacking:
         return targets

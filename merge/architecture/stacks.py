@@ -1,8 +1,4 @@
-"""What a model's tensor names and config say of its structure: layer stacks, embeddings, heads, ties.
-
-No list of architectures decides what survives a merge. A stack is found as a run of numbered names
-(`model.layers.0.` ... `model.layers.31.`) whose length the config confirms.
-"""
+"""Layer stacks, found in tensor names and confirmed by the config."""
 
 from __future__ import annotations
 
@@ -22,11 +18,6 @@ LAYER_COUNT_KEYS = (
     "decoder_layers",
     "depth",
 )
-_EMBEDDINGS = ("embed_tokens", "word_embeddings", "wte", "tok_embeddings", "embed_in", "shared")
-_INPUT_SIDE = (*_EMBEDDINGS, "embed", "wpe")
-_HEADS = ("lm_head", "embed_out", "output")
-
-
 @dataclass(frozen=True, slots=True)
 class Stack:
     """Layers named `prefix` + number + "." + suffix."""
@@ -80,33 +71,3 @@ def _layer_counts(config: Mapping[str, Any], path: str = "") -> Iterator[tuple[s
 def _is_number(part: str) -> bool:
     """Whether a part of a name counts layers: written as a number is, so that it can be written again."""
     return part.isdecimal() and part.isascii() and len(part) < 10 and (part == "0" or part[0] != "0")
-
-
-def _parts(name: str) -> list[str]:
-    return name.split(".")
-
-
-def is_input_side(name: str) -> bool:
-    """Whether a tensor outside the stacks comes before the layers (embeddings) and not after (final norm, head)."""
-    return any(part.startswith(_INPUT_SIDE) for part in _parts(name)) and not is_head(name)
-
-
-def is_embedding(name: str) -> bool:
-    """The token embedding matrix."""
-    parts = _parts(name)
-    return len(parts) > 1 and parts[-1] == "weight" and parts[-2] in _EMBEDDINGS
-
-
-def is_head(name: str) -> bool:
-    """The output matrix that may be tied to the embedding."""
-    parts = _parts(name)
-    return parts[-1] == "weight" and len(parts) <= 3 and parts[-2] in _HEADS if len(parts) > 1 else False
-
-
-def says_tied(config: Mapping[str, Any]) -> bool | None:
-    """tie_word_embeddings of the config, the text model's where there is one; None if it is not said."""
-    text = config.get("text_config") or {}
-    for part in (text, config):
-        if "tie_word_embeddings" in part:
-            return bool(part["tie_word_embeddings"])
-    return None
