@@ -1,4 +1,4 @@
-"""Writes merge/architecture/table.json: what the installed transformers says of every class that its auto classes know.
+"""Writes merge/architecture/table.json: what the installed transformers says of language models and classifiers.
 
     python benchmarks/architecture_table.py              # all, some minutes
     python benchmarks/architecture_table.py LlamaForCausalLM GPT2LMHeadModel --check   # compare, write nothing
@@ -15,7 +15,7 @@ import time
 
 from merge.architecture.ask import ask
 from merge.architecture.facts import Architecture
-from merge.architecture.table import TABLE, _from_table, table_text
+from merge.architecture.table import TABLE, from_table, table_text
 
 # What a model is loaded as if its config names no class, best first.
 _BY_TYPE = (
@@ -27,16 +27,27 @@ _BY_TYPE = (
 )
 
 
-def listed() -> dict[str, None]:
-    """Every class in the lists of transformers' auto classes."""
+# The auto classes whose models are in the table, with the bodies of those of the first group.
+_TEXT = ("CAUSAL_LM", "SEQ_TO_SEQ_CAUSAL_LM", "IMAGE_TEXT_TO_TEXT", "MASKED_LM", "PRETRAINING", "TEXT_ENCODING")
+_OTHERS = (
+    *("SEQUENCE_CLASSIFICATION", "TOKEN_CLASSIFICATION", "QUESTION_ANSWERING", "MULTIPLE_CHOICE"),
+    *("NEXT_SENTENCE_PREDICTION", "SPEECH_SEQ_2_SEQ", "IMAGE_CLASSIFICATION", "ZERO_SHOT_IMAGE_CLASSIFICATION"),
+)
+
+
+def listed() -> list[str]:
     from transformers.models.auto import modeling_auto
 
     found: dict[str, None] = {}
-    for name, mapping in vars(modeling_auto).items():
-        if name.startswith("MODEL") and name.endswith("_MAPPING_NAMES"):
-            for classes in mapping.values():
-                found |= dict.fromkeys([classes] if isinstance(classes, str) else classes)
-    return dict.fromkeys(sorted(found))
+    kinds: dict[str, None] = {}
+    for name in (*_TEXT, *_OTHERS):
+        for kind, classes in getattr(modeling_auto, f"MODEL_FOR_{name}_MAPPING_NAMES").items():
+            found |= dict.fromkeys([classes] if isinstance(classes, str) else classes)
+            kinds |= {kind: None} if name in _TEXT else {}
+    for kind, classes in modeling_auto.MODEL_MAPPING_NAMES.items():
+        if kind in kinds:
+            found |= dict.fromkeys([classes] if isinstance(classes, str) else classes)
+    return sorted(found)
 
 
 def by_type(known: set[str]) -> dict[str, str]:
@@ -68,7 +79,7 @@ def main() -> None:
         print(f"{name}: left out: {reason:.100}", file=sys.stderr)
     print(f"{len(found)} classes in {time.time() - began:.0f} s, {len(failed)} left out", file=sys.stderr)
     if options.check:
-        different = [each.name for each in found if _from_table(each.name) != each]
+        different = [each.name for each in found if from_table(each.name) != each]
         print("\n".join(different))
         sys.exit(bool(different))
     import transformers

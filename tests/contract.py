@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from architectures import build
 from memory_tensor import run_reference
 from safetensors import safe_open
 
 from merge import build_plan, parse_recipe, run_plan
-from merge.architecture import architecture_of, find_stacks
+from merge.architecture import LAYER_COUNT_KEYS, Stack, architecture_of
 from merge.methods import get_method
 from merge.planners.convert import convert_plan
 
@@ -56,15 +57,15 @@ class Family:
 
 # 1. A merge.
 
-LINEAR = "merge_method: linear\nmodels:\n- {model: A, parameters: {weight: 0.7}}\n- {model: B, parameters: {weight: 0.3}}\n"
+LINEAR = (
+    "merge_method: linear\nmodels:\n- {model: A, parameters: {weight: 0.7}}\n- {model: B, parameters: {weight: 0.3}}\n"
+)
 TIES = "merge_method: ties\nbase_model: BASE\nmodels: [{model: A}, {model: B}]\nparameters: {weight: 1, density: 0.5}\n"
 SLERP = "merge_method: slerp\nbase_model: A\nmodels: [{model: A}, {model: B}]\nparameters: {t: 0.3}\n"
 
 
 def check_mean(family: Family) -> None:
     """The mean of two fine-tunes loads, every number is the mean of theirs, and the flags are theirs."""
-    import torch
-
     out = family.load(family.merge(LINEAR, "linear"))
     assert list(out) == list(family.a)
     for key, value in out.items():
@@ -114,60 +115,48 @@ def check_copies(family: Family) -> None:
 
 
 def same(found: Tensors, wanted: Tensors) -> None:
-    import torch
-
     assert list(found) == list(wanted)
     assert [key for key in found if not torch.equal(found[key], wanted[key])] == []
 
 
 # 3. A stack.
 
+_SLICES = """
+INDENTslices:
+INDENT- sources: [{model: A, layer_range: [0, END]}]
+INDENT- sources: [{model: B, layer_range: [HALF, END]}]
+"""
+STACK = "merge_method: passthrough" + _SLICES.replace("INDENT", "")
+STACKS = "merge_method: passthrough\nbase_model: A\nmodules:\n"
+STACKS += "".join(f"  {side}:" + _SLICES.replace("INDENT", "    ") for side in ("encoder", "decoder"))
+
 
 def check_stack(family: Family) -> None:
     """All layers of one fine-tune and then the last ones of the other: every layer is where it belongs."""
-    n = layers_of(family)
-    recipe = f"slices:\n- sources: [{{model: A, layer_range: [0, {n}]}}]\n"
-    recipe += f"- sources: [{{model: B, layer_range: [{n // 2}, {n}]}}]\nmerge_method: passthrough\n"
-    out = family.load(family.merge(recipe, "stack"))
-    origins = [(family.a, layer) for layer in range(n)] + [(family.b, layer) for layer in range(n // 2, n)]
-    check_layers(family, out, origins)
-
-
-def layers_of(family: Family) -> int:
     config = family.config("a")
     text = config.get("text_config", config)
-    return next(text[key] for key in ("num_hidden_layers", "n_layer", "num_layers", "n_layers") if key in text)
-
-
-def check_layers(family: Family, out: Tensors, origins: list[tuple[Tensors, int]]) -> None:
-    """Layers by origin; tensors with a part for each layer part by part; all else from either fine-tune."""
-    import torch
-
-    n = layers_of(family)
-    (stack,) = [each for each in find_stacks(out, {"num_hidden_layers": len(origins)}) if each.n_layers == len(origins)]
-    per_layer = {each.name: each.axis for each in architecture_of(family.config("a")).per_layer}
+    n = next(text[key] for key in LAYER_COUNT_KEYS if key in text)
+    recipe = STACKS if config.get("is_encoder_decoder") else STACK
+    out = family.load(family.merge(recipe.replace("END", str(n)).replace("HALF", str(n // 2)), "stack"))
+    origins = [(family.a, layer) for layer in range(n)] + [(family.b, layer) for layer in range(n // 2, n)]
+    architecture = architecture_of(config)
+    assert architecture.stacks
+    stacks = [Stack(prefix, len(origins)) for prefix in architecture.stacks]
+    per_layer = {each.name: each.axis for each in architecture.per_layer}
+    found: set[tuple[str, int]] = set()
     for key, value in out.items():
-        if (at := stack.layer(key)) is not None:
-            source, layer = origins[at[0]]
-            assert torch.equal(value, source[stack.name(layer, at[1])]), key
+        at = next(((stack, *at) for stack in stacks if (at := stack.layer(key))), None)
+        if at is not None:
+            stack, place, suffix = at
+            source, layer = origins[place]
+            assert torch.equal(value, source[stack.name(layer, suffix)]), key
+            found.add((stack.prefix, place))
         elif key in per_layer:
-            axis = per_layer[key]
-            parts = [source[key].chunk(n, axis)[layer] for source, layer in origins]
-            assert torch.equal(value, torch.cat(parts, axis)), key
+            parts = [source[key].chunk(n, per_layer[key])[layer] for source, layer in origins]
+            assert torch.equal(value, torch.cat(parts, per_layer[key])), key
         else:
             assert any(torch.equal(value, source[key]) for source in (family.a, family.b)), key
-    layers = {layer: 0 for layer in range(len(origins))}
-    for key in out:
-        if (at := stack.layer(key)) is not None:
-            layers[at[0]] += 1
-    assert all(layers.values())
+    assert len(found) == len(origins) * len(stacks)
 
 
-CHECKS = {"merge": (check_mean, check_methods), "copy": (check_copies,), "stack": (check_stack,)}
-
-
-def check(promise: str, family: Family) -> None:
-    for function in CHECKS[promise]:
-        function(family)
-
-
+CHECKS = {"mean": check_mean, "ties, slerp": check_methods, "copy": check_copies, "stack": check_stack}

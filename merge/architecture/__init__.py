@@ -1,13 +1,13 @@
 """What is known of a model before a number of it is read: its class, its layer stacks, its embeddings and heads.
 
-architecture_of is what transformers says of a class: ties, names, what loading ignores, what stays float32. Layer stacks
-are found in the tensors' names instead, as runs of numbers (`model.layers.0.` ... `model.layers.31.`) whose length the
-config confirms, so that no list of architectures decides what can be stacked.
+architecture_of is what transformers says of a class: ties, names, what loading ignores, what stays float32. Layer
+stacks are found in the tensors' names instead, as runs of numbers (`model.layers.0.` ... `model.layers.31.`) whose
+length the config confirms, so that no list of architectures decides what can be stacked.
 """
 
-from merge.architecture.facts import Architecture, PerLayer, Tie, flag_of, config_section
+from merge.architecture.facts import Architecture, PerLayer, Tie, config_section, flag_of
 from merge.architecture.names import is_embedding, is_head, is_input_side, says_tied
-from merge.architecture.stacks import LAYER_COUNT_KEYS, Stack, find_stacks, main_stack
+from merge.architecture.stacks import LAYER_COUNT_KEYS, Stack, find_stacks, layer_counts, main_stack
 from merge.architecture.table import architecture_of, class_of
 
 __all__ = [
@@ -18,12 +18,13 @@ __all__ = [
     "Tie",
     "architecture_of",
     "class_of",
+    "config_section",
     "find_stacks",
     "flag_of",
     "is_embedding",
     "is_head",
     "is_input_side",
+    "layer_counts",
     "main_stack",
     "says_tied",
-    "config_section",
 ]

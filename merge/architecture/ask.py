@@ -104,7 +104,7 @@ def _filled(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _with_layers(values: Mapping[str, Any], change: Callable[[int], int], fixed: Container[str]) -> dict[str, Any]:
-    """The config with other numbers of layers, and lists of a value for each layer, if they are not `fixed`, to match."""
+    """The config with other numbers of layers; lists as long as there were layers, if not in `fixed`, follow."""
     counts = [key for key in (*LAYER_COUNT_KEYS, "num_encoder_layers") if isinstance(values.get(key), int)]
     old = {values[key] for key in counts}
     changed: dict[str, Any] = {}
@@ -263,7 +263,7 @@ def _float32(model: Any) -> Iterator[str]:
 
     yield from sorted(model._keep_in_fp32_modules_strict or ())
     kept = [re.compile(pattern) for pattern in model._keep_in_fp32_modules_strict or ()]
-    ends = {}
+    ends: dict[str, None] = {}
     for name, value in model.state_dict().items():
         if value.dtype == torch.float32 and not any(pattern.search(name) for pattern in kept):
             ends[".".join(_NUMBER.split(name)[-1].split(".")[-2:])] = None
@@ -279,15 +279,18 @@ def _renames(model: Any) -> Iterator[Rename]:
         kinds = (GroupWeightRename, Inkling2IndexOffsetWeightRename)  # depend on other names, or count
         if not isinstance(transform, WeightRenaming) or isinstance(transform, kinds):
             continue
-        scopes = ("",)
+        scopes: tuple[str, ...] = ("",)
         if transform.scope_prefix is not None:
             base = f"{transform.base_model_prefix}." if transform.base_model_prefix else ""
             scopes = (f"{base}{transform.scope_prefix}.", f"{transform.scope_prefix}.")
-        yield Rename(transform.compiled_sources.pattern, transform.target_patterns[0], tuple(dict.fromkeys(scopes)))
+        pattern: str = transform.compiled_sources.pattern
+        if len(transform.source_patterns) == 1:
+            pattern = pattern.removeprefix("(?P<g0>").removesuffix(")")
+        yield Rename(pattern, transform.target_patterns[0], tuple(dict.fromkeys(scopes)))
 
 
 def _layers(model: Any, cls: Any, values: Mapping[str, Any], fixed: Container[str]) -> dict[str, Any]:
-    """What one more layer changes: lists of modules, tensors that hold a part for each layer, layers that are special."""
+    """Lists of modules and tensors that grow with a layer more; what is special about the first layer."""
     section = _text_section(model.config)
     deeper = _in_section(values, section, lambda part: _with_layers(part, lambda count: count + 1, fixed))
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -109,6 +109,12 @@ class Architecture:
         for rename in self.renames:
             name = rename.apply(name)
         return name
+
+    def parameter(self, name: str, known: Container[str]) -> str | None:
+        """Which of the class's parameters in `known` a tensor on the disk is loaded as; None if it is none of them."""
+        loaded, prefix = self.loaded_name(name), f"{self.prefix}."
+        choices = (loaded, prefix + loaded, loaded.removeprefix(prefix))
+        return next((choice for choice in choices if choice in known), None)
 
     def is_unread(self, name: str) -> bool:
         """Whether loading ignores a tensor of this name, or computes it where it is missing."""

@@ -5,9 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-_EMBEDDINGS = ("embed_tokens", "word_embeddings", "wte", "tok_embeddings", "embed_in", "shared")
-_INPUT_SIDE = (*_EMBEDDINGS, "embed", "wpe")
-_HEADS = ("lm_head", "embed_out", "output")
+# What the last part of a name but "weight" is, in all architectures that table.json has.
+_EMBEDDINGS = (
+    *("embed_tokens", "word_embeddings", "wte", "tok_embeddings", "embed_in", "shared", "embeddings"),
+    *("word_embedding", "token_embedding", "tokens_embed"),
+)
+_INPUT_SIDE = (*_EMBEDDINGS, "embed", "wpe", "mask_emb", "position")
+_HEADS = ("lm_head", "embed_out", "output", "lm_loss", "proj_out", "generator_lm_head", "vocab_projector")
+_DECODERS = ("predictions", "lm_head")  # in front of "decoder"
 
 
 def _parts(name: str) -> list[str]:
@@ -28,7 +33,11 @@ def is_embedding(name: str) -> bool:
 def is_head(name: str) -> bool:
     """The output matrix that may be tied to the embedding."""
     parts = _parts(name)
-    return parts[-1] == "weight" and len(parts) <= 3 and parts[-2] in _HEADS if len(parts) > 1 else False
+    if parts[-1] != "weight" or not 2 <= len(parts) <= 4:
+        return False
+    if parts[-2] == "decoder":
+        return len(parts) == 2 or parts[-3] in _DECODERS
+    return parts[-2] in _HEADS and len(parts) <= (2 if parts[-2] == "proj_out" else 3)
 
 
 def says_tied(config: Mapping[str, Any]) -> bool | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,15 +18,26 @@ LAYER_COUNT_KEYS = (
     "decoder_layers",
     "depth",
 )
+
+
 @dataclass(frozen=True, slots=True)
 class Stack:
-    """Layers named `prefix` + number + "." + suffix."""
+    """Layers named `prefix` + number + "." + suffix, from 0 to n_layers - 1."""
 
     prefix: str
     n_layers: int
 
     def layer(self, name: str) -> tuple[int, str] | None:
         """(number, suffix) of a tensor of this stack; None for any other."""
+        found = self._numbered(name)
+        return found if found is not None and found[0] < self.n_layers else None
+
+    def is_beyond(self, name: str) -> bool:
+        """Whether a tensor is of a layer that the config does not count: multi-token prediction, as in DeepSeek-V3."""
+        found = self._numbered(name)
+        return found is not None and found[0] >= self.n_layers
+
+    def _numbered(self, name: str) -> tuple[int, str] | None:
         if not name.startswith(self.prefix):
             return None
         number, _, suffix = name[len(self.prefix) :].partition(".")
@@ -37,17 +48,34 @@ class Stack:
 
 
 def find_stacks(names: Iterable[str], config: Mapping[str, Any]) -> tuple[Stack, ...]:
-    """The stacks whose length the config confirms, the longest first; without such a config, the longest run."""
-    numbers: dict[str, dict[int, None]] = {}
+    """The stacks whose length the config confirms, the longest first; without such a config, the longest run.
+
+    A run may go on behind what the config counts, with layers that have more in them than the last one counted.
+    """
+    numbers: dict[str, dict[int, set[str]]] = {}
     for name in names:
         parts = name.split(".")
         place = next((i for i, part in enumerate(parts[:-1]) if _is_number(part)), None)
         if place is not None:
-            numbers.setdefault("".join(part + "." for part in parts[:place]), {})[int(parts[place])] = None
+            prefix = "".join(part + "." for part in parts[:place])
+            numbers.setdefault(prefix, {}).setdefault(int(parts[place]), set()).add(".".join(parts[place + 1 :]))
     runs = [Stack(prefix, len(found)) for prefix, found in numbers.items() if max(found) + 1 == len(found)]
-    runs.sort(key=lambda stack: -stack.n_layers)
-    counts = dict(_layer_counts(config)).values()
-    return tuple(stack for stack in runs if stack.n_layers in counts) or tuple(runs[:1])
+    counts = layer_counts(config)
+    stacks = [stack for stack in runs if stack.n_layers in counts]
+    stacks += [Stack(prefix, n) for prefix, found in numbers.items() if (n := _counted(found, counts)) is not None]
+    return tuple(sorted(stacks, key=_longest)) or tuple(sorted(runs, key=_longest)[:1])
+
+
+def _longest(stack: Stack) -> int:
+    return -stack.n_layers
+
+
+def _counted(found: Mapping[int, set[str]], counts: Sequence[int]) -> int | None:
+    """How many layers of a run the config counts, if others follow that have all of the last one's parts and more."""
+    if max(found) + 1 != len(found) or len(found) in counts:
+        return None
+    lengths = [n for n in counts if 0 < n < len(found) and all(found[i] > found[n - 1] for i in range(n, len(found)))]
+    return max(lengths, default=None)
 
 
 def main_stack(stacks: tuple[Stack, ...], config: Mapping[str, Any]) -> Stack | None:
@@ -58,6 +86,11 @@ def main_stack(stacks: tuple[Stack, ...], config: Mapping[str, Any]) -> Stack | 
     plain = [stack for stack in confirmed or stacks if "vision" not in stack.prefix and "visual" not in stack.prefix]
     chosen = plain or confirmed or list(stacks)
     return chosen[0] if chosen else None
+
+
+def layer_counts(config: Mapping[str, Any]) -> list[int]:
+    """Every number of layers that a config gives, of all its sections."""
+    return [count for _, count in _layer_counts(config)]
 
 
 def _layer_counts(config: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, int]]:

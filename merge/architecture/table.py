@@ -26,7 +26,7 @@ def architecture_of(config: Mapping[str, Any], names: Iterable[str] = ()) -> Arc
     """
     name = class_of(config)
     if name is not None and name in _table()["classes"]:
-        return _from_table(name)
+        return from_table(name)
     if name is not None and _transformers_has(name) and (asked := _asked(name, json.dumps(config))) is not None:
         return asked
     return _by_names(name or "", config, names)
@@ -48,44 +48,48 @@ def _table() -> dict[str, Any]:
 
 
 @functools.cache
-def _from_table(name: str) -> Architecture:
+def from_table(name: str) -> Architecture:
+    """What the table says of a class that it has."""
     table = _table()
-    said = dict(table["kinds"][table["classes"][name]])
-    said["ties"] = tuple(Tie(*tie) for tie in said.get("ties", ()))
-    renames = (*said.get("renames", ()), *table["legacy"])
-    said["renames"] = tuple(Rename(pattern, new, tuple(scopes)) for pattern, new, scopes in renames)
-    said["per_layer"] = tuple(PerLayer(*each) for each in said.get("per_layer", ()))
-    return Architecture(name, **{key: tuple(value) if isinstance(value, list) else value for key, value in said.items()})
+    said: dict[str, Any] = dict(table["kinds"][table["classes"][name]])
+    said["ties"] = [Tie(*tie) for tie in said.get("ties", ())]
+    renames = [table["renames"][number] for number in (*said.get("renames", ()), *table["legacy"])]
+    said["renames"] = [Rename(*each[:2], *(tuple(scopes) for scopes in each[2:])) for each in renames]
+    said["per_layer"] = [PerLayer(*each) for each in said.get("per_layer", ())]
+    return Architecture(
+        name, **{key: tuple(value) if isinstance(value, list) else value for key, value in said.items()}
+    )
 
 
 def table_text(architectures: Sequence[Architecture], model_types: Mapping[str, str], version: str) -> str:
-    """Text of table.json: classes that say the same share an entry, and all share the last renames."""
+    """Text of table.json: classes that say the same share an entry, and all share the last renames (`legacy`)."""
     legacy = architectures[0].renames
     for each in architectures:
         while legacy and each.renames[-len(legacy) :] != legacy:
             legacy = legacy[1:]
+    renames: dict[Rename, int] = {}
     kinds: dict[str, int] = {}
     classes: dict[str, int] = {}
     for each in architectures:
         own = each.renames[: len(each.renames) - len(legacy)]
-        said = {key: value for key, value in _plain(dataclasses.replace(each, renames=own)).items() if value}
-        del said["name"]
+        said = {
+            **{
+                key: value
+                for key, value in dataclasses.asdict(each).items()
+                if value and key not in ("name", "renames")
+            },
+            **({"ties": [list(dataclasses.astuple(tie)) for tie in each.ties]} if each.ties else {}),
+            **({"per_layer": [list(dataclasses.astuple(part)) for part in each.per_layer]} if each.per_layer else {}),
+            **({"renames": [renames.setdefault(rename, len(renames)) for rename in own]} if own else {}),
+        }
         classes[each.name] = kinds.setdefault(json.dumps(said), len(kinds))
+    last = [renames.setdefault(rename, len(renames)) for rename in legacy]
+    patterns = [[r.pattern, r.replacement, *([list(r.scopes)] if r.scopes != ("",) else [])] for r in renames]
     return (
         f'{{"transformers": {json.dumps(version)},\n"model_types": {json.dumps(dict(sorted(model_types.items())))},\n'
-        f'"legacy": {json.dumps([list(_plain(each).values()) for each in legacy])},\n'
-        f'"classes": {json.dumps(dict(sorted(classes.items())))},\n"kinds": [\n' + ",\n".join(kinds) + "\n]}\n"
+        f'"classes": {json.dumps(dict(sorted(classes.items())))},\n"legacy": {json.dumps(last)},\n'
+        f'"renames": {json.dumps(patterns)},\n"kinds": [\n' + ",\n".join(kinds) + "\n]}\n"
     )
-
-
-def _plain(value: Any) -> dict[str, Any]:
-    """The fields of an Architecture or of a part of it, parts as lists of their values."""
-    return {
-        field.name: [list(_plain(each).values()) if dataclasses.is_dataclass(each) else each for each in found]
-        if isinstance(found := getattr(value, field.name), tuple)
-        else found
-        for field in dataclasses.fields(value)
-    }
 
 
 def _transformers_has(name: str) -> bool:

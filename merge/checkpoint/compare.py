@@ -1,4 +1,4 @@
-"""Whether two stored tensors hold the same numbers: planning needs to know it of a head and the embedding it is tied to."""
+"""Whether two stored tensors hold the same numbers, which planning has to know of a head that is tied."""
 
 from __future__ import annotations
 
@@ -38,6 +38,6 @@ def same_numbers(a: TensorRef, b: TensorRef, files: Iterable[SourceFile]) -> boo
                 else:
                     reader.read_values(ref, start, values)
                 found.append(values.view(f"u{values.itemsize}"))  # bits: NaN is the same as itself
-            if not np.array_equal(*found):
+            if not np.array_equal(found[0], found[1]):
                 return False
     return True

@@ -64,7 +64,8 @@ def _choose(directory: str, names: Sequence[str]) -> Weights | None:
         if shards:
             return shards
         if kind == "safetensors":
-            others = [name for name in names if name.endswith(".safetensors") and not name.startswith("adapter_")]
+            strange = ("adapter_", "consolidated.")  # Mistral's own format has other names in it
+            others = [name for name in names if name.endswith(".safetensors") and not name.startswith(strange)]
             if len(others) > 1:
                 raise CheckpointError(
                     f"{directory}: has {len(others)} safetensors files ({some(others)}) and neither model.safetensors "

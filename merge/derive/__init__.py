@@ -30,6 +30,7 @@ OPERATIONS: dict[str, str] = {
     "residual": "merge.derive.residual",
     "part": "merge.derive.part",
     "joined": "merge.derive.joined",
+    "layer_parts": "merge.derive.layer_parts",
     "recast": "merge.derive.recast",
     "token_rows": "merge.derive.token_rows",
     "stage": "merge.derive.stage",

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-from merge.architecture import LAYER_COUNT_KEYS
+from merge.architecture import LAYER_COUNT_KEYS, architecture_of
 from merge.errors import CheckpointError, Problem, RecipeError
 from merge.output.layer_rules import RULED, RULES, Rule, Section
 from merge.quoting import quoted
@@ -46,8 +46,11 @@ def restack(config: dict[str, Any], stack: Restacked) -> list[str]:
         return []  # no such config has lists for single layers, and none would say which side it means
     for key in _INDICES:
         _renumber(section, origins, key)
+    _renumber_exceptions(section, origins)
+    section.update({key: 0 for key in _PREDICTION_LAYERS if section.get(key)})  # a stack is made without them
+    fixed = architecture_of(config).fixed_lists
     for key, value in old.items():
-        if key in counts or key in RULED or key in _INDICES or _is_no_list_of_layers(key):
+        if key in counts or key in RULED or key in _INDICES or key in fixed or _is_no_list_of_layers(key):
             continue
         if isinstance(value, list) and len(value) == stack.n_old:
             section[key] = [_entry(path, key, other.get(key, value), number) for path, other, number in origins]
@@ -103,6 +106,8 @@ def _set_counts(config: dict[str, Any], section: Section, stack: Restacked, n: i
 # Lists.
 
 _NOT_BY_LAYER = ("architectures", "mrope_section", "rope_scaling", "auto_map", "time_step_limit")
+_EXCEPTIONS = "per_layer_config"
+_PREDICTION_LAYERS = ("num_nextn_predict_layers", "num_mtp_layers")
 _STRINGS = ("hybrid_override_pattern",)  # Nemotron-H: a letter for each layer
 # Lists of the numbers of some layers.
 _INDICES = (
@@ -128,6 +133,18 @@ def _entry(path: str, key: str, values: Any, layer: int) -> Any:
 def _renumber(section: Section, origins: Sequence[tuple[str, Section, int]], key: str) -> None:
     if any(isinstance(other.get(key), list) for _, other, _ in origins):
         section[key] = [place for place, (_, other, number) in enumerate(origins) if number in (other.get(key) or ())]
+
+
+def _renumber_exceptions(section: Section, origins: Sequence[tuple[str, Section, int]]) -> None:
+    """Gemma 4: what differs in some layers, {"05": {"head_dim": 512}}, by the layer's number."""
+    known = [{int(key): value for key, value in (other.get(_EXCEPTIONS) or {}).items()} for _, other, _ in origins]
+    if any(known):
+        width = len(str(len(origins) - 1))
+        section[_EXCEPTIONS] = {
+            f"{place:0{width}}": found[number]
+            for place, ((_, _, number), found) in enumerate(zip(origins, known, strict=True))
+            if number in found
+        }
 
 
 # Rules.

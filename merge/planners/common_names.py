@@ -11,7 +11,7 @@ from merge.architecture import Architecture
 
 @dataclass(frozen=True)
 class NameMap:
-    """`names`: of each of a model's tensors, the name it has in the other model; `changes`: what was done, for a note."""
+    """`names`: a model's names -> those of the other model. `changes`: what was done, for notes."""
 
     names: dict[str, str]
     changes: tuple[str, ...]

@@ -9,11 +9,11 @@ from typing import Any
 
 from merge.architecture import Architecture, Stack, architecture_of, find_stacks, is_input_side, main_stack
 from merge.checkpoint import Checkpoint
-from merge.quoting import some
 from merge.plan import SourceModel, TensorRef
 from merge.planners.common_names import common_names
 from merge.planners.models import key_of, open_models
 from merge.planners.ties import Named, resolve_ties
+from merge.quoting import some
 from merge.recipe.model import ModelRef, Recipe
 
 
@@ -48,10 +48,9 @@ class Input:
         return SourceModel(checkpoint.ref.text, checkpoint.path, checkpoint.revision, checkpoint.files)
 
 
-def _input(model: Named, tied: bool) -> Input:
-    config = model.checkpoint.config
-    stacks = find_stacks(model.tensors, config)
-    return Input(model.checkpoint, model.architecture, model.tensors, tied, stacks, main_stack(stacks, config))
+def _input(model: Named, tied: bool, stacks: tuple[Stack, ...]) -> Input:
+    main = main_stack(stacks, model.checkpoint.config)
+    return Input(model.checkpoint, model.architecture, model.tensors, tied, stacks, main)
 
 
 class Inputs:
@@ -68,10 +67,11 @@ class Inputs:
         self.notes: list[str] = []
         models = self._named(checkpoints)
         ties = resolve_ties(models)
-        self.copied = self._leave_out_unread(models)
+        stacks = [find_stacks(model.tensors, model.checkpoint.config) for model in models]
+        self.copied = self._leave_out_unread(models, [stack for found in stacks for stack in found])
         self.tie_flags = ties.flags
         self.notes += ties.notes
-        self.all = [_input(model, tied) for model, tied in zip(models, ties.tied, strict=True)]
+        self.all = [_input(*each) for each in zip(models, ties.tied, stacks, strict=True)]
         self._places = {key_of(model.ref): i for i, model in enumerate(self.all)}
         self._suffixes: dict[tuple[int, Stack], dict[int, list[str]]] = {}
         for model in self.all:
@@ -117,7 +117,7 @@ class Inputs:
 
     def _named(self, checkpoints: Sequence[Checkpoint]) -> list[Named]:
         """Every input's tensors under the first one's names."""
-        found = []
+        found: list[Named] = []
         for checkpoint in checkpoints:
             architecture = architecture_of(checkpoint.config, checkpoint.tensors)
             common = {name: name for name in checkpoint.tensors}
@@ -131,12 +131,21 @@ class Inputs:
             found.append(Named(checkpoint, architecture, tensors, common))
         return found
 
-    def _leave_out_unread(self, models: Sequence[Named]) -> frozenset[str]:
-        """Takes out what loading ignores or computes and the first input lacks; returns what only some others lack."""
-        donor = models[0]
+    def _leave_out_unread(self, models: Sequence[Named], stacks: Sequence[Stack]) -> frozenset[str]:
+        """Takes out what loading ignores or computes and the first input lacks; returns what only some others lack.
+
+        Layers that the config does not count, for multi-token prediction, are among it.
+        """
+        donor, architecture = models[0], models[0].architecture
         counts = Counter(name for model in models for name in model.tensors)
-        lacking = [name for name, count in counts.items() if count < len(models)]
-        unread = [name for name in lacking if donor.architecture.is_unread(donor.architecture.loaded_name(name))]
+        unread = [
+            name
+            for name, count in counts.items()
+            if count < len(models)
+            and (
+                architecture.is_unread(architecture.loaded_name(name)) or any(stack.is_beyond(name) for stack in stacks)
+            )
+        ]
         for model in models[1:]:
             gone = [name for name in unread if name not in donor.tensors and name in model.tensors]
             for name in gone:

@@ -46,11 +46,11 @@ class StepBuilder:
         return self._merge(target, slots, base)
 
     def _ref(self, slot: Slot) -> TensorRef:
-        ref = self.inputs.all[slot.model].tensors[slot.name]
+        ref = slot.made or self.inputs.all[slot.model].tensors[slot.name]
         return ref if slot.units is None else dataclasses.replace(ref, units=slot.units)
 
     def _has(self, slot: Slot) -> bool:
-        return slot.name in self.inputs.all[slot.model].tensors
+        return slot.made is not None or slot.name in self.inputs.all[slot.model].tensors
 
     def _model_name(self, slot: Slot) -> str:
         return self.inputs.all[slot.model].ref.text
@@ -117,7 +117,9 @@ class StepBuilder:
     def _single(self, target: Target, slot: Slot) -> Step:
         """One input's tensor as it is, in the output's dtype."""
         ref = self._ref(slot)
-        dtype = self._out_dtype(ref)
+        dtype = self._out_dtype(target, ref)
+        if self.dtype is not None and ref.dtype in ("BF16", "F16") and dtype == "F32":
+            dtype = ref.dtype  # a copy is exact as it is
         plain = ref.dtype == dtype and ref.strides is None and ref.is_exact
         return self._make(target, "copy" if plain else "passthrough", [slot], None, {}, dtype)
 
@@ -134,7 +136,7 @@ class StepBuilder:
         owners = [(slot.statistics, self._model_name(slot), self._ref(slot)) for slot in slots]
         statistics = self._statistics_of(method, target.name, owners)
         donor = self._ref(base or self._donor_slot(slots))
-        step = self._make(target, method.name, slots, base, parameters, self._out_dtype(donor))
+        step = self._make(target, method.name, slots, base, parameters, self._out_dtype(target, donor))
         return dataclasses.replace(step, statistics=statistics)
 
     def _statistics_of(self, method: Method, name: str, owners: list[Any]) -> tuple[TensorRef, ...]:
@@ -151,9 +153,10 @@ class StepBuilder:
     def _donor_slot(self, slots: list[Slot]) -> Slot:
         return min(slots, key=lambda slot: slot.model)
 
-    def _out_dtype(self, ref: TensorRef) -> str:
+    def _out_dtype(self, target: Target, ref: TensorRef) -> str:
         if self.dtype is not None:
-            return self.dtype
+            kept = self.inputs.donor.architecture.stays_float32(target.name, self.dtype)
+            return "F32" if kept else self.dtype
         return "BF16" if ref.scale is not None else ref.dtype  # FP8 with scales is not FP8 any more
 
     def _make(

@@ -2,16 +2,16 @@
 
 A tensor that the config ties to another one follows it, under every name that transformers ties: a stored copy is not
 merged apart and not written again. One that is stored with other numbers is no copy: transformers loads it, so it is
-kept. The output is tied if no input has such a tensor of its own; otherwise every name is written, and its config says so.
+kept. The output is tied if no input has such a tensor of its own; if one has, every name is written and the config says
+that nothing is tied.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
-from merge.architecture import Architecture, Tie, flag_of, config_section
+from merge.architecture import Architecture, Tie, config_section, flag_of
 from merge.checkpoint import Checkpoint
 from merge.checkpoint.compare import same_numbers
 from merge.plan import TensorRef
@@ -98,16 +98,10 @@ def places(architecture: Architecture, names: Iterable[str]) -> dict[str, str]:
     """The parameters of a class that may be tied -> their names among `names`, for those that are there."""
     wanted = dict.fromkeys(name for tie in architecture.ties for name in (tie.source, tie.target))
     ends = {".".join(name.split(".")[-2:]) for name in wanted}
-    prefix = f"{architecture.prefix}."
     found: dict[str, str] = {}
     for name in names:
-        if ".".join(name.split(".")[-2:]) not in ends:
-            continue
-        loaded = architecture.loaded_name(name)
-        for choice in (loaded, prefix + loaded, loaded.removeprefix(prefix)):
-            if choice in wanted:
-                found.setdefault(choice, name)
-                break
+        if ".".join(name.split(".")[-2:]) in ends and (own := architecture.parameter(name, wanted)) is not None:
+            found.setdefault(own, name)
     return found
 
 

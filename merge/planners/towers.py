@@ -20,7 +20,8 @@ from merge.planners.modules import (
     inputs_modules,
     side_modules,
 )
-from merge.planners.targets import Layout, Slot, Target, Tower, model_targets, place_of, slice_targets
+from merge.planners.slices import slice_targets
+from merge.planners.targets import Layout, Slot, Target, Tower, model_targets, place_of
 from merge.recipe.model import Module, Recipe
 
 
