@@ -11,9 +11,9 @@ from typing import Any
 
 from finetune.libraries import quiet_libraries
 from finetune.models import keep_4_bit_layout
-from finetune.record import MANIFEST
+from finetune.record import BOTTLENECK, MANIFEST
 from merge.errors import CheckpointError, UsageError
-from merge.loading import CAUSAL, load_adapter, load_config, load_model, load_tokenizer
+from merge.loading import CAUSAL, check_needs, load_adapter, load_config, load_model, load_tokenizer
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,10 @@ def load(text: str, kind: str = CAUSAL) -> Loaded:
             ref = parse_reference(_base_of(config))
         except ValueError as error:
             raise CheckpointError(f"{config}: base_model_name_or_path: {error}.") from None
+    path = locate(ref).path
+    check_needs(path, adapter)
     with quiet_libraries():
-        return _load(text, locate(ref).path, adapter, kind)
+        return _load(text, path, adapter, kind)
 
 
 def _load(text: str, path: str, adapter: str | None, kind: str) -> Loaded:
@@ -80,7 +82,7 @@ def _put(network: Any, adapter: str, n_tokens: int) -> Any:
 
     if n_tokens > network.get_input_embeddings().weight.shape[0]:
         network.resize_token_embeddings(n_tokens, mean_resizing=False)
-    if os.path.isfile(os.path.join(adapter, bottleneck.CONFIG)):
+    if os.path.isfile(os.path.join(adapter, BOTTLENECK)):
         return bottleneck.load_bottlenecks(network, adapter)
     return load_adapter(network, adapter)
 
@@ -107,9 +109,7 @@ def _saved_with(adapter: str | None) -> set[str]:
 
 def _adapter_config(folder: str) -> str | None:
     """The file that makes a directory an adapter."""
-    from finetune import bottleneck
-
-    files = (os.path.join(folder, name) for name in ("adapter_config.json", bottleneck.CONFIG))
+    files = (os.path.join(folder, name) for name in ("adapter_config.json", BOTTLENECK))
     return next((file for file in files if os.path.isfile(file)), None)
 
 

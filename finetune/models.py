@@ -153,14 +153,8 @@ def _dtype(config: Config, device: str) -> Any:
 
 def _nf4(config: Config, device: str) -> Any:
     """Dettmers et al. 2023 (arXiv:2305.14314): NF4 weights, quantised scales, computation in a float."""
-    import importlib.util
-
     from transformers import BitsAndBytesConfig
 
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise UsageError(
-            "train: qlora needs bitsandbytes: pip install 'merge-workbench[finetune]'. Or use train: lora."
-        )
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",

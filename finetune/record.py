@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from finetune.objectives import Objective
 
 MANIFEST, LOG, CURVE = "finetune_manifest.json", "training_log.json", "loss.png"
+BOTTLENECK = "bottleneck_config.json"  # of an adapter of that kind; see bottleneck.py
 TENSORBOARD = "tensorboard"  # the folder of its events
 FORMAT = 1
 _PACKAGES = (

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from finetune.before import check_packages
 from finetune.config import keeps_best
 from finetune.data import Data, encode_samples, read_samples
 from finetune.data.encode import set_up_tokenizer
@@ -35,7 +36,6 @@ from finetune.result import save_result, summarise_losses, summarise_metrics, wr
 from finetune.rope import scale_rope
 from finetune.trainables import TRAINABLES, count_parameters, make_trainable
 from merge.engine.memory import peak_resident
-from merge.errors import UsageError
 from merge.output.directory import check_out
 from merge.processors import processors
 from merge.recipe.references import parse_reference
@@ -82,6 +82,7 @@ def prepare(config: Config, folder: Path | None = None) -> Prepared:
     Raises:
         MergeError: whatever is wrong, in one message.
     """
+    check_packages(config)
     samples = read_samples(config, folder)
     with quiet_libraries():
         base = scale_rope(open_base(config.model, folder, config.adapter), config)
@@ -138,7 +139,6 @@ def _finetune(
     if first:
         check_out(out, force, prepared.sources)
     device = pick_device(config, device)
-    _check_packages(config)
     check_launch(config, device)
     torch.set_num_threads(threads or processors())  # torch counts the machine's, whatever a container may use
     digests = weight_digests(base)
@@ -207,18 +207,6 @@ def _check_model(model: Any, prepared: Prepared, device: str, out: Path) -> None
 def _few(model: Any) -> str:
     names = model.new_parameters
     return ", ".join(names[:4]) + (" ..." if len(names) > 4 else "")
-
-
-def _check_packages(config: Config) -> None:
-    import importlib.util
-
-    for wanted, package, install in (
-        (config.tensorboard, "tensorboard", "'merge-workbench[tensorboard]'"),
-        (config.optimizer.endswith("8bit"), "bitsandbytes", "bitsandbytes"),
-        (config.attention == "flash_attention_2", "flash_attn", "flash_attn"),
-    ):
-        if wanted and importlib.util.find_spec(package) is None:
-            raise UsageError(f"{package} is not installed, and the config asks for it: pip install {install}.")
 
 
 def _train(

@@ -18,10 +18,11 @@ from safetensors.torch import load_file
 from tiny_llama import make_tiny_llama, words, write_lines
 
 from eval.exact_match import SKILLS, complete, questions
+from finetune.before import is_task_file
 from finetune.config import load_config
 from finetune.keys import Source
 from finetune.strategies import Result, load_tasks, run_strategies, stages
-from finetune.strategies.config import is_task_file, mixture
+from finetune.strategies.config import mixture
 from finetune.strategies.score import Score, Scorer
 from finetune.strategies.table import as_json, forgetting, rows
 from finetune.train import finetune, prepare

@@ -18,12 +18,12 @@ from typing import Any
 
 import yaml
 
+from finetune.before import TASK_KEYS
 from finetune.config import KIND, WRONG, ConfigReader, read_config, read_value
 from finetune.keys import KEYS, Config, Key, Source
 from finetune.strategies.merges import Merge, read_merges
 from finetune.trainables import TRAINABLES
-from merge.errors import RecipeError
-from merge.recipe.document import compose_value, read_document, read_text
+from merge.recipe.document import read_document, read_text
 from merge.recipe.names import suggest
 
 STRATEGIES = ("simultaneous", "sequential", "parallel")
@@ -31,7 +31,6 @@ _OWN = {
     "strategy": Key("words", "how several tasks are trained"),
     "workers": Key("int", "processes of the parallel strategy", low=1, high=64),
 }
-OWN_KEYS = ("tasks", "strategy", "merge", "workers")
 _WEIGHT = Key("float", "share of a task in the simultaneous mixture", above=0)
 # One value for all tasks: models are compared, gone on with and merged.
 _SHARED = ("model", "out", "train", "adapter", "seed", "new_tokens", "eos_token", "pad_token", "chat_template")
@@ -65,15 +64,6 @@ class TaskSet:
         return Path(self.shared.out)
 
 
-def is_task_file(file: str | None) -> bool:
-    """Whether a config names tasks; False for what is not readable, which the usual reader then says."""
-    try:
-        root = compose_value(read_text(Path(file))) if file else None
-    except RecipeError:
-        return False
-    return isinstance(root, yaml.MappingNode) and any(key.value in OWN_KEYS for key, _ in root.value)
-
-
 def load_tasks(file: str, flags: Mapping[str, Sequence[str]] | None = None, strategy: str | None = None) -> TaskSet:
     """Reads a tasks file, then the flags over it.
 
@@ -91,10 +81,10 @@ def load_tasks(file: str, flags: Mapping[str, Sequence[str]] | None = None, stra
     shared: list[tuple[yaml.Node, yaml.Node]] = []
     own: dict[str, yaml.Node] = {}
     for name, key_node, value in place.pairs(root, "", "the config"):
-        if name in OWN_KEYS:
+        if name in TASK_KEYS:
             own[name] = value
         elif name not in KEYS:
-            place.problem(key_node, f'unknown key "{name}"; {suggest(name, [*OWN_KEYS, *KEYS])}')
+            place.problem(key_node, f'unknown key "{name}"; {suggest(name, [*TASK_KEYS, *KEYS])}')
         elif name in ("data", "adapter"):
             place.problem(key_node, f'"{name}" stands where there are no tasks; {_INSTEAD[name]}')
         else:

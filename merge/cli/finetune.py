@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from finetune.before import check_packages
 from finetune.distributed import is_first
 from finetune.keys import KEYS, Config, Key
 from merge.cli.show import memory, printable
 from merge.cli.trust import trust_option
+from merge.needs import need
 
 if TYPE_CHECKING:
     from finetune.train import Prepared, Report
@@ -122,6 +124,7 @@ def command(
 
     Every key of CONFIG.yaml is also a flag, which stands over the file.
     """
+    need("merge finetune", "finetune", "accelerate", "peft")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # it would warn when data loaders fork
     first = is_first()
     quiet = quiet or not first
@@ -131,7 +134,6 @@ def command(
             click.echo(printable(text), err=True)
 
     if _has_tasks(words, strategy, workers, show):
-        _check_installed()
         from merge.cli.finetune_tasks import run_tasks
 
         machine: dict[str, Any] = {"device": device, "threads": threads, "force": force}
@@ -139,7 +141,7 @@ def command(
         run_tasks(words[0], _given(flags), **own, **machine, say=say, bar=_progress)
         return
     file, config = _read(words, flags, show is not None)
-    _check_installed()
+    check_packages(config)
     from finetune.train import finetune, prepare
 
     prepared = prepare(config, Path(file).parent if file is not None else None)
@@ -160,7 +162,7 @@ def command(
 
 def _has_tasks(words: tuple[str, ...], strategy: str | None, workers: int | None, show: int | None) -> bool:
     """Whether this is a config with tasks. Raises UsageError for flags that do not go with what it is."""
-    from finetune.strategies.config import is_task_file
+    from finetune.before import is_task_file
     from merge.errors import UsageError
 
     found = len(words) == 1 and is_task_file(words[0])
@@ -211,16 +213,6 @@ def _is_config(word: str) -> bool:
     """Whether it is a config file, and not a model's directory or hub id."""
     path = Path(word)
     return path.suffix.lower() in (".yaml", ".yml", ".json") or path.is_file() or not (path.is_dir() or "/" in word)
-
-
-def _check_installed() -> None:
-    import importlib.util
-
-    from merge.errors import UsageError
-
-    for package in ("accelerate", "peft"):
-        if importlib.util.find_spec(package) is None:
-            raise UsageError(f"merge finetune needs {package}: pip install 'merge-workbench[finetune]'.")
 
 
 def _show(prepared: Prepared, count: int) -> None:

@@ -82,7 +82,7 @@ def command(
         raise UsageError("--json: needs --prompt or --file.")
     sampling = Sampling(max_tokens, temperature, top_p, top_k, seed, stop)
     first = [{"role": "system", "content": system}] if system else []
-    with quiet_libraries(), opened(model, say=lambda text: click.echo(printable(text), err=True)) as loaded:
+    with opened(model, say=lambda text: click.echo(printable(text), err=True)) as loaded, quiet_libraries():
         if prompts is None:
             from merge.cli.talk import talk
 

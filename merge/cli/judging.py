@@ -14,6 +14,7 @@ import click
 
 from merge.cli.run import check_device
 from merge.jsontext import parse_json
+from merge.needs import need
 
 if TYPE_CHECKING:
     from eval.models import Subject
@@ -86,12 +87,12 @@ def judging(asked: dict[str, Any]) -> Judging:
     """From the options; raises UsageError for what is wrong with them."""
     from merge.errors import UsageError
 
+    _check_installed(asked["backend"])
     check_device(asked["device"])
     if asked["quick"] and asked["limit"] is not None:
         raise UsageError(f"--quick and --limit: both say how many items; --quick is --limit {QUICK}. Leave one out.")
     _check_dtype(asked["dtype"])
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    _needs_lm_eval()
     from eval.settings import Settings
     from eval.tasks import resolve
 
@@ -114,13 +115,12 @@ def judging(asked: dict[str, Any]) -> Judging:
     return Judging(tasks, settings, asked["cache"], asked["keep"], asked["quiet"])
 
 
-def _needs_lm_eval() -> None:
-    import importlib.util
-
-    from merge.errors import UsageError
-
-    if importlib.util.find_spec("lm_eval") is None:
-        raise UsageError("lm-eval is not installed. Install the extra eval: pip install 'merge-workbench[eval]'.")
+def _check_installed(backend: str) -> None:
+    need("judging models", "eval", "lm_eval", "accelerate")
+    if backend.startswith("vllm"):
+        need(f"--backend {backend}", "lm-eval[vllm]", "vllm")
+    if backend.startswith(("local-", "openai-")):
+        need(f"--backend {backend}", "lm-eval[api]", "requests", "aiohttp", "tenacity")
 
 
 def _check_dtype(name: str | None) -> None:

@@ -12,6 +12,7 @@ import click
 
 from merge.cli.show import Size, console, printable, progress_bar, size
 from merge.cli.trust import trust_option
+from merge.needs import QUANTISED, need
 
 
 @click.command(
@@ -54,6 +55,10 @@ def command(
 
     Embeddings, the head and norms stay as they are.
     """
+    if not no_perplexity:
+        kind = {"int8": "bitsandbytes", "nf4": "bitsandbytes", "int4": "compressed-tensors", "fp8": "fp8"}[to]
+        without = "Or leave the comparison of perplexities out: --no-perplexity."
+        need(f"loading {to} again", "quantize", *QUANTISED[kind], otherwise=without)
     from finetune.perplexity import perplexity
     from finetune.quantize import quantize
     from merge.checkpoint import open_checkpoint

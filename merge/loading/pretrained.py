@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from merge.checkpoint.files import read_json
 from merge.errors import CheckpointError, MergeError, UsageError, first_line
 from merge.loading.causal import check_causal
 from merge.loading.complete import check_complete
 from merge.loading.trust import note_unread, permission, refusal
+from merge.needs import QUANTISED, need
 
 CAUSAL = "AutoModelForCausalLM"
 
@@ -82,6 +85,7 @@ def load_model(
         UsageError: a package that the weights' format needs is not installed.
         CheckpointError: it cannot be loaded, or lacks weights of this class, or has others.
     """
+    check_needs(path)
     config = load_config(path) if config is None else config
     if kind == CAUSAL:
         check_causal(config, path)
@@ -99,6 +103,17 @@ def load_model(
     if not allowed:
         note_unread(path)
     return LoadedModel(network, check_complete(network, found, path, new_heads=new_heads, brought=brought))
+
+
+def check_needs(path: str, adapter: str | None = None) -> None:
+    """Raises UsageError for a package that loading a model, or the adapter for it, needs and that is not installed."""
+    if adapter is not None and os.path.isfile(os.path.join(adapter, "adapter_config.json")):
+        need(f"{adapter}: an adapter", "finetune", "peft")
+    file = os.path.join(path, "config.json")
+    found = read_json(file, unique=False).get("quantization_config") if os.path.isfile(file) else None
+    method = found.get("quant_method") if isinstance(found, dict) else None
+    if isinstance(method, str) and method in QUANTISED:
+        need(f"{path}: loading weights quantised by {method}", "quantize", *QUANTISED[method])
 
 
 def model_from_config(kind: str, config: Any, path: str, **settings: Any) -> Any:
