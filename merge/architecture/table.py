@@ -56,9 +56,8 @@ def from_table(name: str) -> Architecture:
     renames = [table["renames"][number] for number in (*said.get("renames", ()), *table["legacy"])]
     said["renames"] = [Rename(*each[:2], *(tuple(scopes) for scopes in each[2:])) for each in renames]
     said["per_layer"] = [PerLayer(*each) for each in said.get("per_layer", ())]
-    return Architecture(
-        name, **{key: tuple(value) if isinstance(value, list) else value for key, value in said.items()}
-    )
+    lists: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in said.items()}
+    return Architecture(name, **lists)
 
 
 def table_text(architectures: Sequence[Architecture], model_types: Mapping[str, str], version: str) -> str:

@@ -84,9 +84,9 @@ class Dense:
         self.notes: list[str] = []
         self._problems: list[Problem] = []
         self.base = inputs.donor
-        self.rest = self._fitting(rest.steps)
         stack = self.base.main
         self.n_layers = stack.n_layers if stack is not None and stack.prefix == STACK else 0
+        self.rest = self._fitting(rest.steps)
         self._check_config()
         self.config: dict[str, Any] = settled(self.base.config)
         self.models = [inputs.place(source.model) for source in recipe.models]
@@ -109,7 +109,7 @@ class Dense:
 
     def _fitting(self, steps: Sequence[Step]) -> list[Step]:
         """The steps of the rest without its MLPs; a tensor that the layout has no place for is a problem."""
-        stack = Stack(STACK, 1)
+        stack = Stack(STACK, self.n_layers or len(steps))
         kept: list[Step] = []
         strange: list[str] = []
         buffers = 0
