@@ -83,6 +83,6 @@ def test_events_are_the_log_once_each(folder: Path, kills: tuple[int, ...]) -> N
 def test_without_the_package_nothing_is_trained(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "tensorboard" else find(name))
-    with pytest.raises(UsageError, match=r"tensorboard is not installed.*pip install 'merge-workbench\[tensorboard\]'"):
+    with pytest.raises(UsageError, match=r"needs tensorboard: pip install 'merge-workbench\[tensorboard\]'"):
         train(folder)
     assert not (folder / "out.partial").exists()

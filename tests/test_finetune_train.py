@@ -428,7 +428,7 @@ def test_an_existing_result_and_other_unfinished_work_are_refused(run: Run, tmp_
             'no module of this model is called "fc9"; known: ',
         ),
         ({"precision": "fp16"}, "fp16 needs a GPU"),
-        ({"attention": "flash_attention_2"}, "flash_attn is not installed"),
+        ({"attention": "flash_attention_2"}, "attention: flash_attention_2 needs flash_attn: pip install"),
         ({"model": "no/such/model/here"}, 'there is no directory "no/such/model/here"'),
     ],
 )
