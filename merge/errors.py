@@ -63,7 +63,7 @@ class RecipeError(MergeError):
         if isinstance(problems, str):
             problems = Problem(problems)
         self.problems = (problems,) if isinstance(problems, Problem) else tuple(problems)
-        self.advice = tuple(advice)
+        self.advice = tuple(map(bounded, advice))
         Exception.__init__(self, "\n".join([*folded(self.problems), *self.advice]))  # each of them is bounded
 
 
