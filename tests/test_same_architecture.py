@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,17 @@ def test_a_deeper_model_of_the_same_architecture_may_be_stacked(models: Path) ->
     assert len(build_plan(load_recipe("r.yaml")).steps) == 3 + 4 * 9
 
 
+@pytest.mark.parametrize("more", ["", ALLOW])
+def test_models_of_different_depth_are_not_merged_whole(models: Path, more: str) -> None:
+    said = 'r.yaml:4: deep has 4 layers and a 2. Say by "slices" which go together; no "allow" does.'
+    assert refused(models, LINEAR.format("deep") + more) == said
+
+
 def test_what_every_tensor_lacks_is_said_once_with_a_count(models: Path, run_cli: Callable[..., Any]) -> None:
+    config = json.loads((models / "deep" / "config.json").read_text())
+    write_json(
+        models / "deep" / "config.json", {**config, "num_hidden_layers": 2}
+    )  # as with extra layers for prediction
     (models / "r.yaml").write_text(LINEAR.format("deep"))
     done = run_cli(["plan", "r.yaml"])
     assert (done.code, done.stderr.count("\n")) == (2, 1)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from merge.architecture import is_embedding
+from merge.architecture import LAYER_COUNT_KEYS, is_embedding
 from merge.errors import Problem
 from merge.planners.inputs import Input, Inputs
 from merge.planners.models import mentioned
@@ -24,6 +24,7 @@ _SHARE = 0.5  # of the tensors: less in common is another architecture, more of 
 def different_architectures(recipe: Recipe, inputs: Inputs) -> Iterator[Problem]:
     """One problem for each model that cannot be merged with the first, whatever the recipe allows."""
     donor = inputs.donor
+    is_whole = not recipe.slices and not recipe.modules
     places = {ref.text: where for ref, where in mentioned(recipe).values()}
     for model in inputs.all[1:]:
         common = [name for name in model.tensors if name in donor.tensors]
@@ -38,9 +39,22 @@ def different_architectures(recipe: Recipe, inputs: Inputs) -> Iterator[Problem]
             name = (wide or other)[0]
             sizes = _sizes(model.config, donor.config) or f"{name} {_shape(model, name)} and {_shape(donor, name)}"
             yield Problem(f"{model.ref.text} and {donor.ref.text} differ in size: {sizes}.", where, _BEYOND)
+        elif is_whole and (depths := _depths(model, donor)):
+            said = f"{model.ref.text} has {depths[0]} layers and {donor.ref.text} {depths[1]}."
+            yield Problem(said, where, 'Say by "slices" which go together; no "allow" does.')
 
 
 _BEYOND = 'They cannot be merged, and no "allow" changes that.'
+
+
+def _depths(model: Input, donor: Input) -> tuple[int, int] | None:
+    """How many layers each has, where configs and tensors agree that it is not the same number."""
+    ours, theirs = (_text(each.config) for each in (model, donor))
+    counts = [(ours.get(key), theirs.get(key)) for key in LAYER_COUNT_KEYS]
+    differ = any(a is not None and b is not None and a != b for a, b in counts)
+    if not differ or model.main is None or donor.main is None or model.main.n_layers == donor.main.n_layers:
+        return None
+    return model.main.n_layers, donor.main.n_layers
 
 
 def _named(model: Input) -> str:
@@ -61,8 +75,12 @@ def _shape(model: Input, name: str) -> list[int]:
     return list(model.tensors[name].shape)
 
 
+def _text(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    return config.get("text_config") or config
+
+
 def _sizes(config: Mapping[str, Any], other: Mapping[str, Any]) -> str:
     """`hidden_size 512 and 192, head_dim 64 and 32`, of the text models where the configs have those"""
-    ours, theirs = (each.get("text_config") or each for each in (config, other))
+    ours, theirs = _text(config), _text(other)
     pairs = [(key, ours.get(key), theirs.get(key)) for key in _SIZES]
     return ", ".join(f"{key} {a} and {b}" for key, a, b in pairs if a is not None and b is not None and a != b)
