@@ -82,9 +82,9 @@ def main() -> None:
         different = [each.name for each in found if from_table(each.name) != each]
         print("\n".join(different))
         sys.exit(bool(different))
-    import transformers
+    from transformers import __version__
 
-    text = table_text(found, by_type({each.name for each in found}), transformers.__version__)
+    text = table_text(found, by_type({each.name for each in found}), __version__)
     TABLE.write_text(text, encoding="utf-8")
     print(f"{TABLE}: {len(text):,} bytes")
 

@@ -21,6 +21,7 @@ import json
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,6 +30,9 @@ import numpy as np
 import pytest
 from safetensors import TensorSpec, serialize_file
 
+# Code that models bring is copied there on loading; one place for all tests of a process, since it is imported from there.
+_CODE = tempfile.TemporaryDirectory(prefix="merge-tests-")
+os.environ["HF_MODULES_CACHE"] = _CODE.name
 # What is shown depends on no terminal; each test that is about one sets these.
 for name in ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR", "CLICOLOR_FORCE"):
     os.environ.pop(name, None)

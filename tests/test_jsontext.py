@@ -112,7 +112,11 @@ ROOT = Path(__file__).parent.parent
 # Files that may call these: the bounded readers, and a plan's own text, which is as long as the model has tensors.
 PARSERS = {
     "json.load": (),
-    "json.loads": ("merge/jsontext.py", "merge/plan_json.py"),
+    "json.loads": (
+        *("merge/jsontext.py", "merge/plan_json.py"),
+        "merge/architecture/table.py",  # the table of this package
+        *("merge/loading/templates.py", "merge/loading/template_worker.py"),  # the pipe between two of our processes
+    ),
     "yaml.compose": ("merge/recipe/document.py",),
     "yaml.compose_all": ("merge/recipe/document.py",),
     "yaml.parse": ("merge/recipe/document.py",),

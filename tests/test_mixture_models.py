@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import transformers
 from conftest import TOKENIZER, write_json
 from safetensors.numpy import load_file
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -28,12 +27,6 @@ SIZES = {
     "max_position_embeddings": 128,
 }
 TOKENS = torch.arange(1, 25)[None]
-
-
-@pytest.fixture(autouse=True)
-def _code_of_outputs_stays_in_the_test(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
-    monkeypatch.syspath_prepend(tmp_path / "modules")
 
 
 def dense(path: Path, family: str, seed: int = 0, **config: Any) -> Path:

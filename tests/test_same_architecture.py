@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -73,16 +72,18 @@ def test_models_of_different_depth_are_not_merged_whole(models: Path, more: str)
     assert refused(models, LINEAR.format("deep") + more) == said
 
 
-def test_what_every_tensor_lacks_is_said_once_with_a_count(models: Path, run_cli: Callable[..., Any]) -> None:
-    config = json.loads((models / "deep" / "config.json").read_text())
-    write_json(
-        models / "deep" / "config.json", {**config, "num_hidden_layers": 2}
-    )  # as with extra layers for prediction
-    (models / "r.yaml").write_text(LINEAR.format("deep"))
+def test_what_every_tensor_lacks_is_said_once_with_a_count(
+    models: Path, run_cli: Callable[..., Any], make_model: Callable[..., Path]
+) -> None:
+    parts = [
+        f"model.layers.{layer}.self_attn.{part}.bias" for layer in range(2) for part in ("q_proj", "k_proj", "v_proj")
+    ]
+    make_model(models / "biased", seed=3, extra={name: np.ones(16, np.float32) for name in parts})
+    (models / "r.yaml").write_text(LINEAR.format("biased"))
     done = run_cli(["plan", "r.yaml"])
     assert (done.code, done.stderr.count("\n")) == (2, 1)
-    assert done.stderr.startswith("merge: model.layers.2.input_layernorm.weight, model.layers.2.mlp.down_proj.weight")
-    assert "and 16 more: missing from a; found in deep." in done.stderr
+    assert done.stderr.startswith("merge: model.layers.0.self_attn.k_proj.bias, model.layers.0.self_attn.q_proj.bias")
+    assert "and 4 more: missing from a; found in biased." in done.stderr
 
 
 def test_shapes_are_folded_too_and_lines_of_a_recipe_are_not() -> None:

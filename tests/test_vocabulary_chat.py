@@ -12,6 +12,7 @@ from vocabularies import give, train
 
 from merge import build_plan, parse_recipe, run_plan
 from merge.errors import CheckpointError, RecipeError
+from merge.loading.templates import syntax_error
 from merge.recipe import parse_reference
 from merge.vocabulary import chat
 from merge.vocabulary.report import describe
@@ -88,7 +89,7 @@ def test_known_names(tmp_path: Path, three: list[Path]) -> None:
     assert set(EXPECTED) == set(chat.NAMED)
     tokenizer = AutoTokenizer.from_pretrained(three[0])
     for name, template in chat.NAMED.items():
-        assert chat.syntax_error(template) is None
+        assert syntax_error(template) is None
         said = tokenizer.apply_chat_template(CHAT, chat_template=template, tokenize=False, add_generation_prompt=True)
         assert said.endswith(EXPECTED[name])
         assert said.count("Be brief.") == said.count("Hi.") == 1

@@ -30,9 +30,9 @@ def ask(name: str, config: Mapping[str, Any] | None = None) -> Architecture:
     Raises:
         Exception: anything, if transformers lacks the class or cannot build it from this config.
     """
-    import transformers
+    from merge.loading import library
 
-    cls = getattr(transformers, name)
+    cls = getattr(library(), name)
     values = _plain(config) if config is not None else _default(cls)
     with _quietly():
         model = _built(cls, values)

@@ -79,7 +79,8 @@ def check_stored(network: Any, stored: Mapping[str, tuple[int, ...]], path: str)
     harmless = network._keys_to_ignore_on_load_missing or ()
     missing = [tied[0] for tied in names.values() if not any(_matches(name, stored, harmless) for name in tied)]
     harmless = (*(network._keys_to_ignore_on_load_unexpected or ()), *_ONCE_STORED)
-    unexpected = [name for name in stored if not _matches(name, shapes, harmless)]
+    # Names with a slash are of sentence-transformers' module folders, which the network is no part of.
+    unexpected = [name for name in stored if "/" not in name and not _matches(name, shapes, harmless)]
     mismatched = [(name, shape, shapes[name]) for name, shape in stored.items() if shape != shapes.get(name, shape)]
     if not unexpected or not (missing or mismatched):
         found = {"missing_keys": missing, "unexpected_keys": unexpected, "mismatched_keys": mismatched}

@@ -52,7 +52,7 @@ class _Namespace(jinja2.utils.Namespace):
 
 def _check_public(name: Any) -> None:
     if isinstance(name, str) and name.startswith("_"):
-        raise SecurityError(f"a namespace takes no name that begins with an underscore, such as {name[:40]!r}")
+        raise SecurityError(f"a namespace takes no name that begins with an underscore, such as {name[:40]}")
 
 
 class _Dict:

@@ -45,7 +45,7 @@ def with_head(
             config["architectures"] = whole.config["architectures"]
             notes.append(f"architectures: {', '.join(map(str, config['architectures']))}, which has all of the tensors")
     rows = next((shapes[name][0] for name in shapes if _is_label_head(name) and shapes[name]), None)
-    if rows is None or rows == _n_labels(config):
+    if rows is None or rows == _n_labels(config) or _scores_choices(config):
         return config
     named = next((p.config for p in parents if _n_labels(p.config) == rows and any(map(_is_label_head, p.names))), None)
     for key in _LABEL_KEYS:
@@ -67,6 +67,11 @@ def _outside_layers(name: str) -> bool:
 def _is_label_head(name: str) -> bool:
     module = name.removesuffix(".weight")
     return module != name and any(module == head or module.endswith(f".{head}") for head in _LABEL_HEADS)
+
+
+def _scores_choices(config: Mapping[str, Any]) -> bool:
+    """Whether the head gives one number for each choice, whatever the labels."""
+    return any(str(name).endswith("ForMultipleChoice") for name in config.get("architectures") or ())
 
 
 def _n_labels(config: Mapping[str, Any]) -> int:

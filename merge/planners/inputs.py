@@ -68,7 +68,7 @@ class Inputs:
         models = self._named(checkpoints)
         ties = resolve_ties(models)
         stacks = [find_stacks(model.tensors, model.checkpoint.config) for model in models]
-        self.copied = self._leave_out_unread(models, [stack for found in stacks for stack in found])
+        self.copied = self._leave_out_unread(models, stacks)
         self.tie_flags = ties.flags
         self.notes += ties.notes
         self.all = [_input(*each) for each in zip(models, ties.tied, stacks, strict=True)]
@@ -131,10 +131,13 @@ class Inputs:
             found.append(Named(checkpoint, architecture, tensors, common))
         return found
 
-    def _leave_out_unread(self, models: Sequence[Named], stacks: Sequence[Stack]) -> frozenset[str]:
+    def _leave_out_unread(self, models: Sequence[Named], stacks: Sequence[Sequence[Stack]]) -> frozenset[str]:
         """Takes out what loading ignores or computes and the first input lacks; returns what only some others lack.
 
-        Layers that the config does not count, for multi-token prediction, are among it.
+        Layers that a model's own config does not count, for multi-token prediction, are among it.
+
+        Args:
+            stacks: of each model.
         """
         donor, architecture = models[0], models[0].architecture
         counts = Counter(name for model in models for name in model.tensors)
@@ -143,7 +146,12 @@ class Inputs:
             for name, count in counts.items()
             if count < len(models)
             and (
-                architecture.is_unread(architecture.loaded_name(name)) or any(stack.is_beyond(name) for stack in stacks)
+                architecture.is_unread(architecture.loaded_name(name))
+                or all(
+                    any(stack.is_beyond(name) for stack in found)
+                    for model, found in zip(models, stacks, strict=True)
+                    if name in model.tensors
+                )
             )
         ]
         for model in models[1:]:

@@ -118,8 +118,8 @@ class StepBuilder:
         """One input's tensor as it is, in the output's dtype."""
         ref = self._ref(slot)
         dtype = self._out_dtype(target, ref)
-        if self.dtype is not None and ref.dtype in ("BF16", "F16") and dtype == "F32":
-            dtype = ref.dtype  # a copy is exact as it is
+        if self.dtype in ("BF16", "F16") and dtype == "F32" and ref.dtype in ("BF16", "F16"):
+            dtype = ref.dtype  # kept for its precision, of which a copy loses none
         plain = ref.dtype == dtype and ref.strides is None and ref.is_exact
         return self._make(target, "copy" if plain else "passthrough", [slot], None, {}, dtype)
 

@@ -31,8 +31,9 @@ class Format:
 
 def read() -> None:
     """As the command reads it, before any model is looked for."""
+    from finetune.before import is_task_file
     from finetune.config import load_config
-    from finetune.strategies.config import is_task_file, load_tasks
+    from finetune.strategies.config import load_tasks
 
     if is_task_file("c.yaml"):
         load_tasks("c.yaml")
