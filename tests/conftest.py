@@ -30,7 +30,7 @@ import numpy as np
 import pytest
 from safetensors import TensorSpec, serialize_file
 
-# Code that models bring is copied there on loading; one place for all tests of a process, since it is imported from there.
+# Code that models bring is copied there on loading, and imported from there: one place for all tests of a process.
 _CODE = tempfile.TemporaryDirectory(prefix="merge-tests-")
 os.environ["HF_MODULES_CACHE"] = _CODE.name
 # What is shown depends on no terminal; each test that is about one sets these.

@@ -11,6 +11,7 @@ from contract import CHECKS, Family
 
 from merge.errors import RecipeError
 
+ROOT = Path(__file__).resolve().parent.parent
 # What is refused, with a word of the reason.
 REFUSED = {("albert", "stack"): "which cannot be stacked"}
 
@@ -25,6 +26,18 @@ def _quiet() -> Iterator[None]:
     yield
     logging.set_verbosity(level)
     logging.enable_progress_bar()
+
+
+def test_the_page_has_every_architecture_and_promise() -> None:
+    """Written by benchmarks/architecture_contract.py."""
+    lines = (ROOT / "docs" / "architectures.md").read_text(encoding="utf-8").splitlines()
+    rows = [line.strip("| ").split(" | ") for line in lines if line.startswith("| ")]
+    assert rows[0][-len(CHECKS) :] == list(CHECKS)
+    assert tuple(row[0] for row in rows[1:]) == names()
+    refused = {
+        (row[0], promise) for row in rows[1:] for promise, kept in zip(CHECKS, row[2:], strict=True) if kept != "kept"
+    }
+    assert refused == set(REFUSED)
 
 
 @pytest.mark.parametrize("name", names())

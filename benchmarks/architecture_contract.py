@@ -1,0 +1,60 @@
+"""What this tool promises for every architecture, tried on tiny models: writes the table of docs/architectures.md.
+
+    python benchmarks/architecture_contract.py [NAME...]
+
+The models are those of tests/architectures.py, the promises those of tests/contract.py, and a test tries them all. With
+names, the rows are printed and nothing is written.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+from architectures import build, names
+from contract import CHECKS, Family
+
+from merge.errors import RecipeError
+
+PAGE = Path(__file__).parents[1] / "docs" / "architectures.md"
+START, END = "<!-- made by benchmarks/architecture_contract.py -->\n", "<!-- end -->\n"
+
+
+def row(name: str) -> str:
+    with tempfile.TemporaryDirectory() as folder:
+        family = Family(name, Path(folder))
+        kept = []
+        for check in CHECKS.values():
+            try:
+                check(family)
+                kept.append("kept")
+            except RecipeError:
+                kept.append("refused")
+            except AssertionError:
+                kept.append("**broken**")
+    cells = [name, f"`{type(build(name, 0, 0.0)).__name__}`", *kept]
+    return f"| {' | '.join(cells)} |\n"
+
+
+def main() -> None:
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    rows = []
+    for name in sys.argv[1:] or names():
+        rows.append(row(name))
+        print(rows[-1], end="", flush=True)
+    if len(sys.argv) > 1:
+        return
+    head = f"| | class | {' | '.join(CHECKS)} |\n|---|---|{'---|' * len(CHECKS)}\n"
+    before, _, rest = PAGE.read_text(encoding="utf-8").partition(START)
+    after = rest.partition(END)[2]
+    PAGE.write_text(before + START + head + "".join(rows) + END + after, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
