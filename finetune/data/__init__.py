@@ -23,7 +23,7 @@ from finetune.data.files import Row, file_digest, find_file, read_rows
 from finetune.data.hub import read_hub
 from finetune.data.mix import hold_out, mix
 from finetune.data.pack import Rows, make_rows
-from finetune.data.samples import make_samples  # TODO
+from finetune.data.samples import make_samples
 from finetune.data.settle import settle
 from finetune.keys import KEYS, Config, Source
 from merge.errors import Problem, RecipeError, UsageError
