@@ -68,11 +68,11 @@ def module_text(method: Method) -> str:
 
 
 def method_table() -> str:
-    lines = ["| method | what it does | models | base |", "|---|---|---|---|"]
+    lines = ["| method | what it does | models | base | reproducible |", "|---|---|---|---|---|"]
     for method in built_in():
         low, high = method.n_models
         many = f"{low}" if low == high else f"{low} or more" if high is None else f"{low} to {high}"
-        lines.append(f"| `{method.name}` | {cell(title(method))} | {many} | {method.base} |")
+        lines.append(f"| `{method.name}` | {cell(title(method))} | {many} | {method.base} | {method.reproducible} |")
     return "\n".join(lines)
 
 

@@ -70,6 +70,7 @@ class Kind:
         settings: (module, (out, in)) -> plain numbers that `rows` needs. "unit": rows change in whole runs of so many;
             "bias": the bias changes as a column of the matrix would. Raises ValueError with the short cause.
         rows: (tensors, settings, (out, in)) -> the change.
+        bitwise: whether the change has the same bytes on every machine; not where BLAS or numpy's functions are used.
         held: (settings, (out, in)) -> bytes that `rows` keeps besides twice the tensors as float64.
     """
 
@@ -78,6 +79,7 @@ class Kind:
     rows: Callable[[Parts, Settings, Shape], Rows]
     shared: tuple[str, ...] = ()
     held: Callable[[Settings, Shape], int] = lambda settings, matrix: 0
+    bitwise: bool = True
 
 
 def find_kind(name: str) -> Kind:

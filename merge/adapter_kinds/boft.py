@@ -38,4 +38,4 @@ def held(settings: Settings, matrix: Shape) -> int:
     return 5 * 8 * matrix[1] * int(settings["size"])
 
 
-KIND = Kind(parts=("boft_R", "boft_s"), settings=settings, rows=rows, held=held)
+KIND = Kind(parts=("boft_R", "boft_s"), settings=settings, rows=rows, held=held, bitwise=False)

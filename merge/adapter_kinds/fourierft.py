@@ -50,4 +50,4 @@ def held(settings: Settings, matrix: Shape) -> int:
     return 8 * matrix[0] * matrix[1]
 
 
-KIND = Kind(parts=("fourierft_spectrum",), settings=settings, rows=rows, held=held)
+KIND = Kind(parts=("fourierft_spectrum",), settings=settings, rows=rows, held=held, bitwise=False)

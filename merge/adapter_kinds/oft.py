@@ -77,4 +77,4 @@ def held(settings: Settings, matrix: Shape) -> int:
     return 5 * 8 * matrix[1] * int(settings["size"])
 
 
-KIND = Kind(parts=("oft_R",), settings=settings, rows=rows, held=held)
+KIND = Kind(parts=("oft_R",), settings=settings, rows=rows, held=held, bitwise=False)

@@ -49,4 +49,4 @@ def _two(numbers: F64, variant: str, group: int) -> tuple[F64, F64]:
     return each, each
 
 
-KIND = Kind(parts=("road_theta", "road_alpha"), settings=settings, rows=rows)
+KIND = Kind(parts=("road_theta", "road_alpha"), settings=settings, rows=rows, bitwise=False)

@@ -47,4 +47,4 @@ def _mixed(logits: F64, bank: F64, top: int) -> F64:
     return made
 
 
-KIND = Kind(parts=("vblora_logits_A", "vblora_logits_B"), settings=settings, rows=rows, shared=(_BANK,))
+KIND = Kind(parts=("vblora_logits_A", "vblora_logits_B"), settings=settings, rows=rows, shared=(_BANK,), bitwise=False)

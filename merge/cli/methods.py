@@ -58,6 +58,7 @@ def _as_dict(method: Any) -> dict[str, Any]:
         "paper": method.paper,
         "base": method.base,
         "inputs": method.inputs,
+        "reproducible": method.reproducible,
         "models": list(method.n_models),
         "parameters": parameters,
         "example": method.example,
@@ -65,14 +66,20 @@ def _as_dict(method: Any) -> dict[str, Any]:
     }
 
 
+_REPRODUCIBLE = {
+    "bitwise": "bitwise: the same bytes on every machine, on the CPU, from models of up to float32",
+    "bounded": "bounded: equal to rounding on machines whose BLAS or torch take other code",
+}
+
+
 def _list(methods: dict[str, Any]) -> None:
     from rich.table import Table
 
-    table = Table("method", "base", "needs", "what it does", box=None, pad_edge=False)
+    table = Table("method", "base", "needs", "reproducible", "what it does", box=None, pad_edge=False)
     for method in methods.values():
         names = " ".join(p.name for p in method.parameters if p.required)
         names = "adapters" if method.inputs == "adapters" else names
-        table.add_row(method.name, method.base, names, _title(method))
+        table.add_row(method.name, method.base, names, method.reproducible, _title(method))
     console().print(table)
 
 
@@ -97,6 +104,7 @@ def _explain(method: Any) -> None:
     many = f"{low}" if low == high else f"{low} or more" if high is None else f"{low} to {high}"
     kind = "LoRA adapters" if method.inputs == "adapters" else "Models"
     out.print(Text(f"{kind}: {many}, base: {method.base}\n"))
+    out.print(Text(f"Reproducible: {_REPRODUCIBLE[method.reproducible]}\n"), soft_wrap=True)
     if method.origin:
         out.print(Text(f"From: {method.origin}\n"), soft_wrap=True)
     table = Table("parameter", "for", "type", "default", "meaning", box=None, pad_edge=False)

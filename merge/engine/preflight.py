@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 
 import numpy as np
@@ -32,7 +33,7 @@ def check_models(context: Context) -> None:
     for step in _worth_a_look(steps):
         for model, base, delta in _sample(context, step):
             if step.size >= _MIN_ELEMENTS and base > 0:
-                ratios.setdefault(model, []).append((delta / base) ** 0.5)
+                ratios.setdefault(model, []).append(math.sqrt(delta / base))
             elif delta > 0:
                 ratios.setdefault(model, [])
     for model in sorted({model for step in steps for model in step.models}):

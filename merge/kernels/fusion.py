@@ -1,29 +1,27 @@
 """Fused kernel of arcee_fusion: the divergence of each row, quantiles of what follows from it, then a choice by entry.
 
-Exponentials and logarithms are polynomials here, where changes are small as fine-tunes are: they run in vector
-registers, 3 ns an entry in place of 30, and give the same bytes with any C library.
+Where changes are small, as fine-tunes are, exponentials and logarithms are plain polynomials: they run in vector
+registers, 3 ns an entry in place of 30.
 """
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from merge.kernels.bits import as_f32, kernel, power_of_two_f64
+from merge.kernels.bits import as_f32, kernel
 from merge.kernels.computed import Computed
 from merge.kernels.elementwise import weighted_sum
 from merge.kernels.encode import LANES
+from merge.kernels.functions import NEAR, exp, exp_down, expm1, expm1_near, log1p
 from merge.kernels.protocol import Block, Combine, Floats, FusedTensor
 from merge.kernels.selection import kth_bits
-from merge.methods.arcee_fusion import EPSILON, SERIES, SHARES, threshold
+from merge.methods.arcee_fusion import EPSILON, SHARES, threshold
 
-_SMALL = 1 / 16  # largest change of a row for which the polynomials are exact to rounding
-_LEAST = -700.0  # exponents are not taken further down; exp(-700) is nothing beside EPSILON
-_LOG2_E = 1.4426950408889634
-_LN2_HIGH, _LN2_LOW = 0.693147180369123816490, 1.90821492927058770002e-10  # ln 2 in two parts; fdlibm, e_exp.c
+_NEARLY = 0.14  # below this `_relative` is exact to rounding
+_SMALL = NEAR / 2  # largest change of a row for which the polynomials are exact to rounding
 
 
 def arcee_fusion(tensor: FusedTensor) -> Combine:
@@ -77,7 +75,7 @@ def _divergence(wide: Any, base: Any, room: Any) -> Any:
         finite += abs(as_f32(base[i])) < np.inf and abs(as_f32(wide[i])) < np.inf
     if most < _SMALL and finite == len(base):
         return _small_divergence(wide, base, np.float64(top), room)
-    return _any_divergence(wide, base)
+    return _any_divergence(wide, base, room)
 
 
 @kernel
@@ -89,25 +87,25 @@ def _small_divergence(wide: Any, base: Any, top: Any, room: Any) -> Any:
         b, x, e = base[start : start + LANES], wide[start : start + LANES], room[start : start + LANES]
         for lane in range(len(b)):
             value = np.float64(as_f32(b[lane]))
-            e[lane] = _exp(value - top)
+            e[lane] = exp_down(value - top)
             sums[lane] += e[lane]
-            gains[lane] += e[lane] * _expm1(np.float64(as_f32(x[lane])) - value)
+            gains[lane] += e[lane] * expm1_near(np.float64(as_f32(x[lane])) - value)
     total = sums.sum()
-    shift, share = math.log1p(gains.sum() / total), 1 / total
+    shift, share = log1p(gains.sum() / total), 1 / total
     for start in range(0, len(base), LANES):
         b, x, e = base[start : start + LANES], wide[start : start + LANES], room[start : start + LANES]
         for lane in range(len(b)):
             before = e[lane] * share
             q = before + EPSILON
             change = np.float64(as_f32(x[lane])) - np.float64(as_f32(b[lane]))
-            r = before * _expm1(change - shift) / q
+            r = before * expm1_near(change - shift) / q
             parts[lane] += q * _relative(r)
     return parts.sum()
 
 
 @kernel
-def _any_divergence(wide: Any, base: Any) -> Any:
-    """The definition, with the C library's functions"""
+def _any_divergence(wide: Any, base: Any, room: Any) -> Any:
+    """The definition, for changes of any size"""
     top_b, top_x, most = np.float64(as_f32(base[0])), np.float64(as_f32(wide[0])), 0.0
     for i in range(len(base)):
         b, x = np.float64(as_f32(base[i])), np.float64(as_f32(wide[i]))
@@ -116,63 +114,25 @@ def _any_divergence(wide: Any, base: Any) -> Any:
     total_b = total_x = gain = 0.0
     for i in range(len(base)):
         b, x = np.float64(as_f32(base[i])), np.float64(as_f32(wide[i]))
-        total_b += math.exp(b - top_b)
-        total_x += math.exp(x - top_x)
-        gain += math.exp(b - top_b) * math.expm1(min(1.0, max(-1.0, x - b)))
-    shift = math.log1p(gain / total_b)
+        room[i] = exp(b - top_b)
+        total_b += room[i]
+        total_x += exp(x - top_x) if most >= 1 else 0.0
+        gain += room[i] * expm1(min(1.0, max(-1.0, x - b)))
+    shift = log1p(gain / total_b)
     total = 0.0
     for i in range(len(base)):
         b, x = np.float64(as_f32(base[i])), np.float64(as_f32(wide[i]))
-        before = math.exp(b - top_b) / total_b
-        gained = before * math.expm1(x - b - shift) if most < 1 else math.exp(x - top_x) / total_x - before
+        before = room[i] / total_b
+        gained = before * expm1(x - b - shift) if most < 1 else exp(x - top_x) / total_x - before
         q = before + EPSILON
         r = gained / q
-        total += q * (_relative(r) if abs(r) < SERIES else (1 + r) * math.log1p(r) - r)
+        total += q * (_relative(r) if abs(r) < _NEARLY else (1 + r) * log1p(r) - r)
     return total
 
 
 @kernel
-def _exp(x: Any) -> Any:
-    """exp of x <= 0: 2^k times the Taylor polynomial of degree 13 at |f| <= ln 2 / 2, exact to 2 units of 2^-53"""
-    x = max(x, _LEAST)
-    k = np.int32(x * _LOG2_E - 0.5)
-    f = (x - k * _LN2_HIGH) - k * _LN2_LOW
-    p = 1 / 6227020800
-    p = p * f + 1 / 479001600
-    p = p * f + 1 / 39916800
-    p = p * f + 1 / 3628800
-    p = p * f + 1 / 362880
-    p = p * f + 1 / 40320
-    p = p * f + 1 / 5040
-    p = p * f + 1 / 720
-    p = p * f + 1 / 120
-    p = p * f + 1 / 24
-    p = p * f + 1 / 6
-    p = p * f + 1 / 2
-    p = p * f + 1.0
-    p = p * f + 1.0
-    return p * power_of_two_f64(k)
-
-
-@kernel
-def _expm1(x: Any) -> Any:
-    """exp(x) - 1 for |x| <= 2 _SMALL by its Taylor polynomial of degree 10"""
-    p = 1 / 3628800
-    p = p * x + 1 / 362880
-    p = p * x + 1 / 40320
-    p = p * x + 1 / 5040
-    p = p * x + 1 / 720
-    p = p * x + 1 / 120
-    p = p * x + 1 / 24
-    p = p * x + 1 / 6
-    p = p * x + 1 / 2
-    p = p * x + 1.0
-    return p * x
-
-
-@kernel
 def _relative(r: Any) -> Any:
-    """(1 + r) log(1 + r) - r for |r| < 0.14: the sum of (-1)^k r^k / (k (k - 1)) from k = 2 on, to k = 18"""
+    """(1 + r) log(1 + r) - r for |r| < _NEARLY: the sum of (-1)^k r^k / (k (k - 1)) from k = 2 on, to k = 18"""
     p = 1 / 306
     p = 1 / 272 - p * r
     p = 1 / 240 - p * r

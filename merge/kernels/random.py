@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from merge.kernels.bits import add32, counter32, kernel, mix32
+from merge.kernels.functions import log
 
-_SPLIT, _LN2, _SQRT_HALF = 0.425, math.log(2.0), math.sqrt(0.5)
+_SPLIT = 0.425
 
 # Wichura 1988, "Algorithm AS 241: The Percentage Points of the Normal Distribution", PPND7; accurate to 1e-7.
 _A = (3.3871327179, 50.434271938, 159.29113202, 59.109374720)
@@ -37,26 +38,13 @@ def _bits(index: int, key: Any, other_key: Any) -> Any:
 
 
 @kernel
-def _logarithm(x: float) -> float:
-    """ln(x), x > 0, to 1e-15: x = m 2^e, and ln m by the series of atanh((m - 1) / (m + 1))"""
-    mantissa, exponent = math.frexp(x)
-    if mantissa < _SQRT_HALF:
-        mantissa, exponent = 2.0 * mantissa, exponent - 1
-    z = (mantissa - 1.0) / (mantissa + 1.0)
-    square, total = z * z, 0.0
-    for n in range(23, 0, -2):
-        total = total * square + 1.0 / n
-    return 2.0 * z * total + exponent * _LN2
-
-
-@kernel
 def normal_quantile(p: float) -> float:
     """Standard normal quantile of 0 < p < 1"""
     q = p - 0.5
     if abs(q) <= _SPLIT:
         r = _SPLIT * _SPLIT - q * q
         return q * (((_A[3] * r + _A[2]) * r + _A[1]) * r + _A[0]) / (((_B[2] * r + _B[1]) * r + _B[0]) * r + 1.0)
-    r = math.sqrt(-_logarithm(min(p, 1.0 - p)))
+    r = math.sqrt(-log(min(p, 1.0 - p)))
     if r <= 5.0:
         r -= 1.6
         value = (((_C[3] * r + _C[2]) * r + _C[1]) * r + _C[0]) / ((_D[1] * r + _D[0]) * r + 1.0)

@@ -8,7 +8,7 @@ rows of a tensor lie whole in a block, and need one pass only.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,12 +17,14 @@ import numpy.typing as npt
 from merge.kernels.bits import as_f32, kernel
 from merge.kernels.elementwise import weighted_sum
 from merge.kernels.encode import LANES
+from merge.kernels.functions import acos, cos, sin
 from merge.kernels.protocol import Block, Combine, Floats, FusedTensor
 from merge.methods.karcher import TINY
 from merge.methods.multislerp import factors
 from merge.methods.nuslerp import COLINEAR, place
 
 Matrix = npt.NDArray[np.float64]
+Rows = Sequence[Sequence[float]]
 _GROUP = 16  # chunks whose column sums are held at once
 _NEARLY_ZERO = 1e-8  # |s|^2 over (sum |w|)^2 from which the Gram matrix has lost half its digits
 
@@ -50,21 +52,21 @@ def multislerp(
     if len(weight) == 1:
         return combine_by((1.0,))
     gram = gram_matrix(tensor, len(weight))
+    rows, lengths = gram.tolist(), [math.sqrt(square) for square in gram.diagonal().tolist()]
 
     def length_of(coefficients: tuple[float, ...]) -> float:
-        square = _square(gram, np.array(coefficients))
-        most = sum(abs(c) * math.sqrt(gram[i, i]) for i, c in enumerate(coefficients)) ** 2
-        if square < _NEARLY_ZERO * most:
+        square = _square(rows, coefficients)
+        most = _dot([abs(c) for c in coefficients], lengths)
+        if square < _NEARLY_ZERO * most * most:
             (square,) = tensor.sum_chunks(lambda raw, out: _sum_squares(raw, coefficients, out), 1)
         return math.sqrt(square)
 
-    lengths = [math.sqrt(gram[i, i]) for i in range(len(weight))]
     return combine_by(factors(lengths, weight, normalize_weights, eps, length_of))
 
 
 def karcher(tensor: FusedTensor, *, weight: tuple[float, ...], max_iter: int = 10, tol: float = 1e-5) -> Combine:
     gram = gram_matrix(tensor, len(weight))
-    return combine_by(karcher_factors(gram, np.array(weight), int(max_iter), tol))
+    return combine_by(karcher_factors(gram, weight, int(max_iter), tol))
 
 
 def model_stock(tensor: FusedTensor, *, filter_wise: bool = False, clamp: bool = True) -> Combine:
@@ -104,35 +106,59 @@ def n_inputs(tensor: FusedTensor) -> int:
     return tensor.map_chunks(lambda block: len(block.raw) - 1, [0])[0] if tensor.n_chunks else 1
 
 
-def _square(gram: Matrix, coefficients: Matrix) -> float:
-    return max(0.0, float(coefficients @ gram @ coefficients))
+def _dot(first: Sequence[float], second: Sequence[float]) -> float:
+    """Added in order: BLAS and numpy choose theirs by the processor, and Python's own sum by its version."""
+    total = 0.0
+    for a, b in zip(first, second, strict=True):
+        total += a * b
+    return total
 
 
-def karcher_factors(gram: Matrix, weight: Matrix, max_iter: int, tol: float) -> tuple[float, ...]:
+def _square(gram: Rows, coefficients: Sequence[float]) -> float:
+    return max(0.0, _dot(coefficients, [_dot(row, coefficients) for row in gram]))
+
+
+def karcher_factors(gram: Matrix, weight: tuple[float, ...], max_iter: int, tol: float) -> tuple[float, ...]:
     """The inputs' coefficients in their Karcher mean; see merge.methods.karcher."""
-    lengths = np.sqrt(np.diag(gram))
-    used = (lengths > tol) & (weight > 0)
-    if not used.any():
-        return tuple((weight / weight.sum()).tolist())
-    shares = weight[used] / weight[used].sum()
-    units = gram[np.ix_(used, used)] / np.outer(lengths[used], lengths[used])
-    mean = shares.copy()
-    length = math.sqrt(_square(units, mean))
-    mean = np.eye(len(mean))[0] if length < TINY else mean / length
+    if not np.isfinite(gram).all():
+        return (math.nan,) * len(weight)
+    lengths = [math.sqrt(square) for square in gram.diagonal().tolist()]
+    used = [i for i, length in enumerate(lengths) if length > tol and weight[i] > 0]
+    if not used:
+        return tuple(w / math.fsum(weight) for w in weight)
+    total = math.fsum(weight[i] for i in used)
+    shares = [weight[i] / total for i in used]
+    units = [[float(gram[i, j]) / (lengths[i] * lengths[j]) for j in used] for i in used]
+    mean = _karcher_mean(units, shares, max_iter, tol)
+    scale = _dot(shares, [lengths[i] for i in used])
+    found = {i: scale * m / lengths[i] for i, m in zip(used, mean, strict=True)}
+    return tuple(found.get(i, 0.0) for i in range(len(weight)))
+
+
+def _karcher_mean(units: Rows, shares: list[float], max_iter: int, tol: float) -> list[float]:
+    """Coefficients of unit vectors in their mean, from their inner products"""
+    mean, length = shares, math.sqrt(_square(units, shares))
+    mean = [1.0] + [0.0] * (len(mean) - 1) if length < TINY else [m / length for m in mean]
     for _ in range(max_iter):
-        cosines = np.clip(units @ mean, -1, 1)
-        angles = np.arccos(cosines)
-        towards = shares * np.where(angles < TINY, 1.0, angles / np.maximum(np.sin(angles), 1e-300))
-        towards[math.pi - angles < TINY] = 0
-        step = towards - float(towards @ cosines) * mean
+        cosines = [min(1.0, max(-1.0, _dot(row, mean))) for row in units]
+        towards = [share * _stretch(acos(cosine)) for share, cosine in zip(shares, cosines, strict=True)]
+        back = _dot(towards, cosines)
+        step = [t - back * m for t, m in zip(towards, mean, strict=True)]
         length = math.sqrt(_square(units, step))
         if length < max(tol, TINY):
             break
-        mean = math.cos(length) * mean + math.sin(length) / length * step
-        mean /= math.sqrt(_square(units, mean))
-    coefficients = np.zeros(len(weight))
-    coefficients[used] = float(shares @ lengths[used]) * mean / lengths[used]
-    return tuple(coefficients.tolist())
+        along, across = cos(length), sin(length) / length
+        mean = [along * m + across * s for m, s in zip(mean, step, strict=True)]
+        length = math.sqrt(_square(units, mean))
+        mean = [m / length for m in mean]
+    return mean
+
+
+def _stretch(angle: float) -> float:
+    """Length of an arc over that of its sine; 0 for opposite directions, of which none is the nearest"""
+    if math.pi - angle < TINY:
+        return 0.0
+    return 1.0 if angle < TINY else angle / sin(angle)
 
 
 def _by_columns(tensor: FusedTensor, t: float) -> Combine:
@@ -165,7 +191,7 @@ def _value(raw: Any, row: int, i: int, apart: bool) -> Any:
 
 
 @kernel
-def _dot(raw: Any, a: int, b: int, apart: bool, start: int, stop: int) -> Any:
+def _inner(raw: Any, a: int, b: int, apart: bool, start: int, stop: int) -> Any:
     """Inner product of two inputs over elements start to stop"""
     lanes = np.zeros(LANES, np.float64)
     n_wide = (stop - start) // LANES * LANES
@@ -184,7 +210,7 @@ def _gram_sums(raw: Any, n_models: int, out: Any) -> None:
     k = 0
     for a in range(first, raw.shape[0]):
         for b in range(a, raw.shape[0]):
-            out[k] = _dot(raw, a, b, first > 0, 0, raw.shape[1])
+            out[k] = _inner(raw, a, b, first > 0, 0, raw.shape[1])
             k += 1
 
 
@@ -206,11 +232,11 @@ def arc_factors(square_a: float, square_b: float, dot: float, t: float) -> Any:
     """Factors of two vectors on the arc between them, from squared lengths and inner product; see methods.nuslerp"""
     if square_a == 0 or square_b == 0:
         return 1 - t, t
-    angle = math.acos(min(1.0, max(-1.0, dot / (math.sqrt(square_a) * math.sqrt(square_b)))))
-    sine = math.sin(angle)
+    angle = acos(min(1.0, max(-1.0, dot / (math.sqrt(square_a) * math.sqrt(square_b)))))
+    sine = sin(angle)
     if not sine >= COLINEAR:
         return 1 - t, t
-    return math.sin((1 - t) * angle) / sine, math.sin(t * angle) / sine
+    return sin((1 - t) * angle) / sine, sin(t * angle) / sine
 
 
 @kernel
@@ -218,9 +244,9 @@ def _arc_rows(raw: Any, first: int, row: int, t: float, out: Any) -> None:
     """raw (source, n), n whole rows: slerp of each row"""
     for start in range(0, raw.shape[1], row):
         stop = start + row
-        square_a = _dot(raw, first, first, first > 0, start, stop)
-        square_b = _dot(raw, first + 1, first + 1, first > 0, start, stop)
-        a, b = arc_factors(square_a, square_b, _dot(raw, first, first + 1, first > 0, start, stop), t)
+        square_a = _inner(raw, first, first, first > 0, start, stop)
+        square_b = _inner(raw, first + 1, first + 1, first > 0, start, stop)
+        a, b = arc_factors(square_a, square_b, _inner(raw, first, first + 1, first > 0, start, stop), t)
         for i in range(start, stop):
             out[i] = _two(raw, first, i, a, b)
 
@@ -280,7 +306,7 @@ def _stock_rows(raw: Any, row: int, clamp: bool, out: Any) -> None:
     for start in range(0, raw.shape[1], row):
         for a in range(n):
             for b in range(a, n):
-                gram[a, b] = _dot(raw, a + 1, b + 1, True, start, start + row)
+                gram[a, b] = _inner(raw, a + 1, b + 1, True, start, start + row)
         share = _ratio(gram, clamp) / n
         for i in range(start, start + row):
             base = np.float64(as_f32(raw[0, i]))

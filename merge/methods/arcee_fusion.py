@@ -41,6 +41,7 @@ SERIES = 1e-3  # |r| below which (1 + r) log(1 + r) - r is summed as a series
     paper="Arcee AI, Arcee Fusion",
     formula="y = x where |d| KL(softmax x || softmax b) >= median + 1.5 (Q3 - Q1), else b",
     example=EXAMPLE,
+    reproducible="bitwise",
     fused="merge.kernels.fusion:arcee_fusion",
     n_models=(2, 2),
     searches=3,

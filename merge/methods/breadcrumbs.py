@@ -37,6 +37,7 @@ dtype: bfloat16
     paper="Davari and Belilovsky 2023, Model Breadcrumbs, arXiv:2312.06795",
     formula="y = b + lambda * sum_i w_i m_i d_i",
     example=EXAMPLE,
+    reproducible="bitwise",
     fused="merge.kernels.task_vectors:breadcrumbs",
 )
 def breadcrumbs(

@@ -38,6 +38,7 @@ dtype: bfloat16
     paper="Davari and Belilovsky 2023, Model Breadcrumbs, arXiv:2312.06795",
     formula="y = b + lambda * sum of the w_i m_i d_i that agree with the elected sign",
     example=EXAMPLE,
+    reproducible="bitwise",
     fused="merge.kernels.task_vectors:breadcrumbs_ties",
 )
 def breadcrumbs_ties(

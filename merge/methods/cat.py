@@ -30,6 +30,7 @@ models:
     base="optional",
     formula="B A = sum_i w_i s_i B_i A_i, exactly",
     example=EXAMPLE,
+    reproducible="bitwise",
 )
 def cat(
     deltas: Tensor,

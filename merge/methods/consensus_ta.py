@@ -40,6 +40,7 @@ dtype: bfloat16
     paper="Wang et al. 2024, Localizing task information, arXiv:2405.07813",
     formula="y = b + lambda * sum_i w_i d_i, where |d_i| >= mask_lambda_i |sum - d_i| for at least k of the models",
     example=EXAMPLE,
+    reproducible="bitwise",
     fused="merge.kernels.task_vectors:consensus_ta",
 )
 def consensus_ta(

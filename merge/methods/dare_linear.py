@@ -37,6 +37,7 @@ seed: 7
     paper="Yu et al. 2024, Language models are super Mario, arXiv:2311.03099",
     formula="y = b + lambda * sum_i w_i m_i d_i / p_i",
     example=EXAMPLE,
+    reproducible="bitwise",
     fused="merge.kernels.task_vectors:dare_linear",
     random=True,
 )

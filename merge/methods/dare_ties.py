@@ -38,6 +38,7 @@ seed: 7
     paper="Yu et al. 2024, Language models are super Mario, arXiv:2311.03099",
     formula="y = b + lambda * mean of the masked, rescaled w_i d_i that agree with the elected sign",
     example=EXAMPLE,
+    reproducible="bitwise",
     fused="merge.kernels.task_vectors:dare_ties",
     random=True,
 )

@@ -40,6 +40,7 @@ seed: 7
     paper="Deep et al. 2024, DELLA-Merging, arXiv:2406.11617",
     formula="y = b + lambda * mean of the w_i m_i d_i / p_i that agree with the elected sign",
     example=EXAMPLE,
+    reproducible="bitwise",
     check=check_rank_probabilities,
     fused="merge.kernels.task_vectors:della",
     random=True,

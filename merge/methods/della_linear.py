@@ -39,6 +39,7 @@ seed: 7
     paper="Deep et al. 2024, DELLA-Merging, arXiv:2406.11617",
     formula="y = b + lambda * sum_i w_i m_i d_i / p_i",
     example=EXAMPLE,
+    reproducible="bitwise",
     check=check_rank_probabilities,
     fused="merge.kernels.task_vectors:della_linear",
     random=True,

@@ -41,6 +41,7 @@ def _check(parameters: dict[str, Any]) -> str | None:
     paper="Matena and Raffel 2022, Fisher-weighted averaging, arXiv:2111.09832",
     formula="y = sum_i w_i F_i x_i / sum_i w_i F_i",
     example=EXAMPLE,
+    reproducible="bitwise",
     check=_check,
     statistics="fisher",
 )

@@ -52,6 +52,7 @@ def _check(parameters: dict[str, Any]) -> str | None:
     paper="Karcher 1977, Riemannian center of mass and mollifier smoothing",
     formula="y = sum_i w_i |x_i| times the m for which sum_i w_i log_m(x_i/|x_i|) = 0",
     example=EXAMPLE,
+    reproducible="bitwise",
     check=_check,
     fused="merge.kernels.spherical:karcher",
 )

@@ -41,6 +41,7 @@ def _check(parameters: dict[str, Any]) -> str | None:
     paper="Wortsman et al. 2022, Model soups, arXiv:2203.05482",
     formula="y = sum_i w_i x_i / sum_i w_i",
     example=EXAMPLE,
+    reproducible="bitwise",
     check=_check,
     fused="merge.kernels.elementwise:linear",
 )

@@ -34,6 +34,7 @@ dtype: bfloat16
     paper="Marczak et al. 2024, MagMax, arXiv:2407.06322",
     formula="y = b + lambda * the d_i of largest magnitude, element by element",
     example=EXAMPLE,
+    reproducible="bitwise",
     fused="merge.kernels.voting:magmax",
 )
 def magmax(deltas: Tensor, *, lambda_: Annotated[float, "factor of the merged task vector"] = 1.0) -> Tensor:

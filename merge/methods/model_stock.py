@@ -39,6 +39,7 @@ dtype: bfloat16
     paper="Jang et al. 2024, Model Stock, arXiv:2403.19522",
     formula="y = b + t mean(d_i), t = N c/(1 + (N-1) c), c the mean cosine of pairs",
     example=EXAMPLE,
+    reproducible="bitwise",
     n_models=(2, None),
     fused="merge.kernels.spherical:model_stock",
 )

@@ -52,6 +52,7 @@ def _check(parameters: dict[str, Any]) -> str | None:
     paper="Goddard 2024, Multi-SLERP, goddard.blog",
     formula="y = sum_i w_i |v_i| times the direction of sum_i w_i v_i/|v_i|",
     example=EXAMPLE,
+    reproducible="bitwise",
     check=_check,
     fused="merge.kernels.spherical:multislerp",
 )

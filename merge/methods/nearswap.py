@@ -36,6 +36,7 @@ LEAST = 1e-6  # distance below which the quotient does not grow
     paper="alchemonaut, QuartetAnemoi-70B-t0.0001",
     formula="y = w b + (1 - w) a, w = clamp(t/|a - b|, 0, 1), a the base",
     example=EXAMPLE,
+    reproducible="bitwise",
     n_models=(2, 2),
     fused="merge.kernels.voting:nearswap",
 )

@@ -42,6 +42,7 @@ _TINY_WEIGHT = 1e-6
     paper="Shoemake 1985, Animating rotation with quaternion curves",
     formula="y = sin((1-t)a)/sin(a) v_1 + sin(t a)/sin(a) v_2, t = w_2/(w_1 + w_2)",
     example=EXAMPLE,
+    reproducible="bitwise",
     n_models=(2, 2),
     fused="merge.kernels.spherical:nuslerp",
 )

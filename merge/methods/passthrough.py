@@ -26,6 +26,7 @@ dtype: bfloat16
     locality="element",
     formula="y = x, or scale * x",
     example=EXAMPLE,
+    reproducible="bitwise",
     n_models=(1, 1),
     fused="merge.kernels.elementwise:passthrough",
 )

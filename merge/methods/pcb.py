@@ -42,6 +42,7 @@ _OUTLIERS = 1e-4
     paper="Du et al. 2024, Parameter competition balancing, arXiv:2410.02396",
     formula="y = b + lambda * sum_i w_i beta_i d_i / sum_i beta_i, beta_i the strength of an entry in its competition",
     example=EXAMPLE,
+    reproducible="bitwise",
 )
 def pcb(
     deltas: Tensor,
@@ -53,18 +54,34 @@ def pcb(
     """deltas (model, *shape) float32 -> merged task vector (*shape) float64"""
     import torch
 
+    from merge.kernels.reference import weighted_sum
+
     merged = torch.zeros(deltas.shape[1:], dtype=torch.float64, device=deltas.device)
     if merged.numel() == 0:
         return merged
-    everything = deltas.sum(0, dtype=torch.float64)
+    everything = weighted_sum(deltas, (1.0,) * len(deltas))
     strengths = torch.zeros_like(merged)
     for delta, w in zip(deltas.to(torch.float64), weight, strict=True):
         size = _limited(delta.abs(), _OUTLIERS, 1 - _OUTLIERS)
-        strength = torch.exp(len(deltas) * _normed(size) ** 2) * torch.tanh(delta * everything)
+        share = _normed(size)
+        strength = _each("exp", len(deltas) * share * share) * _each("tanh", delta * everything)
         beta = _normed(_limited(strength, 1 - density, 1.0))
         merged += w * beta * delta.sign() * size
         strengths += beta
     return lambda_ * merged / strengths.clamp(min=1e-12)
+
+
+def _each(function: str, values: Tensor) -> Tensor:
+    """exp or tanh, in place on the CPU; torch's own differ in their last bits with the processor."""
+    import torch
+
+    if values.device.type != "cpu":
+        return torch.exp(values) if function == "exp" else torch.tanh(values)
+    from merge.kernels import functions
+
+    kernels = {"exp": functions.exp_all, "tanh": functions.tanh_all}
+    kernels[function](values.view(-1).numpy())
+    return values
 
 
 def _limited(values: Tensor, low: float, high: float) -> Tensor:

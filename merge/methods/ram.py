@@ -34,6 +34,7 @@ dtype: bfloat16
     paper="Reinforced Agent Merging, arXiv:2601.13572",
     formula="y = b + mean of those d_i with |d_i| > epsilon",
     example=EXAMPLE,
+    reproducible="bitwise",
     fused="merge.kernels.voting:ram",
 )
 def ram(

@@ -37,6 +37,7 @@ dtype: bfloat16
     paper="Reinforced Agent Merging, arXiv:2601.13572",
     formula="ram with entries of one model times 1 + r clamp(shared_i/unique_i, 0, alpha)",
     example=EXAMPLE,
+    reproducible="bitwise",
     fused="merge.kernels.voting:ramplus_tl",
 )
 def ramplus_tl(

@@ -26,6 +26,8 @@ Inputs = Literal["models", "deltas", "either", "adapters"]
 Locality = Literal["element", "row", "tensor"]
 BaseRole = Literal["none", "optional", "required"]
 StatisticsKind = Literal["gram", "fisher"]
+# bitwise: the same bytes on every machine; bounded: equal to rounding, as BLAS and torch choose their code by processor
+Reproducible = Literal["bitwise", "bounded"]
 T = TypeVar("T")
 
 
@@ -116,6 +118,7 @@ class Method:
     statistics: StatisticsKind | None = None  # what it needs of each input's statistics file, passed as `_statistics`
     searches: int = 0  # thresholds found at once over computed values, of methods whose kernels do that
     cost: Cost | None = None  # of methods that decompose matrices; `merge plan` shows it
+    reproducible: Reproducible = "bounded"  # on the CPU, for models up to float32; see merge.engine.reproducible
     origin: str = ""  # where a method that is not part of this package comes from, with its version or digest
 
     @property
@@ -177,6 +180,7 @@ def method(
     statistics: StatisticsKind | None = None,
     searches: int = 0,
     cost: Cost | None = None,
+    reproducible: Reproducible = "bounded",
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Registers the decorated function as a merge method under its own name. It adds facts, not behaviour."""
 
@@ -211,6 +215,7 @@ def method(
             statistics=statistics,
             searches=searches,
             cost=cost,
+            reproducible=reproducible,
             origin=origin,
         )
         return function

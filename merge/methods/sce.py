@@ -41,6 +41,7 @@ dtype: bfloat16
     paper="Wan et al. 2024, FuseChat, arXiv:2408.07990",
     formula="y = b + mean, by mean(d_i^2), of the most varying d_i that agree with sign(sum_i d_i)",
     example=EXAMPLE,
+    reproducible="bitwise",
     fused="merge.kernels.voting:sce",
     searches=1,
 )

@@ -42,6 +42,7 @@ COLINEAR = 0.9995  # |cosine| above which the two directions count as one
     paper="Shoemake 1985, Animating rotation with quaternion curves",
     formula="y = sin((1-t)a)/sin(a) x_0 + sin(t a)/sin(a) x_1",
     example=EXAMPLE,
+    reproducible="bitwise",
     n_models=(2, 2),
     fused="merge.kernels.elementwise:slerp",
 )
@@ -61,10 +62,12 @@ def coefficients(square_a: float, square_b: float, dot: float, t: float) -> tupl
     """Factors of the two tensors from their squared norms and dot product. Golden: t=.5, (1,0), (0,2): .7071 each."""
     import math
 
+    from merge.kernels.functions import acos, sin
+
     if square_a == 0 or square_b == 0 or not math.isfinite(square_a * square_b):
         return 1 - t, t
     cosine = dot / math.sqrt(square_a) / math.sqrt(square_b)
     if abs(cosine) > COLINEAR:
         return 1 - t, t
-    angle = math.acos(cosine)
-    return math.sin((1 - t) * angle) / math.sin(angle), math.sin(t * angle) / math.sin(angle)
+    angle = acos(cosine)
+    return sin((1 - t) * angle) / sin(angle), sin(t * angle) / sin(angle)

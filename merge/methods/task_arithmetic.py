@@ -34,6 +34,7 @@ dtype: bfloat16
     paper="Ilharco et al. 2023, Editing models with task arithmetic, arXiv:2212.04089",
     formula="y = b + lambda * sum_i w_i d_i",
     example=EXAMPLE,
+    reproducible="bitwise",
     fused="merge.kernels.task_vectors:task_arithmetic",
 )
 def task_arithmetic(

@@ -44,6 +44,7 @@ dtype: bfloat16
     paper="Yadav et al. 2023, TIES-Merging, arXiv:2306.01708",
     formula="y = b + lambda * mean of the trimmed w_i d_i that agree with the elected sign",
     example=EXAMPLE,
+    reproducible="bitwise",
     fused="merge.kernels.task_vectors:ties",
     model_pass="merge.kernels.model_trim:thresholds",
 )
