@@ -8,19 +8,22 @@ is killed goes on where it was. Several processes may use one file.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sqlite3
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import xxhash
 
-from merge.errors import UsageError, kept_by
+from merge.errors import MergeError, OutputError, UsageError, kept_by
 from merge.jsontext import parse_json
 
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
+_SQLITE_DISK = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
 _WAIT = 60.0  # seconds for another process to finish writing
 _TOGETHER = 500  # keys in one query
 _CHECKED = 1  # earlier answers may be those of weights that started at random, because the checkpoint lacked them
@@ -43,7 +46,7 @@ class Memory:
     """A store of answers and of digests that took long to compute; a context."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        """Raises UsageError if the file cannot be made or is something else."""
+        """Raises UsageError if the file cannot be made or is something else, OutputError for a full or broken disk."""
         self.path, self._has_stored = Path(path), False
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -52,10 +55,22 @@ class Memory:
             self._connection.execute("PRAGMA synchronous=NORMAL")  # a power cut may lose the last answers, no more
             self._connection.executescript(_SCHEMA)
         except (OSError, sqlite3.Error) as error:
-            raise UsageError(
-                f"{self.path}: cannot be used to remember answers ({error}). Name another file with --cache, "
-                "or remove it."
-            ) from error
+            raise self._unusable(error) from error
+
+    def _unusable(self, error: OSError | sqlite3.Error) -> MergeError:
+        """UsageError for a file that is no store; OutputError where the disk is at fault."""
+        if isinstance(error, OSError):
+            reason, by_disk = error.strerror, error.errno in _DISK
+        else:
+            reason, by_disk = str(error), getattr(error, "sqlite_errorcode", 0) & 0xFF in _SQLITE_DISK
+        if by_disk:
+            return OutputError(
+                f"{self.path}: answers cannot be remembered ({reason}). Make room, or name another file with --cache; "
+                "then run the same command again."
+            )
+        return UsageError(
+            f"{self.path}: cannot be used to remember answers ({reason}). Name another file with --cache, or remove it."
+        )
 
     def __enter__(self) -> Memory:
         return self
@@ -74,20 +89,27 @@ class Memory:
         for start in range(0, len(wanted), _TOGETHER):
             part = wanted[start : start + _TOGETHER]
             marks = ",".join("?" * len(part))
-            rows = self._connection.execute(f"SELECT key, answer FROM answers WHERE key IN ({marks})", part)
+            rows = self._execute(f"SELECT key, answer FROM answers WHERE key IN ({marks})", part)
             found.update((key, parse_json(answer)) for key, answer in rows)
         return found
 
     def store(self, key: bytes, answer: Any) -> None:
-        self._connection.execute("INSERT OR REPLACE INTO answers VALUES (?, ?)", (key, json.dumps(answer)))
+        self._execute("INSERT OR REPLACE INTO answers VALUES (?, ?)", (key, json.dumps(answer)))
         self._has_stored = True
 
     def digest(self, key: bytes) -> str | None:
-        row = self._connection.execute("SELECT digest FROM digests WHERE key = ?", (key,)).fetchone()
-        return None if row is None else str(row[0])
+        rows = self._execute("SELECT digest FROM digests WHERE key = ?", (key,))
+        return str(rows[0][0]) if rows else None
 
     def store_digest(self, key: bytes, digest: str) -> None:
-        self._connection.execute("INSERT OR REPLACE INTO digests VALUES (?, ?)", (key, digest))
+        self._execute("INSERT OR REPLACE INTO digests VALUES (?, ?)", (key, digest))
+
+    def _execute(self, statement: str, values: Sequence[Any]) -> list[Any]:
+        """The rows it gives. Raises as the constructor."""
+        try:
+            return self._connection.execute(statement, values).fetchall()
+        except sqlite3.Error as error:
+            raise self._unusable(error) from error
 
 
 def request_key(model: str, settings: Mapping[str, Any], kind: str, arguments: Iterable[Any]) -> bytes:

@@ -25,7 +25,7 @@ from merge.engine.run import Report, run_plan
 from merge.engine.space import bytes_free
 from merge.errors import MergeError, OutputError, UsageError
 from merge.jsontext import parse_json
-from merge.output.directory import explained, placed, write_whole
+from merge.output.directory import explained, finished_of, placed, write_whole
 from merge.output.identity import plan_digest, stamps
 from merge.output.manifest import MANIFEST
 from merge.output.verify import verify_output
@@ -95,7 +95,9 @@ def run_pipeline(
                 continue
             is_last = stage is pipeline.stages[-1]
             report = None
-            if is_last or not stages.has(current):
+            if not is_last and stages.has(current):
+                finished_of(current.directory).unlink(missing_ok=True)  # a kill may have left it
+            else:
                 stages.begin(current)
                 report = run_plan(
                     current.plan,
@@ -203,9 +205,12 @@ class _Stages:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        if self._needed:
-            (self._folder / _LOCK).unlink(missing_ok=True)
-            self._lock.release()
+        if self._needed and self._lock.is_locked:
+            self._unlock()
+
+    def _unlock(self) -> None:
+        (self._folder / _LOCK).unlink(missing_ok=True)
+        self._lock.release()
 
     def has(self, stage: StagePlan) -> bool:
         """Whether it is there, made by the same plan from the same files, and as it was written."""
@@ -244,14 +249,15 @@ class _Stages:
             write_whole(_note(self._folder, stage.name), json.dumps(known).encode())
 
     def remove(self, planned: tuple[StagePlan, ...]) -> None:
-        """What this run wrote there, and nothing else."""
-        if not self._needed or not planned:
+        """What this run wrote there, and nothing else; of stages only those that are planned here."""
+        if not self._needed:
             return
         for stage in planned[:-1]:
-            if stage.how == "written" and stage.directory is not None and _noted(self._folder, stage.name) is not None:
-                shutil.rmtree(stage.directory, ignore_errors=True)
+            is_ours = stage.how == "written" and _noted(self._folder, stage.name) is not None
+            if is_ours and stage.directory is not None and stage.directory.is_dir():
+                shutil.rmtree(stage.directory)
             _note(self._folder, stage.name).unlink(missing_ok=True)
-        (self._folder / _LOCK).unlink(missing_ok=True)
+        self._unlock()  # while OUT.finished stands: after that, the same command would not come back here
         with contextlib.suppress(OSError):  # something else is in it
             self._folder.rmdir()
 
