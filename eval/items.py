@@ -13,6 +13,7 @@ from eval.quiet import quietly
 from eval.results import Questions
 from eval.settings import Settings
 from eval.tasks import Task, task_manager
+from merge.checkpoint.network import no_network
 from merge.errors import MergeError, UsageError
 
 
@@ -35,6 +36,8 @@ def load_tasks(tasks: Sequence[Task], settings: Settings) -> list[Loaded]:
         UsageError: settings that a task does not allow.
     """
     own = [task.spec for task in tasks if isinstance(task.spec, dict)]
+    if len(own) < len(tasks):
+        no_network()  # without one, lm-eval would retry each data set for a minute
     manager = task_manager(settings.include, len(own) < len(tasks))
     found, missing = [], []
     for task in tasks:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 
 from eval.tasks import Task
+from merge.checkpoint.network import no_network
 from merge.errors import MergeError, first_line
 
 
@@ -19,8 +20,10 @@ def unloadable(missing: Sequence[tuple[Task, Exception]], known: int) -> MergeEr
     lines = [_line(task, error) for task, error in missing]
     data = [task.name for task, error in missing if _is_data(error) or task.needs]
     if data:
-        offline = [name for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE") if os.environ.get(name) == "1"]
-        how = f"{' and '.join(offline)} {'is' if len(offline) == 1 else 'are'} set. " if offline else ""
+        offline = no_network()
+        if os.environ.get("HF_DATASETS_OFFLINE") == "1" and offline is None:
+            offline = "HF_DATASETS_OFFLINE is set, so nothing is downloaded"
+        how = f"{offline}. " if offline else ""
         lines.append(
             f"{how}Where there is a network, download the data (lm-eval run --model dummy --limit 1 --tasks "
             f"{','.join(data)}); it lies in HF_HOME (~/.cache/huggingface), which can be copied to this machine."

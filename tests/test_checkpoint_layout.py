@@ -420,6 +420,7 @@ def test_online_failures_are_told_apart(
         raise hub_error(error) if error else ConnectionError("no route")
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("merge.checkpoint.hub.no_network", lambda: None)
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", fail)
     with pytest.raises(CheckpointError) as caught:
         open_checkpoint(ModelRef("org/other@v9", "org/other", "v9"))
@@ -444,6 +445,7 @@ def test_what_is_there_is_downloaded_by_name_and_known_by_its_commit(
     files = [{"rfilename": name} for name in ("config.json", "model.safetensors", "pytorch_model.bin", "evil.py")]
     info = ModelInfo(id="org/name", sha=COMMIT, siblings=files)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("merge.checkpoint.hub.no_network", lambda: None)
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *_, **__: info)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     found = open_checkpoint(ModelRef("org/name@main", "org/name", "main"))

@@ -1,9 +1,13 @@
-"""A hub that answers, one that breaks off in the middle of a file, and a cache that is damaged."""
+"""A hub that answers, that breaks off within a file, that stays silent, no hub at all, and a damaged cache."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
+import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -106,6 +110,62 @@ def test_what_was_downloaded_is_there_without_a_network(
     done = run_cli(["plan", recipe], env=hub | {"HF_HUB_OFFLINE": "1"})
     assert done.code == 1
     assert "lacks model-00001-of-00002.safetensors" in done.stderr
+
+
+@pytest.fixture
+def silent() -> Iterator[dict[str, str]]:
+    """The environment of a process whose hub accepts connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        endpoint = f"http://127.0.0.1:{server.getsockname()[1]}"
+        yield {"HF_ENDPOINT": endpoint, "HF_HUB_OFFLINE": "0", "HF_DATASETS_OFFLINE": "0", "NO_PROXY": "127.0.0.1"}
+
+
+# Asks a second time, for another model: that takes no time any more, and datasets are offline too.
+_ASK = """
+import merge.checkpoint.network as network
+network.ANSWER_SECONDS = 0.2
+import datasets
+from merge.checkpoint.hub import locate
+from merge.recipe.model import ModelRef
+for name in ("org/a", "org/b"):
+    try:
+        locate(ModelRef(name, name))
+    except Exception as error:
+        print(error)
+print(datasets.config.HF_HUB_OFFLINE, network.no_network())
+"""
+
+
+def test_a_hub_that_does_not_answer_is_asked_once_and_named(tmp_path: Path, silent: dict[str, str]) -> None:
+    environment = os.environ | silent | {"HF_HOME": str(tmp_path)}
+    # Libraries below wait ten seconds for each of several tries: without the question this would take minutes.
+    done = subprocess.run([sys.executable, "-c", _ASK], env=environment, capture_output=True, text=True, timeout=60)
+    first, second, last = done.stdout.splitlines()
+    said = f"{silent['HF_ENDPOINT']} "
+    assert first.startswith("org/a: not a local directory, and not in the Hugging Face cache (" + said), done.stderr
+    assert second.startswith("org/b: not a local directory, and not in the Hugging Face cache (" + said)
+    assert "within 0 s" in first or "timed out" in first
+    assert last.startswith("True " + said)
+
+
+@pytest.mark.parametrize("verb", ["plan", "eval", "finetune"])
+def test_without_a_network_every_verb_says_so(
+    tmp_path: Path, run_cli: Any, make_model: Any, recipe: Path, verb: str
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        endpoint = f"http://127.0.0.1:{server.getsockname()[1]}"  # closed in a moment: connections are refused
+    away = {"HF_ENDPOINT": endpoint, "HF_HUB_OFFLINE": "0", "HF_DATASETS_OFFLINE": "0", "HF_HOME": str(tmp_path / "hf")}
+    make_model(tmp_path / "m")
+    line = {
+        "plan": ["plan", recipe],
+        "eval": ["eval", "org/m", "--suite", "quickstart"],
+        "finetune": ["finetune", "m", "--data", "org/rows", "-o", "out"],
+    }
+    done = run_cli(line[verb], env=away | {"NO_PROXY": "127.0.0.1"})
+    assert done.code == (2 if verb == "finetune" else 1), done.stderr
+    assert f"({endpoint} cannot be reached: " in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.full  # the client tries again for several seconds

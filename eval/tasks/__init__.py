@@ -145,6 +145,7 @@ def _file(path: Path, indexed: bool = False) -> Task:
 
 
 @functools.cache
+@functools.cache
 def task_manager(include: Path | None, defaults: bool) -> Any:
     """lm-eval's index of tasks, which takes seconds to make: with its own, if `defaults`, and those of `include`."""
     from lm_eval.tasks import TaskManager

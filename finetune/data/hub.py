@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from finetune.data.files import Row
+from merge.checkpoint.network import no_network
 from merge.errors import UsageError, first_line
 
 
@@ -18,11 +19,13 @@ def read_hub(name: str, subset: str | None, split: str | None) -> tuple[list[Row
         raise UsageError(
             f"data {name}: there is no such file; data sets of the hub need `datasets`: pip install datasets."
         ) from None
+    offline = no_network()
     try:
         found = datasets.load_dataset(name, subset, split=split or "train")
     except Exception as error:  # of the hub, the network, the file formats and the builder: many classes
+        why = offline or first_line(error)
         raise UsageError(
-            f"data {name}: there is no such file, and the hub's data set cannot be read ({first_line(error)})."
+            f"data {name}: there is no such file, and the hub's data set cannot be read ({why})."
         ) from None
     rows = [Row(f"{name}:{number}", dict(row)) for number, row in enumerate(found, 1)]
     if not rows:

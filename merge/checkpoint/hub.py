@@ -9,6 +9,7 @@ import re
 from dataclasses import dataclass
 
 from merge.checkpoint.files import read_json
+from merge.checkpoint.network import OFFLINE, no_network
 from merge.checkpoint.side_files import is_side_file, lacking_code, may_be_side_file
 from merge.errors import CheckpointError
 from merge.recipe.model import ModelRef
@@ -66,12 +67,11 @@ def locate_tokenizer(ref: ModelRef) -> str:
     if os.path.isdir(path) or not _HUB_ID.fullmatch(ref.path):
         return locate(ref).path
     import huggingface_hub
-    from huggingface_hub import constants
 
-    offline = bool(constants.HF_HUB_OFFLINE)
+    offline = no_network()
     try:
         found = huggingface_hub.snapshot_download(
-            ref.path, revision=ref.revision, allow_patterns=_TOKENIZER_FILES, local_files_only=offline
+            ref.path, revision=ref.revision, allow_patterns=_TOKENIZER_FILES, local_files_only=offline is not None
         )
     except Exception as error:  # as in _from_hub
         raise CheckpointError(f"{ref.text}: {_why(ref, error)}") from error
@@ -99,18 +99,15 @@ def wanted(names: list[str], adapter: bool = False) -> list[str]:
 def _from_hub(ref: ModelRef, adapter: bool) -> Place:
     # Imported here: it takes a good part of a second, and most recipes name local directories.
     import huggingface_hub
-    from huggingface_hub import constants
 
     from merge.loading.trust import trusted_names
 
-    if constants.HF_HUB_OFFLINE:
-        cached = _cached(ref, adapter)
-        if cached is None:
-            raise CheckpointError(
-                f"{ref.text}: not a local directory, and {_not_cached(ref)} "
-                "(HF_HUB_OFFLINE is set, so nothing is downloaded). " + _what_to_do(ref)
-            )
-        return Place(cached, os.path.basename(cached))
+    if offline := no_network():
+        if cached := _cached(ref, adapter):
+            return _from_cache(ref, cached, "" if offline == OFFLINE else offline)
+        raise CheckpointError(
+            f"{ref.text}: not a local directory, and {_not_cached(ref)} ({offline}). {_what_to_do(ref)}"
+        )
     files: list[str] = []
     try:
         info = huggingface_hub.HfApi().model_info(ref.path, revision=ref.revision)
@@ -134,9 +131,13 @@ def _from_hub(ref: ModelRef, adapter: bool) -> Place:
         cached = _cached(ref, adapter)
         if cached is None:
             raise CheckpointError(f"{ref.text}: {_broke_off(ref, files, error) or _why(ref, error)}") from error
-        commit = os.path.basename(cached)
-        note = f"{ref.text}: the hub gave no answer ({type(error).__name__}); commit {commit} of the cache is used"
-        return Place(cached, commit, (note,))
+        return _from_cache(ref, cached, f"the hub gave no answer ({type(error).__name__})")
+
+
+def _from_cache(ref: ModelRef, path: str, why: str) -> Place:
+    """A snapshot of the cache. `why` it was not asked whether there is a newer one; "" if the user wants that."""
+    commit = os.path.basename(path)
+    return Place(path, commit, (f"{ref.text}: {why}; commit {commit} of the cache is used",) if why else ())
 
 
 def _cached(ref: ModelRef, adapter: bool) -> str | None:
