@@ -13,15 +13,12 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from eval.samples import Floats, Item, read_samples
 from eval.sandbox import described
-from merge.errors import UsageError
-from merge.jsontext import parse_json
 from merge.loading import code_that_ran
 
 if TYPE_CHECKING:
@@ -261,23 +258,6 @@ class Results:
             json.dumps({"format": FORMAT, "notes": self.notes, **dataclasses.asdict(self)}, ensure_ascii=False) + "\n"
         )
 
-    @staticmethod
-    def load(path: Path) -> Results:
-        """Raises UsageError for a file that holds no results."""
-        try:
-            data = parse_json(path.read_bytes())
-            if (number := data.pop("format")) != FORMAT:
-                raise ValueError(f"format {number}, expected {FORMAT}")
-            found = _results(data)
-            if not found.models:
-                raise ValueError("no model")
-            for model in found.models:
-                for name in found.tasks:
-                    model.tasks[name].value  # noqa: B018 - is there
-            return found
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UsageError(f"{path}: holds no results of merge eval ({type(error).__name__}: {error}).") from None
-
 
 def _columns(each: Loaded, models: Sequence[Verdicts]) -> list[str]:
     """What a table shows of a task: the leaderboard's score, or itself, or the parts of a group or tag without one."""
@@ -293,33 +273,3 @@ def _versions() -> dict[str, str]:
     from importlib import metadata
 
     return {name: metadata.version(name) for name in ("lm_eval", "transformers", "torch", "merge-workbench")}
-
-
-def _results(data: dict[str, Any]) -> Results:
-    models = []
-    for model in data["models"]:
-        tasks = {
-            name: TaskResult(
-                **task
-                | {
-                    "doc_ids": tuple(task["doc_ids"]),
-                    "items": _items(task["items"]),
-                    "answers": tuple(task["answers"]),
-                    "also": {key: _items(items) for key, items in task.get("also", {}).items()},
-                    "parts": tuple(Part(**part) for part in task.get("parts", ())),
-                    "guard": None if task.get("guard") is None else tuple(task["guard"]),
-                }
-            )
-            for name, task in model["tasks"].items()
-        }
-        models.append(Verdicts(**model | {"tasks": tasks, "parents": tuple(model["parents"])}))
-    questions = {
-        task: {number: (question, target) for number, (question, target) in asked.items()}
-        for task, asked in data["questions"].items()
-    }
-    names, path = tuple(data["tasks"]), tuple(map(float, data["path"]))
-    return Results(tuple(models), names, data["settings"], data["versions"], questions, path)
-
-
-def _items(stored: Sequence[Any]) -> tuple[Item, ...]:
-    return tuple(tuple(item) if isinstance(item, list) else item for item in stored)

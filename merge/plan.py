@@ -313,6 +313,6 @@ class Plan:
 
     @staticmethod
     def from_json(text: str) -> Plan:
-        from merge.plan_json import read_plan
+        from merge.codec import decode
 
-        return read_plan(text)
+        return decode(json.loads(text), Plan)

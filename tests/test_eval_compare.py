@@ -17,7 +17,8 @@ from eval.compare import average, average_error, averaged, compare, parents
 from eval.difference import AVERAGE, difference, differences, mcnemar
 from eval.join import join
 from eval.path import barrier
-from eval.results import Part, Results
+from eval.results import Part
+from eval.results_file import load_results
 from eval.samples import read_samples
 from eval.tables import as_csv, as_data, as_markdown, columns, notes, verdict
 from eval.tasks.leaderboards import combine
@@ -254,14 +255,14 @@ def test_results_survive_json(tmp_path: Path) -> None:
     loss = made.task("loss", [(3.5, 2.0), (1.25, 4.0)], "bits_per_byte", better=False)
     before = made.results([made.model("a", [made.task("t", [1.0, 0.0]), loss])], path=[0.5])
     (tmp_path / "r.json").write_text(before.to_json(), encoding="utf-8")
-    assert Results.load(tmp_path / "r.json") == before
+    assert load_results(tmp_path / "r.json") == before
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 1}', '{"format": 2, "models": 5}', "\x00"])
 def test_other_files_are_no_results(tmp_path: Path, text: str) -> None:
     (tmp_path / "r.json").write_text(text)
     with pytest.raises(UsageError, match=r"r\.json: holds no results of merge eval"):
-        Results.load(tmp_path / "r.json")
+        load_results(tmp_path / "r.json")
 
 
 def test_files_are_joined_and_what_was_asked_otherwise_is_refused() -> None:

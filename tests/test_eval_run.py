@@ -28,6 +28,7 @@ from eval.memory import Memory, key_of
 from eval.models import subjects
 from eval.path import judge_path
 from eval.results import Results
+from eval.results_file import load_results
 from eval.sandbox import guard
 from eval.settings import Settings
 from eval.soup import Soup, greedy_soup
@@ -280,7 +281,7 @@ def test_results_say_what_code_was_run_under(
     tasks = resolve(["core_code"], "core")
     found = judged([tiny(tmp_path / "model")], tasks, memory, Settings(limit=2, unsafe_code=True))
     (tmp_path / "r.json").write_text(found.to_json(), encoding="utf-8")
-    for results in (found, Results.load(tmp_path / "r.json")):
+    for results in (found, load_results(tmp_path / "r.json")):
         assert results.models[0].tasks["core_code"].guard == guard()
         (note,) = results.notes
         assert note == f"core_code: the code that models wrote was run under {', '.join(guard())}."
@@ -562,7 +563,7 @@ def test_compare_from_the_command_line(tmp_path: Path, monkeypatch: pytest.Monke
         (["r.json", "--parents", "nobody"], 'no results for "nobody"'),
         (["r.json", "--card", "nowhere"], "--card nowhere: there is no such directory"),
         (["none.json"], "none.json: holds no results of merge eval"),
-        (["hole.json"], "hole.json: holds no results of merge eval .*KeyError: 'reverse'"),
+        (["hole.json"], "hole.json: holds no results of merge eval .*'base': has no score of 'reverse'"),
         (["r.json", "--html", out], "--html .*out: is a directory"),
     ):
         with pytest.raises(UsageError, match=said):

@@ -113,7 +113,7 @@ ROOT = Path(__file__).parent.parent
 PARSERS = {
     "json.load": (),
     "json.loads": (
-        *("merge/jsontext.py", "merge/plan_json.py"),
+        *("merge/jsontext.py", "merge/plan.py"),
         "merge/architecture/table.py",  # the table of this package
         *("merge/loading/templates.py", "merge/loading/template_worker.py"),  # the pipe between two of our processes
     ),

@@ -143,9 +143,9 @@ def _results(sources: tuple[str, ...], asked: dict[str, Any]) -> Results:
             f"{', '.join(unread)}: saved results are compared as they are. Run merge eval with it instead."
         )
     from eval.join import join
-    from eval.results import Results
+    from eval.results_file import load_results
 
-    results, notes = join([(Path(source), Results.load(Path(source))) for source in saved])
+    results, notes = join([(Path(source), load_results(Path(source))) for source in saved])
     for note in notes:
         click.echo(f"note: {note}", err=True)
     return results

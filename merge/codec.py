@@ -1,0 +1,31 @@
+"""Plain data -> dataclasses, by the types that their fields declare: plans, results, notes. msgspec does the work."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+Kind = TypeVar("Kind")
+
+
+def decode(data: Any, kind: type[Kind]) -> Kind:
+    """What `json.dumps(dataclasses.asdict(value))` made of a value, read with parse_json -> an equal value.
+
+    Lists become tuples, also where the declared type is Any: in a value that survives JSON there is no list.
+
+    Raises:
+        ValueError: with the place: "Expected `float`, got `str` - at `$.models[0].seconds`".
+    """
+    import msgspec  # here: `merge --help` does without
+
+    try:
+        return msgspec.convert(_tuples(data), kind)
+    except msgspec.ValidationError as error:
+        raise ValueError(str(error)) from None
+
+
+def _tuples(data: Any) -> Any:
+    if isinstance(data, list):
+        return tuple(_tuples(item) for item in data)
+    if isinstance(data, dict):
+        return {name: _tuples(item) for name, item in data.items()}
+    return data
