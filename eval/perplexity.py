@@ -47,7 +47,6 @@ class Perplexity:
     tokens: int  # scored
     windows: int
     documents: int
-    notes: tuple[str, ...] = ()
 
     @property
     def perplexity(self) -> Estimate:
@@ -79,6 +78,8 @@ def measure(
     context: int | None = None,
     stride: int | None = None,
     budget: int = BUDGET,
+    max_ram: int | None = None,
+    say: Callable[[str], None] = lambda note: None,
     progress: Callable[[float], None] = lambda share: None,
 ) -> tuple[Perplexity, Perplexity | None, Distance | None]:
     """Perplexity of a model; with another one also that one's, and the distance between them.
@@ -89,10 +90,13 @@ def measure(
         context: most tokens of a window; None: 1024, or what the model can take.
         stride: tokens from one window to the next; None: context, so that windows do not overlap.
         budget: bytes of hidden states that are kept in memory; more lie in a temporary file.
+        max_ram: bytes that a model may take which cannot be run layer by layer; None: any.
+        say: gets what a user should know before the work starts.
         progress: gets the share of the work that is done.
 
     Raises:
-        UsageError: data that cannot be read, settings that do not fit, models with different vocabularies.
+        UsageError: data that cannot be read, settings that do not fit, models with different vocabularies,
+            more memory than max_ram.
         NumbersError: a model that gives NaN.
     """
     documents = read_documents(data)
@@ -126,7 +130,7 @@ def measure(
     models: list[Logits] = []
     try:
         # One after the other: what is open when the next one fails is closed.
-        models.extend(open_logits(path, [batch.tokens for batch in batches], budget) for path in paths)
+        models.extend(open_logits(path, [batch.tokens for batch in batches], budget, max_ram, say) for path in paths)
         vocabularies = {each.vocabulary for each in models}
         if len(vocabularies) > 1:
             sizes = " and ".join(f"{each.vocabulary:,}" for each in models)
@@ -137,8 +141,7 @@ def measure(
     finally:
         for each in models:
             each.close()
-    notes = tuple(each.note for each in models if each.note is not None)
-    return _summary(sums, batches, len(documents), len(paths), notes)
+    return _summary(sums, batches, len(documents), len(paths))
 
 
 def _most_positions(path: Path) -> int:
@@ -246,7 +249,6 @@ def _summary(
     batches: Sequence[Windows],
     documents: int,
     n_models: int,
-    notes: tuple[str, ...],
 ) -> tuple[Perplexity, Perplexity | None, Distance | None]:
     losses = [sums.log_total() - sums.target for sums in running]
     counts = np.concatenate([batch.scored.sum(axis=1) for batch in batches])
@@ -256,7 +258,6 @@ def _summary(
             int(counts.sum()),
             len(counts),
             documents,
-            notes,
         )
         for k in range(n_models)
     ]

@@ -12,8 +12,8 @@ from tiny_bert import make_tiny_bert
 from tiny_llama import make_tiny_llama, write_lines
 
 from merge.errors import CheckpointError
+from merge.layerwise import whole_model
 from merge.loading import check_causal, load_config
-from merge.statistics.models import whole_model
 
 SAID = "is not a causal language model"
 

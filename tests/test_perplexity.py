@@ -17,10 +17,10 @@ from test_adapters import make_adapter
 from test_statistics import model_of, sizes
 
 from eval.perplexity import _estimate, cut, measure
-from eval.streamed import HiddenStates, StreamedLogits, open_logits
 from merge import build_plan, load_recipe, run_plan
 from merge.cli import cli
 from merge.errors import NumbersError, UsageError
+from merge.layerwise import HiddenStates
 
 
 @pytest.fixture
@@ -86,9 +86,10 @@ def test_streamed_perplexity_is_that_of_the_whole_model(
     if kind == "PhiConfig":
         settings.pop("head_dim")
     model = model_of(tmp_path / "model", getattr(transformers, kind)(**settings))
-    found, _, _ = measure(model, text, context=16)
+    said: list[str] = []
+    found, _, _ = measure(model, text, context=16, say=said.append)
     expected, _ = direct(model, text, 16, 16)
-    assert not found.notes
+    assert not said
     assert found.nll.value == pytest.approx(expected, abs=1e-5)
     assert found.perplexity.value == pytest.approx(math.exp(expected), rel=1e-5)
     assert (found.windows, found.tokens) == (6, 84)
@@ -105,25 +106,12 @@ def test_overlapping_windows_score_every_token_once(tmp_path: Path, text: Path) 
 def test_hidden_states_on_the_disk_give_the_same_numbers(tmp_path: Path, text: Path) -> None:
     model = llama(tmp_path / "model")
     assert measure(model, text, context=16, budget=0) == measure(model, text, context=16)
-    with HiddenStates([(2, 3)], 0) as states:
+    with HiddenStates(24) as states:
+        for number in range(2):
+            states.put(number, torch.full((2, 3), float(number)))
+        states.put(1, torch.full((2, 3), 5.0))
         assert states.spilled
-
-
-def test_one_layer_is_in_memory(tmp_path: Path) -> None:
-    model = open_logits(llama(tmp_path / "model"), [np.array([[1, 2, 3]])], 1 << 20)
-    assert isinstance(model, StreamedLogits)
-    loaded = []
-    layers = model._layers
-
-    def advance(share: float) -> None:
-        loaded.append([p.device.type for layer in layers for p in layer.parameters()].count("cpu"))
-
-    model.run(advance)
-    model.close()
-    each = len(list(layers[0].parameters()))
-    assert loaded == [0] + [each] * len(layers)
-    assert all(p.device.type == "meta" for layer in layers for p in layer.parameters())
-    assert model._embedding.weight.device.type == "meta"
+        assert [states.get(number).tolist() for number in range(2)] == [[[0.0] * 3] * 2, [[5.0] * 3] * 2]
 
 
 def test_distance_is_that_of_the_distributions(tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,14 +133,34 @@ def test_distance_is_that_of_the_distributions(tmp_path: Path, text: Path, monke
     assert (none.kl.value, none.top1.value) == (pytest.approx(0, abs=1e-9), 1.0)
 
 
-def test_a_model_that_cannot_be_streamed_is_held_whole_and_says_so(tmp_path: Path, text: Path) -> None:
-    from transformers import GPT2Config
+def test_a_model_that_cannot_be_streamed_is_held_whole_and_says_so_before(
+    tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch, call_cli: Callable[..., Any]
+) -> None:
+    from transformers import LlamaModel
 
-    config = GPT2Config(vocab_size=VOCABULARY, n_embd=16, n_layer=2, n_head=2, n_positions=64)
-    model = model_of(tmp_path / "gpt2", config)
-    found, _, _ = measure(model, text, context=16)
-    assert "whole model" in found.notes[0]
+    forward = LlamaModel.forward
+
+    def halved(self: Any, *arguments: Any, **keywords: Any) -> Any:
+        """Changes what goes from the first layer into the second."""
+        hook = self.layers[1].register_forward_pre_hook(lambda _, inputs: (inputs[0] / 2, *inputs[1:]))
+        try:
+            return forward(self, *arguments, **keywords)
+        finally:
+            hook.remove()
+
+    monkeypatch.setattr(LlamaModel, "forward", halved)
+    model = llama(tmp_path / "model")
+    size = sum(4 * parameter.numel() for parameter in whole(model).parameters())
+    said: list[str] = []
+    found, _, _ = measure(model, text, context=16, say=said.append, max_ram=size)
+    assert said == [
+        f"{model}: the whole model has to be in memory, {size / 1e9:.3g} GB: "
+        "it changes the hidden state between its layers."
+    ]
     assert found.nll.value == pytest.approx(direct(model, text, 16, 16)[0], abs=1e-5)
+    done = call_cli(["perplexity", model, "--data", text, "--max-ram", str(size - 1)])
+    assert done.code == 2
+    assert "--max-ram is" in done.stderr
 
 
 def test_windows() -> None:

@@ -17,12 +17,12 @@ from safetensors.numpy import load_file
 
 from merge import build_plan, parse_recipe, run_plan
 from merge.errors import NumbersError, RecipeError, SourceChanged, UsageError
+from merge.layerwise import LayerRunner, Unstreamable
 from merge.methods.fisher import fisher
 from merge.methods.regmean import regmean
 from merge.plan import Plan
 from merge.recipe import parse_reference
 from merge.statistics import Summary, collect_statistics
-from merge.statistics.gram import Layerwise
 from merge.statistics.parts import Parts
 
 Arrays = dict[str, npt.NDArray[np.float32]]
@@ -127,13 +127,20 @@ def test_layer_by_layer_equals_hooks_on_the_whole_model(tmp_path: Path, data: Pa
     assert not (tmp_path / "out.safetensors.partial").exists()
 
 
-def test_an_architecture_that_is_not_known_is_held_whole_with_a_note(
+def test_a_model_that_cannot_be_streamed_is_held_whole_with_a_note(
     tmp_path: Path, tiny: Path, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("merge.statistics.models.LAYERWISE", ())
-    summary = collect(tiny, data, tmp_path / "out.safetensors")
-    assert '"llama" is not one that is known' in summary.notes[0]
+    def cannot(self: LayerRunner) -> None:
+        raise Unstreamable("of the moon")
+
+    monkeypatch.setattr(LayerRunner, "_try", cannot)
+    said: list[str] = []
+    summary = collect(tiny, data, tmp_path / "out.safetensors", say=said.append)
+    assert summary.notes == tuple(said)
+    assert said[0].endswith("GB: of the moon.")
     assert_near(load_file(tmp_path / "out.safetensors"), direct_grams(tiny, data))
+    with pytest.raises(UsageError, match="--max-ram"):
+        collect(tiny, data, tmp_path / "other.safetensors", max_ram=1000)
 
 
 @pytest.mark.parametrize("stop", [0, 1, 2, 3])
@@ -158,19 +165,6 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bytes(
         collect(tiny, data, out, seed=1)
     assert collect(tiny, data, out).resumed_parts == stop
     assert out.read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
-
-
-def test_only_one_layer_is_in_memory(tmp_path: Path, tiny: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    present: list[int] = []
-    layer = Layerwise._layer
-
-    def watched(self: Layerwise, i: int, *others: Any) -> None:
-        layer(self, i, *others)
-        present.append(sum(p.device.type != "meta" for one in self._layers for p in one.parameters()))
-
-    monkeypatch.setattr(Layerwise, "_layer", watched)
-    collect(tiny, data, tmp_path / "out.safetensors")
-    assert present == [0, 0, 0]  # after each
 
 
 def test_fisher_is_the_mean_of_squared_gradients_of_each_sequence(tmp_path: Path, tiny: Path, data: Path) -> None:

@@ -86,6 +86,28 @@ def how_loaded(
     return None if model is None else _Table(model, tensors).loaded()
 
 
+@dataclass(frozen=True)
+class Makings:
+    """What stored tensors are to a model that is there already.
+
+    Attributes:
+        pieces, obscure: see Loaded.
+        shapes: parameter or buffer -> shape of what the stored tensors make of it; and name -> shape of each stored
+            tensor that is made into nothing.
+    """
+
+    pieces: Mapping[str, tuple[Piece, ...]]
+    obscure: Mapping[str, str]
+    shapes: Mapping[str, Shape]
+
+
+def makings_of(model: Any, tensors: Mapping[str, TensorRef]) -> Makings:
+    """How transformers would load these tensors into a model; only the shapes of its parameters are looked at."""
+    table = _Table(model, tensors)
+    table.read()
+    return Makings(table.pieces, table.obscure, table.made)
+
+
 @lru_cache(maxsize=4)
 def _skeleton(config_text: str, class_name: str) -> Any:
     """The model on the meta device; None where transformers has no such class or cannot build it."""
@@ -146,9 +168,10 @@ class _Table:
         self.stored = {name: ref.shape for name, ref in tensors.items()}
         self.pieces: dict[str, tuple[Piece, ...]] = {}
         self.obscure: dict[str, str] = {}
+        self.made: dict[str, Shape] = {}  # see Makings.shapes
 
     def loaded(self) -> Loaded:
-        self._read()
+        self.read()
         modules = dict(self.model.named_modules())
         return Loaded(
             shapes=self.shapes,
@@ -161,7 +184,7 @@ class _Table:
             ties=dict(self.model.all_tied_weights_keys),
         )
 
-    def _read(self) -> None:
+    def read(self) -> None:
         from transformers.conversion_mapping import get_model_conversion_mapping
         from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
 
@@ -174,10 +197,12 @@ class _Table:
             key, pattern = rename_source_key(name, renamings, converters, prefix, self.shapes)
             if key not in self.shapes and name in self.shapes:
                 key, pattern = rename_source_key(name, [], [], prefix, self.shapes)
-            if key in self.shapes and pattern is None:
+            if key in self.shapes and pattern is not None:
+                gathered.setdefault(key, {}).setdefault(pattern, []).append(name)
+                continue
+            if key in self.shapes:
                 self.pieces[key] = (whole_piece(name, self.stored[name]),)
-            elif key in self.shapes:
-                gathered.setdefault(key, {}).setdefault(str(pattern), []).append(name)
+            self.made[key if key in self.shapes else name] = self.stored[name]
         for key, sources in gathered.items():
             first = next(iter(sources))
             self._convert(key, next(each for each in converters if first in each.source_patterns), sources)
@@ -196,8 +221,9 @@ class _Table:
             made = trial.convert(key, model=self.model, config=self.model.config)
             shapes = {name: tuple((each[0] if isinstance(each, list) else each).shape) for name, each in made.items()}
         except Exception:  # tensors that transformers could not put together either
-            self.obscure[key] = said
+            self.obscure[key], self.made[key] = said, self.shapes[key]
             return
+        self.made |= shapes
         for name, pieces in zip(shapes, self._pieces(converter.operations, groups, shapes), strict=False):
             if pieces:
                 self.pieces[name] = pieces

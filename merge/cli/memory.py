@@ -103,6 +103,8 @@ def command(
     found = estimate(model, request)
     cards = fits(found.total)
     if as_json:
+        from merge.loading import code_that_ran
+
         values = dataclasses.asdict(found) | {
             "parts": dict(found.parts),
             "total": found.total,
@@ -110,6 +112,7 @@ def command(
                 {"gb": size, "usable_gib": round(gib, 2), "names": names, "fits": fit}
                 for size, gib, names, fit in cards
             ],
+            "trusted_code": code_that_ran(),
         }
         click.echo(json.dumps(values))
         return

@@ -40,6 +40,7 @@ Examples:
 @click.option(
     "--hidden-ram", type=Size(), default="256MiB", show_default=True, help="Hidden states beyond this go to the disk."
 )
+@click.option("--max-ram", type=Size(), help="Refuse a model that has to be in memory as a whole and takes more.")
 @click.option("--threads", type=click.IntRange(1), help="[default: all cores]")
 @click.option("--quiet", is_flag=True, help="No progress bar and no notes.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
@@ -51,17 +52,26 @@ def command(
     context: int | None,
     stride: int | None,
     hidden_ram: int,
+    max_ram: int | None,
     threads: int | None,
     quiet: bool,
     as_json: bool,
 ) -> None:
     """Perplexity of MODEL on a text: a directory, hub id, model+adapter, or recipe (merged on the fly).
 
-    The model is read one decoder layer at a time and need not fit into memory. Arithmetic is float32, on the CPU.
+    The model is read one decoder layer at a time and need not fit into memory; where its architecture does not allow
+    that, it is said before the work starts. Arithmetic is float32, on the CPU.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from eval.models import directory, subjects
     from eval.perplexity import measure
+    from merge.loading import code_that_ran
+
+    notes: list[str] = []
+
+    def say(note: str) -> None:
+        show_notes([note], quiet)
+        notes.append(note)
 
     began = time.monotonic()
     judged = subjects([model] if against is None else [model, against])
@@ -79,11 +89,13 @@ def command(
             context=context,
             stride=stride,
             budget=hidden_ram,
+            max_ram=max_ram,
+            say=say,
             progress=lambda share: progress(round(share * _SHOWN)),
         )
-    show_notes(own.notes, quiet)
     if as_json:
-        found = {"model": _as_json(model, own), "seconds": round(time.monotonic() - began, 3)}
+        found: dict[str, Any] = {"model": _as_json(model, own), "seconds": round(time.monotonic() - began, 3)}
+        found |= {"notes": notes, "trusted_code": code_that_ran()}
         if against is not None and other is not None and distance is not None:
             found |= {"against": _as_json(against, other), **dataclasses.asdict(distance)}
         click.echo(json.dumps(found))

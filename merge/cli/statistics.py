@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from merge.cli.show import printable, progress_bar, show_notes
+from merge.cli.show import Size, printable, progress_bar, show_notes
 from merge.cli.trust import trust_option
 
 
@@ -40,6 +40,7 @@ Killed or stopped, the same command goes on where it was.""",
 )
 @click.option("--batch", type=click.IntRange(1), default=8, show_default=True, help="Sequences at once (gram).")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the order of the texts.")
+@click.option("--max-ram", type=Size(), help="Refuse a model that has to be in memory as a whole and takes more.")
 @click.option("--force", is_flag=True, help="Replace an existing file; discard unfinished work of another run.")
 @click.option("--quiet", is_flag=True, help="No progress bar and no notes.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
@@ -53,6 +54,7 @@ def command(
     sequence_length: int,
     batch: int,
     seed: int,
+    max_ram: int | None,
     force: bool,
     quiet: bool,
     as_json: bool,
@@ -83,10 +85,11 @@ def command(
             length=sequence_length,
             batch=batch,
             seed=seed,
+            max_ram=max_ram,
             force=force,
+            say=lambda note: show_notes([note], quiet),
             progress=progress,
         )
-    show_notes(summary.notes, quiet)
     if as_json:
         click.echo(json.dumps(dataclasses.asdict(summary)))
         return

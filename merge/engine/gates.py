@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,9 +20,13 @@ from merge.engine.executors import ONE_THREAD, Context
 from merge.errors import CheckpointError, MergeError
 from merge.plan import Gates
 from merge.planners.router import gate_key
-from merge.quoting import excerpt
 
-States = list[npt.NDArray[np.float32]]  # of each prompt (token, hidden)
+if TYPE_CHECKING:
+    from merge.layerwise import LayerRunner
+
+States = list[Any]  # of each prompt (1, token, hidden)
+Through = Callable[[Any, Any], Any]  # (prompt, its state in front of a layer) -> its state behind it
+_LAYERS = "model.layers."
 
 
 def find_gates(context: Context, tick: Callable[[], None]) -> None:
@@ -37,22 +41,10 @@ def find_gates(context: Context, tick: Callable[[], None]) -> None:
         context.reader.supply(key, np.frombuffer(base64.b64decode(context.out.notes[key]), "<f4"))
 
 
-class _Result(Exception):
-    """Leaves the model's forward pass with a layer's output."""
-
-    def __init__(self, states: Any) -> None:
-        super().__init__()
-        self.states = states
-
-
 class _Pass:
     def __init__(self, context: Context, gates: Gates) -> None:
-        from merge.statistics.models import empty_model
-
         self._context, self._gates = context, gates
         self._path = context.plan.models[gates.model].path
-        self._model = empty_model(self._path).base_model
-        self._layers = list(self._model.layers)
         # The prompts of all rows in one list, and where those of each row are in it.
         self._prompts = [prompt for rows in (gates.positive, gates.negative) for row in rows for prompt in row]
         self._spans: list[list[tuple[int, int]]] = []
@@ -64,59 +56,49 @@ class _Pass:
                 place += len(row)
 
     def run(self, tick: Callable[[], None]) -> None:
-        states = [self._embedded(prompt) for prompt in self._prompts]
-        last = len(self._layers) - 1
-        for number, layer in enumerate(self._layers):
+        import torch
+
+        runner = self._runner()
+        prompts = [torch.tensor([prompt]) for prompt in self._prompts]
+        states = [runner.embed(prompt) for prompt in prompts]
+        last = len(runner.layers) - 1
+        for number in range(last):
             self._keep(number, states)
-            if number == last:
-                break
-            self._load(layer, number)
-            new: States = [np.empty(0, np.float32)] * len(states)
 
-            def work(i: int, number: int = number, states: States = states, new: States = new) -> None:
-                new[i] = self._through(number, states[i])
+            with ONE_THREAD, runner.layer(number) as through:
 
-            with ONE_THREAD, _Only(self._layers, number):
+                def work(i: int, through: Through = through, states: States = states) -> None:
+                    states[i] = through(prompts[i], states[i])
+
                 self._context.crew.each(work, range(len(states)), tick)
-            states = new
-            layer.to("meta")
+        self._keep(last, states)
 
-    def _embedded(self, prompt: tuple[int, ...]) -> npt.NDArray[np.float32]:
-        embedding = self._gates.embedding
-        hidden = embedding.shape[1]
-        states = np.empty((len(prompt), hidden), np.float32)
-        for row, token in enumerate(prompt):
-            self._context.reader.read_values(embedding, token * hidden, states[row])
-        return states
+    def _runner(self) -> LayerRunner:
+        """The base, with the plan's weights: adapters may be folded in."""
+        from merge.checkpoint.loaded import whole_piece
+        from merge.layerwise import LayerRunner, Unstreamable, Weights, empty_model
 
-    def _load(self, layer: Any, number: int) -> None:
-        import torch
-
-        tensors = {}
-        for name, ref in self._gates.layers[number].items():
-            values = np.empty(ref.size, np.float32)
-            self._context.reader.read_values(ref, 0, values)
-            tensors[name] = torch.from_numpy(values.reshape(ref.shape))
+        model = empty_model(self._path)
+        tensors = {"model.embed_tokens.weight": self._gates.embedding}
+        for number, (layer, refs) in enumerate(zip(model.model.layers, self._gates.layers, strict=True)):
+            found = {name: ref.shape for name, ref in refs.items()}
+            wanted = {name: tuple(value.shape) for name, value in layer.state_dict().items()}
+            if found and found != wanted:  # the last layer is not run, and has none
+                self._refuse(number, found, wanted)
+            tensors |= {f"{_LAYERS}{number}.{name}": ref for name, ref in refs.items()}
+        pieces = {name: (whole_piece(name, ref.shape),) for name, ref in tensors.items()}
         try:
-            layer.load_state_dict(tensors, strict=True, assign=True)
-        except RuntimeError as error:
-            cause = excerpt(" ".join(str(error).split()))
-            raise CheckpointError(
-                f"{self._path}: layer {number} does not fit what transformers makes of config.json ({cause}), so "
-                "prompts cannot be run. Mend the config, or choose gate_mode cheap_embed or random."
-            ) from None
+            return LayerRunner(model, _LAYERS, Weights(model, pieces, tensors, self._context.reader), self._path)
+        except Unstreamable as error:
+            raise CheckpointError(f"{self._path}: prompts cannot be run layer by layer: {error}.") from None
 
-    def _through(self, number: int, states: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """(token, hidden) -> (token, hidden): one prompt through one layer, with its positions and its mask"""
-        import torch
-
-        with torch.no_grad():
-            try:
-                self._model(inputs_embeds=torch.from_numpy(states)[None], use_cache=False)
-            except _Result as result:
-                found: npt.NDArray[np.float32] = result.states[0].numpy()
-                return found
-        raise MergeError(f"{self._path}: layer {number} was not reached.")
+    def _refuse(self, number: int, found: dict[str, tuple[int, ...]], wanted: dict[str, tuple[int, ...]]) -> None:
+        name = next(each for each in (*wanted, *found) if found.get(each) != wanted.get(each))
+        raise CheckpointError(
+            f"{self._path}: layer {number} does not fit what transformers makes of config.json ({name}: "
+            f"{_shape(found.get(name))} in the files, {_shape(wanted.get(name))} expected), so prompts cannot be run. "
+            "Mend the config, or choose gate_mode cheap_embed or random."
+        )
 
     def _keep(self, number: int, states: States) -> None:
         """Journals the rows of a layer's router, float32 in base64."""
@@ -133,27 +115,10 @@ class _Pass:
         """Over prompts: of the last tokens, or of the means over tokens; zeros where there is no prompt."""
         total = np.zeros(self._gates.embedding.shape[1])
         for each in states:
-            wide = each.astype(np.float64)
+            wide = each[0].double().numpy()
             total += wide.mean(axis=0) if self._gates.average else wide[-1]
         return total / max(1, len(states))
 
 
-class _Only:
-    """Context: the layers before one hand the state on, and the pass ends behind it."""
-
-    def __init__(self, layers: list[Any], number: int) -> None:
-        self._layers, self._number = layers, number
-
-    def __enter__(self) -> None:
-        forward = self._layers[self._number].forward
-
-        def run(*inputs: Any, **keywords: Any) -> Any:
-            raise _Result(forward(*inputs, **keywords))
-
-        for layer in self._layers[: self._number]:
-            layer.forward = lambda hidden, *_, **__: hidden
-        self._layers[self._number].forward = run
-
-    def __exit__(self, *error: object) -> None:
-        for layer in self._layers[: self._number + 1]:
-            del layer.forward
+def _shape(shape: tuple[int, ...] | None) -> str:
+    return "none" if shape is None else str(list(shape))

@@ -9,7 +9,7 @@ causal.py      whether a language model predicts each token from those before it
 A test holds that no other file loads any of it.
 """
 
-from merge.loading.causal import check_causal, check_sees_no_later
+from merge.loading.causal import alike_but_for_the_last, check_alike, check_causal, check_sees_no_later
 from merge.loading.complete import check_stored
 from merge.loading.pretrained import (
     CAUSAL,
@@ -43,6 +43,8 @@ __all__ = [
     "LoadedModel",
     "adapter_settings",
     "adapter_weights",
+    "alike_but_for_the_last",
+    "check_alike",
     "check_causal",
     "check_needs",
     "check_sees_no_later",

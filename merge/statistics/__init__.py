@@ -4,7 +4,6 @@
     data.py     a file of texts -> batches of token numbers
     gram.py     X^T X of the inputs of linear layers, one decoder layer in memory at a time
     fisher.py   squared gradients of the log-likelihood, the whole model in memory
-    models.py   checkpoint -> torch modules: parameters on the meta device until they are loaded
     parts.py    OUT.partial: what is done already; the parts put together
 
 A statistics file is safetensors, float32: "gram.NAME" (in, in) and "fisher.NAME" (as the weight), where NAME is the

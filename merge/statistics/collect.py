@@ -15,17 +15,16 @@ from typing import Any
 
 import xxhash
 
-from merge.architecture import find_stacks, main_stack
 from merge.checkpoint import Checkpoint, open_checkpoint
 from merge.checkpoint.reader import SourceReader
 from merge.errors import CheckpointError
+from merge.layerwise import open_runner, whole_model
 from merge.loading import code_that_ran, load_tokenizer
 from merge.output.workspace import Workspace
 from merge.recipe.model import ModelRef
 from merge.statistics.data import Batches, make_batches, read_texts
 from merge.statistics.fisher import fisher_information
 from merge.statistics.gram import Layerwise, whole_grams
-from merge.statistics.models import Loader, empty_model_of, obstacle, whole_model
 from merge.statistics.parts import RUN, Parts, parts_of
 
 KINDS = {"gram": ("gram",), "fisher": ("fisher",), "both": ("gram", "fisher")}
@@ -56,7 +55,9 @@ def collect_statistics(
     length: int = 512,
     batch: int = 8,
     seed: int = 0,
+    max_ram: int | None = None,
     force: bool = False,
+    say: Callable[[str], None] = lambda note: None,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Summary:
     """Writes `out`; `out`.partial holds the parts that are done, which the same call goes on with.
@@ -66,6 +67,8 @@ def collect_statistics(
         kind: "gram", "fisher" or "both".
         max_tokens, length, batch: most tokens in all, tokens of a sequence, sequences at once (for Gram matrices).
         seed: of the order of the texts, the first of which are used.
+        max_ram: bytes that a model may take which cannot be run layer by layer; None: any.
+        say: gets what a user should know before the work starts.
         progress: gets bytes of the model that are done, once for each kind.
 
     Raises:
@@ -94,7 +97,7 @@ def collect_statistics(
     with parts_of(work) as parts:
         if parts.finished is not None:
             return Summary(**parts.finished)
-        collection = _Collection(checkpoint, batches, parts, advance)
+        collection = _Collection(checkpoint, batches, parts, max_ram, say, advance)
         for one in KINDS[kind]:
             collection.gram() if one == "gram" else collection.fisher()
         with SourceReader(checkpoint.files) as reader:
@@ -131,26 +134,33 @@ class _Collection:
     """One run: the parts it made or found, in the order of the file."""
 
     def __init__(
-        self, checkpoint: Checkpoint, batches: Batches, parts: Parts, advance: Callable[[float], None]
+        self,
+        checkpoint: Checkpoint,
+        batches: Batches,
+        parts: Parts,
+        max_ram: int | None,
+        say: Callable[[str], None],
+        advance: Callable[[float], None],
     ) -> None:
         self._checkpoint, self._batches, self._parts, self._advance = checkpoint, batches, parts, advance
+        self._max_ram, self._tell = max_ram, say
         self._whole: Any = None
         self.parts: list[str] = []
         self.notes: list[str] = []
         self.resumed = 0
 
+    def _say(self, note: str) -> None:
+        self.notes.append(note)
+        self._tell(note)
+
     def gram(self) -> None:
-        model = empty_model_of(self._checkpoint)
         with SourceReader(self._checkpoint.files) as reader:
-            loader = Loader(model, self._checkpoint, reader)
-            stack = main_stack(find_stacks(self._checkpoint.tensors, self._checkpoint.config), self._checkpoint.config)
-            reason = obstacle(model, loader)
-            if stack is not None and reason is None:
-                layers = Layerwise(model, stack, loader, self._batches, self._parts)
+            runner = open_runner(self._checkpoint, reader, self._max_ram, self._say)
+            if runner is not None:
+                layers = Layerwise(runner, self._batches, self._parts)
                 self.resumed += layers.run(self._advance)
                 self.parts += layers.parts
                 return
-        self.notes.append(f"the whole model is held in memory: {reason or 'it has no stack of layers'}.")
         self._once(
             _WHOLE_GRAM, lambda: whole_grams(self._model(), set(self._checkpoint.tensors), self._batches, self._advance)
         )

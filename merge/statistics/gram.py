@@ -1,23 +1,22 @@
 """Gram matrices X^T X of the inputs of linear layers, summed over tokens in float64, kept in float32.
 
-Layer by layer: every batch passes through the model with all decoder layers but one switched off, and the one gets the
-hidden state that the layer before it left on the disk. In memory: embeddings and head, one layer, its Gram matrices.
+Layer by layer: every batch passes through one decoder layer, from the hidden state that the layer before it left on the
+disk, before the next layer is read. In memory: one layer and its Gram matrices.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-from merge.architecture import Stack
-from merge.errors import OutputError
+from merge.errors import CheckpointError, OutputError
+from merge.layerwise import LayerRunner
 from merge.output.directory import sync
 from merge.statistics.data import Batches
-from merge.statistics.models import Loader, switched_off
 from merge.statistics.parts import Parts
 
 Advance = Callable[[float], None]  # the share of the work that is done now, of 1
@@ -30,14 +29,14 @@ class Grams:
         self._sums: dict[str, Any] = {}
 
     @contextlib.contextmanager
-    def of(self, module: Any, prefix: str, names: set[str]) -> Iterator[None]:
-        """Listens to the linear layers in a module whose weights are among `names`."""
+    def of(self, module: Any, names: Mapping[int, str]) -> Iterator[None]:
+        """Listens to the linear layers in a module; `names`: by the id of a weight, under which it is stored."""
         from torch import nn
 
         handles = [
-            child.register_forward_pre_hook(self._hook(f"{prefix}{name}.weight"))
-            for name, child in module.named_modules()
-            if isinstance(child, nn.Linear) and f"{prefix}{name}.weight" in names
+            child.register_forward_pre_hook(self._hook(names[id(child)]))
+            for child in module.modules()
+            if isinstance(child, nn.Linear) and id(child) in names
         ]
         try:
             yield
@@ -68,11 +67,26 @@ class _Enough(Exception):
 class Layerwise:
     """The parts of one model: a part for each layer, and one for the linear layers outside of them."""
 
-    def __init__(self, model: Any, stack: Stack, loader: Loader, batches: Batches, parts: Parts) -> None:
-        self._model, self._stack, self._loader, self._batches, self._parts = model, stack, loader, batches, parts
-        self._layers = list(model.get_submodule(stack.prefix.rstrip(".")))
-        self._names = [name for name, _ in model.named_parameters()]
-        self.parts = [f"gram-{i:04d}.safetensors" for i in range(len(self._layers))] + ["gram-rest.safetensors"]
+    def __init__(self, runner: LayerRunner, batches: Batches, parts: Parts) -> None:
+        import torch
+        from torch import nn
+
+        self._runner, self._parts = runner, parts
+        self._batches = [torch.tensor(batch) for batch in batches.all]
+        self._share = 1 / sum(tokens.numel() for tokens in self._batches)
+        # Linear layers whose weights are stored as they are and tied to nothing.
+        self._names = {
+            id(module): slot.pieces[0].tensor
+            for slot in runner.weights.all
+            for module, key in slot.places
+            if isinstance(module, nn.Linear) and key == "weight" and slot.is_plain and len(slot.names) == 1
+        }
+        if not self._names:
+            raise CheckpointError(
+                f"{runner.path}: has no linear layers whose inputs could be taken down, as regmean needs."
+            )
+        n_layers = len(runner.layers)
+        self.parts = [f"gram-{i:04d}.safetensors" for i in range(n_layers)] + ["gram-rest.safetensors"]
 
     def run(self, advance: Advance) -> int:
         """Makes the parts that are not there yet; how many were."""
@@ -84,78 +98,58 @@ class Layerwise:
         if done and not self._hidden(done).is_file():
             done = 0
         advance(done / len(self.parts))
-        outside = [name for name in self._names if self._stack.layer(name) is None]
-        self._loader.load(outside)
-        for i in range(done, len(self._layers)):
-            names = [name for name in self._names if (found := self._stack.layer(name)) and found[0] == i]
-            self._layer(i, names, lambda share: advance(share / len(self.parts)))
-        self._rest(set(outside))
+        for i in range(done, len(self._runner.layers)):
+            self._layer(i, lambda share: advance(share / len(self.parts)))
+        self._rest()
         return done
 
     def _hidden(self, i: int) -> Any:
         """File of the hidden states that go into layer i, batch after batch."""
         return self._parts.path(f"hidden-{i:04d}")
 
-    def _layer(self, i: int, names: list[str], advance: Advance) -> None:
-        import torch
-
-        self._loader.load(names)
-        layer, grams = self._layers[i], Grams()
-        new = self._parts.path("hidden.new")
-        forward = type(layer).forward
-
-        def run(hidden: Any, *others: Any, **keywords: Any) -> Any:
-            states = hidden if source is None else _read(source, hidden)
-            result = forward(layer, states, *others, **keywords)
-            target.write(np.ascontiguousarray(result.numpy()).data)
-            return result
-
+    def _layer(self, i: int, advance: Advance) -> None:
+        grams, new = Grams(), self._parts.path("hidden.new")
         with contextlib.ExitStack() as files:
             source = files.enter_context(open(self._hidden(i), "rb")) if i else None
             target = files.enter_context(open(new, "wb"))
-            files.enter_context(torch.no_grad())
-            files.enter_context(grams.of(layer, self._stack.name(i, ""), set(names)))
-            files.enter_context(switched_off(self._layers, {i: run}))
-            for batch in self._batches.all:
-                self._model.base_model(input_ids=torch.tensor(batch), use_cache=False)
-                advance(len(batch) * len(batch[0]) / self._batches.tokens)
+            run = files.enter_context(self._runner.layer(i))
+            files.enter_context(grams.of(self._runner.layers[i], self._names))
+            for tokens in self._batches:
+                hidden = self._runner.embed(tokens) if source is None else _read(source, self._runner.shape(tokens))
+                target.write(np.ascontiguousarray(run(tokens, hidden).numpy()).data)
+                advance(tokens.numel() * self._share)
         sync(new)
         os.replace(new, self._hidden(i + 1))
         self._parts.save(self.parts[i], grams.tensors())
         self._hidden(i).unlink(missing_ok=True)
-        layer.to("meta")
 
-    def _rest(self, outside: set[str]) -> None:
-        import torch
+    def _rest(self) -> None:
+        """What is outside the layers, and the head's input; its product is not needed."""
+        grams, runner = Grams(), self._runner
+        behind = self._hidden(len(runner.layers))
 
-        grams, last = Grams(), len(self._layers) - 1
-        head = self._model.get_output_embeddings()
-
-        def enough(module: Any, inputs: tuple[Any, ...]) -> None:
+        def enough(*_: Any) -> None:
             raise _Enough
 
         with contextlib.ExitStack() as files:
-            source = files.enter_context(open(self._hidden(last + 1), "rb"))
-            files.enter_context(torch.no_grad())
-            files.enter_context(grams.of(self._model, "", outside))
-            files.enter_context(switched_off(self._layers, {last: lambda hidden, *_, **__: _read(source, hidden)}))
-            handle = head.register_forward_pre_hook(enough) if head is not None else None
-            for batch in self._batches.all:
+            source = files.enter_context(open(behind, "rb"))
+            files.enter_context(grams.of(runner.model, self._names))
+            handle = runner.model.get_output_embeddings().register_forward_pre_hook(enough)
+            files.callback(handle.remove)
+            for tokens in self._batches:
                 with contextlib.suppress(_Enough):
-                    self._model(input_ids=torch.tensor(batch), use_cache=False)
-            if handle is not None:
-                handle.remove()
+                    runner.finish(tokens, _read(source, runner.shape(tokens)), blank=False)
         self._parts.save(self.parts[-1], grams.tensors())
-        self._hidden(last + 1).unlink()
+        behind.unlink()
 
 
-def _read(file: Any, like: Any) -> Any:
+def _read(file: Any, shape: tuple[int, ...]) -> Any:
     import torch
 
-    data = np.empty(like.numel(), np.float32)
+    data = np.empty(shape, np.float32)
     if file.readinto(data.data.cast("B")) != data.nbytes:
         raise OutputError(f"{file.name}: is cut short. Start anew with --force.")
-    return torch.from_numpy(data).view(like.shape)
+    return torch.from_numpy(data)
 
 
 def whole_grams(model: Any, names: set[str], batches: Batches, advance: Advance) -> dict[str, Any]:
@@ -163,7 +157,8 @@ def whole_grams(model: Any, names: set[str], batches: Batches, advance: Advance)
     import torch
 
     grams = Grams()
-    with torch.no_grad(), grams.of(model, "", names):
+    stored = {id(module): f"{name}.weight" for name, module in model.named_modules() if f"{name}.weight" in names}
+    with torch.no_grad(), grams.of(model, stored):
         for batch in batches.all:
             model(input_ids=torch.tensor(batch), use_cache=False)
             advance(len(batch) * len(batch[0]) / batches.tokens)

@@ -1,0 +1,58 @@
+"""Models without weights, and with all of them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+from merge.loading import CAUSAL, check_causal, check_sees_no_later, load_config, load_model, model_from_config
+
+
+def empty_model(path: str) -> Any:
+    """The model of a directory's config.json; parameters have a shape and no memory, buffers their values.
+
+    Raises:
+        CheckpointError: transformers does not know the architecture, or it is no causal language model.
+    """
+    import torch
+
+    config = load_config(path)
+    check_causal(config, path)
+    with _parameters_on_meta():
+        # Experts one after another: transformers' other ways need the weights of all of them at once.
+        return model_from_config(CAUSAL, config, path, dtype=torch.float32, experts_implementation="eager").eval()
+
+
+def whole_model(path: str) -> Any:
+    """The model in memory, float32, as transformers loads it.
+
+    Raises:
+        CheckpointError: it cannot be loaded, or its predictions depend on later tokens.
+    """
+    import torch
+
+    network = load_model(CAUSAL, path, dtype=torch.float32).network.eval()
+    check_sees_no_later(network, path)
+    return network
+
+
+@contextlib.contextmanager
+def _parameters_on_meta() -> Iterator[None]:
+    """As the meta device, but buffers such as rotary frequencies, which no checkpoint holds, get their values."""
+    import torch
+    from torch import nn
+
+    register = nn.Module.register_parameter
+
+    def on_meta(module: Any, name: str, parameter: Any) -> None:
+        if parameter is not None and parameter.device.type != "meta":
+            parameter = nn.Parameter(parameter.to("meta"), requires_grad=False)
+        register(module, name, parameter)
+
+    nn.Module.register_parameter = on_meta
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        nn.Module.register_parameter = register

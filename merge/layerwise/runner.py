@@ -1,0 +1,383 @@
+"""LayerRunner: one decoder layer in memory, run by the model's own forward.
+
+A pass is the model's forward in which the layers before one hand the hidden state on, and which ends behind that one.
+So masks, positions, scaled embeddings, windows and soft caps are the model's own, whatever its architecture. A trial
+with layers that compute nothing shows beforehand whether that is allowed: each layer must take what the one before it
+gave, and nothing else that depends on the layers before.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from merge.architecture import find_stacks, main_stack
+from merge.checkpoint import Checkpoint
+from merge.checkpoint.loaded import makings_of
+from merge.checkpoint.reader import SourceReader
+from merge.errors import UsageError, first_line
+from merge.layerwise.empty import empty_model
+from merge.layerwise.weights import Slot, Weights
+from merge.loading import alike_but_for_the_last, check_alike, check_stored
+
+ROWS = 8192  # an embedding of more rows is read by rows, as the input tokens' always is
+# What a layer may give: the hidden state, or a tuple that begins with it.
+_FORMS: tuple[Callable[[Any], Any], ...] = (
+    lambda hidden: hidden,
+    lambda hidden: (hidden,),
+    lambda hidden: (hidden, None),
+)
+
+
+class Unstreamable(Exception):
+    """Why a model cannot be run layer by layer."""
+
+
+class _Reached(Exception):
+    """Ends a pass; what comes after is not needed."""
+
+    def __init__(self, hidden: Any) -> None:
+        super().__init__()
+        self.hidden = hidden
+
+
+@dataclass
+class _Pass(threading.local):
+    """What a thread's forward is to do.
+
+    Attributes:
+        stop: the layer that is run, and behind which the pass ends; None: none is, and the pass goes on to the head.
+        hidden: what goes into the first layer in place of the embedded tokens; None: those.
+        runs: whether layer `stop` is run, or ends the pass in front of it.
+        trial: what a trial notes, (layer, hidden state, what else it takes), in place of running any.
+        blank: whether embeddings need not be read.
+    """
+
+    stop: int | None = None
+    hidden: Any = None
+    runs: bool = True
+    trial: list[tuple[int, Any, Any]] | None = None
+    blank: bool = False
+
+
+class LayerRunner:
+    """One model, one layer in memory.
+
+    Attributes:
+        model: with parameters on the meta device, but for those in use.
+        layers: its decoder layers.
+        prefix: what the names of their parameters begin with, before the number.
+        weights: its numbers, with a count of what was in memory at most.
+        path: of its directory, for errors.
+        vocabulary: rows of the head.
+    """
+
+    def __init__(self, model: Any, prefix: str, weights: Weights, path: str) -> None:
+        """Raises Unstreamable."""
+        self.model, self.prefix, self.weights = model, prefix, weights
+        self.layers: list[Any] = list(model.get_submodule(prefix.rstrip(".")))
+        self._of_layer: list[list[Slot]] = [[] for _ in self.layers]
+        self._form, self._needs_embedding = _FORMS[0], True
+        self._now, self._lock, self.path = _Pass(), threading.Lock(), path
+        self._trial_tokens = alike_but_for_the_last(model)
+        self._head: Any = model.get_output_embeddings()
+        outer = self._sort()
+        for number, layer in enumerate(self.layers):
+            layer.forward = functools.partial(self._layer, number)
+        self._load_when_used(outer)
+        self._try()
+
+    @property
+    def vocabulary(self) -> int:
+        return int(self._head.out_features)
+
+    def shape(self, tokens: Any) -> tuple[int, ...]:
+        """Of the hidden state of tokens (sequence, token), in front of and behind every layer."""
+        return (*self._shape[:-3], *tokens.shape, self._shape[-1])
+
+    # ---- passes
+
+    def embed(self, tokens: Any) -> Any:
+        """What goes into the first layer.
+
+        Args:
+            tokens: (sequence, token) int64.
+        """
+        return self._run(tokens, stop=0, runs=False)
+
+    @contextlib.contextmanager
+    def layer(self, number: int) -> Iterator[Callable[[Any, Any], Any]]:
+        """Has one layer in memory; gives run(tokens, hidden state in front of it) -> hidden state behind it.
+
+        Any number of threads may run it.
+
+        Raises:
+            CheckpointError: what the layer gives for a token depends on tokens that come later.
+        """
+        self.weights.load(self._of_layer[number])
+        try:
+            trial = self._trial_tokens
+            check_alike(self._run(trial, hidden=self.embed(trial), stop=number), self.path)
+            yield lambda tokens, hidden: self._run(tokens, hidden=hidden, stop=number)
+        finally:
+            self.weights.drop(self._of_layer[number])
+
+    def load_head(self, start: int, stop: int) -> None:
+        """Chooses the rows of the head, hence the tokens, that `finish` is about."""
+        for key in ("weight", "bias"):
+            if getattr(self._head, key, None) is not None:
+                slot = self.weights.slots[f"{_name_of(self.model, self._head)}.{key}"]
+                rows = self.weights.borrow(self.weights.rows(slot, start, stop))
+                self._head._parameters[key] = _parameter(rows)
+
+    def finish(self, tokens: Any, hidden: Any, blank: bool = True) -> Any:
+        """Hidden state behind the last layer -> logits (sequence, token, row of the head).
+
+        Args:
+            blank: whether what comes before the layers may be left out, since it does not matter for the result.
+        """
+        with self._asked(hidden=hidden, **({} if blank else {"blank": False})):
+            return self._forward(self.model, tokens).logits.float()
+
+    def _run(self, tokens: Any, **asked: Any) -> Any:
+        with self._asked(**asked):
+            try:
+                self._forward(self.model.base_model, tokens)
+            except _Reached as reached:
+                return reached.hidden
+        raise Unstreamable("its forward does not reach its layers")
+
+    def _forward(self, model: Any, tokens: Any) -> Any:
+        import torch
+
+        with torch.no_grad():
+            return model(input_ids=tokens, use_cache=False)
+
+    @contextlib.contextmanager
+    def _asked(self, **asked: Any) -> Iterator[None]:
+        fresh = {"stop": None, "hidden": None, "runs": True, "trial": None, "blank": False}
+        if asked.get("hidden") is not None:
+            fresh["blank"] = not self._needs_embedding
+        for key, value in (fresh | asked).items():
+            setattr(self._now, key, value)
+        try:
+            yield
+        finally:
+            self._now.hidden = None
+
+    def _layer(self, number: int, *arguments: Any, **keywords: Any) -> Any:
+        """In place of a layer's forward."""
+        now, layer = self._now, self.layers[number]
+        place = None if arguments else next(iter(keywords))
+        hidden = arguments[0] if place is None else keywords[place]
+        if now.trial is not None:
+            return self._tried(number, hidden, (arguments[1:], {k: v for k, v in keywords.items() if k != place}))
+        if number == 0 and now.hidden is not None:
+            hidden = now.hidden
+        if number != now.stop:
+            return self._form(hidden)
+        if not now.runs:
+            raise _Reached(hidden)
+        if place is None:
+            arguments = (hidden, *arguments[1:])
+        else:
+            keywords[place] = hidden
+        given = type(layer).forward(layer, *arguments, **keywords)
+        raise _Reached(given[0] if isinstance(given, tuple) else given)
+
+    # ---- weights outside the layers
+
+    def _sort(self) -> dict[Any, list[Slot]]:
+        """Sorts the parameters by the layer they are in; gives those outside, by the module that has them."""
+        outer: dict[Any, list[Slot]] = {}
+        for slot in self.weights.all:
+            if not slot.pieces:  # a buffer that has its values
+                continue
+            inside = {number for number in map(self.layer_of, slot.names) if number is not None}
+            for number in inside:
+                self._of_layer[number].append(slot)
+            if not inside:
+                for module in {module for module, _ in slot.places}:
+                    outer.setdefault(module, []).append(slot)
+        return outer
+
+    def layer_of(self, name: str) -> int | None:
+        """The layer that a parameter is in; None for one outside."""
+        number = name.removeprefix(self.prefix).partition(".")[0]
+        return int(number) if name.startswith(self.prefix) and number.isdecimal() else None
+
+    def _load_when_used(self, outer: Mapping[Any, list[Slot]]) -> None:
+        """Small parameters are loaded when their module is first called and stay; of embeddings only rows are read."""
+        loaded: set[Slot] = set()
+
+        def load(slots: Sequence[Slot]) -> None:
+            with self._lock:
+                self.weights.load([slot for slot in slots if slot not in loaded])
+                loaded.update(slots)
+
+        for module, slots in outer.items():
+            if module is self._head:
+                continue
+            if self._is_read_by_rows(module, slots):
+                module.forward = functools.partial(self._embedded, module, slots[0])
+            else:
+                module.register_forward_pre_hook(lambda *_, slots=tuple(slots): load(slots))
+
+    def _is_read_by_rows(self, module: Any, slots: Sequence[Slot]) -> bool:
+        from torch import nn
+
+        large = isinstance(module, nn.Embedding) and (
+            module is self.model.get_input_embeddings() or module.num_embeddings > ROWS
+        )
+        # A subclass may make its own row numbers of other arguments.
+        takes = len(inspect.signature(type(module).forward).parameters) == 2
+        return large and takes and len(slots) == 1 and slots[0].is_plain
+
+    def _embedded(self, module: Any, slot: Slot, tokens: Any) -> Any:
+        """An embedding's forward with only the rows that a batch needs, in whatever way the model scales them."""
+        import torch
+
+        if self._now.blank:
+            return torch.zeros(*tokens.shape, *slot.shape[1:])
+        numbers, places = np.unique(tokens.numpy(), return_inverse=True)
+        rows = self.weights.borrow(self.weights.rows_of(slot, numbers))
+        with self._lock:
+            whole, padding, module.padding_idx = module.weight, module.padding_idx, None
+            module.weight = _parameter(rows)
+            try:
+                return type(module).forward(module, torch.from_numpy(places.reshape(tokens.shape)))
+            finally:
+                module.weight, module.padding_idx = whole, padding
+
+    # ---- what is known before any layer is read
+
+    def _try(self) -> None:
+        reason = None
+        for form in _FORMS:
+            self._form = form
+            try:
+                one, two = self._trial(0.5), self._trial(0.25)
+                break
+            except Unstreamable as error:
+                reason = reason or error
+            except (TypeError, IndexError, ValueError, RuntimeError, AttributeError) as error:  # what the form leads to
+                reason = reason or Unstreamable(f"its layers do not simply follow each other ({first_line(error)})")
+        else:
+            assert reason is not None
+            raise reason
+        if not _same(one, two):
+            raise Unstreamable("its layers take more from those before them than the hidden state")
+        shared = {type(each).__name__ for each in _parts(one) if _holds_state(each)}
+        if shared and getattr(self.model.config.get_text_config(), "num_kv_shared_layers", None) != 0:
+            raise Unstreamable(f"its layers share a {min(shared)}")
+        self._needs_embedding = not _same(one, self._trial(0.5, blank=True))
+
+    def _trial(self, marker: float, blank: bool = False) -> list[Any]:
+        """What each layer takes but for the hidden state, where each adds a number to it."""
+        self._marker = marker
+        calls: list[tuple[int, Any, Any]] = []
+        self._run(self._trial_tokens, trial=calls, blank=blank)
+        if [number for number, _, _ in calls] != list(range(len(self.layers))):
+            raise Unstreamable("its layers are not called one after another")
+        self._shape = tuple(calls[0][1].shape)
+        if self._shape[-3:-1] != tuple(self._trial_tokens.shape):
+            raise Unstreamable("its hidden states are in another order than sequences of tokens")
+        return [others for _, _, others in calls]
+
+    def _tried(self, number: int, hidden: Any, others: Any) -> Any:
+        calls = self._now.trial
+        assert calls is not None
+        if calls and hidden is not calls[-1][1]:
+            raise Unstreamable("it changes the hidden state between its layers")
+        given = hidden + self._marker
+        calls.append((number, given, others))
+        if number == len(self.layers) - 1:
+            raise _Reached(given)
+        return self._form(given)
+
+
+def open_runner(
+    checkpoint: Checkpoint, reader: SourceReader, max_ram: int | None, say: Callable[[str], None]
+) -> LayerRunner | None:
+    """The runner of a model; None if it has to be in memory as a whole, which is said with the memory that takes.
+
+    Raises:
+        CheckpointError: transformers does not know the architecture, tensors are missing or have no place in the model,
+            or it is no causal language model.
+        UsageError: the whole model takes more than max_ram.
+    """
+    model = empty_model(checkpoint.path)
+    makings = makings_of(model, checkpoint.tensors)
+    check_stored(model, makings.shapes, checkpoint.path)
+    weights = Weights(model, makings.pieces, checkpoint.tensors, reader)
+    try:
+        _check_sources(model, weights, makings.obscure)
+        stack = main_stack(find_stacks(weights.slots, checkpoint.config), checkpoint.config)
+        if stack is None:
+            raise Unstreamable("it has no stack of layers")
+        return LayerRunner(model, stack.prefix, weights, checkpoint.path)
+    except Unstreamable as error:
+        nbytes = sum(4 * slot.empty.numel() for slot in weights.all)
+        what = f"{checkpoint.path}: the whole model has to be in memory, {nbytes / 1e9:.3g} GB: {error}"
+        if max_ram is not None and nbytes > max_ram:
+            raise UsageError(f"{what}. --max-ram is {max_ram / 1e9:.3g} GB.") from None
+        say(f"{what}.")
+        return None
+
+
+def _check_sources(model: Any, weights: Weights, obscure: Mapping[str, str]) -> None:
+    """Raises Unstreamable for numbers that cannot be read piece by piece."""
+    if obscure:
+        name, how = next(iter(obscure.items()))
+        raise Unstreamable(f"transformers makes {name} of its files by {how}")
+    lacking = [slot for slot in weights.all if not slot.pieces and slot.empty.device.type == "meta"]
+    if lacking:
+        raise Unstreamable(f"its files do not have {lacking[0].names[0]} as transformers makes it")
+    head = model.get_output_embeddings()
+    if type(head).__name__ != "Linear":
+        raise Unstreamable("its head is no linear layer")
+    if not all(weights.slots[f"{_name_of(model, head)}.{key}"].is_plain for key, _ in head.named_parameters()):
+        raise Unstreamable("its head is not stored as one matrix")
+
+
+def _same(one: Any, two: Any) -> bool:
+    import torch
+
+    if isinstance(one, torch.Tensor):
+        return isinstance(two, torch.Tensor) and one.shape == two.shape and torch.equal(one, two)
+    if isinstance(one, (list, tuple)):
+        return len(one) == len(two) and all(map(_same, one, two))
+    if isinstance(one, Mapping):
+        return one.keys() == two.keys() and all(_same(one[key], two[key]) for key in one)
+    return type(one) is type(two) and (not isinstance(one, (int, float, str)) or one == two)
+
+
+def _parts(value: Any) -> Iterator[Any]:
+    """Values at any depth of lists and mappings, and empty mappings."""
+    if isinstance(value, (list, tuple)) or (isinstance(value, Mapping) and value):
+        for each in value.values() if isinstance(value, Mapping) else value:
+            yield from _parts(each)
+    else:
+        yield value
+
+
+def _holds_state(value: Any) -> bool:
+    """Whether a layer may leave something there for later ones."""
+    return isinstance(value, Mapping) or hasattr(value, "get_seq_length")
+
+
+def _parameter(values: Any) -> Any:
+    from torch import nn
+
+    return nn.Parameter(values, requires_grad=False)
+
+
+def _name_of(model: Any, wanted: Any) -> str:
+    return next(str(name) for name, module in model.named_modules() if module is wanted)
