@@ -14,10 +14,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from architectures import build, names
+from architectures import names
 from contract import CHECKS, Family
 
-from merge.errors import RecipeError
+from merge.checkpoint import open_checkpoint
+from merge.checkpoint.reader import SourceReader
+from merge.errors import CheckpointError, RecipeError
+from merge.layerwise import open_runner, whole_model
+from merge.recipe.references import parse_reference
 
 PAGE = Path(__file__).parents[1] / "docs" / "architectures.md"
 START, END = "<!-- made by benchmarks/architecture_contract.py -->\n", "<!-- end -->\n"
@@ -35,8 +39,21 @@ def row(name: str) -> str:
                 kept.append("refused")
             except AssertionError:
                 kept.append("**broken**")
-    cells = [name, f"`{type(build(name, 0, 0.0)).__name__}`", *kept]
+        cells = [name, f"`{family.cls.__name__}`", *kept, by_layer(family.path / "base")]
     return f"| {' | '.join(cells)} |\n"
+
+
+def by_layer(path: Path) -> str:
+    """How perplexity, statistics and routers run a model; "-" for one that is no causal language model."""
+    checkpoint = open_checkpoint(parse_reference(str(path)))
+    try:
+        with SourceReader(checkpoint.files) as reader:
+            if open_runner(checkpoint, reader, None, lambda note: None) is not None:
+                return "streamed"
+        whole_model(str(path))
+    except CheckpointError:
+        return "-"
+    return "whole"
 
 
 def main() -> None:
@@ -50,7 +67,7 @@ def main() -> None:
         print(rows[-1], end="", flush=True)
     if len(sys.argv) > 1:
         return
-    head = f"| | class | {' | '.join(CHECKS)} |\n|---|---|{'---|' * len(CHECKS)}\n"
+    head = f"| | class | {' | '.join((*CHECKS, 'layers'))} |\n|---|---|{'---|' * (len(CHECKS) + 1)}\n"
     before, _, rest = PAGE.read_text(encoding="utf-8").partition(START)
     after = rest.partition(END)[2]
     PAGE.write_text(before + START + head + "".join(rows) + END + after, encoding="utf-8")

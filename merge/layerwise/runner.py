@@ -215,6 +215,8 @@ class LayerRunner:
 
     def _load_when_used(self, outer: Mapping[Any, list[Slot]]) -> None:
         """Small parameters are loaded when their module is first called and stay; of embeddings only rows are read."""
+        from torch import nn
+
         loaded: set[Slot] = set()
 
         def load(slots: Sequence[Slot]) -> None:
@@ -223,8 +225,8 @@ class LayerRunner:
                 loaded.update(slots)
 
         for module, slots in outer.items():
-            if module is self._head:
-                continue
+            if not isinstance(module, nn.Embedding):  # the head's, under whatever other name, are `load_head`'s
+                slots = [slot for slot in slots if all(holder is not self._head for holder, _ in slot.places)]
             if self._is_read_by_rows(module, slots):
                 module.forward = functools.partial(self._embedded, module, slots[0])
             else:
