@@ -6,28 +6,78 @@ import dataclasses
 import json
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from merge.cli.show import progress_bar, size
+from merge.cli.run import check_device
+from merge.cli.show import METHOD_FILE_HELP, Size, printable, progress_bar, size
+from merge.cli.trust import trust_option
+from merge.errors import UsageError
+
+if TYPE_CHECKING:
+    from merge.engine.rebuild import Rebuild
 
 
-@click.command("verify", epilog="\b\nExample:\n  merge verify merged/quickstart")
+@click.command(
+    "verify",
+    epilog="""\b
+Examples:
+  merge verify merged/quickstart
+  merge verify merged/quickstart --rebuild --recipe-dir recipes""",
+)
 @click.argument("directory", type=click.Path(path_type=Path))
 @click.option("--threads", type=click.IntRange(1, 1024), help="Threads that read.  [default: all processors]")
 @click.option("--sha256", is_flag=True, help="Also print the SHA-256 of each weight file, as the Hub shows it.")
+@click.option("--rebuild", "again", is_flag=True, help="Also merge again from the recorded recipe, and compare.")
+@click.option("--recipe-dir", type=click.Path(path_type=Path), help="Where the recipe lay, for models beside it.")
+@click.option("--max-ram", type=Size(), help="Memory for --rebuild to stay within, e.g. 1GiB.")
+@click.option("--device", default="cpu", show_default=True, help="Device for --rebuild: cpu or cuda.")
+@click.option("--method-file", "method_files", multiple=True, type=click.Path(path_type=Path), help=METHOD_FILE_HELP)
 @click.option("--quiet", is_flag=True, help="No progress bar.")
 @click.option("--json", "as_json", is_flag=True, help="Print the verdict as JSON.")
-def command(directory: Path, threads: int | None, sha256: bool, quiet: bool, as_json: bool) -> None:
-    """Check DIRECTORY, a merged checkpoint, against its manifest: every file, header and tensor."""
+@trust_option
+def command(
+    directory: Path,
+    threads: int | None,
+    sha256: bool,
+    again: bool,
+    recipe_dir: Path | None,
+    max_ram: int | None,
+    device: str,
+    method_files: tuple[Path, ...],
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Check DIRECTORY, a merged checkpoint, against its manifest: every file, header and tensor.
+
+    With --rebuild, merge it again from its recipe and sources: tensors must have the same bytes where the method
+    promises that, and else be equal to rounding.
+    """
     from merge.output.verify import verify_output
 
+    _check_options(again, recipe_dir=recipe_dir, max_ram=max_ram, method_file=method_files)
     total = sum(path.stat().st_size for path in directory.glob("*.safetensors")) if directory.is_dir() else 0
     with progress_bar("verify", total, quiet or not sys.stderr.isatty()) as progress:
         verdict = verify_output(directory, threads=threads, progress=lambda done, _: progress(done))
+    found: Rebuild | None = None
+    if again and not verdict.problems:
+        from merge.engine.rebuild import rebuild
+        from merge.user_methods import load_method_file
+
+        check_device(device)
+        for file in method_files:
+            load_method_file(file)
+        with progress_bar("rebuild", total, quiet or not sys.stderr.isatty()) as progress:
+            found = rebuild(
+                directory, recipe_dir=recipe_dir, threads=threads, max_ram=max_ram, device=device, progress=progress
+            )
     sums = _sha256(directory) if sha256 else {}
     if as_json:
-        click.echo(json.dumps(dataclasses.asdict(verdict) | ({"sha256": sums} if sha256 else {})))
+        more: dict[str, Any] = {"sha256": sums} if sha256 else {}
+        if found is not None:
+            more["rebuild"] = dataclasses.asdict(found) | {"agrees": found.agrees}
+        click.echo(json.dumps(dataclasses.asdict(verdict) | more))
     else:
         for name, digest in sums.items():
             click.echo(f"{digest}  {name}")
@@ -36,10 +86,45 @@ def command(directory: Path, threads: int | None, sha256: bool, quiet: bool, as_
         if not verdict.problems:
             checked = f"{verdict.tensors} tensors and {verdict.files} files as written"
             click.echo(f"{directory}: {checked}, {size(verdict.bytes_checked)}")
+        if found is not None:
+            _show(directory, found)
     if verdict.problems:
         places = "1 place" if len(verdict.problems) == 1 else f"{len(verdict.problems)} places"
-        click.echo(f"merge: {directory} differs from its manifest in {places}.", err=True)
+        not_merged = " It was not merged again." if again else ""
+        click.echo(f"merge: {directory} differs from its manifest in {places}.{not_merged}", err=True)
         sys.exit(1)
+    if found is not None and not found.agrees:
+        click.echo(f"merge: {directory} is not what its recipe and sources give now.", err=True)
+        sys.exit(1)
+
+
+def _check_options(again: bool, **options: object) -> None:
+    for name, value in options.items():
+        if value and not again:
+            raise UsageError(f"--{name.replace('_', '-')} is for --rebuild; add that, or leave it out.")
+
+
+def _show(directory: Path, found: Rebuild) -> None:
+    for version in found.versions:
+        click.echo(f"made by {version}")
+    for line in found.sources:
+        click.echo(line)
+    for difference in found.outside:
+        click.echo(
+            f"{printable(difference.name)}: {difference.values:,} of {difference.of:,} values differ, by at most "
+            f"{difference.largest:.3g} ({difference.relative:.2g} of the largest magnitude)"
+        )
+    for line in found.other:
+        click.echo(printable(line))
+    if not found.equal and found.sources and not found.outside:
+        return
+    counts = f"{found.equal} tensors with the same bytes"
+    if found.within:
+        most = max(found.within, key=lambda each: each.relative)
+        counts += f", {len(found.within)} equal to rounding (by at most {most.relative:.2g} of the largest magnitude)"
+    if found.outside:
+        counts += f", {len(found.outside)} different"
+    click.echo(f"{directory}: merged again: {counts}")
 
 
 def _sha256(directory: Path) -> dict[str, str]:

@@ -6,17 +6,36 @@ whose code differs by processor, version and settings: such results are equal to
 
 from __future__ import annotations
 
+import os
+import platform
+import re
+from pathlib import Path
+from typing import Any
+
 from merge.adapter_kinds import find_kind
 from merge.derive import FOUND
 from merge.engine.factors import is_exact
 from merge.engine.memory import needs_float64
 from merge.methods import get_method
-from merge.plan import Step, TensorRef
+from merge.plan import Plan, Step, TensorRef
+
+# Variables by which MKL, OpenBLAS, torch and numpy are told to choose other code.
+SETTINGS = (
+    "MKL_CBWR",
+    "MKL_ENABLE_INSTRUCTIONS",
+    "OPENBLAS_CORETYPE",
+    "ATEN_CPU_CAPABILITY",
+    "NPY_DISABLE_CPU_FEATURES",
+)
+_OTHERS = ("scipy.libs", "scikit_learn.libs")  # folders of BLAS libraries that no method uses
 
 
-def is_bitwise(step: Step, device: str) -> bool:
-    """Whether a step gives the same bytes on every machine: kernels on the CPU, and all copies."""
-    if not all(map(_is_bitwise_source, step.sources)):
+def is_bitwise(plan: Plan, step: Step, device: str) -> bool:
+    """Whether a step gives the same bytes on every machine: kernels on the CPU, and all copies.
+
+    What a pipeline wrote before is not in the plan; it counts by its method.
+    """
+    if not all(map(_is_bitwise_source, step.sources)) or not all(_promises(stage.method) for stage in plan.stages):
         return False
     if step.method == "copy" or step.size == 0:
         return True
@@ -34,10 +53,52 @@ def _is_bitwise_source(ref: TensorRef) -> bool:
     if ref.derived is None:
         return True
     operation, parameters = ref.derived.operation, ref.derived.parameters
-    if operation in ("residual", FOUND):  # a decomposition; a model that was run
+    if operation in ("residual", FOUND):  # a decomposition; what a model gave that was run
         return False
     if operation == "adapted" and not find_kind(parameters["kind"]).bitwise:
         return False
     if operation == "stage" and not _promises(parameters["method"]):
         return False
     return all(map(_is_bitwise_source, ref.derived.inputs))
+
+
+def conditions(plan: Plan, device: str) -> dict[str, Any] | None:
+    """What the bytes hang on, for the manifest; None where they are the same on every machine, and torch stays out."""
+    if all(is_bitwise(plan, step, device) for step in plan.steps):
+        return None
+    import torch
+
+    built = torch.__config__.show()
+    found = re.search(r"Math Kernel Library Version ([\d.]+)", built)
+    libraries: list[dict[str, Any]] = [{"name": "MKL", "version": found[1], "linked_into": "torch"}] if found else []
+    return {
+        "device": device if device == "cpu" else f"{device}: {torch.cuda.get_device_name(device)}",
+        "torch": torch.__version__,
+        "cpu": _processor(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "blas": libraries + _blas(),
+        "threads": 1,  # of each decomposition; see ONE_THREAD
+        "settings": {name: os.environ[name] for name in SETTINGS if name in os.environ},
+    }
+
+
+def _blas() -> list[dict[str, Any]]:
+    """The BLAS libraries that torch and numpy have loaded, without their paths."""
+    import threadpoolctl
+
+    libraries = [
+        {"name": library["internal_api"], "version": library["version"], "architecture": library.get("architecture")}
+        for library in threadpoolctl.threadpool_info()
+        if library["user_api"] == "blas" and Path(library["filepath"]).parent.name not in _OTHERS
+    ]
+    return sorted(libraries, key=str)
+
+
+def _processor() -> str:
+    """Its model, by which MKL chooses its code."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        text = ""
+    found = re.search(r"^model name\s*: (.+)$", text, re.MULTILINE)
+    return found[1] if found else platform.processor() or platform.machine()

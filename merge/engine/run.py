@@ -22,6 +22,7 @@ from merge.engine.gates import find_gates
 from merge.engine.numbers import check_numbers
 from merge.engine.order import in_order
 from merge.engine.preflight import check_models
+from merge.engine.reproducible import conditions
 from merge.engine.resume import check_sources, still_good
 from merge.engine.space import check_space
 from merge.output.identity import source_files
@@ -130,7 +131,9 @@ def _run(
         aligned=tuple(aligned),
         adapter=adapter,
     )
-    manifest = manifest_bytes(plan, directory.records, small_files, aligned, adapter)
+    manifest = manifest_bytes(
+        plan, directory.records, small_files, aligned, adapter, conditions(plan, directory.device)
+    )
     directory.complete(small_files, (MANIFEST, manifest), dataclasses.asdict(report))
     return report
 

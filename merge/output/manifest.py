@@ -49,6 +49,7 @@ def manifest_bytes(
     files: dict[str, bytes],
     aligned: Sequence[dict[str, Any]] = (),
     adapter: dict[str, Any] | None = None,
+    conditions: dict[str, Any] | None = None,
 ) -> bytes:
     """The manifest's text. No times and no paths of this machine, so that equal runs give equal bytes.
 
@@ -57,6 +58,7 @@ def manifest_bytes(
         files: contents of the small files, by name.
         aligned: how many units were moved, by model and kind of module.
         adapter: how much of the energy the factors of an adapter keep, where they were truncated.
+        conditions: what the bytes hang on, where they are not the same on every machine.
     """
     tensors = {}
     for i, step in enumerate(plan.steps):
@@ -75,6 +77,7 @@ def manifest_bytes(
             "numpy": metadata.version("numpy"),
             "numba": metadata.version("numba"),
         },
+        **({"conditions": conditions} if conditions else {}),
         "name": plan.name,
         "method": plan.method,
         **({"method_origin": plan.method_origin} if plan.method_origin else {}),
