@@ -195,14 +195,12 @@ def test_matrices_stored_by_input_and_biases(tmp_path: Path) -> None:
 
 def test_patterns_choose_modules_and_ranks(family: Path, tmp_path: Path) -> None:
     choice = Choice(
-        rank=2, rank_pattern={r"layers\.1\..*_proj": 5, "q_proj": 3}, include=["*self_attn*"], exclude=["*o_proj"]
+        rank=2, rank_pattern={r"layers\.1\..*_proj": 4, "q_proj": 3}, include=["*self_attn*"], exclude=["*o_proj"]
     )
     summary = extract(family / "folded", family / "base", tmp_path / "a", choice)
     ranks = {row["module"].removeprefix("model.layers."): row["rank"] for row in summary.modules}
     expected = {"0.self_attn.q_proj": 3, "0.self_attn.k_proj": 2, "0.self_attn.v_proj": 2}
-    assert ranks == expected | {f"1.self_attn.{name}_proj": n for name, n in (("q", 4), ("k", 4), ("v", 5))} or (
-        ranks == expected | {f"1.self_attn.{name}_proj": 5 for name in "qkv"}
-    )
+    assert ranks == expected | {f"1.self_attn.{name}_proj": 4 for name in "qkv"}
     opened = open_adapter(ModelRef("", str(tmp_path / "a")))
     assert {name: module.rank for name, module in opened.modules.items()} == {
         f"model.layers.{name}": rank for name, rank in ranks.items()
