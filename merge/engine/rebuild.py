@@ -254,5 +254,6 @@ def _read(reader: SourceReader, ref: TensorRef, start: int, n: int) -> tuple[npt
 def _in_order(codes: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
     """Bits of floating-point numbers -> whole numbers in the order of their values: neighbours differ by 1"""
     sign = np.array(1 << (8 * codes.itemsize - 1), codes.dtype)
-    size = (codes & ~sign).astype(np.float64)
-    return np.where(codes & sign, -size, size)
+    size: npt.NDArray[np.float64] = (codes & ~sign).astype(np.float64)
+    size[(codes & sign) != 0] *= -1
+    return size
