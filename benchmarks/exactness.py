@@ -25,8 +25,8 @@ from both import read, run_mergekit, run_ours, tensors
 from rich.console import Console
 from rich.table import Table
 
-from merge.engine.executors import random_key
 from merge.kernels.reference import random_mask
+from merge.random_keys import random_key
 
 SEED = 11
 Array = np.ndarray

@@ -11,9 +11,12 @@ import json
 import math
 import os
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from merge.dtypes import DTYPES
+
+COPY = "copy"  # stands for the method of a step that copies bytes
+Kind = Literal["copy", "merge", "factor"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +192,7 @@ class Step:
 
     Attributes:
         name, shape, dtype: of the output tensor; file, offset: the shard's name and the byte where it begins.
-        method: name of the merge method; "copy" means that the bytes of the only input pass through unchanged.
+        method: name of the merge method; COPY means that the bytes of the only input pass through unchanged.
         inputs: the tensors that are combined, in the recipe's order, without the base.
         models: for each input, the index of its model in Plan.models.
         base: the base's tensor and base_model its model's index, for methods that have a base.
@@ -212,6 +215,11 @@ class Step:
     parameters: dict[str, Any] = field(default_factory=dict)
     statistics: tuple[TensorRef, ...] = ()
     factor: str = ""
+
+    @property
+    def kind(self) -> Kind:
+        """copy: bytes pass through; factor: see `factor`; merge: anything else. Each has an executor."""
+        return "factor" if self.factor else "copy" if self.method == COPY else "merge"
 
     @property
     def size(self) -> int:

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 from merge import build_plan, parse_recipe, run_plan, verify_output
 from merge.checkpoint.adapter import open_adapter
-from merge.engine import adapters
+from merge.engine import factors
 from merge.errors import MergeError, NumbersError, RecipeError
 from merge.methods import get_method
 from merge.output.manifest import read_manifest
@@ -234,7 +234,7 @@ def test_methods_of_task_vectors_merge_the_changes_themselves(
 ) -> None:
     import torch
 
-    from merge.engine.executors import random_key
+    from merge.random_keys import random_key
 
     weight = {} if method == "magmax" else {"weight": 0.8}
     made = plan(method, list(two), parameters={**parameters, **weight}, seed=5)
@@ -263,8 +263,8 @@ def test_large_matrices_are_truncated_as_well_as_by_a_whole_svd(shape: tuple[int
     """Also where nothing sets the directions that stay apart from the others, and where there are too few of them."""
     import torch
 
-    from merge.engine.executors import ONE_THREAD
     from merge.kernels import low_rank
+    from merge.one_thread import ONE_THREAD
 
     random = np.random.default_rng(3)
     matrix = random.standard_normal((shape[0], 5)) @ random.standard_normal((5, shape[1]))
@@ -348,7 +348,7 @@ def test_threads_and_a_kill_do_not_change_what_is_written(
     written = [(tmp_path / out / "adapter_model.safetensors").read_bytes() for out in ("one", "four")]
     assert written[0] == written[1]
 
-    whole, calls = adapters._compute, []
+    whole, calls = factors._compute, []
 
     def fails_late(context: Any, step: Any) -> Any:
         calls.append(step.name)
@@ -356,10 +356,10 @@ def test_threads_and_a_kill_do_not_change_what_is_written(
             raise KeyboardInterrupt
         return whole(context, step)
 
-    monkeypatch.setattr(adapters, "_compute", fails_late)
+    monkeypatch.setattr(factors, "_compute", fails_late)
     with pytest.raises(KeyboardInterrupt):
         run_plan(made, tmp_path / "resumed", threads=1)
-    monkeypatch.setattr(adapters, "_compute", whole)
+    monkeypatch.setattr(factors, "_compute", whole)
     report = run_plan(made, tmp_path / "resumed", threads=1)
     assert 0 < report.resumed_tensors < len(made.steps)
     assert (tmp_path / "resumed" / "adapter_model.safetensors").read_bytes() == written[0]
@@ -530,7 +530,7 @@ def test_nothing_cut_off_is_not_reported(tmp_path: Path, two: tuple[Path, Path])
     made = plan("cat", list(two))
     report = run_plan(made, tmp_path / "out")
     assert report.adapter is None
-    assert adapters.summary(made.steps, {i: {} for i in range(len(made.steps))}) is None
+    assert factors.summary(made.steps, {i: {} for i in range(len(made.steps))}) is None
     assert not any("kept_energy" in note for note in made.notes)
 
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from merge.engine.executors import _OneThread
 from merge.kernels.spectral import polar, polar_beside, thin_svd
 from merge.methods import get_method
 from merge.methods.tsv import factors
+from merge.one_thread import _OneThread
 
 NAMES = ("tsv", "iso_c", "iso_cts", "wudi")
 SHAPES = [(24, 24), (40, 18), (18, 40), (1, 9), (9, 1), (1, 1)]

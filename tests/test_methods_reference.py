@@ -11,10 +11,10 @@ import pytest
 import torch
 from memory_tensor import MemoryTensor, run_fused, run_reference, to_raw, widened
 
-from merge.engine.executors import random_key
 from merge.kernels.protocol import Block
 from merge.kernels.reference import random_mask
 from merge.methods import Method, Parameter, all_methods
+from merge.random_keys import random_key
 
 FUSED = {name: method for name, method in all_methods().items() if method.fused}
 SMALL_CHUNK, CHUNK = 1 << 12, 1 << 17

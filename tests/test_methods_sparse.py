@@ -11,12 +11,12 @@ import pytest
 import torch
 from memory_tensor import Floats, MemoryTensor, run_fused, run_reference, to_raw, widened
 
-from merge.engine.executors import random_key
 from merge.kernels.protocol import Block
 from merge.kernels.ranks import sorted_rows
 from merge.kernels.reference import rank_probabilities
 from merge.kernels.sparsify import dropped, dropped_by_rank, random_masks
 from merge.methods import Method, get_method
+from merge.random_keys import random_key
 
 T1 = [0.50, -0.10, 0.30, 0.02, -0.80, 0.00, 0.07, 0.20, -0.05, 0.60]
 T2 = [-0.40, -0.20, 0.10, 0.03, 0.70, 0.01, -0.06, 0.25, 0.04, -0.60]

@@ -17,7 +17,8 @@ from headers import LLAMA_70B, MISTRAL_7B, write_headers, write_llama
 import merge
 from merge import build_plan, parse_recipe
 from merge.architecture import find_stacks, is_embedding, is_head, is_input_side, main_stack
-from merge.engine.memory import budget, matrix_cost
+from merge.engine.costs import work as matrix_cost
+from merge.engine.memory import budget
 from merge.errors import RecipeError, UsageError
 from merge.plan import Plan
 from merge.planners.common_names import map_prefix

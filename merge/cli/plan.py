@@ -107,9 +107,9 @@ def totals_of(plan: Plan, out: Path, threads: int | None, max_ram: int | None, d
 
 def _matrix_work(plan: Plan, threads: int, device: str) -> dict[str, int]:
     """What methods that decompose matrices take, by what was measured on one core; nothing for other plans"""
-    from merge.engine.memory import matrix_cost
+    from merge.engine.costs import work
 
-    steps = [(step, cost) for step in plan.steps if (cost := matrix_cost(step)) != (0.0, 0)]
+    steps = [(step, cost) for step in plan.steps if (cost := work(step)) != (0.0, 0)]
     if not steps:
         return {}
     seconds = sum(cost[0] for _, cost in steps)

@@ -29,9 +29,9 @@ def prepare(ref: TensorRef, read: Read) -> Fill:
     import torch
 
     from merge.checkpoint.decode import to_float32
-    from merge.engine.executors import ONE_THREAD
     from merge.kernels.encode import encode
     from merge.kernels.spectral import thin_svd
+    from merge.one_thread import ONE_THREAD
 
     assert ref.derived is not None
     (weight,), parameters = ref.derived.inputs, ref.derived.parameters

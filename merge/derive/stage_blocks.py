@@ -27,7 +27,7 @@ S = TypeVar("S")
 def filler(ref: TensorRef, method: Method, read: Read) -> Fill:
     """Lets the method look at the whole tensor, if it has to, and returns what computes any run of its elements."""
     tensor = _Tensor(ref, method, read)
-    settings = {("lambda_" if key == "lambda" else key): value for key, value in tensor.parameters["settings"]}
+    settings = method.keywords(dict(tensor.parameters["settings"]))
     if tensor.parameters["keys"]:
         settings["_keys"] = tensor.parameters["keys"]
     fused = method.load_fused()

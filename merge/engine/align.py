@@ -22,7 +22,7 @@ import numpy.typing as npt
 from merge.checkpoint.permuted import Order
 from merge.checkpoint.reader import SourceReader
 from merge.dtypes import DTYPES
-from merge.engine.executors import Context
+from merge.engine.context import Context
 from merge.engine.memory import ALIGN_BLOCK, ALIGN_UNITS
 from merge.plan import Member, Plan, TensorRef, Units
 

@@ -56,7 +56,7 @@ class Emitter:
     def record(self, sources: list[str], nonfinite_in: list[int]) -> dict[str, Any]:
         """What the journal and the manifest say of this tensor."""
         record: dict[str, Any] = {"digest": tensor_digest(self._digests), "sources": sources}
-        if self.step.method != "copy":
+        if self.step.kind != "copy":
             if (squares := _exact_sum(self._squares)) is not None:
                 record["rms"] = math.sqrt(squares / max(1, self.step.size))
             record["absmax"] = float(self._largest.max(initial=0.0))

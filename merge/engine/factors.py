@@ -1,83 +1,223 @@
-"""Steps that make a factor of a combined adapter: what their plan says, without the numbers."""
+"""Steps of kind "factor": A or B of the combined change that adapters make to one module.
+
+Both factors come from one decomposition, but each is a step of its own. Whichever comes first computes both, and keeps
+the other for its step; after a kill in between both are computed again, to the same bytes.
+"""
 
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+import threading
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
-from merge.derive import held_bytes
-from merge.methods import get_method
-from merge.plan import Derived, Step
+import numpy as np
+import numpy.typing as npt
 
-SUMS = ("cat", "svd", "linear", "task_arithmetic")  # weighted sums of changes: no entry of a matrix is needed
-SECONDS_EACH, SECONDS_RANK = 0.5, 2.0  # for 4096 x 4096: an adapter's change in the method, the SVD for rank 32
-GROUP = 16  # modules whose A are computed before their B, so that threads do not wait for each other's halves
+from merge.chunks import Chunks, digest_of, tensor_digest
+from merge.dtypes import DTYPES
+from merge.engine.context import Context, run_definition
+from merge.engine.costs import dense_step, method_of
+from merge.engine.emit import Emitter
+from merge.one_thread import ONE_THREAD
+from merge.plan import Step, TensorRef
+from merge.planners.factors import is_exact, on_factors, rank_of
+from merge.random_keys import random_key
 
+if TYPE_CHECKING:
+    from torch import Tensor
 
-def rank_of(step: Step) -> int:
-    return step.shape[0 if step.factor == "A" else -1]
+    from merge.kernels.low_rank import LowRank
 
-
-def ranks_in(step: Step) -> list[int]:
-    """The rank of each adapter's change, 0 where it makes none."""
-    return [ref.derived.inputs[0].shape[0] if ref.derived and ref.derived.inputs else 0 for ref in step.inputs]
-
-
-def is_exact(step: Step) -> bool:
-    """Whether the factors are those of the adapters side by side."""
-    return step.method in SUMS and step.method != "svd" and rank_of(step) == sum(ranks_in(step))
-
-
-def is_dense(step: Step) -> bool:
-    """Whether the method needs every entry of the changes."""
-    return step.method not in (*SUMS, "knots")
+F64 = npt.NDArray[np.float64]
 
 
-def factor_bytes(step: Step) -> int:
-    """Bytes that computing the factors of a step's module takes, with what waits for its own step."""
-    rows, columns = step.inputs[0].shape
-    total, rank, n = sum(ranks_in(step)), rank_of(step), len(step.inputs)
-    waiting = 4 * GROUP * rank * max(rows, columns)
-    stacked = 8 * total * (rows + columns)
-    if step.method in SUMS:
-        return waiting + stacked * (2 if is_exact(step) else 6)
-    if step.method == "knots":
-        return waiting + 4 * stacked + 8 * total * columns * (5 * n + 3)
-    side = min(rows, columns)
-    method = get_method(step.method)
-    definition = 0 if method is not None and method.fused else 4 * (3 * n + 2)  # without a kernel all are whole
-    dense = rows * columns * (definition + 4 + 2 * 8) + 8 * side * (4 * side + rows + columns)
-    return waiting + 2 * stacked + dense + sum(held_bytes(ref) for ref in step.inputs)
+@dataclass(frozen=True)
+class _Source:
+    """What was read of one adapter's module; a and b are None where the adapter does not have it."""
+
+    a: F64 | None
+    b: F64 | None
+    scaling: float
+    digest: str
+    nonfinite: int
 
 
-def dense_step(step: Step) -> Step:
-    """The merge of the changes as whole matrices (out, in), as if each were a model and the base nothing but zeros."""
-    first = step.inputs[0]
-    base = replace(first, derived=Derived("low_rank", (), {"scaling": 1.0}))
-    return replace(
-        step, name=first.name, shape=first.shape, dtype="F32", base=base, base_model=step.models[0], factor=""
-    )
+@dataclass(frozen=True)
+class _Result:
+    """The factors, what the records say besides, and what was read."""
+
+    factors: dict[str, npt.NDArray[Any]]
+    facts: dict[str, Any]
+    digests: list[str]
+    nonfinite: list[int]
 
 
-def factor_cost(step: Step) -> tuple[float, int]:
-    """(seconds on one core, bytes) of a module whose changes are formed and decomposed; zeros where they are not.
+@dataclass
+class PendingFactors:
+    """Results of modules of which one factor was asked for, by module."""
 
-    Measured for 4096 x 4096, two adapters and rank 32, for which the space of the SVD grows to some hundred columns.
-    """
-    if step.factor != "A" or not is_dense(step):
-        return 0.0, 0
-    rows, columns = step.inputs[0].shape
-    elements = rows * columns / (1 << 24)
-    return elements * (SECONDS_EACH * len(step.inputs) + SECONDS_RANK * rank_of(step) / 32), factor_bytes(step)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    modules: dict[str, threading.Lock] = field(default_factory=dict)
+    waiting: dict[str, _Result] = field(default_factory=dict)
 
 
-def weights(step: Step) -> tuple[float, ...]:
-    """The factor of each adapter's change in a weighted sum."""
-    from merge.kernels.weights import divisor
+def run(context: Context, index: int, step: Step) -> dict[str, Any]:
+    """Always on the CPU."""
+    module, halves = step.inputs[0].name, context.shared.setdefault("factors", PendingFactors())
+    with halves.lock:
+        own = halves.modules.setdefault(module, threading.Lock())
+    with own:
+        result = halves.waiting.pop(module, None)
+        if result is None:
+            result = halves.waiting[module] = _compute(context, step)
+    values = result.factors.pop(step.factor).reshape(-1)  # only the other one stays in memory
+    emitter = Emitter(step, context.out, context.buffers)
+    chunks = Chunks.of(step.shape)
+    for chunk in range(chunks.count):
+        start, stop = chunks.span(chunk)
+        emitter.put(start, values[start:stop])
+    return emitter.record(result.digests, result.nonfinite) | result.facts
 
-    own: tuple[float, ...] = step.parameters["weight"]
-    if step.method == "linear":
-        by = math.fsum(own) if step.parameters.get("normalize", True) else 1.0
+
+def sources(context: Context, step: Step) -> dict[str, Any]:
+    """Of each adapter's module; see _read."""
+    return {"sources": [_read(context, ref).digest for ref in step.inputs]}
+
+
+def summary(steps: Iterable[Step], records: dict[int, dict[str, Any]]) -> dict[str, Any] | None:
+    """What the manifest and the run's last lines say of a truncated adapter; None if nothing was to be cut off."""
+    found = {
+        step.inputs[0].name: (records[i]["energy"], records[i]["kept_energy"])
+        for i, step in enumerate(steps)
+        if step.factor == "A" and records[i].get("kept_energy") is not None
+    }
+    if not found:
+        return None
+    total = math.fsum(energy for energy, _ in found.values())
+    kept = math.fsum(energy * share for energy, share in found.values())
+    least = min(found, key=lambda module: found[module][1])
+    return {
+        "modules": len(found),
+        "kept_energy": kept / total if total else 1.0,
+        "least": {"module": least, "kept_energy": found[least][1]},
+    }
+
+
+def _compute(context: Context, step: Step) -> _Result:
+    sources = [_read(context, ref) for ref in step.inputs]
+    kind = np.float64 if step.dtype == "F64" else np.float32
+    if is_exact(step):
+        a, b = _side_by_side(sources, _weights(step))
+        facts: dict[str, Any] = {}
     else:
-        by = divisor(own, step.parameters.get("normalize", False))
-    return tuple(weight * (step.parameters.get("lambda", 1.0) / by) for weight in own)
+        a, b, facts = _decomposed(context, step, sources)
+    with np.errstate(over="ignore"):  # counted, and refused, where it is written
+        factors = {"A": a.astype(kind), "B": b.astype(kind)}
+    return _Result(factors, facts, [one.digest for one in sources], [one.nonfinite for one in sources])
+
+
+def _side_by_side(sources: list[_Source], factors: tuple[float, ...]) -> tuple[F64, F64]:
+    pairs = [(one, factor) for one, factor in zip(sources, factors, strict=True) if one.a is not None]
+    a = np.concatenate([one.a for one, _ in pairs if one.a is not None])
+    b = np.concatenate([one.b * (factor * one.scaling) for one, factor in pairs if one.b is not None], axis=1)
+    return a, b
+
+
+def _decomposed(context: Context, step: Step, sources: list[_Source]) -> tuple[F64, F64, dict[str, Any]]:
+    rank = rank_of(step)
+    found = None
+    if not any(one.nonfinite for one in sources):
+        with ONE_THREAD:
+            found = _low_rank(context, step, sources, rank)
+    if found is None:  # NaN has no singular values; the run stops at it, unless the recipe allows it
+        rows, columns = step.inputs[0].shape
+        return np.full((rank, columns), np.nan), np.full((rows, rank), np.nan), {}
+    share = min(1.0, found.kept / found.energy) if found.energy > 0 else 1.0
+    return found.a.numpy(), found.b.numpy(), {"energy": found.energy, "kept_energy": share}
+
+
+def _low_rank(context: Context, step: Step, sources: list[_Source], rank: int) -> LowRank | None:
+    import torch
+
+    from merge.kernels import low_rank
+
+    parts = [
+        low_rank.Factors(torch.from_numpy(one.a), torch.from_numpy(one.b), one.scaling)
+        if one.a is not None and one.b is not None
+        else None
+        for one in sources
+    ]
+    keywords = _keywords(context, step)
+    how = on_factors(step)
+    if how is None:
+        merged = _dense(context, step, keywords)
+        return low_rank.nearest(merged, rank) if merged.isfinite().all() else None
+    if how.weights is not None:
+        present = [(part, weight) for part, weight in zip(parts, _weights(step), strict=True) if part is not None]
+        return low_rank.nearest_sum([part for part, _ in present], [weight for _, weight in present], rank)
+    rows, columns = step.inputs[0].shape
+    none = low_rank.Factors(torch.zeros(0, columns).double(), torch.zeros(rows, 0).double(), 1.0)
+    found: LowRank = how.load_compute()([part or none for part in parts], rank, **keywords)
+    return found
+
+
+def _weights(step: Step) -> tuple[float, ...]:
+    """The factor of each adapter's change in a weighted sum."""
+    how = on_factors(step)
+    assert how is not None
+    assert how.weights is not None
+    return how.weights(step.parameters)
+
+
+def _dense(context: Context, step: Step, keywords: dict[str, Any]) -> Tensor:
+    """(out, in) float64: the method on the changes themselves, with a base of zeros"""
+    import torch
+
+    method = method_of(step)
+    fused = method.load_fused()
+    whole = dense_step(step)
+    if fused is None:
+        changes = np.empty((len(step.inputs), *whole.shape), np.float32)
+        for ref, into in zip(step.inputs, changes, strict=True):
+            context.reader.read_values(ref, 0, into.reshape(-1))
+        merged_whole: Tensor = run_definition(method, whole, torch.from_numpy(changes), keywords)
+        return merged_whole.to(torch.float64)
+    tensor = context.tensor(whole, n_passes=2 if method.locality == "tensor" else 1)
+    combine = fused(tensor, **keywords)
+    merged = np.empty(whole.size, np.float32)
+
+    def block(state: None, span: tuple[int, int]) -> None:
+        loaded = tensor.load(*span)
+        combine(loaded, merged[loaded.start : loaded.start + loaded.raw.shape[1]])
+
+    context.crew.fold(lambda: None, block, tensor.blocks(context.block_chunks))
+    context.reader.release(whole.sources)
+    return torch.from_numpy(merged.reshape(whole.shape)).to(torch.float64)
+
+
+def _keywords(context: Context, step: Step) -> dict[str, Any]:
+    method = method_of(step)
+    keywords = method.keywords(step.parameters)
+    if method.random:
+        module = step.inputs[0].name  # the same for A and B
+        keywords["_keys"] = tuple(random_key(context.plan.seed, module, place) for place in range(len(step.inputs)))
+    return keywords
+
+
+def _read(context: Context, ref: TensorRef) -> _Source:
+    """A module of one adapter, whole; its digest is over those of A and B."""
+    assert ref.derived is not None
+    if not ref.derived.inputs:
+        return _Source(None, None, 0.0, "", 0)
+    parts, digests, nonfinite = [], b"", 0
+    for part in ref.derived.inputs:
+        raw = np.empty(part.size, DTYPES[part.dtype].numpy_name)
+        context.reader.read_into(part, 0, raw)
+        values = np.empty(part.size, np.float32)
+        context.reader.decode(part, raw, 0, values)
+        digests += bytes.fromhex(digest_of(part.shape, lambda start, stop, raw=raw: raw[start:stop].data))  # type: ignore[misc]
+        nonfinite += int(values.size - np.isfinite(values).sum())
+        parts.append(values.reshape(part.shape).astype(np.float64))
+    return _Source(parts[0], parts[1], ref.derived.parameters["scaling"], tensor_digest([digests]), nonfinite)

@@ -16,8 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from merge.derive.prompt_rows import unit
-from merge.engine.executors import ONE_THREAD, Context
+from merge.engine.context import Context
 from merge.errors import CheckpointError, MergeError
+from merge.one_thread import ONE_THREAD
 from merge.plan import Gates
 from merge.planners.router import gate_key
 

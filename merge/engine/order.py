@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from merge.engine.memory import runs_in_torch
+from merge.engine.costs import runs_in_torch
 from merge.plan import Step
 
 SMALL = 1 << 22  # elements: what one thread does while the others wait
@@ -19,7 +19,7 @@ def in_order(todo: list[Item], device: str) -> tuple[list[Item], int]:
     smallest: dict[tuple[object, ...], Item] = {}
     for item in todo:
         step = item[1]
-        if step.size <= SMALL and step.method != "copy" and not step.factor and not runs_in_torch(step, device):
+        if step.size <= SMALL and step.kind == "merge" and not runs_in_torch(step, device):
             kind = (step.method, len(step.shape), step.dtype, *(source.dtype for source in step.sources))
             if kind not in smallest or step.size < smallest[kind][1].size:
                 smallest[kind] = item
@@ -27,6 +27,7 @@ def in_order(todo: list[Item], device: str) -> tuple[list[Item], int]:
     giant = max((step.nbytes for _, step in todo), default=0) // 2
     # Factors of adapters have an order of their own: the two of a module lie a little apart.
     rest = sorted(
-        (item for item in todo if item[0] not in first), key=lambda item: item[1].nbytes < giant and not item[1].factor
+        (item for item in todo if item[0] not in first),
+        key=lambda item: item[1].nbytes < giant and item[1].kind != "factor",
     )
     return [*smallest.values(), *rest], len(first)

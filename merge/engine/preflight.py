@@ -8,7 +8,7 @@ import statistics
 import numpy as np
 
 from merge.derive.stage import looks_at_all
-from merge.engine.executors import Context
+from merge.engine.context import Context
 from merge.engine.tensor import StepTensor
 from merge.errors import NumbersError
 from merge.kernels.elementwise import difference_sums
@@ -26,7 +26,7 @@ def check_models(context: Context) -> None:
         NumbersError: unless the recipe allows it (unrelated_base, zero_task_vector).
     """
     plan = context.plan
-    steps = [step for step in plan.steps if step.base is not None and step.method != "copy"]
+    steps = [step for step in plan.steps if step.base is not None and step.kind != "copy"]
     if not steps:
         return
     ratios: dict[int, list[float]] = {}

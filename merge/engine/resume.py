@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import numpy as np
 
-from merge.checkpoint.digest import stored_digest
 from merge.chunks import digest_of
 from merge.derive import FOUND
 from merge.dtypes import DTYPES
-from merge.engine import adapters
-from merge.engine.executors import Context
-from merge.engine.statistics import digests, read_statistics
-from merge.engine.tensor import StepTensor
+from merge.engine.context import Context
+from merge.engine.executors import executor
 from merge.plan import Step, TensorRef
 from merge.quoting import some
 
@@ -61,27 +57,12 @@ def check_sources(context: Context, tick: Callable[[], None]) -> None:
         read = [part for ref in (*step.sources, *step.statistics) for part in _parts(ref)]
         if not any(_may_differ(part, out.changed) for part in read):
             return
-        if any(record.get(key) != value for key, value in _digests(context, step).items()):
+        if any(record.get(key) != value for key, value in executor(step).sources(context, step).items()):
             files = sorted({part.file for part in read} & out.changed) or sorted(out.changed)
             raise out.stale(f"{step.name} in {some(files)}")
         context.reader.release(step.sources)
 
     context.crew.each(check, sorted(out.records), tick)
-
-
-def _digests(context: Context, step: Step) -> dict[str, Any]:
-    """What a record says of the step's sources."""
-    if step.factor:
-        return {"sources": adapters.source_digests(context, step)}
-    if step.method == "copy":
-        return {"sources": [stored_digest(context.reader, ref) for ref in step.inputs]}
-    tensor = context.tensor(step)
-    context.crew.fold(lambda: None, lambda _, span: _load(tensor, span), tensor.blocks(context.block_chunks))
-    return {"sources": tensor.source_digests()} | digests(read_statistics(context.reader, step))
-
-
-def _load(tensor: StepTensor, span: tuple[int, int]) -> None:
-    tensor.load(*span)
 
 
 def _parts(ref: TensorRef) -> Iterator[TensorRef]:

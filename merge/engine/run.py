@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from merge.checkpoint.reader import SourceReader
-from merge.engine import adapters, memory
+from merge.engine import factors, memory
 from merge.engine.align import align, summary
+from merge.engine.context import Context, check_method
+from merge.engine.costs import method_of
 from merge.engine.crew import Crew
-from merge.engine.executors import Context, check_method, executor, method_of
+from merge.engine.executors import executor
 from merge.engine.gates import find_gates
 from merge.engine.numbers import check_numbers
 from merge.engine.order import in_order
@@ -117,7 +119,7 @@ def _run(
             crew.each(lambda item: _run_step(context, *item), ordered, tick, alone)
         reader.check_unchanged()
     aligned = summary(plan, directory.notes)
-    adapter = adapters.summary(plan.steps, directory.records)
+    adapter = factors.summary(plan.steps, directory.records)
     report = Report(
         out=str(directory.out),
         seconds=time.monotonic() - began,
@@ -139,7 +141,7 @@ def _run(
 
 
 def _run_step(context: Context, index: int, step: Step) -> None:
-    record = executor(step, context.device)(context, index, step)
+    record = executor(step).run(context, index, step)
     context.reader.release(step.sources)
     check_numbers(context.plan, step, record)
     context.out.finish(index, record)
@@ -147,12 +149,14 @@ def _run_step(context: Context, index: int, step: Step) -> None:
 
 def _model_passes(context: Context, tick: Callable[[], None]) -> None:
     """Statistics over whole models that some methods need first; journaled, so that a resume does not repeat them."""
-    names = sorted({step.method for step in context.plan.steps if step.method != "copy"})
-    for name in names:
-        steps = [(i, step) for i, step in enumerate(context.plan.steps) if step.method == name]
-        model_pass = method_of(steps[0][1]).load_model_pass()
-        if model_pass is not None:
-            context.private.update(model_pass(context, steps, tick))
+    looking: dict[str, list[tuple[int, Step]]] = {}
+    for i, step in enumerate(context.plan.steps):
+        if step.kind == "merge" and method_of(step).looks_at_model(step.parameters):
+            looking.setdefault(step.method, []).append((i, step))
+    for _, steps in sorted(looking.items()):
+        model_pass = method_of(steps[0][1]).model_pass
+        assert model_pass is not None
+        context.private.update(model_pass.load()(context, steps, tick))
 
 
 def _ticker(context: Context, progress: Progress) -> Callable[[], None]:

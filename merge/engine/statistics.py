@@ -32,9 +32,3 @@ def read_statistics(reader: SourceReader, step: Step) -> list[npt.NDArray[np.flo
 def digests(arrays: list[npt.NDArray[np.float32]]) -> dict[str, Any]:
     """What the manifest says of them."""
     return {"statistics": [xxhash.xxh3_128_hexdigest(array.data) for array in arrays]} if arrays else {}
-
-
-def statistics_bytes(step: Step) -> int:
-    """Memory of a method at work on them: float32 as read, and float64 sums, systems and factors."""
-    sizes = [ref.size for ref in step.statistics]
-    return 4 * sum(sizes) + 8 * 5 * max(sizes, default=0)

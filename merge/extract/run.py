@@ -22,13 +22,13 @@ from torch import Tensor
 from merge.checkpoint.digest import value_digest
 from merge.checkpoint.reader import SourceReader
 from merge.checkpoint.safetensors_file import read_header
-from merge.engine.executors import ONE_THREAD
 from merge.errors import UsageError
 from merge.extract.decompose import Factors, decompose
 from merge.extract.difference import Difference, base_squares
 from merge.extract.finish import Summary, finish
 from merge.extract.select import Choice, Pair, Selection, Target, select
 from merge.jsontext import parse_json
+from merge.one_thread import ONE_THREAD
 from merge.output.workspace import Workspace, resume
 from merge.planners.inputs import Input, Inputs
 from merge.processors import processors

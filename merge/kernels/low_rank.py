@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from merge.kernels.spectral import thin_svd
-from merge.methods.knots import merge_aligned
 
 # Singular values below this, of what they would be if nothing cancelled out, are what float64 leaves of a zero.
 _NOISE = 1e-13
@@ -88,17 +87,11 @@ def _largest(matrix: Tensor, rank: int, energy: float) -> tuple[Tensor, Tensor, 
     return None
 
 
-def knots(
-    parts: Sequence[Factors],
-    weight: tuple[float, ...],
-    density: tuple[float, ...],
-    inner: str,
-    normalize: bool,
-    lambda_: float,
-    keys: tuple[int, ...],
-    rank: int,
-) -> LowRank:
-    """merge/methods/knots.py without the matrices: [d_1 .. d_n] = Q [R_1 s_1 A_1 .. R_n s_n A_n], Q R = [B_1 .. B_n]"""
+def common_basis(parts: Sequence[Factors]) -> tuple[Tensor, Tensor]:
+    """U S (out, r) and the V_i^T (adapter, r, in) of [d_1 .. d_n] = U S [V_1^T .. V_n^T], r without rounding noise.
+
+    No d_i = s_i B_i A_i is formed: [d_1 .. d_n] = Q [R_1 s_1 A_1 .. R_n s_n A_n] with Q R = [B_1 .. B_n].
+    """
     columns = parts[0].a.shape[1]
     q, r = torch.linalg.qr(torch.cat([part.b for part in parts], dim=1))
     blocks = r.split([part.b.shape[1] for part in parts], dim=1)
@@ -106,9 +99,12 @@ def knots(
     small, s, vt = torch.linalg.svd(side, full_matrices=False)
     count = int((s > _NOISE * sum(abs(p.scaling) * float(p.a.norm() * p.b.norm()) for p in parts)).sum())
     u, signs = _signed(q @ small[:, :count])
-    aligned = (vt[:count] * signs[:, None]).reshape(count, len(parts), columns).transpose(0, 1)
-    merged = merge_aligned(aligned, inner, weight, density, normalize, lambda_, keys)
-    return _nearest(merged, u * s[:count], rank, float((u * s[:count]).norm() * merged.norm()))
+    return u * s[:count], (vt[:count] * signs[:, None]).reshape(count, len(parts), columns).transpose(0, 1)
+
+
+def nearest_product(a: Tensor, b: Tensor, rank: int) -> LowRank:
+    """The matrix of that rank nearest to b @ a."""
+    return _nearest(a, b, rank, float(b.norm() * a.norm()))
 
 
 def _nearest(a: Tensor, b: Tensor, rank: int, largest: float) -> LowRank:

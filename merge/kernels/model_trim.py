@@ -24,7 +24,7 @@ from merge.kernels.selection import (
 )
 
 if TYPE_CHECKING:
-    from merge.engine.executors import Context
+    from merge.engine.context import Context
     from merge.plan import Step
 
 Steps = list[tuple[int, "Step"]]
@@ -33,9 +33,6 @@ _NOTE = "model_thresholds"
 
 def thresholds(context: Context, steps: Steps, tick: Callable[[], None]) -> dict[int, dict[str, Any]]:
     """The `_threshold` of every step that trims over the model; taken from the journal where it is there already."""
-    steps = [(i, step) for i, step in steps if step.parameters.get("trim") == "model"]
-    if not steps:
-        return {}
     if _NOTE not in context.out.notes:
         found = _search(context, steps, tick)
         context.out.keep(_NOTE, {str(i): [[t.bits, t.cut] for t in limits] for i, limits in found.items()})

@@ -11,6 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
 
 _DENOMINATOR = 10_000  # gradients over layers give fractions such as 0.7 * 3/39
 _LARGEST = 1 << 20  # times a float32 and a few models: within float64's 53 bits
@@ -36,6 +37,20 @@ def divisor(weight: tuple[float, ...], normalize: bool) -> float:
     """What `normalize` divides by without election: the sum of weights, unless it is next to nothing"""
     total = math.fsum(weight)
     return total if normalize and abs(total) >= _TINY_WEIGHT else 1.0
+
+
+def factors_of_sum(parameters: dict[str, Any]) -> tuple[float, ...]:
+    """What each input is multiplied with in lambda sum_i w_i x_i, divided by the weights' sum with `normalize`."""
+    own: tuple[float, ...] = parameters["weight"]
+    by = divisor(own, parameters.get("normalize", False))
+    return tuple(weight * (parameters.get("lambda", 1.0) / by) for weight in own)
+
+
+def factors_of_mean(parameters: dict[str, Any]) -> tuple[float, ...]:
+    """What each input is multiplied with in sum_i w_i x_i / sum_i w_i."""
+    own: tuple[float, ...] = parameters["weight"]
+    by = math.fsum(own) if parameters.get("normalize", True) else 1.0
+    return tuple(weight * (1.0 / by) for weight in own)
 
 
 @dataclass(frozen=True)

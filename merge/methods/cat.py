@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated
 
-from merge.methods.registry import PerModel, method
+from merge.kernels.weights import factors_of_sum
+from merge.methods.registry import OnFactors, PerModel, method
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,6 +32,7 @@ models:
     formula="B A = sum_i w_i s_i B_i A_i, exactly",
     example=EXAMPLE,
     reproducible="bitwise",
+    on_factors=OnFactors(factors_of_sum, rank="all"),
 )
 def cat(
     deltas: Tensor,

@@ -12,12 +12,15 @@ Cost: a QR decomposition of the B_i side by side, and an SVD of (sum of ranks, n
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from merge.methods.registry import PerModel, Range, get_method, method
+from merge.methods.registry import OnFactors, PerModel, Range, get_method, method
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from merge.kernels.low_rank import Factors, LowRank
 
 EXAMPLE = """\
 merge_method: knots
@@ -30,6 +33,10 @@ parameters:
 """
 
 
+def _elements(rows: int, columns: int, ranks: int, n_adapters: int) -> int:
+    return 4 * ranks * (rows + columns) + ranks * columns * (5 * n_adapters + 3)
+
+
 @method(
     inputs="adapters",
     locality="tensor",
@@ -38,6 +45,7 @@ parameters:
     formula="B A = U S M(V_1^T, .., V_n^T), [d_1 .. d_n] = U S [V_1^T .. V_n^T], M another method",
     example=EXAMPLE,
     random=True,
+    on_factors=OnFactors(compute="merge.methods.knots:on_factors", elements=_elements),
 )
 def knots(
     deltas: Tensor,
@@ -57,10 +65,28 @@ def knots(
     rows, columns = deltas.shape[1:]
     u, s, v = thin_svd(deltas.to(torch.float64).permute(1, 0, 2).reshape(rows, -1))
     aligned = v.T.reshape(len(s), len(deltas), columns).transpose(0, 1)
-    return (u * s) @ merge_aligned(aligned, inner, weight, density, normalize, lambda_, _keys)
+    return (u * s) @ _merged(aligned, inner, weight, density, normalize, lambda_, _keys)
 
 
-def merge_aligned(
+def on_factors(
+    parts: Sequence[Factors],
+    rank: int,
+    *,
+    weight: tuple[float, ...],
+    density: tuple[float, ...],
+    inner: str,
+    normalize: bool,
+    lambda_: float,
+    _keys: tuple[int, ...],
+) -> LowRank:
+    """The same of the adapters' factors, at a rank."""
+    from merge.kernels.low_rank import common_basis, nearest_product
+
+    basis, aligned = common_basis(parts)
+    return nearest_product(_merged(aligned, inner, weight, density, normalize, lambda_, _keys), basis, rank)
+
+
+def _merged(
     aligned: Tensor,
     inner: str,
     weight: tuple[float, ...],

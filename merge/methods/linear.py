@@ -11,7 +11,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Annotated, Any
 
-from merge.methods.registry import PerModel, method
+from merge.kernels.weights import factors_of_mean
+from merge.methods.registry import OnFactors, PerModel, method
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,6 +45,7 @@ def _check(parameters: dict[str, Any]) -> str | None:
     reproducible="bitwise",
     check=_check,
     fused="merge.kernels.elementwise:linear",
+    on_factors=OnFactors(factors_of_mean),
 )
 def linear(
     models: Tensor,

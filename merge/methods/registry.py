@@ -15,11 +15,12 @@ import inspect
 import math
 import pkgutil
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, TypeAlias, TypeVar
 
 from merge.errors import MergeError
+from merge.plan import COPY
 
 # either: deltas where the recipe has a base, else models; adapters: the changes that LoRA adapters make, and no models
 Inputs = Literal["models", "deltas", "either", "adapters"]
@@ -96,6 +97,51 @@ class Cost:
 
 
 @dataclass(frozen=True)
+class OnFactors:
+    """What a method makes of the factors B and A of LoRA adapters; without it, their changes B A are formed whole.
+
+    Attributes:
+        weights: of a weighted sum, the factor of each change, found from the resolved parameters.
+        compute: of any other method, "module:function" over the factors; see merge.kernels.low_rank.
+        elements: of `compute`, float64 elements that it takes: (rows, columns, sum of ranks, adapters) -> number.
+        rank: of the result: "all" of the adapters', "sum" of them if the recipe gives none, or the "largest".
+        balanced: the result is always made by singular values, also where the factors would fit side by side.
+    """
+
+    weights: Callable[[dict[str, Any]], tuple[float, ...]] | None = None
+    compute: str | None = None
+    elements: Callable[[int, int, int, int], int] | None = None
+    rank: Literal["all", "sum", "largest"] = "sum"
+    balanced: bool = False
+
+    def load_compute(self) -> Callable[..., Any]:
+        found = _load(self.compute)
+        assert found is not None
+        return found
+
+
+@dataclass(frozen=True)
+class ModelPass:
+    """Numbers over whole models that a method needs before the first tensor, where a parameter has a value.
+
+    Attributes:
+        find: "module:function" that finds them; see merge.kernels.model_trim.
+        key, value: the parameter, and the value that asks for it.
+        uniform: a parameter that must then be the same for all tensors of a model.
+    """
+
+    find: str
+    key: str
+    value: Any
+    uniform: str
+
+    def load(self) -> Callable[..., Any]:
+        found = _load(self.find)
+        assert found is not None
+        return found
+
+
+@dataclass(frozen=True)
 class Method:
     """A merge method. `reference` is torch; `fused`, where there is one, names the numba way as "module:function"."""
 
@@ -111,7 +157,8 @@ class Method:
     n_models: tuple[int, int | None] = (1, None)  # fewest and most inputs, the base not counted
     base_is_input: bool = False  # the base is one of the inputs, and comes first (slerp)
     fused: str | None = None
-    model_pass: str | None = None  # "module:function" of statistics over the whole model that come first
+    model_pass: ModelPass | None = None
+    on_factors: OnFactors | None = None
     doc: str = ""
     random: bool = False
     check: Callable[[dict[str, Any]], str | None] | None = None  # what is wrong with a tensor's resolved parameters
@@ -137,8 +184,19 @@ class Method:
         """Imports the numba side only when it is about to run."""
         return _load(self.fused)
 
-    def load_model_pass(self) -> Callable[..., Any] | None:
-        return _load(self.model_pass)
+    def looks_at_model(self, parameters: Mapping[str, Any]) -> bool:
+        """Whether it needs its pass over whole models with these parameters."""
+        return self.model_pass is not None and parameters.get(self.model_pass.key) == self.model_pass.value
+
+    @property
+    def takes_adapters(self) -> bool:
+        """Whether it merges the changes that LoRA adapters make."""
+        sums_changes = self.inputs == "deltas" and self.base_apart and self.statistics is None
+        return self.inputs == "adapters" or self.on_factors is not None or sums_changes
+
+    def keywords(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
+        """A recipe's parameters as the function's: `lambda` is `lambda_` there."""
+        return {("lambda_" if key == "lambda" else key): value for key, value in parameters.items()}
 
 
 def _load(place: str | None) -> Callable[..., Any] | None:
@@ -174,7 +232,8 @@ def method(
     n_models: tuple[int, int | None] = (1, None),
     base_is_input: bool = False,
     fused: str | None = None,
-    model_pass: str | None = None,
+    model_pass: ModelPass | None = None,
+    on_factors: OnFactors | None = None,
     random: bool = False,
     check: Callable[[dict[str, Any]], str | None] | None = None,
     statistics: StatisticsKind | None = None,
@@ -187,8 +246,8 @@ def method(
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
         name, home = function.__name__, function.__module__
         origin = _ORIGIN or ("" if home.startswith("merge.methods.") else f"module {home}")
-        if name == "copy":
-            raise MergeError(f'{origin or home}: "copy" is what plans call copied bytes; choose another name.')
+        if name == COPY:
+            raise MergeError(f'{origin or home}: "{COPY}" is what plans call copied bytes; choose another name.')
         if name in _METHODS:
             other = _METHODS[name]
             taken = f"{other.reference.__module__}, {other.origin or 'part of merge-workbench'}"
@@ -209,6 +268,7 @@ def method(
             base_is_input=base_is_input,
             fused=fused,
             model_pass=model_pass,
+            on_factors=on_factors,
             doc=inspect.getdoc(function) or "",
             random=random,
             check=check,

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated
 
-from merge.methods.registry import PerModel, Range, method
+from merge.kernels.weights import factors_of_sum
+from merge.methods.registry import OnFactors, PerModel, Range, method
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,6 +36,7 @@ parameters:
     paper="Eckart and Young 1936, The approximation of one matrix by another of lower rank",
     formula="B A = the nearest matrix of rank r to sum_i w_i s_i B_i A_i",
     example=EXAMPLE,
+    on_factors=OnFactors(factors_of_sum, rank="largest", balanced=True),
 )
 def svd(
     deltas: Tensor,

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated
 
-from merge.methods.registry import PerModel, Range, method
+from merge.kernels.weights import factors_of_sum
+from merge.methods.registry import OnFactors, PerModel, Range, method
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,6 +37,7 @@ dtype: bfloat16
     example=EXAMPLE,
     reproducible="bitwise",
     fused="merge.kernels.task_vectors:task_arithmetic",
+    on_factors=OnFactors(factors_of_sum),
 )
 def task_arithmetic(
     deltas: Tensor,

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from merge.methods.registry import PerModel, Range, method
+from merge.methods.registry import ModelPass, PerModel, Range, method
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,7 +46,7 @@ dtype: bfloat16
     example=EXAMPLE,
     reproducible="bitwise",
     fused="merge.kernels.task_vectors:ties",
-    model_pass="merge.kernels.model_trim:thresholds",
+    model_pass=ModelPass("merge.kernels.model_trim:thresholds", "trim", "model", uniform="density"),
 )
 def ties(
     deltas: Tensor,

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from merge.checkpoint import Checkpoint
 from merge.checkpoint.adapter import Adapter, is_adapter, open_adapter
 from merge.dtypes import DTYPES
-from merge.engine.factors import SUMS
 from merge.errors import CheckpointError, Problem
 from merge.methods import Method, all_methods
 from merge.methods.registry import OUTPUT_RANK
@@ -83,12 +82,16 @@ def open_inputs(recipe: Recipe) -> AdapterInputs:
 
 def unfit(recipe: Recipe, method: Method) -> Iterable[Problem]:
     """What a recipe of models may say and one of adapters may not."""
-    if not _takes_adapters(method):
-        known = ", ".join(name for name, other in all_methods().items() if _takes_adapters(other))
+    if not method.takes_adapters:
+        known = ", ".join(name for name, other in all_methods().items() if other.takes_adapters)
         said = f"{method.name} does not merge LoRA adapters, and all models of this recipe are adapters."
         hint = f"These do: {known}. To merge whole models, list BASE+ADAPTER."
         yield Problem(said, recipe.where("merge_method"), hint)
-    if method.name == "linear" and any(source.model == recipe.base_model for source in recipe.models):
+    if (
+        method.on_factors
+        and method.base_is_input
+        and any(source.model == recipe.base_model for source in recipe.models)
+    ):
         said = "the base is listed with a weight, but it is no adapter."
         yield Problem(said, recipe.where("models"), 'Take it out, and set "normalize: false" to scale by the weights.')
     for key, value in (
@@ -99,17 +102,15 @@ def unfit(recipe: Recipe, method: Method) -> Iterable[Problem]:
     ):
         if value is not None:
             yield Problem(f'"{key}" is for whole models; an adapter has none.', recipe.where(key), "Remove it.")
-    if "trim" in recipe.parameters and resolve((recipe.parameters,), "trim", "", 0.0) == "model":
-        said = '"trim: model" needs one threshold for all of a model, which adapters merged module by module lack.'
-        yield Problem(said, recipe.where("parameters.trim"), "Use trim: tensor.")
-    if method.name == "cat" and OUTPUT_RANK.name in recipe.parameters:
-        said = "cat keeps all of the adapters, and its rank is the sum of theirs."
+    if (look := method.model_pass) is not None and look.key in recipe.parameters:
+        key = look.key
+        if method.looks_at_model({key: resolve((recipe.parameters,), key, "", 0.0)}):
+            lacking = "which adapters merged module by module lack."
+            said = f'"{key}: {look.value}" needs one threshold for all of a model, {lacking}'
+            yield Problem(said, recipe.where(f"parameters.{key}"), f"Use {key}: tensor.")
+    if method.on_factors and method.on_factors.rank == "all" and OUTPUT_RANK.name in recipe.parameters:
+        said = f"{method.name} keeps all of the adapters, and its rank is the sum of theirs."
         yield Problem(said, recipe.where("parameters.rank"), 'Remove "rank", or use svd.')
-
-
-def _takes_adapters(method: Method) -> bool:
-    sums_changes = method.inputs == "deltas" and method.base_apart and method.statistics is None
-    return method.inputs == "adapters" or method.name in SUMS or sums_changes
 
 
 def unlike(recipe: Recipe, inputs: AdapterInputs) -> Iterable[Problem]:

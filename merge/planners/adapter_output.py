@@ -16,7 +16,6 @@ from merge.architecture import Stack, find_stacks
 from merge.checkpoint.adapter import LoraModule
 from merge.checkpoint.side_files import list_side_files
 from merge.dtypes import DTYPES
-from merge.engine.factors import GROUP, SUMS, is_exact
 from merge.errors import Problem, RecipeError
 from merge.methods import Method
 from merge.methods.registry import OUTPUT_RANK
@@ -24,8 +23,9 @@ from merge.output.adapter_config import adapter_config, ranks_said
 from merge.output.card import model_card
 from merge.output.shards import lay_out
 from merge.output.task import ADAPTER_TASKS
-from merge.plan import Derived, Plan, SideFile, Step, TensorRef
+from merge.plan import COPY, Derived, Plan, SideFile, Step, TensorRef
 from merge.planners.adapter_inputs import FOLD, AdapterInputs, open_inputs, unfit, unlike
+from merge.planners.factors import GROUP, is_exact
 from merge.planners.targets import gradient_place
 from merge.quoting import some
 from merge.recipe.model import Recipe, Settings, resolve
@@ -169,13 +169,13 @@ class _Builder:
 
     def _rank(self, name: str, ranks: Sequence[int], most: int) -> int:
         """The rank of the result, see docs/adapters.md."""
-        total = sum(ranks)
-        if self.method.name == "cat":
+        total, how = sum(ranks), self.method.on_factors
+        if how is not None and how.rank == "all":
             return total
         wanted = self._resolve((self.recipe.parameters,), OUTPUT_RANK.name, f"{name}.weight")
-        default = max(ranks) if self.method.name == "svd" else total
+        default = max(ranks) if how is not None and how.rank == "largest" else total
         rank = min(int(wanted or default), most)
-        return min(rank, total) if self.method.name in (*SUMS, "knots") else rank
+        return rank if how is None else min(rank, total)
 
     def _saved(self, name: str) -> Step | None:
         """A whole tensor that adapters carry: averaged, as it is no change that could be added."""
@@ -205,7 +205,7 @@ class _Builder:
             dtype=dtype,
             file="",
             offset=0,
-            method="copy" if alone else "linear",
+            method=COPY if alone else "linear",
             inputs=tuple(refs),
             models=tuple(self.inputs.model(place) for place, _ in has),
             parameters={} if alone else {"weight": weight, "normalize": True},

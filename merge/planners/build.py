@@ -9,7 +9,7 @@ from merge.checkpoint.side_files import module_folders
 from merge.errors import Problem, RecipeError
 from merge.methods import Method, get_method
 from merge.output.shards import index_text, lay_out
-from merge.plan import Plan, Step, Units
+from merge.plan import COPY, Plan, Step, Units
 from merge.planners.adapter_output import build_adapter_plan
 from merge.planners.align import align_targets
 from merge.planners.donors import donor_notes
@@ -103,7 +103,7 @@ def build_plan(
 
 def _other_origins(steps: Sequence[Step], method: Method) -> dict[str, str]:
     """Where the methods of single slices come from, as far as they are not this package's."""
-    names = dict.fromkeys(step.method for step in steps if step.method not in ("copy", method.name))
+    names = dict.fromkeys(step.method for step in steps if step.method not in (COPY, method.name))
     found = {name: get_method(name) for name in names}
     return {name: other.origin for name, other in found.items() if other is not None and other.origin}
 

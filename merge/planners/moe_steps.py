@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from merge.architecture import Stack
-from merge.plan import Derived, Step, TensorRef
+from merge.plan import COPY, Derived, Step, TensorRef
 from merge.planners.moe_fit import DEAD_NEURONS, EMBEDDING, HEAD, NORM, STACK, Dense
 from merge.planners.moe_layouts import PROJECTIONS
 from merge.planners.router import Router, random_key
@@ -83,7 +83,7 @@ class ExpertSteps:
         if projection == "down_proj" and expert.residual_scale != 1.0:
             parameters["scale"] = (expert.residual_scale,)
         plain = ref.dtype == dtype and ref.strides is None and ref.is_exact and not parameters
-        method = "copy" if plain else "passthrough"
+        method = COPY if plain else "passthrough"
         return Step(name, ref.shape, dtype, "", 0, method, (ref,), (model,), parameters=parameters)
 
     def _changed(

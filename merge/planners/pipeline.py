@@ -15,7 +15,6 @@ from typing import Literal
 
 from merge.checkpoint import Checkpoint, open_checkpoint
 from merge.derive.stage import renamed, stage_tensor
-from merge.engine.keys import random_key
 from merge.errors import Problem, RecipeError
 from merge.jsontext import parse_json
 from merge.methods import get_method
@@ -24,6 +23,7 @@ from merge.output.shards import INDEX
 from merge.plan import Plan, SourceFile, Step, TensorRef
 from merge.planners.build import SHARD_BYTES, build_plan
 from merge.planners.side_files import RECIPE_FILE
+from merge.random_keys import random_key
 from merge.recipe.document import place
 from merge.recipe.model import ModelRef, Recipe
 from merge.recipe.pipeline import Pipeline, Stage
@@ -199,7 +199,7 @@ def not_by_blocks(plan: Plan) -> str:
     if len(copied) > 1 or any(side.text is not None and side.name not in _OWN_FILES for side in plan.side_files):
         return "its tokenizer is made anew"
     for step in plan.steps:
-        if step.method == "copy":
+        if step.kind == "copy":
             if len(step.inputs) > 1:
                 return f"{step.name} must be equal in all its models"
             continue
@@ -208,8 +208,11 @@ def not_by_blocks(plan: Plan) -> str:
             return f"{step.method} needs whole tensors"
         if "F64" in (step.dtype, *(source.dtype for source in step.sources)):
             return f"{step.name} is float64"
-        if method.model_pass is not None and step.parameters.get("trim") == "model":
-            return f"{step.method} with trim: model looks at the whole model first"
+        if method.looks_at_model(step.parameters):
+            assert method.model_pass is not None
+            return (
+                f"{step.method} with {method.model_pass.key}: {method.model_pass.value} looks at the whole model first"
+            )
     return ""
 
 
@@ -249,7 +252,7 @@ def _streamed(stage: StagePlan) -> Checkpoint:
 
 
 def _source(plan: Plan, step: Step) -> TensorRef:
-    if step.method == "copy":
+    if step.kind == "copy":
         return renamed(step.inputs[0], step.name)
     method = get_method(step.method)
     random = method is not None and method.random

@@ -11,8 +11,8 @@ from merge.architecture import is_embedding, is_head
 from merge.dtypes import DTYPES
 from merge.errors import Problem
 from merge.methods import Method, Parameter, get_method
-from merge.methods.registry import StatisticsKind
-from merge.plan import SourceFile, Step, TensorRef
+from merge.methods.registry import ModelPass, StatisticsKind
+from merge.plan import COPY, SourceFile, Step, TensorRef
 from merge.planners.inputs import Inputs
 from merge.planners.statistics import Statistics
 from merge.planners.targets import Slot, Target
@@ -100,7 +100,7 @@ class StepBuilder:
             return None
         agree = "integer_mismatch" not in self.recipe.allow
         kept = present if agree else present[:1]
-        return self._make(target, "copy", kept, None, {}, refs[0].dtype)
+        return self._make(target, COPY, kept, None, {}, refs[0].dtype)
 
     def _mismatch(self, target: Target, present: list[Slot], refs: list[TensorRef]) -> Step | None:
         if "shape_mismatch" not in self.recipe.allow:
@@ -121,7 +121,7 @@ class StepBuilder:
         if self.dtype in ("BF16", "F16") and dtype == "F32" and ref.dtype in ("BF16", "F16"):
             dtype = ref.dtype  # kept for its precision, of which a copy loses none
         plain = ref.dtype == dtype and ref.strides is None and ref.is_exact
-        return self._make(target, "copy" if plain else "passthrough", [slot], None, {}, dtype)
+        return self._make(target, COPY if plain else "passthrough", [slot], None, {}, dtype)
 
     def _merge(self, target: Target, slots: list[Slot], base: Slot | None) -> Step | None:
         method = _method(target)
@@ -217,22 +217,21 @@ class StepBuilder:
             )
         if not steps and not self.problems:
             self.problems.append(Problem("the recipe leads to no tensor at all", self.recipe.file))
-        self._check_model_trim(steps)
+        self._check_model_pass(steps)
 
-    def _check_model_trim(self, steps: list[Step]) -> None:
-        densities: dict[int, dict[float, None]] = {}
+    def _check_model_pass(self, steps: list[Step]) -> None:
+        """A number found over a whole model needs the same parameter in all of its tensors."""
+        found: dict[tuple[ModelPass, int], dict[float, None]] = {}
         for step in steps:
-            if step.parameters.get("trim") == "model":
-                for model, density in zip(step.models, step.parameters["density"], strict=True):
-                    densities.setdefault(model, {})[density] = None
-        for model, found in densities.items():
-            if len(found) > 1:
-                name = self.inputs.all[model].ref.text
-                self.problems.append(
-                    Problem(
-                        f'"trim: model" needs one density for a model; {name} has {sorted(found)}.', self.recipe.file
-                    )
-                )
+            method = get_method(step.method)
+            if method is not None and method.model_pass is not None and method.looks_at_model(step.parameters):
+                for model, value in zip(step.models, step.parameters[method.model_pass.uniform], strict=True):
+                    found.setdefault((method.model_pass, model), {})[value] = None
+        for (look, model), values in found.items():
+            if len(values) > 1:
+                said = f'"{look.key}: {look.value}" needs one {look.uniform} for a model; '
+                said += f"{self.inputs.all[model].ref.text} has {sorted(values)}."
+                self.problems.append(Problem(said, self.recipe.file))
 
     def notes(self) -> list[str]:
         return [f"{count} {what}" for what, count in self._lenient.items()]

@@ -1,0 +1,197 @@
+"""What a step costs: memory and, where matrices are decomposed, time. Plain numbers, from the plan alone.
+
+No kernel is loaded for it, so `merge plan` is quick.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from merge.chunks import Chunks
+from merge.derive import held_bytes
+from merge.dtypes import DTYPES
+from merge.methods import Method, get_method
+from merge.plan import Derived, Step
+from merge.planners.factors import GROUP, is_exact, on_factors, rank_of, ranks_in
+
+_SELECTION = (1 << 23) + (1 << 19)  # histograms for one model's thresholds on one thread, see kernels/selection.py
+_RANKS = 28  # bytes for one element of a vector whose magnitudes are put in order, see kernels/ranks.py
+_ORDERED = 1 << 20  # of rows of a matrix, which are taken a few at a time
+_COMPUTED = 12  # bytes for one element of values that a threshold is found of, see kernels/computed.py
+_SECONDS_EACH, _SECONDS_RANK = 0.5, 2.0  # for 4096 x 4096: an adapter's change in the method, the SVD for rank 32
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Bytes that each thread takes for a step.
+
+    Attributes:
+        blocks: for reading, computing and writing by blocks.
+        torch: of whole tensors in torch; 0 if it is not imported.
+        kept: of sources that may be kept between passes, if there is room.
+    """
+
+    blocks: int
+    torch: int = 0
+    kept: int = 0
+
+
+@dataclass(frozen=True)
+class Budget:
+    threads: int
+    block_chunks: int
+    cache_bytes: int  # for each thread
+    peak: int  # predicted resident bytes
+
+
+def needs(step: Step, block_chunks: int, device: str) -> Needs:
+    """The memory that a thread takes for a step."""
+    if step.kind == "factor":
+        return _factor_needs(step)
+    if step.kind == "copy":
+        return Needs(_block_bytes(step, _elements(step, block_chunks)))
+    return _merge_needs(step, block_chunks, device)
+
+
+def work(step: Step) -> tuple[float, int]:
+    """(seconds on one core, bytes) that decomposing a step's matrices takes; zeros for most methods"""
+    return {"copy": _no_work, "merge": _merge_work, "factor": _factor_work}[step.kind](step)
+
+
+def method_of(step: Step) -> Method:
+    method = get_method(step.method)
+    assert method is not None, step.method  # the plan was made from registered methods
+    return method
+
+
+def _no_work(step: Step) -> tuple[float, int]:
+    return 0.0, 0
+
+
+# Blocks.
+
+
+def _elements(step: Step, block_chunks: int) -> int:
+    chunks = Chunks.of(step.shape)
+    return min(chunks.size, chunks.length * block_chunks)
+
+
+def _block_bytes(step: Step, elements: int) -> int:
+    """Of all sources as they are read and as kernels take them, the float32 result and its encoding."""
+    widest = max(DTYPES[source.dtype].itemsize for source in step.sources)
+    each = _raw_bytes(step) + 4 + widest + DTYPES[step.dtype].itemsize
+    return elements * each + sum(held_bytes(source) for source in step.sources)
+
+
+def _raw_bytes(step: Step) -> int:
+    """Bytes for one element of all sources, as kernels read them."""
+    direct = all(source.dtype == "BF16" and source.is_exact for source in step.sources)
+    return len(step.sources) * (2 if direct else 8 if needs_float64(step) else 4)
+
+
+def needs_float64(step: Step) -> bool:
+    return any(source.dtype == "F64" for source in step.sources)
+
+
+# Merges.
+
+
+def runs_in_torch(step: Step, device: str) -> bool:
+    """Whether a step runs by its torch definition: on a GPU, without a kernel, and for float64."""
+    return device != "cpu" or method_of(step).fused is None or needs_float64(step)
+
+
+def _merge_work(step: Step) -> tuple[float, int]:
+    """(seconds on one core, bytes) that decomposing the step's matrices takes; zeros for most methods"""
+    method = method_of(step)
+    if method.cost is None or (method.statistics and not step.statistics):
+        return 0.0, 0
+    return method.cost.of(step.shape, len(step.inputs))
+
+
+def _merge_needs(step: Step, block_chunks: int, device: str) -> Needs:
+    torch = 0
+    if runs_in_torch(step, device):
+        # float32 inputs, task vectors and temporaries of the definition
+        # (those of methods that decompose matrices are counted apart)
+        _, decomposing = _merge_work(step)
+        floats = (2 if decomposing else 3) * len(step.sources) + 4
+        torch = step.size * 4 * floats + decomposing + statistics_bytes(step)
+    return Needs(_merge_blocks(step, block_chunks), torch, _kept(step))
+
+
+def _merge_blocks(step: Step, block_chunks: int) -> int:
+    method, chunks, n = method_of(step), Chunks.of(step.shape), _elements(step, block_chunks)
+    each = more = 0
+    if method.inputs == "deltas":
+        each += 4 * len(step.inputs)  # factors of sparse task vectors
+    width = max(1, step.shape[-1]) if step.shape else 1
+    if method.locality == "row":
+        if len(step.shape) < 2:
+            n, each = chunks.size, each + _RANKS
+        more += _ORDERED + _RANKS * width
+    if method.searches:
+        each += _COMPUTED
+        rows = chunks.size // width
+        # A number for each row; a vector, which is one row, is held whole.
+        more += method.searches * _SELECTION + 8 * rows + (4 * _raw_bytes(step) * width if rows == 1 else 0)
+    elif method.inputs == "deltas" and method.locality == "tensor":
+        more += len(step.inputs) * _SELECTION
+    return _block_bytes(step, n) + n * each + more
+
+
+def _kept(step: Step) -> int:
+    return step.size * _raw_bytes(step) if method_of(step).locality == "tensor" else 0
+
+
+def statistics_bytes(step: Step) -> int:
+    """Memory of a method at work on them: float32 as read, and float64 sums, systems and factors."""
+    sizes = [ref.size for ref in step.statistics]
+    return 4 * sum(sizes) + 8 * 5 * max(sizes, default=0)
+
+
+# Factors of adapters.
+
+
+def dense_step(step: Step) -> Step:
+    """The merge of the changes as whole matrices (out, in), as if each were a model and the base nothing but zeros."""
+    first = step.inputs[0]
+    base = replace(first, derived=Derived("low_rank", (), {"scaling": 1.0}))
+    return replace(
+        step, name=first.name, shape=first.shape, dtype="F32", base=base, base_model=step.models[0], factor=""
+    )
+
+
+def _factor_work(step: Step) -> tuple[float, int]:
+    """(seconds on one core, bytes) of a module whose changes are formed and decomposed; zeros where they are not.
+
+    Measured for 4096 x 4096, two adapters and rank 32, for which the space of the SVD grows to some hundred columns.
+    """
+    if step.factor != "A" or on_factors(step) is not None:
+        return 0.0, 0
+    rows, columns = step.inputs[0].shape
+    elements = rows * columns / (1 << 24)
+    return elements * (_SECONDS_EACH * len(step.inputs) + _SECONDS_RANK * rank_of(step) / 32), _factor_bytes(step)
+
+
+def _factor_needs(step: Step) -> Needs:
+    exact = is_exact(step)  # without torch
+    elements = min(step.size, Chunks.of(step.shape).length) * DTYPES[step.dtype].itemsize
+    kept = 0 if on_factors(step) is not None else _kept(dense_step(step))
+    return Needs(elements + (_factor_bytes(step) if exact else 0), 0 if exact else _factor_bytes(step), kept)
+
+
+def _factor_bytes(step: Step) -> int:
+    """Bytes that computing the factors of a step's module takes, with what waits for its own step."""
+    rows, columns = step.inputs[0].shape
+    total, n = sum(ranks_in(step)), len(step.inputs)
+    waiting = 4 * GROUP * rank_of(step) * max(rows, columns)
+    stacked = 8 * total * (rows + columns)
+    how = on_factors(step)
+    if how is not None:
+        more = 8 * how.elements(rows, columns, total, n) if how.elements else stacked * (2 if is_exact(step) else 6)
+        return waiting + more
+    side = min(rows, columns)
+    definition = 0 if method_of(step).fused else 4 * (3 * n + 2)  # without a kernel all are whole
+    dense = rows * columns * (definition + 4 + 2 * 8) + 8 * side * (4 * side + rows + columns)
+    return waiting + 2 * stacked + dense + sum(held_bytes(ref) for ref in step.inputs)
