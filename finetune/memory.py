@@ -248,7 +248,7 @@ def _trained(subject: _Subject, parts: dict[str, int], trainable: int, *notes: s
 
 def _merge(subject: _Subject) -> Estimate:
     from merge.engine.memory import budget
-    from merge.plan import Plan, Step, TensorRef
+    from merge.plan import Plan, Step, Stored
 
     if subject.dtype in ("int8", "int4", "nf4"):
         raise UsageError(f"--dtype {subject.dtype}: merges are of float weights.")
@@ -257,7 +257,7 @@ def _merge(subject: _Subject) -> Estimate:
     parameters = {"weight": (1.0,) * 3, "density": (0.5,) * 3}
 
     def step(name: str, shape: tuple[int, ...]) -> Step:
-        ref = TensorRef("", name, stored, shape, 0)
+        ref = Stored(name, stored, shape, "", 0)
         return Step(name, shape, stored, "", 0, "ties", (ref,) * 3, (1, 2, 3), ref, 0, parameters)
 
     steps = tuple(step(name, shape) for name, shape in shapes.items())

@@ -18,9 +18,16 @@ def decode(data: Any, kind: type[Kind]) -> Kind:
     import msgspec  # here: `merge --help` does without
 
     try:
-        return msgspec.convert(_tuples(data), kind)
+        return msgspec.convert(_tuples(data), kind, dec_hook=_variant)
     except msgspec.ValidationError as error:
         raise ValueError(str(error)) from None
+
+
+def _variant(kind: Any, data: Any) -> Any:
+    """Of a class that is one of several dataclasses, that which `kind.variant` tells from the data."""
+    import msgspec
+
+    return msgspec.convert(data, kind.variant(data), dec_hook=_variant)
 
 
 def _tuples(data: Any) -> Any:

@@ -261,7 +261,7 @@ def _step(refs: tuple[TensorRef, ...]) -> Step:
 
 def _cut(ref: TensorRef) -> tuple[int, ...]:
     """The shape by which a tensor is cut into chunks: rows that are longer than a chunk are cut too."""
-    is_long = bool(ref.shape) and ref.shape[-1] > CHUNK and ref.derived is None
+    is_long = bool(ref.shape) and ref.shape[-1] > CHUNK and not ref.is_computed
     return (ref.size,) if is_long else ref.shape
 
 
@@ -287,12 +287,12 @@ def _integers(a: TensorRef, b: TensorRef, reader: SourceReader) -> Sums:
         start, stop = chunks.span(chunk)
         values = []
         for ref in (a, b):
-            raw = np.empty(stop - start, DTYPES[ref.dtype].numpy_name)
-            reader.read_into(ref, start, raw)
-            wide = np.empty(len(raw), np.float32) if DTYPES[ref.dtype].is_float and ref.dtype != "F64" else raw
-            if wide is not raw:
-                reader.decode(ref, raw, start, wide)
-            values.append(wide)
+            if DTYPES[ref.dtype].is_float and ref.dtype != "F64":
+                values.append(np.empty(stop - start, np.float32))
+                reader.read_values(ref, start, values[-1])
+            else:
+                values.append(np.empty(stop - start, DTYPES[ref.dtype].numpy_name))
+                reader.read_into(ref, start, values[-1])
         changed += int(np.count_nonzero(values[0] != values[1]))
     return Sums(size=chunks.size, changed=changed)
 

@@ -10,8 +10,9 @@ import dataclasses
 import json
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from merge.dtypes import DTYPES
 
@@ -19,45 +20,32 @@ COPY = "copy"  # stands for the method of a step that copies bytes
 Kind = Literal["copy", "merge", "factor"]
 
 
-@dataclass(frozen=True, slots=True)
-class Derived:
-    """How a tensor is computed while it is read; see merge.derive.
-
-    `parameters` holds what JSON can: numbers, texts, booleans, None, and tuples of them.
-    """
-
-    operation: str
-    inputs: tuple[TensorRef, ...]
-    parameters: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
 class TensorRef:
-    """Where the numbers of one tensor come from: as a rule, where they lie in a file.
+    """Where the numbers of one tensor come from: Stored or Derived.
 
     Attributes:
-        file: absolute path of the file.
-        name: the tensor's name in that file.
-        dtype: safetensors name, e.g. "BF16".
+        name: the tensor's name in its file; of a derived one, what messages call it.
+        dtype: safetensors name, e.g. "BF16". Of a source that is not exact: what an output gets that keeps its input's.
         shape: sizes; () for a scalar.
-        offset: byte in the file where element 0 lies.
-        strides: in elements, for a torch pickle that stores a view that is not contiguous; None: contiguous.
-        scale: FP8 only: the tensor of scales to multiply with; `scale_block` is the (rows, columns) one scale covers.
-        units: read in the order that is found for Plan.units[units]; None: as it is stored.
-        derived: computed from other tensors instead; `file` is then empty, `name` says what it is in messages, and
-            `dtype` is what an output gets that keeps its input's dtype. Values are read as float32.
+        file: absolute path of the (first) file that it is read from; "" if there is none.
+        is_exact: elements are read as they are stored, in `dtype`; else as float32 values.
+        is_computed: it is no model's own tensor.
     """
 
-    file: str
+    __slots__ = ()
     name: str
     dtype: str
     shape: tuple[int, ...]
-    offset: int
-    strides: tuple[int, ...] | None = None
-    scale: TensorRef | None = None
-    scale_block: tuple[int, int] | None = None
-    units: int | None = None
-    derived: Derived | None = None
+
+    @staticmethod
+    def variant(data: Mapping[str, Any]) -> type[TensorRef]:
+        """Which of the two this is in JSON."""
+        return Derived if "operation" in data else Stored
+
+    if TYPE_CHECKING:  # a property here would be the field's default in Stored
+
+        @property
+        def file(self) -> str: ...
 
     @property
     def size(self) -> int:
@@ -66,15 +54,75 @@ class TensorRef:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the stored tensor; of all that a derived one is computed from."""
-        if self.derived is not None:
-            return sum(ref.nbytes for ref in self.derived.inputs)
-        return self.size * DTYPES[self.dtype].itemsize
+        """Bytes that are read for all of it."""
+        raise NotImplementedError
 
     @property
     def is_exact(self) -> bool:
-        """Whether the stored numbers are the tensor's own: neither scaled nor derived."""
-        return self.scale is None and self.derived is None
+        return True
+
+    @property
+    def is_computed(self) -> bool:
+        return False
+
+    def named(self, name: str) -> TensorRef:
+        """The same tensor under another name."""
+        return dataclasses.replace(self, name=name)  # type: ignore[type-var]
+
+    def copies_to(self, dtype: str) -> bool:
+        """Whether its elements are those of an output tensor of this dtype."""
+        return self.is_exact and self.dtype == dtype
+
+
+@dataclass(frozen=True, slots=True)
+class Stored(TensorRef):
+    """Elements that lie one after another in a file, from byte `offset` on."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    file: str
+    offset: int
+
+    @property
+    def nbytes(self) -> int:
+        return self.size * DTYPES[self.dtype].itemsize
+
+
+@dataclass(frozen=True, slots=True)
+class Derived(TensorRef):
+    """Computed while it is read; see merge.derive.
+
+    Attributes:
+        operation: name of the operation, inputs: what it takes.
+        parameters: what JSON can hold: numbers, texts, booleans, None, and tuples of them.
+        how: rearranged: elements as they are stored, in other places; decoded: one model's own tensor, of another form
+            of storage; computed: anything else.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    operation: str
+    inputs: tuple[TensorRef, ...] = ()
+    parameters: dict[str, Any] = field(default_factory=dict)
+    how: Literal["rearranged", "decoded", "computed"] = "computed"
+
+    @property
+    def file(self) -> str:
+        return next((ref.file for ref in self.inputs if ref.file), "")
+
+    @property
+    def nbytes(self) -> int:
+        return sum(ref.nbytes for ref in self.inputs)
+
+    @property
+    def is_exact(self) -> bool:
+        return self.how == "rearranged"
+
+    @property
+    def is_computed(self) -> bool:
+        return self.how == "computed"
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from test_adapters import fold, make_base, plan_of, read
 from merge.adapter_kinds import KINDS
 from merge.checkpoint.reader import SourceReader
 from merge.errors import CheckpointError
+from merge.plan import Derived
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # what transformers and peft warn of is not ours
 LINEAR = ["q_proj", "v_proj", "down_proj"]
@@ -161,7 +162,7 @@ def test_bytes_depend_neither_on_threads_nor_on_blocks(wide: Path, tmp_path: Pat
 @pytest.mark.parametrize("name", [name for name in CASES if name not in ("norms", "tokens")])
 def test_any_range_of_a_changed_tensor_can_be_read(base: Path, made: Made, name: str) -> None:
     plan = plan_of(f"{base}+{made(name)[0]}")
-    refs = [source for step in plan.steps for source in step.sources if source.derived is not None]
+    refs = [source for step in plan.steps for source in step.sources if isinstance(source, Derived)]
     assert refs
     with SourceReader(file for model in plan.models for file in model.files) as reader:
         for ref in refs:

@@ -16,7 +16,7 @@ from merge.checkpoint.adapter import open_adapter
 from merge.checkpoint.hub import wanted
 from merge.checkpoint.reader import SourceReader
 from merge.errors import CheckpointError, UsageError
-from merge.plan import Plan
+from merge.plan import Derived, Plan
 from merge.recipe.model import ModelRef
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # what transformers and peft warn of is not ours
@@ -259,7 +259,7 @@ def test_mergekits_mapping_and_its_override_are_read(tmp_path: Path) -> None:
     }
     plan = build_plan(parse_recipe(json.dumps({"merge_method": "passthrough", "models": [{"model": model}]})))
     assert any("override_architecture has no effect" in note for note in plan.notes)
-    assert sum(ref.derived is not None for step in plan.steps for ref in step.inputs) == 2
+    assert sum(isinstance(ref, Derived) for step in plan.steps for ref in step.inputs) == 2
 
 
 def test_a_torch_pickle_is_the_same_adapter(tmp_path: Path) -> None:
@@ -397,7 +397,7 @@ def test_any_range_of_a_folded_tensor_can_be_read(tmp_path: Path, kind: str) -> 
     base = make_base(tmp_path / "base")
     make_adapter(tmp_path / "adapter", base, **SETTINGS[kind])
     plan = plan_of(f"{base}+{tmp_path}/adapter")
-    refs = [source for step in plan.steps for source in step.sources if source.derived is not None]
+    refs = [source for step in plan.steps for source in step.sources if isinstance(source, Derived)]
     assert refs
     with SourceReader(file for model in plan.models for file in model.files) as reader:
         for ref in refs:

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 
 import merge.engine.align
 from merge import build_plan, parse_recipe, run_plan, verify_output
-from merge.checkpoint.permuted import Order, read_permuted
+from merge.derive.ordered import read_ordered
 from merge.errors import RecipeError
 from merge.plan import Plan
 
@@ -278,5 +278,5 @@ def test_any_part_of_a_permuted_tensor_is_read(shape: tuple[int, ...], axis: int
     for start in range(values.size):
         for stop in range(start, values.size + 1):
             out = np.empty(stop - start, np.float32)
-            read_permuted(shape, Order(axis, index), start, out, read)
+            read_ordered(shape, axis, index, start, out, read)
             assert np.array_equal(out, expected[start:stop])

@@ -17,10 +17,10 @@ from safetensors.torch import save_file
 from merge.checkpoint.decode import to_float32
 from merge.checkpoint.reader import SourceReader
 from merge.checkpoint.safetensors_file import read_header
-from merge.checkpoint.strided import boxes, read_strided
+from merge.derive.view import boxes, read_strided
 from merge.dtypes import DTYPES
 from merge.errors import CheckpointError, SourceChanged
-from merge.plan import SourceFile, TensorRef
+from merge.plan import SourceFile, Stored
 
 
 def source(path: Path | str) -> SourceFile:
@@ -28,7 +28,7 @@ def source(path: Path | str) -> SourceFile:
 
 
 @pytest.fixture
-def stored(tmp_path: Path) -> tuple[SourceFile, TensorRef, np.ndarray]:
+def stored(tmp_path: Path) -> tuple[SourceFile, Stored, np.ndarray]:
     """A file with one F32 tensor of 10,000 elements, and its numbers."""
     path = tmp_path / "a.safetensors"
     values = torch.randn(100, 100)
@@ -85,7 +85,7 @@ def system(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
 
 
 @pytest.mark.usefixtures("system")
-def test_any_range_of_elements(stored: tuple[SourceFile, TensorRef, np.ndarray]) -> None:
+def test_any_range_of_elements(stored: tuple[SourceFile, Stored, np.ndarray]) -> None:
     file, ref, values = stored
     with SourceReader([file]) as reader:
         for start, count in ((0, 10_000), (1, 1), (9_999, 1), (123, 4_567), (50, 0)):
@@ -96,7 +96,7 @@ def test_any_range_of_elements(stored: tuple[SourceFile, TensorRef, np.ndarray])
 
 
 @pytest.mark.usefixtures("system")
-def test_many_threads_read_at_once(stored: tuple[SourceFile, TensorRef, np.ndarray]) -> None:
+def test_many_threads_read_at_once(stored: tuple[SourceFile, Stored, np.ndarray]) -> None:
     file, ref, values = stored
     wrong = []
 
@@ -120,7 +120,7 @@ def test_many_threads_read_at_once(stored: tuple[SourceFile, TensorRef, np.ndarr
 
 
 def test_short_reads_are_continued(
-    stored: tuple[SourceFile, TensorRef, np.ndarray], monkeypatch: pytest.MonkeyPatch
+    stored: tuple[SourceFile, Stored, np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file, ref, values = stored
     pread = os.pread
@@ -131,7 +131,7 @@ def test_short_reads_are_continued(
     assert np.array_equal(out, values[5:75])
 
 
-def test_ranges_and_buffers_that_do_not_fit_are_refused(stored: tuple[SourceFile, TensorRef, np.ndarray]) -> None:
+def test_ranges_and_buffers_that_do_not_fit_are_refused(stored: tuple[SourceFile, Stored, np.ndarray]) -> None:
     file, ref, _ = stored
     with SourceReader([file]) as reader:
         for start, out in (
@@ -152,7 +152,7 @@ def test_ranges_and_buffers_that_do_not_fit_are_refused(stored: tuple[SourceFile
 # --- files that change -------------------------------------------------------------------------------------------
 
 
-def test_a_file_that_changed_before_it_was_opened(stored: tuple[SourceFile, TensorRef, np.ndarray]) -> None:
+def test_a_file_that_changed_before_it_was_opened(stored: tuple[SourceFile, Stored, np.ndarray]) -> None:
     file, ref, _ = stored
     os.utime(file.path, ns=(0, file.mtime_ns + 1_000_000_000))
     with SourceReader([file]) as reader:
@@ -165,7 +165,7 @@ def test_a_file_that_changed_before_it_was_opened(stored: tuple[SourceFile, Tens
 @pytest.mark.parametrize("opened", [False, True])
 @pytest.mark.parametrize("how", ["replaced", "written to"])
 def test_a_file_whose_size_and_mtime_are_kept(
-    stored: tuple[SourceFile, TensorRef, np.ndarray], how: str, opened: bool
+    stored: tuple[SourceFile, Stored, np.ndarray], how: str, opened: bool
 ) -> None:
     file, ref, _ = stored
     path = Path(file.path)
@@ -189,7 +189,7 @@ def test_a_file_whose_size_and_mtime_are_kept(
             reader.check_unchanged()
 
 
-def test_a_file_that_is_cut_short_while_it_is_read(stored: tuple[SourceFile, TensorRef, np.ndarray]) -> None:
+def test_a_file_that_is_cut_short_while_it_is_read(stored: tuple[SourceFile, Stored, np.ndarray]) -> None:
     file, ref, _ = stored
     with SourceReader([file]) as reader:
         reader.check_unchanged(file.path)
@@ -199,7 +199,7 @@ def test_a_file_that_is_cut_short_while_it_is_read(stored: tuple[SourceFile, Ten
             reader.read_into(ref, 0, np.empty(10_000, np.float32))
 
 
-def test_a_file_that_is_replaced_or_removed(stored: tuple[SourceFile, TensorRef, np.ndarray]) -> None:
+def test_a_file_that_is_replaced_or_removed(stored: tuple[SourceFile, Stored, np.ndarray]) -> None:
     file, ref, _ = stored
     with SourceReader([file]) as reader:
         reader.read_into(ref, 0, np.empty(1, np.float32))
@@ -215,7 +215,7 @@ def test_a_file_that_is_replaced_or_removed(stored: tuple[SourceFile, TensorRef,
 
 
 def test_a_failing_disk_names_file_tensor_and_place(
-    stored: tuple[SourceFile, TensorRef, np.ndarray], monkeypatch: pytest.MonkeyPatch
+    stored: tuple[SourceFile, Stored, np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file, ref, _ = stored
 
@@ -230,7 +230,7 @@ def test_a_failing_disk_names_file_tensor_and_place(
         reader.read_into(ref, 0, np.empty(1, np.float32))
 
 
-def test_a_tensor_beyond_the_end_of_an_unchanged_file(stored: tuple[SourceFile, TensorRef, np.ndarray]) -> None:
+def test_a_tensor_beyond_the_end_of_an_unchanged_file(stored: tuple[SourceFile, Stored, np.ndarray]) -> None:
     file, ref, _ = stored
     with SourceReader([file]) as reader, pytest.raises(CheckpointError, match="w: the file ends at byte"):
         reader.read_into(replace(ref, offset=file.size - 4), 0, np.empty(2, np.float32))

@@ -20,7 +20,7 @@ from merge.derive.reinitialised import chosen
 from merge.errors import CheckpointError, RecipeError
 from merge.kernels.random import fill_normal, fill_uniform, normal_quantile, split_key
 from merge.output.writer import OutputDirectory
-from merge.plan import Plan
+from merge.plan import Derived, Plan
 
 TWO = """
 base_model: {root}/a
@@ -159,9 +159,9 @@ def test_reinit_matches_the_papers_statistics_exactly(root: Path) -> None:
     after = out[EXPERT.format(0, 0, "w3")]
     plan = planned(root, TWO + "reinit: {{ratio: 1}}\n")
     step = next(step for step in plan.steps if step.name == EXPERT.format(0, 0, "w3"))
-    assert step.inputs[0].derived is not None
+    assert isinstance(step.inputs[0], Derived)
     normal = np.empty(after.size, np.float32)
-    fill_normal(0, *split_key(step.inputs[0].derived.parameters["key"]), 1.0, normal)
+    fill_normal(0, *split_key(step.inputs[0].parameters["key"]), 1.0, normal)
     np.testing.assert_allclose(after.ravel(), before.mean() + before.std() * normal, rtol=2e-5, atol=1e-7)
 
 

@@ -21,7 +21,7 @@ from merge.derive import held_bytes
 from merge.engine.memory import budget
 from merge.engine.pipeline import StageReport, run_pipeline
 from merge.errors import MergeError, NumbersError, RecipeError, UsageError
-from merge.plan import Plan
+from merge.plan import Derived, Plan
 from merge.planners.pipeline import PipelinePlanner, not_by_blocks
 from merge.recipe.pipeline import load_pipeline, parse_pipeline
 
@@ -368,7 +368,7 @@ def test_the_plan_survives_json_and_counts_memory(family: Path) -> None:
     assert Plan.from_json(last.plan.to_json()) == last.plan
     assert (first.how, last.how) == ("streamed", "result")
     step = max(last.plan.steps, key=lambda step: step.size)
-    streamed = next(ref for ref in step.inputs if ref.derived is not None)
+    streamed = next(ref for ref in step.inputs if isinstance(ref, Derived))
     assert held_bytes(streamed) > 3 * 4 * (1 << 17)
     alone = build_plan(parse_recipe(LAST.format(root=family, first=family / "a")))
     assert budget(last.plan, 2, None).peak > budget(alone, 2, None).peak

@@ -20,7 +20,7 @@ from merge.architecture import find_stacks, is_embedding, is_head, is_input_side
 from merge.engine.costs import work as matrix_cost
 from merge.engine.memory import budget
 from merge.errors import RecipeError, UsageError
-from merge.plan import Plan
+from merge.plan import Derived, Plan
 from merge.planners.common_names import map_prefix
 
 TINY = {"layers": 4, "hidden": 8, "intermediate": 16, "vocabulary": 32, "heads": 2, "kv_heads": 1}
@@ -272,7 +272,7 @@ def test_tokenizers_that_number_tokens_otherwise_are_said(tmp_path: Path, make_m
     )
     assert "2 tokens are missing or numbered otherwise, 0 are new" in build_plan(parse_recipe(text)).notes[0]
     plan = build_plan(parse_recipe(text + f"tokenizer_source: {tmp_path}/a\n"))
-    derived = {step.name: [ref.derived is not None for ref in step.inputs] for step in plan.steps}
+    derived = {step.name: [isinstance(ref, Derived) for ref in step.inputs] for step in plan.steps}
     assert derived["model.embed_tokens.weight"] == derived["lm_head.weight"] == [False, True]
 
 

@@ -17,7 +17,7 @@ from vocabularies import TEXTS, give, ids_of, rows_of, train, with_template
 from merge import build_plan, parse_recipe, run_plan, verify_output
 from merge.engine.memory import budget, predicted_peak
 from merge.errors import CheckpointError, RecipeError, UsageError
-from merge.plan import Plan
+from merge.plan import Plan, Stored
 
 Make = Callable[..., Path]
 TENSORS = ("model.embed_tokens.weight", "lm_head.weight")
@@ -178,7 +178,7 @@ def test_padding_rows_are_kept(tmp_path: Path, make_model: Make) -> None:
     np.testing.assert_array_equal(rows[n:], ours[n:])  # row n is <x> in b, so not b's row there
     same = linear(a, a, more="tokenizer_source: union")  # nothing is new: the tokenizer is one model's own
     assert {step.shape for step in same.steps if step.name in TENSORS} == {(n + 20, 8)}
-    assert all(ref.derived is None for step in same.steps for ref in step.inputs)
+    assert all(isinstance(ref, Stored) for step in same.steps for ref in step.inputs)
 
 
 def test_tokenizer_of_a_model_that_is_not_merged(tmp_path: Path, pair: tuple[Path, Path]) -> None:

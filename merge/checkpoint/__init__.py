@@ -10,9 +10,9 @@
     limits.py            names and shapes that no tensor has
     pickle_file.py       the tensors of one torch pickle, without torch
     unpickler.py         the pickle reader that cannot run code
-    fp8.py               FP8 weights joined with their scales
+    formats/             quantised weights: one file a format
     reader.py            SourceReader: bounded reads of elements, for the engine
-    strided.py, decode.py  its two helpers: views that are not contiguous; stored numbers -> float32
+    decode.py            stored numbers -> float32
 
 Nothing but reader.py reads a byte of a tensor.
 """

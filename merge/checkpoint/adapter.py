@@ -17,8 +17,8 @@ from typing import Any
 from merge.checkpoint.adapter_config import check_config
 from merge.checkpoint.files import inside, read_json, weight_file
 from merge.checkpoint.hub import locate
-from merge.checkpoint.safetensors_file import read_header
 from merge.checkpoint.side_files import list_side_files
+from merge.checkpoint.tensors import read_file
 from merge.errors import CheckpointError
 from merge.plan import SourceFile, TensorRef
 from merge.recipe.model import ModelRef
@@ -189,7 +189,7 @@ def open_adapter(ref: ModelRef) -> Adapter:
     check_config(config_path, config)
     path, file_notes = _weights(place.path)
     file = SourceFile.now(path)
-    refs, notes = _read(path)
+    refs, notes = read_file(path)
     found = sort_tensors(config_path, path, config, refs)
     if not (found.modules or found.parameters or found.others or found.saved or found.tokens):
         raise CheckpointError(f"{path}: holds no tensors. Train the adapter, or download it again.")
@@ -216,11 +216,3 @@ def _weights(directory: str) -> tuple[str, tuple[str, ...]]:
         )
     note = (f"{directory}: has {found[0]} and {found[1]}; {found[0]} is read",) if len(found) > 1 else ()
     return weight_file(directory, found[0]), note
-
-
-def _read(path: str) -> tuple[list[TensorRef], list[str]]:
-    if path.endswith(".safetensors"):
-        return read_header(path)[0], []
-    from merge.checkpoint.pickle_file import read_pickle  # seldom needed
-
-    return read_pickle(path)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from merge.checkpoint.files import inside, read_json, weight_file
-from merge.checkpoint.fp8 import fold_scales
+from merge.checkpoint.formats import decoded
 from merge.checkpoint.hub import locate
 from merge.checkpoint.layout import find_weights
 from merge.checkpoint.side_files import is_weights, list_side_files, module_folders, too_large
@@ -27,8 +27,8 @@ class Checkpoint:
         path: absolute path of its directory.
         revision: commit of a model from the hub; None for a local directory.
         config: config.json.
-        tensors: name -> TensorRef, file by file and in each file's order; FP8 scales are inside their weight's ref.
-            Those of a module in a folder of its own (sentence-transformers) are called FOLDER/NAME.
+        tensors: name -> TensorRef, file by file and in each file's order; quantised ones are derived. Those of
+            a module in a folder of its own (sentence-transformers) are called FOLDER/NAME.
         files: the weight files, as they were when their headers were read.
         notes: what was left out or chosen, for the user to know.
         adapter_path: directory of the adapter that is folded in.
@@ -71,7 +71,7 @@ def open_checkpoint(ref: ModelRef) -> Checkpoint:
     # The times are taken before the headers are read: a change in between is seen when the engine opens the file.
     files = tuple(SourceFile.now(weight_file(place.path, name)) for name in weights.files)
     tensors, notes = read_tensors(place.path, weights)
-    tensors, scale_notes = fold_scales(place.path, config, tensors)
+    tensors, format_notes = decoded(place.path, config, tensors)
     for folder in module_folders(place.path):
         inner = os.path.join(place.path, folder)
         if not any(is_weights(name) for name in os.listdir(inner)):
@@ -88,7 +88,7 @@ def open_checkpoint(ref: ModelRef) -> Checkpoint:
         config=config,
         tensors=tensors,
         files=files,
-        notes=(*place.notes, *weights.notes, *notes, *scale_notes, *_left_out(place.path)),
+        notes=(*place.notes, *weights.notes, *notes, *format_notes, *_left_out(place.path)),
     )
 
 

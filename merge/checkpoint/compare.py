@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable
 
 import numpy as np
@@ -20,11 +19,11 @@ def same_numbers(a: TensorRef, b: TensorRef, files: Iterable[SourceFile]) -> boo
     Raises:
         CheckpointError, SourceChanged: they cannot be read.
     """
-    if dataclasses.replace(a, name="") == dataclasses.replace(b, name=""):
+    if a.named("") == b.named(""):
         return True
-    if a.shape != b.shape or a.derived is not None or b.derived is not None:
+    if a.shape != b.shape or a.is_computed or b.is_computed:
         return False
-    raw = a.dtype == b.dtype and a.scale is None and b.scale is None
+    raw = a.dtype == b.dtype and a.is_exact and b.is_exact
     if not raw and not (DTYPES[a.dtype].is_float and DTYPES[b.dtype].is_float):
         return False
     dtype = DTYPES[a.dtype].numpy_name if raw else "float32"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from merge.checkpoint.reader import SourceReader
-from merge.chunks import Chunks, digest_of, tensor_digest
+from merge.chunks import Chunks, digest_of
 from merge.dtypes import DTYPES
 from merge.plan import TensorRef
 
@@ -23,10 +23,9 @@ def stored_digest(reader: SourceReader, ref: TensorRef) -> str:
 
 
 def value_digest(reader: SourceReader, ref: TensorRef) -> str:
-    """Of all that a tensor's values follow from: its bytes with its FP8 scales; of a derived one, its values."""
-    if ref.derived is None:
-        parts = [stored_digest(reader, part) for part in (ref, ref.scale) if part is not None]
-        return parts[0] if len(parts) == 1 else tensor_digest([bytes.fromhex(part) for part in parts])
+    """Of a tensor's bytes where they are stored as they are read, else of its values."""
+    if ref.is_exact:
+        return stored_digest(reader, ref)
     data = np.empty(Chunks.of(ref.shape).length, np.float32)
 
     def read(start: int, stop: int) -> memoryview:

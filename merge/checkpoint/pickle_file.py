@@ -18,9 +18,10 @@ from typing import IO, Any
 from merge.checkpoint.limits import name_error, shape_error
 from merge.checkpoint.safetensors_file import looks_like
 from merge.checkpoint.unpickler import MAX_PICKLE_BYTES, Storage, StoredTensor, load
+from merge.derive.view import strided
 from merge.dtypes import DTYPES
 from merge.errors import CheckpointError
-from merge.plan import TensorRef
+from merge.plan import Stored, TensorRef
 from merge.quoting import clipped, quoted, some
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
@@ -261,14 +262,5 @@ def _ref(path: str, name: str, tensor: StoredTensor, places: dict[str, tuple[int
             f"{path}: {name}: shape {quoted(list(tensor.shape))} repeats its storage to {total:,} bytes, and the file "
             f"has {file_size:,}. Save the tensor contiguous."
         )
-    strides = None if _is_contiguous(tensor) else tensor.strides
-    return TensorRef(path, name, tensor.dtype, tensor.shape, begin + (first if extent else 0), strides)
-
-
-def _is_contiguous(tensor: StoredTensor) -> bool:
-    expected = 1
-    for size, step in zip(reversed(tensor.shape), reversed(tensor.strides), strict=True):
-        if size > 1 and step != expected:
-            return 0 in tensor.shape
-        expected *= size
-    return True
+    first_element = Stored(name, tensor.dtype, tensor.shape, path, begin + (first if extent else 0))
+    return strided(first_element, tensor.strides)

@@ -6,30 +6,26 @@ Nothing is mapped: mapped pages would count as resident memory, and a file cut s
 from __future__ import annotations
 
 import errno
-import math
 import os
 import sys
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from merge.checkpoint.decode import F32Array, apply_scales, to_float32
-from merge.checkpoint.permuted import Order, read_permuted
-from merge.checkpoint.strided import read_strided
-from merge.derive import FOUND, Fill, Read, operation
+from merge.checkpoint.decode import F32Array, to_float32
+from merge.derive import FOUND, Fill, operation
 from merge.dtypes import DTYPES
 from merge.errors import CheckpointError, SourceChanged
-from merge.plan import SourceFile, TensorRef
+from merge.plan import Derived, SourceFile, Stored, TensorRef
 
 if sys.platform != "win32":
     import resource  # here, because where files have run out no module can be loaded
 
 _READ_BYTES = 1 << 26  # at most this much a system call; Linux itself stops at 2 GiB
-_KEPT_SCALES = 64  # tensors of FP8 scales, each a few thousand numbers
 
 
 class SourceReader:
@@ -42,9 +38,7 @@ class SourceReader:
     def __init__(self, files: Iterable[SourceFile]) -> None:
         self._files = {file.path: file for file in files}
         self._descriptors: dict[str, int] = {}
-        self._scales: OrderedDict[TensorRef, F32Array] = OrderedDict()
-        self._orders: dict[TensorRef, Order] = {}
-        self._found: dict[str, F32Array] = {}
+        self._found: dict[str, npt.NDArray[Any]] = {}
         self._lock = threading.Lock()
         self._seek_lock = threading.Lock()
         self._read_at = best_read(self._seek_lock)
@@ -77,81 +71,52 @@ class SourceReader:
         if start < 0 or start + len(out) > ref.size:
             raise ValueError(f"{ref.name}: elements {start}..{start + len(out)} of {ref.size}")
 
-        def fill(first: int, part: npt.NDArray[np.generic]) -> None:
-            self._fill(ref, ref.offset + first * item_size, part)
-
-        def stored(first: int, part: npt.NDArray[np.generic]) -> None:
-            if ref.strides is None:
-                fill(first, part)
-            else:
-                read_strided(ref.shape, ref.strides, first, part, fill)
-
-        if ref.units is None:
-            stored(start, out)
+        if isinstance(ref, Stored):
+            self._fill(ref, ref.offset + start * item_size, out)
+        elif isinstance(ref, Derived) and ref.is_exact:
+            self._computed(ref)(start, out)  # type: ignore[arg-type]
         else:
-            read_permuted(ref.shape, self._orders[ref], start, out, stored)
+            raise ValueError(f"{ref.name}: is computed, and has values, no elements of {ref.dtype}")
 
     def read_values(self, ref: TensorRef, start: int, out: F32Array) -> None:
         """Elements start.. of the flattened tensor, stored or derived -> out (n,) float32; float64 is rounded to it."""
-        if ref.derived is None:
-            raw = np.empty(len(out), DTYPES[ref.dtype].numpy_name)
-            self.read_into(ref, start, raw)
-            if ref.dtype == "F64":
-                with np.errstate(over="ignore"):  # infinity is counted where it is merged
-                    out[:] = raw
-            else:
-                self.decode(ref, raw, start, out)
-            return
         if start < 0 or start + len(out) > ref.size:
             raise ValueError(f"{ref.name}: elements {start}..{start + len(out)} of {ref.size}")
-        if ref.derived.operation == FOUND:
-            first = start + ref.derived.parameters["start"]
-            out[:] = self._found[ref.derived.parameters["key"]][first : first + len(out)]
+        if isinstance(ref, Derived) and not ref.is_exact:
+            self._computed(ref)(start, out)
             return
+        raw = np.empty(len(out), DTYPES[ref.dtype].numpy_name)
+        self.read_into(ref, start, raw)
+        if ref.dtype == "F64":
+            with np.errstate(over="ignore"):  # infinity is counted where it is merged
+                out[:] = raw
+        else:
+            to_float32(ref.dtype, raw, out)
+
+    def _computed(self, ref: Derived) -> Fill:
+        if ref.operation == FOUND:
+            found, first = self._found[ref.parameters["key"]], ref.parameters["start"]
+            return lambda start, out: np.copyto(out, found[first + start : first + start + len(out)])
         with self._derive_lock:
             known = self._derived.get(id(ref))
             if known is None:
                 known = self._derived[id(ref)] = _Prepared(ref)
-        known.fill(self.read_values)(start, out)
+        return known.fill(self.read_into if ref.is_exact else self.read_values)
 
     def release(self, refs: Iterable[TensorRef]) -> None:
         """Lets go of what derived tensors hold; they can be read again."""
         for ref in refs:
-            if ref.derived is not None:
+            if isinstance(ref, Derived):
                 self._derived.pop(id(ref), None)
-                self.release(ref.derived.inputs)
+                self.release(ref.inputs)
 
-    def arrange(self, ref: TensorRef, order: Order) -> None:
-        """Has a tensor that asks for it (`ref.units`) read in this order from now on."""
-        self._orders[ref] = order
-
-    def supply(self, key: str, values: F32Array) -> None:
-        """Numbers (n,) that the run has found, for tensors that are made of them."""
+    def supply(self, key: str, values: npt.NDArray[Any]) -> None:
+        """Numbers (n,) that the run has found, for tensors that are made of them; see merge.derive.found."""
         self._found[key] = values
-
-    def decode(self, ref: TensorRef, raw: npt.NDArray[np.generic], start: int, out: F32Array) -> None:
-        """raw (n,), elements start.. as stored -> out (n,) float32: exact, then times the FP8 scales, if any.
-
-        Raises:
-            ValueError: F64 and integers, which float32 does not hold.
-        """
-        to_float32(ref.dtype, raw, out)
-        if ref.scale is not None and len(out):
-            columns = ref.shape[-1] if ref.shape else 1
-            assert ref.scale_block is not None, ref.name
-            apply_scales(
-                out, start, columns, ref.scale_block, self._scale_grid(ref, ref.scale, columns, ref.scale_block)
-            )
 
     def will_need(self, ref: TensorRef, start: int, count: int) -> None:
         """Ask the system to read `count` elements ahead; does nothing where it cannot be asked."""
-        if (
-            ref.strides is None
-            and ref.units is None
-            and ref.derived is None
-            and count > 0
-            and hasattr(os, "posix_fadvise")
-        ):
+        if isinstance(ref, Stored) and count > 0 and hasattr(os, "posix_fadvise"):
             item_size = DTYPES[ref.dtype].itemsize
             place, size = ref.offset + start * item_size, count * item_size
             os.posix_fadvise(self._descriptor(ref.file), place, size, os.POSIX_FADV_WILLNEED)
@@ -171,25 +136,7 @@ class SourceReader:
             if descriptor is not None:
                 _compare(file, os.fstat(descriptor))
 
-    def _scale_grid(self, ref: TensorRef, scale: TensorRef, columns: int, block: tuple[int, int]) -> F32Array:
-        """(ceil(rows / block rows), ceil(columns / block columns)) float32; the last ones used are kept."""
-        with self._lock:
-            kept = self._scales.pop(scale, None)
-            if kept is not None:
-                self._scales[scale] = kept  # now the newest
-                return kept
-        raw = np.empty(scale.size, DTYPES[scale.dtype].numpy_name)
-        self.read_into(scale, 0, raw)
-        values = np.empty(scale.size, np.float32)
-        to_float32(scale.dtype, raw, values)
-        grid: F32Array = values.reshape(-(-math.prod(ref.shape[:-1]) // block[0]), -(-columns // block[1]))
-        with self._lock:
-            self._scales[scale] = grid
-            while len(self._scales) > _KEPT_SCALES:
-                self._scales.popitem(last=False)
-        return grid
-
-    def _fill(self, ref: TensorRef, place: int, out: npt.NDArray[np.generic]) -> None:
+    def _fill(self, ref: Stored, place: int, out: npt.NDArray[np.generic]) -> None:
         """All the bytes of out, from byte `place` of the tensor's file."""
         view = out.view(np.uint8).data
         done, descriptor = 0, self._descriptor(ref.file)
@@ -237,12 +184,12 @@ class SourceReader:
 class _Prepared:
     """A derived tensor, prepared by the first thread that reads it."""
 
-    def __init__(self, ref: TensorRef) -> None:
+    def __init__(self, ref: Derived) -> None:
         self._ref = ref
         self._fill: Fill | None = None
         self._lock = threading.Lock()
 
-    def fill(self, read: Read) -> Fill:
+    def fill(self, read: Callable[[TensorRef, int, npt.NDArray[Any]], None]) -> Fill:
         with self._lock:
             if self._fill is None:
                 self._fill = operation(self._ref).prepare(self._ref, read)

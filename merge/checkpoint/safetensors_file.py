@@ -18,7 +18,7 @@ from merge.checkpoint.limits import name_error, shape_error
 from merge.dtypes import DTYPES
 from merge.errors import CheckpointError
 from merge.jsontext import parse_json
-from merge.plan import TensorRef
+from merge.plan import Stored
 from merge.quoting import quoted
 
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit
@@ -26,7 +26,7 @@ _MAX_BYTES = 2**63 - 1
 _AGAIN = "Download the file again."
 
 
-def read_header(path: str) -> tuple[list[TensorRef], dict[str, str]]:
+def read_header(path: str) -> tuple[list[Stored], dict[str, str]]:
     """Tensors, in the order of their bytes, and metadata of a safetensors file; only the header is read.
 
     Raises:
@@ -41,7 +41,7 @@ def read_header(path: str) -> tuple[list[TensorRef], dict[str, str]]:
     for begin, end, name, info in found:
         dtype = _dtype(path, name, info)
         shape = _shape(path, name, info, dtype)
-        ref = TensorRef(path, name, dtype, shape, data_start + begin)
+        ref = Stored(name, dtype, shape, path, data_start + begin)
         expected = math.prod(shape) * DTYPES[dtype].itemsize
         if end - begin != expected:
             raise _wrong(

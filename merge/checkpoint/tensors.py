@@ -20,7 +20,7 @@ def read_tensors(directory: str, weights: Weights) -> tuple[dict[str, TensorRef]
     notes: list[str] = []
     for name in weights.files:
         path = weight_file(directory, name)
-        found, file_notes = _read_file(path)
+        found, file_notes = read_file(path)
         notes.extend(file_notes)
         for ref in found:
             if ref.name in tensors:
@@ -34,9 +34,10 @@ def read_tensors(directory: str, weights: Weights) -> tuple[dict[str, TensorRef]
     return tensors, tuple(notes)
 
 
-def _read_file(path: str) -> tuple[list[TensorRef], list[str]]:
+def read_file(path: str) -> tuple[list[TensorRef], list[str]]:
+    """The tensors of one weight file, of whatever kind, and notes."""
     if path.endswith(".safetensors"):
-        return read_header(path)[0], []
+        return [*read_header(path)[0]], []
     from merge.checkpoint.pickle_file import read_pickle  # seldom needed
 
     return read_pickle(path)

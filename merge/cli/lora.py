@@ -76,7 +76,7 @@ def fold(
     if as_json:
         click.echo(json.dumps(dataclasses.asdict(report)))
         return
-    changed = sum(source.derived is not None for step in plan.steps for source in step.inputs)
+    changed = sum(source.is_computed for step in plan.steps for source in step.inputs)
     click.echo(
         f"{printable(report.out)}: {report.tensors} tensors, {changed} of them changed by the adapter, "
         f"{size(report.bytes_written)}, {report.seconds:.1f} s"

@@ -1,67 +1,56 @@
 """Tensors that are computed while they are read: an adapter folded into its matrix, rows in another order, and so on.
 
-A TensorRef with `derived` names an operation and its inputs. Whatever reads sources reads the result as if it were
-stored, a block at a time, as float32; nothing is written in between. One file an operation, named in OPERATIONS.
+A Derived names an operation and its inputs. Whatever reads sources reads the result as if it were stored, a block at a
+time; nothing is written in between. One file an operation, which bears its name.
 """
 
 from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from typing import Protocol, cast
+from typing import Literal, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
 
-from merge.plan import TensorRef
+from merge.dtypes import DTYPES
+from merge.plan import Derived, TensorRef
 
 F32 = npt.NDArray[np.float32]
-# fill(start, out): elements start .. start + n of the flattened result -> out (n,); called from any thread.
+# fill(start, out): elements start .. start + n of the flattened result -> out (n,); called from any thread. float32, or
+# of the tensor's dtype where the operation rearranges.
 Fill = Callable[[int, F32], None]
-# read(ref, start, out): the same of any tensor, stored or derived.
+# read(ref, start, out): the same of any tensor, stored or derived; in its own dtype for operations that rearrange.
 Read = Callable[[TensorRef, int, F32], None]
 
-# operation -> the module that has it
-OPERATIONS: dict[str, str] = {
-    "lora": "merge.derive.lora",
-    "low_rank": "merge.derive.low_rank",
-    "added": "merge.derive.added",
-    "adapted": "merge.derive.adapted",
-    "residual": "merge.derive.residual",
-    "part": "merge.derive.part",
-    "joined": "merge.derive.joined",
-    "layer_parts": "merge.derive.layer_parts",
-    "recast": "merge.derive.recast",
-    "token_rows": "merge.derive.token_rows",
-    "stage": "merge.derive.stage",
-    "rows": "merge.derive.rows",
-    "zeros": "merge.derive.zeros",
-    "random": "merge.derive.random",
-    "noisy": "merge.derive.noisy",
-    "reinitialised": "merge.derive.reinitialised",
-    "prompt_rows": "merge.derive.prompt_rows",
-}
-# A tensor whose numbers the run finds before its steps, and hands to the reader under its parameter `key`.
 FOUND = "found"
 
 
-class Operation(Protocol):
-    """What the module of an operation has. `ref.derived` is never None here."""
+def found(key: str, start: int, dtype: str, shape: tuple[int, ...], name: str = "") -> Derived:
+    """Numbers that the run finds before its steps, and hands to the reader under this key; from the start-th on.
 
-    def prepare(self, ref: TensorRef, read: Read) -> Fill:
+    Integers keep their dtype; floats are float32, and the dtype is that of the output.
+    """
+    how: Literal["rearranged", "computed"] = "computed" if DTYPES[dtype].is_float else "rearranged"
+    return Derived(name or key, dtype, shape, FOUND, (), {"key": key, "start": start}, how)
+
+
+class Operation(Protocol):
+    """What the module of an operation has."""
+
+    def prepare(self, ref: Derived, read: Read) -> Fill:
         """Reads what is needed whole (an adapter's factors, a norm); called once a step and thread-safe."""
 
-    def held_bytes(self, ref: TensorRef) -> int:
+    def held_bytes(self, ref: Derived) -> int:
         """Bytes that `prepare` keeps, plus what one call of its Fill takes, for the memory prediction."""
 
 
-def operation(ref: TensorRef) -> Operation:
-    assert ref.derived is not None
-    return cast(Operation, importlib.import_module(OPERATIONS[ref.derived.operation]))
+def operation(ref: Derived) -> Operation:
+    return cast(Operation, importlib.import_module(f"{__name__}.{ref.operation}"))
 
 
 def held_bytes(ref: TensorRef) -> int:
     """Bytes that reading a tensor takes besides its blocks, with all that it is derived from."""
-    if ref.derived is None or ref.derived.operation == FOUND:
+    if not isinstance(ref, Derived) or ref.operation == FOUND:
         return 0
-    return operation(ref).held_bytes(ref) + sum(held_bytes(each) for each in ref.derived.inputs)
+    return operation(ref).held_bytes(ref) + sum(held_bytes(each) for each in ref.inputs)

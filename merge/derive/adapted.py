@@ -22,14 +22,11 @@ def adapted(
 ) -> TensorRef:
     """The ref of the changed tensor, under the name, dtype and shape of `weight`."""
     parameters = {"kind": kind, "parts": tuple(parts), "turned": turned, **settings}
-    dtype = "BF16" if weight.scale is not None else weight.dtype
-    derived = Derived("adapted", (weight, *parts.values()), parameters)
-    return TensorRef("", weight.name, dtype, weight.shape, 0, derived=derived)
+    return Derived(weight.name, weight.dtype, weight.shape, "adapted", (weight, *parts.values()), parameters)
 
 
-def prepare(ref: TensorRef, read: Read) -> Fill:
-    assert ref.derived is not None
-    (weight, *parts), parameters = ref.derived.inputs, ref.derived.parameters
+def prepare(ref: Derived, read: Read) -> Fill:
+    (weight, *parts), parameters = ref.inputs, ref.parameters
     values = {name: _read(part, read) for name, part in zip(parameters["parts"], parts, strict=True)}
     matrix = _matrix(ref)
     change = find_kind(parameters["kind"]).rows(values, parameters, matrix)
@@ -61,9 +58,8 @@ def _turned(whole: F64, change: Rows) -> Fill:
     return fill
 
 
-def held_bytes(ref: TensorRef) -> int:
-    assert ref.derived is not None
-    (_, *parts), parameters = ref.derived.inputs, ref.derived.parameters
+def held_bytes(ref: Derived) -> int:
+    (_, *parts), parameters = ref.inputs, ref.parameters
     matrix = _matrix(ref)
     kind = find_kind(parameters["kind"])
     kept = 2 * 8 * sum(part.size for part in parts) + kind.held(parameters, matrix)
@@ -73,11 +69,10 @@ def held_bytes(ref: TensorRef) -> int:
     return kept + (4 + 3 * 8) * max(Chunks.of(ref.shape).length, int(parameters.get("unit", 1)) * matrix[1])
 
 
-def _matrix(ref: TensorRef) -> Shape:
+def _matrix(ref: Derived) -> Shape:
     """(out, in); a bias is a column."""
-    assert ref.derived is not None
     shape = ref.shape if len(ref.shape) == 2 else (ref.size, 1)
-    return shape[::-1] if ref.derived.parameters["turned"] else shape
+    return shape[::-1] if ref.parameters["turned"] else shape
 
 
 def _read(ref: TensorRef, read: Read) -> F64:

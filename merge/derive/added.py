@@ -10,14 +10,11 @@ from merge.plan import Derived, TensorRef
 
 def added(ref: TensorRef, change: TensorRef, scaling: float) -> TensorRef:
     """The ref of the sum, under the name, dtype and shape of `ref`."""
-    return TensorRef(
-        "", ref.name, ref.dtype, ref.shape, 0, derived=Derived("added", (ref, change), {"scaling": scaling})
-    )
+    return Derived(ref.name, ref.dtype, ref.shape, "added", (ref, change), {"scaling": scaling})
 
 
-def prepare(ref: TensorRef, read: Read) -> Fill:
-    assert ref.derived is not None
-    (first, second), scaling = ref.derived.inputs, float(ref.derived.parameters["scaling"])
+def prepare(ref: Derived, read: Read) -> Fill:
+    (first, second), scaling = ref.inputs, float(ref.parameters["scaling"])
 
     def fill(start: int, out: F32) -> None:
         change = np.empty(len(out), np.float32)
@@ -28,5 +25,5 @@ def prepare(ref: TensorRef, read: Read) -> Fill:
     return fill
 
 
-def held_bytes(ref: TensorRef) -> int:
+def held_bytes(ref: Derived) -> int:
     return 0

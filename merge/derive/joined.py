@@ -14,12 +14,11 @@ def joined(name: str, refs: Sequence[TensorRef], shape: tuple[int, ...]) -> Tens
     """A tensor of this shape; the only one itself where there is one."""
     if len(refs) == 1 and refs[0].shape == shape:
         return refs[0]
-    return TensorRef("", name, refs[0].dtype, shape, 0, derived=Derived("joined", tuple(refs)))
+    return Derived(name, refs[0].dtype, shape, "joined", tuple(refs))
 
 
-def prepare(ref: TensorRef, read: Read) -> Fill:
-    assert ref.derived is not None
-    inputs = ref.derived.inputs
+def prepare(ref: Derived, read: Read) -> Fill:
+    inputs = ref.inputs
     starts = [0, *accumulate(each.size for each in inputs)]
 
     def fill(start: int, out: F32) -> None:
@@ -33,5 +32,5 @@ def prepare(ref: TensorRef, read: Read) -> Fill:
     return fill
 
 
-def held_bytes(ref: TensorRef) -> int:
+def held_bytes(ref: Derived) -> int:
     return 0

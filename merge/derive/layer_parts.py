@@ -26,14 +26,13 @@ def layer_parts(
         run = sources[0].size // layers[0]
         refs = [part(sources[which], layer * run, (size, *rest)) for which, layer in parts]
         return joined(name, refs, (size * len(parts), *rest))
-    dtype = "BF16" if sources[0].scale is not None else sources[0].dtype
-    derived = Derived("layer_parts", tuple(sources), {"layers": tuple(layers), "parts": tuple(parts)})
-    return TensorRef("", name, dtype, (sources[0].shape[0], size * len(parts)), 0, derived=derived)
+    shape = (sources[0].shape[0], size * len(parts))
+    parameters = {"layers": tuple(layers), "parts": tuple(parts)}
+    return Derived(name, sources[0].dtype, shape, "layer_parts", tuple(sources), parameters)
 
 
-def prepare(ref: TensorRef, read: Read) -> Fill:
-    assert ref.derived is not None
-    sources, layers, parts = ref.derived.inputs, ref.derived.parameters["layers"], ref.derived.parameters["parts"]
+def prepare(ref: Derived, read: Read) -> Fill:
+    sources, layers, parts = ref.inputs, ref.parameters["layers"], ref.parameters["parts"]
     width = ref.shape[1]
 
     def fill(start: int, out: F32) -> None:
@@ -50,8 +49,7 @@ def prepare(ref: TensorRef, read: Read) -> Fill:
     return fill
 
 
-def held_bytes(ref: TensorRef) -> int:
+def held_bytes(ref: Derived) -> int:
     """Rows of the result and of a source, of a chunk and a row on both sides."""
-    assert ref.derived is not None
-    widest = max(source.shape[1] for source in ref.derived.inputs)
+    widest = max(source.shape[1] for source in ref.inputs)
     return 4 * (ref.shape[1] + widest) * (2 + -(-CHUNK // ref.shape[1]))

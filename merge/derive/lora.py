@@ -21,18 +21,15 @@ def fold(
 ) -> TensorRef:
     """The ref of the folded matrix, under the name, dtype and shape of `weight`."""
     inputs = (weight, a, b) if magnitude is None else (weight, a, b, magnitude)
-    derived = Derived("lora", inputs, {"scaling": scaling, "transposed": transposed})
-    # FP8 with scales is not FP8 any more once it is read
-    dtype = "BF16" if weight.scale is not None else weight.dtype
-    return TensorRef("", weight.name, dtype, weight.shape, 0, derived=derived)
+    parameters = {"scaling": scaling, "transposed": transposed}
+    return Derived(weight.name, weight.dtype, weight.shape, "lora", inputs, parameters)
 
 
-def prepare(ref: TensorRef, read: Read) -> Fill:
+def prepare(ref: Derived, read: Read) -> Fill:
     from merge.kernels import fold as kernels
 
-    assert ref.derived is not None
-    weight, a, b, *magnitude = ref.derived.inputs
-    scaling, transposed = float(ref.derived.parameters["scaling"]), bool(ref.derived.parameters["transposed"])
+    weight, a, b, *magnitude = ref.inputs
+    scaling, transposed = float(ref.parameters["scaling"]), bool(ref.parameters["transposed"])
     down, up = _matrix(a, read), _matrix(b, read)
     left, right = (down.T, up.T) if transposed else (up, down)
     left, right = np.ascontiguousarray(left), np.ascontiguousarray(right)
@@ -73,9 +70,8 @@ def prepare(ref: TensorRef, read: Read) -> Fill:
     return _any_range(rows_scaled, columns)
 
 
-def held_bytes(ref: TensorRef) -> int:
-    assert ref.derived is not None
-    factors = sum(each.size for each in ref.derived.inputs[1:])
+def held_bytes(ref: Derived) -> int:
+    factors = sum(each.size for each in ref.inputs[1:])
     # the factors as float32, twice while they are turned; raw bytes of one; a block for the norms of columns
     return 3 * 4 * factors + 2 * 4 * Chunks.of(ref.shape).length
 

@@ -9,17 +9,16 @@ from __future__ import annotations
 import numpy as np
 
 from merge.derive import F32, Fill, Read
-from merge.plan import TensorRef
+from merge.plan import Derived, TensorRef
 
 
-def prepare(ref: TensorRef, read: Read) -> Fill:
+def prepare(ref: Derived, read: Read) -> Fill:
     from merge.kernels.fold import add_product
 
-    assert ref.derived is not None
-    if not ref.derived.inputs:
+    if not ref.inputs:
         return lambda start, out: out.fill(0)
-    a, b = (_matrix(part, read) for part in ref.derived.inputs)
-    scaling, columns = float(ref.derived.parameters["scaling"]), ref.shape[1]
+    a, b = (_matrix(part, read) for part in ref.inputs)
+    scaling, columns = float(ref.parameters["scaling"]), ref.shape[1]
 
     def fill(start: int, out: F32) -> None:
         stop = start + len(out)
@@ -31,10 +30,9 @@ def prepare(ref: TensorRef, read: Read) -> Fill:
     return fill
 
 
-def held_bytes(ref: TensorRef) -> int:
+def held_bytes(ref: Derived) -> int:
     """Without the rows of one call: whoever asks for a whole matrix counts it twice."""
-    assert ref.derived is not None
-    return sum(4 * part.size for part in ref.derived.inputs)
+    return sum(4 * part.size for part in ref.inputs)
 
 
 def _matrix(ref: TensorRef, read: Read) -> F32:

@@ -6,13 +6,12 @@ import numpy as np
 
 from merge.derive import F32, Fill, Read
 from merge.kernels.random import fill_normal, split_key
-from merge.plan import TensorRef
+from merge.plan import Derived
 
 
-def prepare(ref: TensorRef, read: Read) -> Fill:
-    assert ref.derived is not None
-    (source,) = ref.derived.inputs
-    keys, scale = split_key(ref.derived.parameters["key"]), float(ref.derived.parameters["scale"])
+def prepare(ref: Derived, read: Read) -> Fill:
+    (source,) = ref.inputs
+    keys, scale = split_key(ref.parameters["key"]), float(ref.parameters["scale"])
 
     def fill(start: int, out: F32) -> None:
         noise = np.empty(len(out), np.float32)
@@ -23,7 +22,7 @@ def prepare(ref: TensorRef, read: Read) -> Fill:
     return fill
 
 
-def held_bytes(ref: TensorRef) -> int:
+def held_bytes(ref: Derived) -> int:
     from merge.chunks import Chunks
 
     return 4 * min(ref.size, Chunks.of(ref.shape).length)

@@ -11,15 +11,14 @@ import numpy as np
 import numpy.typing as npt
 
 from merge.derive import F32, Fill, Read
-from merge.plan import TensorRef
+from merge.plan import Derived, TensorRef
 
 Counts = tuple[tuple[int, int], ...]
 
 
-def prepare(ref: TensorRef, read: Read) -> Fill:
-    assert ref.derived is not None
-    (embedding,) = ref.derived.inputs
-    whole = np.stack([_row(embedding, read, *pair) for pair in ref.derived.parameters["rows"]])
+def prepare(ref: Derived, read: Read) -> Fill:
+    (embedding,) = ref.inputs
+    whole = np.stack([_row(embedding, read, *pair) for pair in ref.parameters["rows"]])
     flat = whole.astype(np.float32).reshape(-1)
 
     def fill(start: int, out: F32) -> None:
@@ -28,7 +27,7 @@ def prepare(ref: TensorRef, read: Read) -> Fill:
     return fill
 
 
-def held_bytes(ref: TensorRef) -> int:
+def held_bytes(ref: Derived) -> int:
     return 12 * ref.size
 
 

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 from merge.derive import F32, Fill, Read
 from merge.kernels.random import fill_normal, fill_uniform, split_key
-from merge.plan import TensorRef
+from merge.plan import Derived
 
 
-def prepare(ref: TensorRef, read: Read) -> Fill:
-    assert ref.derived is not None
-    parameters = ref.derived.parameters
+def prepare(ref: Derived, read: Read) -> Fill:
+    parameters = ref.parameters
     draw = fill_normal if parameters["distribution"] == "normal" else fill_uniform
     keys, scale = split_key(parameters["key"]), float(parameters["scale"])
 
@@ -22,5 +21,5 @@ def prepare(ref: TensorRef, read: Read) -> Fill:
     return fill
 
 
-def held_bytes(ref: TensorRef) -> int:
+def held_bytes(ref: Derived) -> int:
     return 0

@@ -8,16 +8,13 @@ from merge.plan import Derived, TensorRef
 
 def recast(ref: TensorRef, dtype: str) -> TensorRef:
     """The ref itself where it has the dtype already."""
-    if ref.dtype == dtype and ref.scale is None:
-        return ref
-    return TensorRef("", ref.name, dtype, ref.shape, 0, derived=Derived("recast", (ref,)))
+    return ref if ref.dtype == dtype else Derived(ref.name, dtype, ref.shape, "recast", (ref,))
 
 
-def prepare(ref: TensorRef, read: Read) -> Fill:
-    assert ref.derived is not None
-    (stored,) = ref.derived.inputs
+def prepare(ref: Derived, read: Read) -> Fill:
+    (stored,) = ref.inputs
     return lambda start, out: read(stored, start, out)
 
 
-def held_bytes(ref: TensorRef) -> int:
+def held_bytes(ref: Derived) -> int:
     return 0

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from merge.chunks import Chunks
 from merge.derive import F32, Fill, Read
 from merge.kernels.random import fill_normal, split_key
-from merge.plan import TensorRef
+from merge.plan import Derived, TensorRef
 
 Mask = Callable[[int, int], npt.NDArray[np.bool_]]  # (start, n) -> (n,): which of these elements are new
 
@@ -32,10 +32,9 @@ def chosen(key: int, n: int, ratio: float) -> npt.NDArray[np.bool_]:
     return mask
 
 
-def prepare(ref: TensorRef, read: Read) -> Fill:
-    assert ref.derived is not None
-    (source,) = ref.derived.inputs
-    parameters = ref.derived.parameters
+def prepare(ref: Derived, read: Read) -> Fill:
+    (source,) = ref.inputs
+    parameters = ref.parameters
     columns = ref.shape[1]
     mask = chosen(parameters["neurons"], ref.shape[parameters["axis"]], parameters["ratio"])
     keys = split_key(parameters["key"])
@@ -72,6 +71,6 @@ def _moments(ref: TensorRef, source: TensorRef, read: Read, replaced: Mask) -> t
     return mean, math.sqrt(max(0.0, math.fsum(squares) / n - mean * mean))
 
 
-def held_bytes(ref: TensorRef) -> int:
+def held_bytes(ref: Derived) -> int:
     # A chunk of new numbers, its indices and mask; the neurons.
     return 32 * min(ref.size, Chunks.of(ref.shape).length) + 16 * max(ref.shape)

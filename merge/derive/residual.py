@@ -21,11 +21,10 @@ _TORCH = 330 << 20  # bytes that `import torch` takes
 def residual(weight: TensorRef, method: str, rank: int, scaling: float, turned: bool) -> TensorRef:
     """The ref of what is left of the matrix."""
     parameters = {"method": method, "rank": rank, "scaling": scaling, "turned": turned}
-    dtype = "BF16" if weight.scale is not None else weight.dtype
-    return TensorRef("", weight.name, dtype, weight.shape, 0, derived=Derived("residual", (weight,), parameters))
+    return Derived(weight.name, weight.dtype, weight.shape, "residual", (weight,), parameters)
 
 
-def prepare(ref: TensorRef, read: Read) -> Fill:
+def prepare(ref: Derived, read: Read) -> Fill:
     import torch
 
     from merge.checkpoint.decode import to_float32
@@ -33,8 +32,7 @@ def prepare(ref: TensorRef, read: Read) -> Fill:
     from merge.kernels.spectral import thin_svd
     from merge.one_thread import ONE_THREAD
 
-    assert ref.derived is not None
-    (weight,), parameters = ref.derived.inputs, ref.derived.parameters
+    (weight,), parameters = ref.inputs, ref.parameters
     stored = np.empty(ref.size, np.float32)
     read(weight, 0, stored)
     matrix = torch.from_numpy(stored).reshape(ref.shape).to(torch.float64)
@@ -58,7 +56,7 @@ def prepare(ref: TensorRef, read: Read) -> Fill:
     return fill
 
 
-def held_bytes(ref: TensorRef) -> int:
+def held_bytes(ref: Derived) -> int:
     longest, shortest = max(ref.shape), min(ref.shape)
     # the matrix, its part and their difference as float64; vectors, Gram matrix and eigenvectors
     return _TORCH + 8 * (4 * ref.size + longest * shortest + 3 * shortest * shortest)

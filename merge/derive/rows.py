@@ -87,8 +87,8 @@ def rows_ref(name: str, sources: tuple[TensorRef, ...], row_map: RowMap, shape: 
 
     The dtype that an output gets which keeps its input's is that of the first source.
     """
-    derived = Derived("rows", sources, {"n_rows": row_map.n_rows, **row_map.packed()})
-    return TensorRef("", name, sources[0].dtype, shape, 0, derived=derived)
+    parameters = {"n_rows": row_map.n_rows, **row_map.packed()}
+    return Derived(name, sources[0].dtype, shape, "rows", sources, parameters)
 
 
 def _pack(values: I32) -> str:
@@ -101,24 +101,21 @@ def _unpack(text: str) -> I32:
     return np.cumsum(steps, dtype=np.int32)
 
 
-def prepare(ref: TensorRef, read: Read) -> Fill:
-    assert ref.derived is not None
-    rows = _Rows(ref, RowMap.unpacked(ref.derived.parameters), read)
+def prepare(ref: Derived, read: Read) -> Fill:
+    rows = _Rows(ref, RowMap.unpacked(ref.parameters), read)
     return rows.fill
 
 
-def held_bytes(ref: TensorRef) -> int:
-    assert ref.derived is not None
-    n_rows = int(ref.derived.parameters["n_rows"])
+def held_bytes(ref: Derived) -> int:
+    n_rows = int(ref.parameters["n_rows"])
     width = ref.size // max(1, n_rows)
     # counts, offsets, inputs and rows; the mean and what one read takes
     return 4 * n_rows * 5 + 8 * (4 * width + 2 * _BLOCK)
 
 
 class _Rows:
-    def __init__(self, ref: TensorRef, row_map: RowMap, read: Read) -> None:
-        assert ref.derived is not None
-        self._sources, self._read = ref.derived.inputs, read
+    def __init__(self, ref: Derived, row_map: RowMap, read: Read) -> None:
+        self._sources, self._read = ref.inputs, read
         self._counts = row_map.counts
         positive = np.maximum(row_map.counts, 0)
         self._offsets = np.cumsum(positive, dtype=np.int64) - positive

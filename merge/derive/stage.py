@@ -7,7 +7,6 @@ slerp) does so when the tensor is prepared; what it finds out (thresholds, norms
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 
 from merge.chunks import Chunks
@@ -36,20 +35,19 @@ def stage_tensor(step: Step, stage: str, models: Sequence[str], allow: Sequence[
         "models": tuple(models),
         "allow": tuple(allow),
     }
-    return TensorRef("", step.name, step.dtype, step.shape, 0, derived=Derived("stage", step.sources, parameters))
+    return Derived(step.name, step.dtype, step.shape, "stage", step.sources, parameters)
 
 
-def prepare(ref: TensorRef, read: Read) -> Fill:
+def prepare(ref: Derived, read: Read) -> Fill:
     from merge.derive.stage_blocks import filler  # compiled kernels: a plan can do without
 
     return filler(ref, _method(ref), read)
 
 
-def held_bytes(ref: TensorRef) -> int:
-    assert ref.derived is not None
+def held_bytes(ref: Derived) -> int:
     method = _method(ref)
     chunks = Chunks.of(ref.shape)
-    n_sources = len(ref.derived.inputs)
+    n_sources = len(ref.inputs)
     n = min(chunks.size, chunks.length)
     each = 4 * n_sources + 4 + DTYPES[ref.dtype].itemsize + 4  # sources, result, encoded, and a stored source
     if method.inputs == "deltas":
@@ -61,22 +59,16 @@ def held_bytes(ref: TensorRef) -> int:
     return n * each + searches
 
 
-def _method(ref: TensorRef) -> Method:
-    assert ref.derived is not None
-    method = get_method(ref.derived.parameters["method"])
-    assert method is not None, ref.derived.parameters["method"]
+def _method(ref: Derived) -> Method:
+    method = get_method(ref.parameters["method"])
+    assert method is not None, ref.parameters["method"]
     return method
 
 
 def looks_at_all(ref: TensorRef) -> bool:
     """Whether reading any of it begins with passes over the whole tensor."""
-    if ref.derived is None:
+    if not isinstance(ref, Derived):
         return False
-    is_stage = ref.derived.operation == "stage"
+    is_stage = ref.operation == "stage"
     own = is_stage and _method(ref).locality == "tensor"
-    return own or any(looks_at_all(each) for each in ref.derived.inputs)
-
-
-def renamed(ref: TensorRef, name: str) -> TensorRef:
-    """The same tensor under the name that it has in the stage's output."""
-    return dataclasses.replace(ref, name=name)
+    return own or any(looks_at_all(each) for each in ref.inputs)

@@ -18,13 +18,13 @@ from merge.errors import NumbersError
 from merge.kernels.encode import count_nonfinite, encode
 from merge.kernels.protocol import Block, Combine
 from merge.methods import Method
-from merge.plan import TensorRef
+from merge.plan import Derived
 
 R = TypeVar("R")
 S = TypeVar("S")
 
 
-def filler(ref: TensorRef, method: Method, read: Read) -> Fill:
+def filler(ref: Derived, method: Method, read: Read) -> Fill:
     """Lets the method look at the whole tensor, if it has to, and returns what computes any run of its elements."""
     tensor = _Tensor(ref, method, read)
     settings = method.keywords(dict(tensor.parameters["settings"]))
@@ -38,10 +38,9 @@ def filler(ref: TensorRef, method: Method, read: Read) -> Fill:
 class _Tensor:
     """Implements merge.kernels.protocol.FusedTensor on the thread that asks; others work on other tensors meanwhile."""
 
-    def __init__(self, ref: TensorRef, method: Method, read: Read) -> None:
-        assert ref.derived is not None
+    def __init__(self, ref: Derived, method: Method, read: Read) -> None:
         self.ref, self.method, self._read = ref, method, read
-        self.inputs, self.parameters = ref.derived.inputs, ref.derived.parameters
+        self.inputs, self.parameters = ref.inputs, ref.parameters
         self.shape = ref.shape
         self.chunks = Chunks.of(ref.shape)
         self.size, self.n_chunks = self.chunks.size, self.chunks.count

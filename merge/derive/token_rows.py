@@ -14,21 +14,15 @@ from merge.plan import Derived, TensorRef
 
 def replace_rows(weight: TensorRef, rows: TensorRef, indices: tuple[int, ...]) -> TensorRef:
     """The ref of the embedding with its rows replaced; every index must lie in it."""
-    dtype = "BF16" if weight.scale is not None else weight.dtype
-    derived = Derived("token_rows", (weight, rows), {"indices": indices})
-    return TensorRef("", weight.name, dtype, weight.shape, 0, derived=derived)
+    return Derived(weight.name, weight.dtype, weight.shape, "token_rows", (weight, rows), {"indices": indices})
 
 
-def prepare(ref: TensorRef, read: Read) -> Fill:
-    assert ref.derived is not None
-    weight, rows = ref.derived.inputs
+def prepare(ref: Derived, read: Read) -> Fill:
+    weight, rows = ref.inputs
     width = ref.shape[1]
     values = np.empty(rows.size, np.float32)
     read(rows, 0, values)
-    places = [
-        (token * width, values[i * width : (i + 1) * width])
-        for i, token in enumerate(ref.derived.parameters["indices"])
-    ]
+    places = [(token * width, values[i * width : (i + 1) * width]) for i, token in enumerate(ref.parameters["indices"])]
 
     def fill(start: int, out: F32) -> None:
         read(weight, start, out)
@@ -40,6 +34,5 @@ def prepare(ref: TensorRef, read: Read) -> Fill:
     return fill
 
 
-def held_bytes(ref: TensorRef) -> int:
-    assert ref.derived is not None
-    return 2 * 4 * ref.derived.inputs[1].size
+def held_bytes(ref: Derived) -> int:
+    return 2 * 4 * ref.inputs[1].size

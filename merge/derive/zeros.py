@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from merge.derive import F32, Fill, Read
-from merge.plan import TensorRef
+from merge.plan import Derived
 
 
-def prepare(ref: TensorRef, read: Read) -> Fill:
+def prepare(ref: Derived, read: Read) -> Fill:
     def fill(start: int, out: F32) -> None:
         out[:] = 0
 
     return fill
 
 
-def held_bytes(ref: TensorRef) -> int:
+def held_bytes(ref: Derived) -> int:
     return 0

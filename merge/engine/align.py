@@ -13,18 +13,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from merge.checkpoint.permuted import Order
+from merge.checkpoint.decode import to_float32
 from merge.checkpoint.reader import SourceReader
 from merge.dtypes import DTYPES
 from merge.engine.context import Context
 from merge.engine.memory import ALIGN_BLOCK, ALIGN_UNITS
 from merge.plan import Member, Plan, TensorRef, Units
+from merge.planners.align import order_keys
 
 F64Array = npt.NDArray[np.float64]
 Permutation = list[int]  # place -> the stored unit that goes there
@@ -37,11 +37,8 @@ def align(context: Context, tick: Callable[[], None]) -> None:
         if key not in context.out.notes:
             context.out.keep(key, match(context.reader, units))
             tick()
-        outer, inner = context.out.notes[key]
-        for member in units.members:
-            n_entries = member.source.shape[member.axis]
-            index = _entries(inner if member.by_head else outer, n_entries)
-            context.reader.arrange(replace(member.source, units=number), Order(member.axis, index))
+        for name, order in zip(order_keys(number), context.out.notes[key], strict=True):
+            context.reader.supply(name, np.asarray(order, np.int64))
 
 
 def summary(plan: Plan, notes: dict[str, Any]) -> list[dict[str, Any]]:
@@ -93,13 +90,6 @@ def _assign(cost: F64Array) -> Permutation:
     return [int(place) for place in found]
 
 
-def _entries(order: Permutation, n_entries: int) -> npt.NDArray[np.int64]:
-    """The order of units -> the order of the rows or columns they consist of."""
-    width = n_entries // len(order)
-    starts = np.asarray(order, np.int64) * width
-    return (starts[:, None] + np.arange(width)).reshape(-1)
-
-
 # Inner products, in whole numbers.
 
 
@@ -140,7 +130,7 @@ def _read(reader: SourceReader, ref: TensorRef, first: int, count: int) -> F64Ar
         wide = raw
     else:
         narrow = np.empty(len(raw), np.float32)
-        reader.decode(ref, raw, first * columns, narrow)
+        to_float32(ref.dtype, raw, narrow)
         wide = narrow.astype(np.float64)
     np.nan_to_num(wide, copy=False, nan=0.0, posinf=0.0, neginf=0.0)
     return wide.reshape(count, columns)

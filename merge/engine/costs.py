@@ -156,7 +156,7 @@ def statistics_bytes(step: Step) -> int:
 def dense_step(step: Step) -> Step:
     """The merge of the changes as whole matrices (out, in), as if each were a model and the base nothing but zeros."""
     first = step.inputs[0]
-    base = replace(first, derived=Derived("low_rank", (), {"scaling": 1.0}))
+    base = Derived(first.name, first.dtype, first.shape, "low_rank", (), {"scaling": 1.0})
     return replace(
         step, name=first.name, shape=first.shape, dtype="F32", base=base, base_model=step.models[0], factor=""
     )

@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from merge.checkpoint.decode import to_float32
 from merge.chunks import Chunks, digest_of, tensor_digest
 from merge.dtypes import DTYPES
 from merge.engine.context import Context, run_definition
 from merge.engine.costs import dense_step, method_of
 from merge.engine.emit import Emitter
 from merge.one_thread import ONE_THREAD
-from merge.plan import Step, TensorRef
+from merge.plan import Derived, Step, TensorRef
 from merge.planners.factors import is_exact, on_factors, rank_of
 from merge.random_keys import random_key
 
@@ -65,13 +66,14 @@ class PendingFactors:
 
 def run(context: Context, index: int, step: Step) -> dict[str, Any]:
     """Always on the CPU."""
-    module, halves = step.inputs[0].name, context.shared.setdefault("factors", PendingFactors())
-    with halves.lock:
-        own = halves.modules.setdefault(module, threading.Lock())
+    module = step.inputs[0].name
+    pending: PendingFactors = context.shared.setdefault("factors", PendingFactors())
+    with pending.lock:
+        own = pending.modules.setdefault(module, threading.Lock())
     with own:
-        result = halves.waiting.pop(module, None)
+        result = pending.waiting.pop(module, None)
         if result is None:
-            result = halves.waiting[module] = _compute(context, step)
+            result = pending.waiting[module] = _compute(context, step)
     values = result.factors.pop(step.factor).reshape(-1)  # only the other one stays in memory
     emitter = Emitter(step, context.out, context.buffers)
     chunks = Chunks.of(step.shape)
@@ -208,16 +210,16 @@ def _keywords(context: Context, step: Step) -> dict[str, Any]:
 
 def _read(context: Context, ref: TensorRef) -> _Source:
     """A module of one adapter, whole; its digest is over those of A and B."""
-    assert ref.derived is not None
-    if not ref.derived.inputs:
+    assert isinstance(ref, Derived)
+    if not ref.inputs:
         return _Source(None, None, 0.0, "", 0)
     parts, digests, nonfinite = [], b"", 0
-    for part in ref.derived.inputs:
+    for part in ref.inputs:
         raw = np.empty(part.size, DTYPES[part.dtype].numpy_name)
         context.reader.read_into(part, 0, raw)
         values = np.empty(part.size, np.float32)
-        context.reader.decode(part, raw, 0, values)
+        to_float32(part.dtype, raw, values)
         digests += bytes.fromhex(digest_of(part.shape, lambda start, stop, raw=raw: raw[start:stop].data))  # type: ignore[misc]
         nonfinite += int(values.size - np.isfinite(values).sum())
         parts.append(values.reshape(part.shape).astype(np.float64))
-    return _Source(parts[0], parts[1], ref.derived.parameters["scaling"], tensor_digest([digests]), nonfinite)
+    return _Source(parts[0], parts[1], ref.parameters["scaling"], tensor_digest([digests]), nonfinite)

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from merge.checkpoint.decode import to_float32
 from merge.checkpoint.reader import SourceReader
 from merge.checkpoint.safetensors_file import read_header
 from merge.dtypes import DTYPES
@@ -214,7 +215,7 @@ def _compared(
 
 def _refs(root: Path, manifest: Mapping[str, Any]) -> dict[str, TensorRef]:
     """By name in the manifest: tensors of a module in a folder of its own are called FOLDER/NAME."""
-    refs = {}
+    refs: dict[str, TensorRef] = {}
     for shard in manifest["shards"]:
         folder = shard.rpartition("/")[0]
         for ref in read_header(str(root / shard))[0]:
@@ -247,7 +248,7 @@ def _read(reader: SourceReader, ref: TensorRef, start: int, n: int) -> tuple[npt
     if not DTYPES[ref.dtype].is_float or ref.dtype == "F64":
         return raw.view(f"u{raw.itemsize}"), raw.astype(np.float64)
     values = np.empty(n, np.float32)
-    reader.decode(ref, raw, start, values)
+    to_float32(ref.dtype, raw, values)
     return raw.view(f"u{raw.itemsize}"), values.astype(np.float64)
 
 

@@ -14,10 +14,10 @@ from typing import Any
 
 from merge.adapter_kinds import find_kind
 from merge.derive import FOUND
-from merge.engine.factors import is_exact
-from merge.engine.memory import needs_float64
+from merge.engine.costs import needs_float64
 from merge.methods import get_method
-from merge.plan import Plan, Step, TensorRef
+from merge.plan import COPY, Derived, Plan, Step, TensorRef
+from merge.planners.factors import is_exact
 
 # Variables by which MKL, OpenBLAS, torch and numpy are told to choose other code.
 SETTINGS = (
@@ -37,29 +37,30 @@ def is_bitwise(plan: Plan, step: Step, device: str) -> bool:
     """
     if not all(map(_is_bitwise_source, step.sources)) or not all(_promises(stage.method) for stage in plan.stages):
         return False
-    if step.method == "copy" or step.size == 0:
+    if step.kind == "copy" or step.size == 0:
         return True
-    if step.factor:
+    if step.kind == "factor":
         return is_exact(step)
     return device == "cpu" and not needs_float64(step) and _promises(step.method)
 
 
 def _promises(name: str) -> bool:
     method = get_method(name)
-    return name == "copy" or (method is not None and method.reproducible == "bitwise")
+    return name == COPY or (method is not None and method.reproducible == "bitwise")
 
 
 def _is_bitwise_source(ref: TensorRef) -> bool:
-    if ref.derived is None:
+    if not isinstance(ref, Derived):
         return True
-    operation, parameters = ref.derived.operation, ref.derived.parameters
-    if operation in ("residual", FOUND):  # a decomposition; what a model gave that was run
+    operation, parameters = ref.operation, ref.parameters
+    # a decomposition; what a model gave that was run (orders of units are whole numbers, found exactly)
+    if operation == "residual" or (operation == FOUND and not ref.is_exact):
         return False
     if operation == "adapted" and not find_kind(parameters["kind"]).bitwise:
         return False
     if operation == "stage" and not _promises(parameters["method"]):
         return False
-    return all(map(_is_bitwise_source, ref.derived.inputs))
+    return all(map(_is_bitwise_source, ref.inputs))
 
 
 def conditions(plan: Plan, device: str) -> dict[str, Any] | None:

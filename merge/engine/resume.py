@@ -11,7 +11,7 @@ from merge.derive import FOUND
 from merge.dtypes import DTYPES
 from merge.engine.context import Context
 from merge.engine.executors import executor
-from merge.plan import Step, TensorRef
+from merge.plan import Derived, Step, TensorRef
 from merge.quoting import some
 
 
@@ -68,11 +68,10 @@ def check_sources(context: Context, tick: Callable[[], None]) -> None:
 def _parts(ref: TensorRef) -> Iterator[TensorRef]:
     """The tensor and all that it is computed from."""
     yield ref
-    for inner in (*((ref.scale,) if ref.scale else ()), *(ref.derived.inputs if ref.derived else ())):
+    for inner in ref.inputs if isinstance(ref, Derived) else ():
         yield from _parts(inner)
 
 
 def _may_differ(ref: TensorRef, changed: frozenset[str]) -> bool:
     """Whether it comes from one of these files; what a run finds out itself, it may have found in any of them."""
-    is_found = ref.derived is not None and ref.derived.operation == FOUND
-    return ref.file in changed or ref.units is not None or is_found
+    return ref.operation == FOUND if isinstance(ref, Derived) else ref.file in changed

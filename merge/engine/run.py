@@ -17,7 +17,7 @@ from merge.checkpoint.reader import SourceReader
 from merge.engine import factors, memory
 from merge.engine.align import align, summary
 from merge.engine.context import Context, check_method
-from merge.engine.costs import method_of
+from merge.engine.costs import Budget, method_of
 from merge.engine.crew import Crew
 from merge.engine.executors import executor
 from merge.engine.gates import find_gates
@@ -94,7 +94,7 @@ def run_plan(
 
 
 def _run(
-    directory: OutputDirectory, small_files: dict[str, bytes], budget: memory.Budget, progress: Progress, began: float
+    directory: OutputDirectory, small_files: dict[str, bytes], budget: Budget, progress: Progress, began: float
 ) -> Report:
     if directory.finished is not None:
         return Report(**directory.finished)

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from merge.checkpoint.decode import to_float32
 from merge.checkpoint.reader import SourceReader
 from merge.chunks import Chunks, chunk_digest, tensor_digest
 from merge.dtypes import DTYPES
@@ -74,8 +75,8 @@ class StepTensor:
             self._reader.will_need(source, start, stop - start)
 
     def _load_source(self, row: int, source: TensorRef, start: int, into: npt.NDArray[Any], first: int) -> None:
-        direct = source.is_exact and _DIRECT.get(source.dtype) == self.raw_dtype
-        if source.derived is not None:
+        direct = _DIRECT.get(source.dtype) == self.raw_dtype
+        if not source.is_exact:
             stored = into if into.dtype == np.float32 else self._buffers.stored(len(into), np.dtype(np.float32))
             self._reader.read_values(source, start, stored)
             into[:] = stored
@@ -83,36 +84,16 @@ class StepTensor:
             stored = into if direct else self._buffers.stored(len(into), np.dtype(DTYPES[source.dtype].numpy_name))
             self._reader.read_into(source, start, stored)
             if not direct:
-                self._decode(source, stored, start, into)
+                _widen(source.dtype, stored, into)
         for chunk in range(first, first + -(-len(into) // self.chunks.length)):
             if not self._digests[row][chunk]:
                 piece = slice((chunk - first) * self.chunks.length, (chunk - first + 1) * self.chunks.length)
                 self._nonfinite[row, chunk] = _count_nonfinite(into[piece])
                 self._digests[row][chunk] = chunk_digest(stored[piece].data)
 
-    def _decode(self, source: TensorRef, stored: npt.NDArray[Any], start: int, into: npt.NDArray[Any]) -> None:
-        if source.dtype == "F64":
-            into[:] = stored
-        elif into.dtype == np.float64:
-            narrow = np.empty(len(into), np.float32)
-            self._reader.decode(source, stored, start, narrow)
-            into[:] = narrow
-        else:
-            self._reader.decode(source, stored, start, into)
-
     def source_digests(self) -> list[str]:
-        """One digest for each source, with its FP8 scales if it has any; every chunk must have been read."""
-        return [
-            tensor_digest([*digests, *self._scale_digest(source)])
-            for source, digests in zip(self.sources, self._digests, strict=True)
-        ]
-
-    def _scale_digest(self, source: TensorRef) -> list[bytes]:
-        if source.scale is None:
-            return []
-        raw = np.empty(source.scale.size, DTYPES[source.scale.dtype].numpy_name)
-        self._reader.read_into(source.scale, 0, raw)
-        return [chunk_digest(raw.data)]
+        """One digest for each source, over what was read of it; every chunk must have been read."""
+        return [tensor_digest(digests) for digests in self._digests]
 
     def nonfinite(self) -> list[int]:
         """Number of NaN and infinite values in each source."""
@@ -153,12 +134,24 @@ class StepTensor:
 
 def _common_dtype(sources: Sequence[TensorRef]) -> np.dtype[Any]:
     """What all sources are held as: their own type if it is one that kernels read, else float32 (float64 if any is)."""
-    dtypes = [source.dtype for source in sources if source.derived is None]
+    dtypes = [source.dtype for source in sources if source.is_exact]
     if "F64" in dtypes:
         return _DIRECT["F64"]
-    if len(set(dtypes)) == 1 and dtypes[0] in _DIRECT and all(source.is_exact for source in sources):
+    if len(set(dtypes)) == 1 and dtypes[0] in _DIRECT and len(dtypes) == len(sources):
         return _DIRECT[dtypes[0]]
     return np.dtype(np.float32)
+
+
+def _widen(dtype: str, stored: npt.NDArray[Any], into: npt.NDArray[Any]) -> None:
+    """Elements as they are stored -> float32 or float64."""
+    if dtype == "F64":
+        into[:] = stored
+    elif into.dtype == np.float64:
+        narrow = np.empty(len(into), np.float32)
+        to_float32(dtype, stored, narrow)
+        into[:] = narrow
+    else:
+        to_float32(dtype, stored, into)
 
 
 def _count_nonfinite(values: npt.NDArray[Any]) -> int:

@@ -239,8 +239,7 @@ class Work:
     def _whole(self, pair: Pair) -> Any:
         values = np.empty(pair.tuned.size, np.float32)
         self.reader.read_values(pair.tuned, 0, values)
-        dtype = pair.tuned.dtype if pair.tuned.scale is None else "BF16"
-        return torch.from_numpy(values).reshape(pair.tuned.shape).to(_torch_dtype(dtype))
+        return torch.from_numpy(values).reshape(pair.tuned.shape).to(_torch_dtype(pair.tuned.dtype))
 
     def _advance(self, pair: Pair) -> None:
         self._done += pair.base.nbytes

@@ -8,7 +8,7 @@ import json
 import os
 from typing import Any
 
-from merge.plan import Plan, SideFile, SourceFile, SourceModel, TensorRef
+from merge.plan import Plan, SideFile, SourceFile, SourceModel, Stored
 
 
 def source_files(plan: Plan) -> tuple[SourceFile, ...]:
@@ -43,7 +43,7 @@ def _plain(value: Any, names: dict[str, str]) -> Any:
         return [value.ref, value.revision, _plain(value.files, names)]
     if isinstance(value, SideFile):
         return [value.name, value.source and os.path.basename(value.source), value.text]
-    if isinstance(value, TensorRef):
+    if isinstance(value, Stored):
         value = dataclasses.replace(value, file=names.get(value.file, value.file))
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return [_plain(getattr(value, field.name), names) for field in dataclasses.fields(value)]

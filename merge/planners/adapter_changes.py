@@ -12,8 +12,9 @@ from merge.checkpoint.loaded import Piece
 from merge.derive.adapted import adapted
 from merge.derive.joined import joined
 from merge.derive.lora import fold
-from merge.derive.part import part, view
+from merge.derive.part import part
 from merge.derive.residual import residual
+from merge.derive.view import submatrix
 from merge.plan import TensorRef
 from merge.planners.adapter_places import Place
 
@@ -84,7 +85,7 @@ def change_lora(tensors: Tensors, place: Place, module: LoraModule, adapter: Ada
         block, lengths = tensors.block(piece), module.magnitude
         left, right = b, a
         if len(place.pieces) > 1 and transposed:
-            right = view(a, 0, piece.row, (module.rank, piece.rows))
+            right = submatrix(a, 0, piece.row, (module.rank, piece.rows))
         elif len(place.pieces) > 1:
             left = part(b, piece.row * module.rank, (piece.rows, module.rank))
             lengths = None if lengths is None else part(lengths, piece.row, (piece.rows,))
@@ -109,13 +110,13 @@ def change_parameter(tensors: Tensors, place: Place, factors: ParameterFactors, 
 
     def folded(block: TensorRef, expert: int, row: int, is_turned: bool) -> TensorRef:
         """`block`: rows `row` .. of the expert's matrix, or that matrix transposed."""
-        a = view(factors.a, expert * rank, 0, (rank, n_in))
-        b = view(factors.b, 0, expert, (n_out, rank), n_experts)
+        a = submatrix(factors.a, expert * rank, 0, (rank, n_in))
+        b = submatrix(factors.b, 0, expert, (n_out, rank), n_experts)
         count = block.shape[1] if is_turned else block.shape[0]
         if place.stacked_inputs:
-            a = view(a, 0, row, (rank, count))
+            a = submatrix(a, 0, row, (rank, count))
         else:
-            b = view(b, row, 0, (count, rank))
+            b = submatrix(b, row, 0, (count, rank))
         return fold(block, a, b, scaling, place.stacked_inputs != is_turned, None)
 
     for piece in place.pieces:

@@ -2,7 +2,7 @@
 
 What is merged are the changes that the adapters make to each matrix, d_i = s_i B_i A_i, never the A_i and B_i by
 themselves: (sum w_i B_i)(sum w_i A_i) has terms that no adapter had. A module that an adapter does not have is a change
-of zero. Each module becomes two steps, its factors A and B (merge/engine/adapters.py computes them).
+of zero. Each module becomes two steps, its factors A and B (merge/engine/factors.py computes them).
 """
 
 from __future__ import annotations
@@ -198,7 +198,7 @@ class _Builder:
         if weight is None:
             return None
         dtype = self._dtype(refs)
-        alone = len(refs) == 1 and refs[0].dtype == dtype and refs[0].strides is None and refs[0].is_exact
+        alone = len(refs) == 1 and refs[0].copies_to(dtype)
         return Step(
             name=refs[0].name,
             shape=refs[0].shape,
@@ -269,8 +269,7 @@ class _Builder:
 def _change(name: str, module: LoraModule | None, shape: tuple[int, int]) -> TensorRef:
     """The change that one adapter makes to a module, (out, in); of zero where it does not have the module"""
     factors = () if module is None else (module.a, module.b)
-    derived = Derived("low_rank", factors, {"scaling": 1.0 if module is None else module.scaling})
-    return TensorRef(file="", name=name, dtype="F32", shape=shape, offset=0, derived=derived)
+    return Derived(name, "F32", shape, "low_rank", factors, {"scaling": 1.0 if module is None else module.scaling})
 
 
 def _said(steps: Sequence[Step], ranks: dict[str, int]) -> list[str]:

@@ -206,10 +206,9 @@ class _Fold:
                 f"{ref.file}: {ref.name}: expected shape {list(place.shape)}, found {list(ref.shape)}."
                 f"{self.places.trained_on()} Name the base model that the adapter was trained on."
             )
-        dtype = "BF16" if old.scale is not None else old.dtype
-        if ref.dtype != dtype and not {ref.dtype, dtype} <= _FLOATS:
-            raise CheckpointError(f"{ref.file}: {ref.name}: is {ref.dtype}, and takes the place of {dtype}.")
-        new = recast(ref, dtype)
+        if ref.dtype != old.dtype and not {ref.dtype, old.dtype} <= _FLOATS:
+            raise CheckpointError(f"{ref.file}: {ref.name}: is {ref.dtype}, and takes the place of {old.dtype}.")
+        new = recast(ref, old.dtype)
         if group and self._is_apart(name):
             self._untie(place.stored, group)
         elif group:

@@ -12,6 +12,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from merge.derive import found
+from merge.derive.ordered import ordered
 from merge.dtypes import DTYPES
 from merge.errors import Problem
 from merge.plan import Member, TensorRef, Units
@@ -48,6 +50,15 @@ class _Form:
     n_units: int
     per_unit: int
     members: tuple[tuple[str, int, bool], ...]
+
+    @property
+    def n_inner(self) -> int:
+        return self.n_units * self.per_unit
+
+
+def order_keys(number: int) -> tuple[str, str]:
+    """Under which the run keeps the orders of Plan.units[number]: of its units, and of what is in them."""
+    return f"units {number}", f"inner units {number}"
 
 
 def align_targets(
@@ -88,7 +99,8 @@ class _Aligner:
             parts = name.split(".")
             for depth in range(1, len(parts)):
                 self._modules.setdefault(".".join(parts[:depth]), []).append(".".join(parts[depth:]))
-        self._group: dict[tuple[str, int], int] = {}  # (target, place of the slot) -> its Units
+        # (target, place of the slot) -> the order of its units, and their axis
+        self._moved: dict[tuple[str, int], tuple[TensorRef, int]] = {}
 
     def targets(self) -> tuple[Target, ...]:
         for module, suffixes in self._modules.items():
@@ -104,11 +116,12 @@ class _Aligner:
 
     def _marked(self, target: Target) -> Target:
         self.pairs = self.pairs or any(not _is_reference(target, slot) for slot in target.slots)
-        slots = tuple(
-            dataclasses.replace(slot, units=self._group.get((target.name, place)))
-            for place, slot in enumerate(target.slots)
-        )
+        slots = tuple(self._in_order(target.name, place, slot) for place, slot in enumerate(target.slots))
         return dataclasses.replace(target, slots=slots)
+
+    def _in_order(self, name: str, place: int, slot: Slot) -> Slot:
+        moved, ref = self._moved.get((name, place)), self.inputs.all[slot.model].tensors.get(slot.name)
+        return slot if moved is None or ref is None else dataclasses.replace(slot, made=ordered(ref, *moved))
 
     def _module(self, module: str, ins: tuple[str, ...], out: str, is_attention: bool) -> None:
         first = self._targets[f"{module}.{out}.weight"]
@@ -120,8 +133,10 @@ class _Aligner:
             except _NotSymmetric as reason:
                 self.refused[f"{_pattern(module)}: {reason}"] += 1
                 continue
-            for suffix, _, _ in form.members:
-                self._group[f"{module}.{suffix}", place] = len(self.units)
+            keys = order_keys(len(self.units))
+            orders = [found(key, 0, "I64", (n,)) for key, n in zip(keys, (form.n_units, form.n_inner), strict=True)]
+            for suffix, axis, by_head in form.members:
+                self._moved[f"{module}.{suffix}", place] = orders[by_head], axis
             self.units.append(Units(module, form.kind, slot.model, form.n_units, form.per_unit, members))
 
     def _form(
@@ -133,10 +148,10 @@ class _Aligner:
         for suffix in self._modules[module]:
             target = self._targets[f"{module}.{suffix}"]
             if place < len(target.slots):
-                for found, slot in ((sources, target.slots[place]), (references, target.base or target.slots[0])):
+                for known, slot in ((sources, target.slots[place]), (references, target.base or target.slots[0])):
                     ref = self.inputs.all[slot.model].tensors.get(slot.name)
                     if ref is not None:
-                        found[suffix] = ref
+                        known[suffix] = ref
         needed = [f"{name}.weight" for name in (*ins, out)]
         if not sources.keys() >= set(needed) or not references.keys() >= set(needed):
             raise _NotSymmetric("not in every model")
@@ -158,15 +173,15 @@ class _Aligner:
     def notes(self, targets: Sequence[Target]) -> list[str]:
         notes = []
         if self.units:
-            found: dict[str, Counter[str]] = {}
+            counts: dict[str, Counter[str]] = {}
             for units in self.units:
                 names = ", ".join(dict.fromkeys(_child(member.source.name) for member in units.members))
-                found.setdefault(f"{units.kind} ({names})", Counter())[self.inputs.all[units.model].ref.text] += 1
-            for kind, models in found.items():
+                counts.setdefault(f"{units.kind} ({names})", Counter())[self.inputs.all[units.model].ref.text] += 1
+            for kind, models in counts.items():
                 where = ", ".join(f"{count} layers of {model}" for model, count in models.items())
                 notes.append(f"align: {kind}: units of {where} are read in the reference's order")
         notes += [f"align: {count} x {reason}; left as they are" for reason, count in self.refused.items()]
-        moved = {name for name, _ in self._group}
+        moved = {name for name, _ in self._moved}
         kept: Counter[str] = Counter()
         for target in targets:
             shape = self._shape(target)

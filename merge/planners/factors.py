@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from merge.methods import get_method
 from merge.methods.registry import OnFactors
-from merge.plan import Step
+from merge.plan import Derived, Step
 
 GROUP = 16  # modules whose A are computed before their B, so that threads do not wait for each other's halves
 
@@ -15,7 +15,8 @@ def rank_of(step: Step) -> int:
 
 def ranks_in(step: Step) -> list[int]:
     """The rank of each adapter's change, 0 where it makes none."""
-    return [ref.derived.inputs[0].shape[0] if ref.derived and ref.derived.inputs else 0 for ref in step.inputs]
+    changes = [ref for ref in step.inputs if isinstance(ref, Derived)]
+    return [change.inputs[0].shape[0] if change.inputs else 0 for change in changes]
 
 
 def on_factors(step: Step) -> OnFactors | None:

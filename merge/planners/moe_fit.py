@@ -105,7 +105,7 @@ class Dense:
             return chosen
         name = f"{STACK}{layer}.mlp.{projection}.weight"
         ref = self.base.tensors.get(name) or self.inputs.all[self.models[0]].tensors[name]
-        return "BF16" if ref.scale is not None else ref.dtype
+        return ref.dtype
 
     def _fitting(self, steps: Sequence[Step]) -> list[Step]:
         """The steps of the rest without its MLPs; a tensor that the layout has no place for is a problem."""

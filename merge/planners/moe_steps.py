@@ -82,8 +82,7 @@ class ExpertSteps:
         parameters: dict[str, Any] = {}
         if projection == "down_proj" and expert.residual_scale != 1.0:
             parameters["scale"] = (expert.residual_scale,)
-        plain = ref.dtype == dtype and ref.strides is None and ref.is_exact and not parameters
-        method = COPY if plain else "passthrough"
+        method = COPY if ref.copies_to(dtype) and not parameters else "passthrough"
         return Step(name, ref.shape, dtype, "", 0, method, (ref,), (model,), parameters=parameters)
 
     def _changed(
@@ -106,13 +105,11 @@ class ExpertSteps:
         return ref
 
     def _zeros(self, name: str, shape: tuple[int, ...], dtype: str) -> Step:
-        ref = TensorRef("", f"{name} (zeros)", dtype, shape, 0, derived=Derived("zeros", ()))
-        return self._made(name, ref, dtype)
+        return self._made(name, Derived(f"{name} (zeros)", dtype, shape, "zeros"), dtype)
 
     def _made(self, name: str, ref: TensorRef, dtype: str) -> Step:
         return Step(name, ref.shape, dtype, "", 0, "passthrough", (ref,), (0,))
 
 
 def _derived(ref: TensorRef, operation: str, name: str, parameters: dict[str, Any]) -> TensorRef:
-    dtype = "BF16" if ref.scale is not None else ref.dtype
-    return TensorRef("", name, dtype, ref.shape, 0, derived=Derived(operation, (ref,), parameters))
+    return Derived(name, ref.dtype, ref.shape, operation, (ref,), parameters)

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Literal
 
 from merge.checkpoint import Checkpoint, open_checkpoint
-from merge.derive.stage import renamed, stage_tensor
+from merge.derive.stage import stage_tensor
 from merge.errors import Problem, RecipeError
 from merge.jsontext import parse_json
 from merge.methods import get_method
 from merge.output.identity import plan_digest
 from merge.output.shards import INDEX
-from merge.plan import Plan, SourceFile, Step, TensorRef
+from merge.plan import Plan, SourceFile, Step, Stored, TensorRef
 from merge.planners.build import SHARD_BYTES, build_plan
 from merge.planners.side_files import RECIPE_FILE
 from merge.random_keys import random_key
@@ -253,7 +253,7 @@ def _streamed(stage: StagePlan) -> Checkpoint:
 
 def _source(plan: Plan, step: Step) -> TensorRef:
     if step.kind == "copy":
-        return renamed(step.inputs[0], step.name)
+        return step.inputs[0].named(step.name)
     method = get_method(step.method)
     random = method is not None and method.random
     keys = [random_key(plan.seed, step.name, place) for place in range(len(step.inputs))] if random else []
@@ -265,7 +265,7 @@ def _to_be_written(stage: StagePlan) -> Checkpoint:
     """The checkpoint that will lie there; only the times of its files are not known yet."""
     plan, folder = stage.plan, os.path.abspath(stage.directory or "")
     tensors = {
-        step.name: TensorRef(f"{folder}/{step.file}", step.name, step.dtype, step.shape, step.offset)
+        step.name: Stored(step.name, step.dtype, step.shape, f"{folder}/{step.file}", step.offset)
         for step in plan.steps
     }
     made_from = plan_digest(plan)

@@ -15,7 +15,7 @@ from typing import Any
 import xxhash
 
 from merge.checkpoint.files import read_json
-from merge.derive import FOUND
+from merge.derive import found
 from merge.errors import CheckpointError, MergeError, Problem, first_line
 from merge.plan import Derived, Gates, TensorRef
 from merge.planners.inputs import Input
@@ -87,12 +87,9 @@ class Router:
 
     def _made(self, name: str, layer: int, dtype: str, first: int, n: int) -> TensorRef:
         """Rows first .. first + n of a layer's router."""
-        made = self._derived(name, layer, first, n)
-        return TensorRef("", f"{name} ({self._mode})", dtype, (n, self._hidden), 0, derived=made)
-
-    def _derived(self, name: str, layer: int, first: int, n: int) -> Derived:
+        called, shape = f"{name} ({self._mode})", (n, self._hidden)
         if self._mode == "zero":
-            return Derived("zeros", ())
+            return Derived(called, dtype, shape, "zeros")
         if self._mode in ("random", "uniform_random"):
             normal = self._mode == "random"
             parameters: dict[str, Any] = {
@@ -100,11 +97,11 @@ class Router:
                 "distribution": "normal" if normal else "uniform",
                 "scale": 1.0 if normal else 1.0 / math.sqrt(self._hidden),
             }
-            return Derived("random", (), parameters)
+            return Derived(called, dtype, shape, "random", (), parameters)
         if self._mode == "cheap_embed":
             rows = tuple((_counts(positive), _counts(negative)) for positive, negative in self._rows[first : first + n])
-            return Derived("prompt_rows", (self._embedding,), {"rows": rows})
-        return Derived(FOUND, (), {"key": gate_key(layer), "start": first * self._hidden})
+            return Derived(called, dtype, shape, "prompt_rows", (self._embedding,), {"rows": rows})
+        return found(gate_key(layer), first * self._hidden, dtype, shape, called)
 
 
 def gate_key(layer: int) -> str:
@@ -124,7 +121,7 @@ class _Prompts:
         self._encode = _tokenizer(base.checkpoint.path)
 
     def tokens(self, expert: Expert, prompts: tuple[str, ...], recipe: Recipe) -> Tokens:
-        found = []
+        all_tokens = []
         for prompt in prompts:
             tokens = self._encode(prompt)
             where = f"{recipe.file}:{expert.line}" if recipe.file else f"line {expert.line}"
@@ -136,8 +133,8 @@ class _Prompts:
                 message = f"{name}'s tokenizer has token {max(tokens)}, its embedding {self._vocabulary} rows."
                 self._problems.append(Problem(message, where, "The tokenizer's files are of another model?"))
             else:
-                found.append(tuple(tokens))
-        return tuple(found)
+                all_tokens.append(tuple(tokens))
+        return tuple(all_tokens)
 
 
 def _tokenizer(path: str) -> Callable[[str], list[int]]:

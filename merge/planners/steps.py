@@ -46,8 +46,7 @@ class StepBuilder:
         return self._merge(target, slots, base)
 
     def _ref(self, slot: Slot) -> TensorRef:
-        ref = slot.made or self.inputs.all[slot.model].tensors[slot.name]
-        return ref if slot.units is None else dataclasses.replace(ref, units=slot.units)
+        return slot.made or self.inputs.all[slot.model].tensors[slot.name]
 
     def _has(self, slot: Slot) -> bool:
         return slot.made is not None or slot.name in self.inputs.all[slot.model].tensors
@@ -120,8 +119,7 @@ class StepBuilder:
         dtype = self._out_dtype(target, ref)
         if self.dtype in ("BF16", "F16") and dtype == "F32" and ref.dtype in ("BF16", "F16"):
             dtype = ref.dtype  # kept for its precision, of which a copy loses none
-        plain = ref.dtype == dtype and ref.strides is None and ref.is_exact
-        return self._make(target, COPY if plain else "passthrough", [slot], None, {}, dtype)
+        return self._make(target, COPY if ref.copies_to(dtype) else "passthrough", [slot], None, {}, dtype)
 
     def _merge(self, target: Target, slots: list[Slot], base: Slot | None) -> Step | None:
         method = _method(target)
@@ -157,7 +155,7 @@ class StepBuilder:
         if self.dtype is not None:
             kept = self.inputs.donor.architecture.stays_float32(target.name, self.dtype)
             return "F32" if kept else self.dtype
-        return "BF16" if ref.scale is not None else ref.dtype  # FP8 with scales is not FP8 any more
+        return ref.dtype
 
     def _make(
         self, target: Target, method: str, slots: list[Slot], base: Slot | None, parameters: dict[str, Any], dtype: str

@@ -20,7 +20,6 @@ class Slot:
     name: str
     settings: tuple[Settings, ...]  # innermost first
     statistics: str | None = None
-    units: int | None = None  # in Plan.units, where it is read in another order
     made: TensorRef | None = None  # in place of the model's tensor of that name
 
 

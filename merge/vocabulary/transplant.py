@@ -26,7 +26,7 @@ from merge.checkpoint import Checkpoint, open_checkpoint
 from merge.checkpoint.hub import locate_tokenizer
 from merge.derive.rows import RowMap, rows_ref
 from merge.errors import CheckpointError, RecipeError, UsageError, first_line
-from merge.plan import Plan, SourceFile, TensorRef
+from merge.plan import Plan, SourceFile, Stored, TensorRef
 from merge.planners.build import build_plan
 from merge.planners.inputs import Inputs
 from merge.planners.token_rows import Vocabulary, vocabulary_tensors
@@ -201,7 +201,7 @@ def _arrange(transplant: Transplant, inputs: Inputs, rows: SourceFile | None) ->
             pairs[number] = [] if transplant.method == "zero" else pieces.get(number)
         if rows is not None and name in places:
             shape = (len(transplant.combined), ref.shape[1])
-            sources.append(TensorRef(rows.path, name, "F32", shape, places[name]))
+            sources.append(Stored(name, "F32", shape, rows.path, places[name]))
             for place, number in enumerate(transplant.combined):
                 pairs[number] = [(1, place)]
         flat = len(ref.shape) == 2 and ref.shape[0] == 1

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
+from merge.checkpoint.formats import Quantization, Tensors
+from merge.derive.scaled import scaled
 from merge.errors import CheckpointError
 from merge.plan import TensorRef
 from merge.quoting import quoted, some
 
+NAME = "FP8"
 _DEFAULT_BLOCK = (128, 128)
 _ACTIVATION = (
     *("input_scale", "input_scale_inv", "input_scale_ub", "activation_scale", "output_scale"),
@@ -25,36 +27,30 @@ _ACTIVATION = (
 _FOREIGN = ("scale", "scale_weight", "weight_scale_2", "scales", "qscale")
 
 
-def fold_scales(
-    path: str, config: Mapping[str, Any], tensors: Mapping[str, TensorRef]
+def recognises(quantization: Quantization | None, tensors: Tensors) -> bool:
+    if quantization is None:
+        return any(ref.dtype.startswith("F8_") for ref in tensors.values())
+    method = quantization.get("quant_method")
+    return (
+        method in ("fp8", "fbgemm_fp8")
+        or (method == "modelopt" and quantization.get("quant_algo") == "FP8")
+        or (method == "compressed-tensors" and _is_compressed_fp8(quantization))
+    )
+
+
+def sources(
+    path: str, quantization: Quantization | None, tensors: Tensors
 ) -> tuple[dict[str, TensorRef], tuple[str, ...]]:
-    """Put each scale tensor into the TensorRef of its weight, and leave out scales of activations.
-
-    Args:
-        path: the model's directory, for messages.
-        config: config.json.
-        tensors: every tensor of the files.
-
-    Returns:
-        The tensors without scales, in the same order, and notes. `scale_block` is the (rows, columns) one scale covers
-        in the weight seen as (product of all sizes but the last, last size); the scales, read in order, are the
-        row-major grid of (ceil(rows / block rows), ceil(columns / block columns)).
-
-    Raises:
-        CheckpointError: quantised in a way that is not read, or FP8 without scales that fit.
-    """
-    quantization = _quantization(config)
-    if quantization is not None:
-        _refuse_other_methods(path, quantization)
+    """Each weight times its scales; scales of activations are left out."""
     weights = {name: ref for name, ref in tensors.items() if ref.dtype.startswith("F8_")}
     folded: dict[str, TensorRef] = dict(tensors)
     used: set[str] = set()
     for name, ref in weights.items():
         scale = _scale_of(ref, tensors)
         if scale is not None:
-            folded[name] = replace(ref, scale=scale, scale_block=_block(ref, scale, quantization))
+            folded[name] = scaled(ref, scale, _block(ref, scale, quantization))
             used.add(scale.name)
-    bare = [name for name in weights if folded[name].scale is None]
+    bare = [name for name in weights if folded[name] is weights[name]]
     if bare and (quantization is not None or used):
         expected = f"{bare[0]}_scale_inv or {bare[0]}_scale"
         raise CheckpointError(
@@ -67,31 +63,7 @@ def fold_scales(
     return {name: ref for name, ref in folded.items() if name not in gone}, _notes(path, used, left_out)
 
 
-def _quantization(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    nested = config.get("text_config")
-    for place in (config, nested if isinstance(nested, Mapping) else {}):
-        for key in ("quantization_config", "compression_config"):
-            value = place.get(key)
-            if isinstance(value, Mapping) and value:
-                return value
-    return None
-
-
-def _refuse_other_methods(path: str, quantization: Mapping[str, Any]) -> None:
-    method = str(quantization.get("quant_method", "unknown"))
-    if method in ("fp8", "fbgemm_fp8"):
-        return
-    if method == "modelopt" and quantization.get("quant_algo") == "FP8":
-        return
-    if method == "compressed-tensors" and _is_compressed_fp8(quantization):
-        return
-    raise CheckpointError(
-        f"{path}/config.json: quantization_config: weights quantised by {method} are not read; expected FP8 or none. "
-        "Dequantise the model first (to bf16), or name the original."
-    )
-
-
-def _is_compressed_fp8(quantization: Mapping[str, Any]) -> bool:
+def _is_compressed_fp8(quantization: Quantization) -> bool:
     groups = _groups(quantization)
     sparsity = quantization.get("sparsity_config") or {}
     transform = quantization.get("transform_config") or {}
@@ -103,7 +75,7 @@ def _is_compressed_fp8(quantization: Mapping[str, Any]) -> bool:
     )
 
 
-def _groups(quantization: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+def _groups(quantization: Quantization) -> list[Mapping[str, Any]]:
     """How the weights of each group of compressed-tensors are quantised."""
     groups = quantization.get("config_groups")
     values = groups.values() if isinstance(groups, Mapping) else ()
@@ -111,7 +83,7 @@ def _groups(quantization: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return [item for item in weights if isinstance(item, Mapping)]
 
 
-def _scale_of(ref: TensorRef, tensors: Mapping[str, TensorRef]) -> TensorRef | None:
+def _scale_of(ref: TensorRef, tensors: Tensors) -> TensorRef | None:
     found = [tensors[name] for name in (f"{ref.name}_scale_inv", f"{ref.name}_scale") if name in tensors]
     if len(found) > 1:
         raise CheckpointError(f"{ref.file}: {ref.name}: has two scales, {found[0].name} and {found[1].name}.")
@@ -133,7 +105,7 @@ def _scale_of(ref: TensorRef, tensors: Mapping[str, TensorRef]) -> TensorRef | N
     return found[0]
 
 
-def _block(ref: TensorRef, scale: TensorRef, quantization: Mapping[str, Any] | None) -> tuple[int, int]:
+def _block(ref: TensorRef, scale: TensorRef, quantization: Quantization | None) -> tuple[int, int]:
     """Rows and columns that one scale covers; checked against both shapes."""
     shape = ref.shape if len(ref.shape) > 1 else (1, *(ref.shape or (1,)))
     *stack, rows, columns = shape
@@ -165,7 +137,7 @@ def _grid(rows: int, columns: int, block: tuple[int, int]) -> tuple[int, int]:
     return -(-rows // block[0]), -(-columns // block[1])
 
 
-def _declared_block(scale: TensorRef, quantization: Mapping[str, Any] | None) -> tuple[tuple[int, int], bool]:
+def _declared_block(scale: TensorRef, quantization: Quantization | None) -> tuple[tuple[int, int], bool]:
     """The block that the config declares, else the usual one; and whether nothing else will do."""
     if quantization is None:
         return _DEFAULT_BLOCK, False
@@ -182,13 +154,13 @@ def _declared_block(scale: TensorRef, quantization: Mapping[str, Any] | None) ->
     raise CheckpointError(f"config.json: weight_block_size: expected two positive integers, found {quoted(sizes)}.")
 
 
-def _is_activation(name: str, weights: Mapping[str, TensorRef], is_quantized: bool) -> bool:
+def _is_activation(name: str, weights: Tensors, is_quantized: bool) -> bool:
     stem, _, last = name.rpartition(".")
     is_of_activations = last in _ACTIVATION or last.endswith(("_input_scale", "_activation_scale"))
     return is_of_activations and (is_quantized or f"{stem}.weight" in weights)
 
 
-def _refuse_orphans(tensors: Mapping[str, TensorRef], known: set[str], quantization: Mapping[str, Any] | None) -> None:
+def _refuse_orphans(tensors: Tensors, known: set[str], quantization: Quantization | None) -> None:
     """In a quantised model, a scale whose weight is not FP8 tells that the weight is not what it seems."""
     for name in tensors if quantization is not None else ():
         weight = name.removesuffix("_inv").removesuffix("_scale")

@@ -1,0 +1,72 @@
+"""Quantised weights: one file a format, which recognises it and makes its tensors into sources that decode them.
+
+A format is this file and one operation of merge/derive; it is found by being here. It has what Format says.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol, cast
+
+from merge.errors import CheckpointError
+from merge.plan import TensorRef
+
+Tensors = Mapping[str, TensorRef]
+Quantization = Mapping[str, Any]  # quantization_config of config.json
+
+
+class Format(Protocol):
+    NAME: str  # for messages
+
+    def recognises(self, quantization: Quantization | None, tensors: Tensors) -> bool:
+        """Whether a model is of this format; most say so in their config."""
+
+    def sources(
+        self, path: str, quantization: Quantization | None, tensors: Tensors
+    ) -> tuple[dict[str, TensorRef], tuple[str, ...]]:
+        """The model's tensors, in the same order, and notes.
+
+        Args:
+            path: the model's directory, for messages.
+            tensors: every tensor of the files.
+
+        Raises:
+            CheckpointError: what belongs to a weight is missing or does not fit.
+        """
+
+
+def decoded(path: str, config: Mapping[str, Any], tensors: Tensors) -> tuple[dict[str, TensorRef], tuple[str, ...]]:
+    """The tensors of a model as they are read, whatever format they are stored in, and notes.
+
+    Raises:
+        CheckpointError: quantised in a way that is not read.
+    """
+    quantization = _quantization(config)
+    known = list(_formats())
+    for each in known:
+        if each.recognises(quantization, tensors):
+            return each.sources(path, quantization, tensors)
+    if quantization is None:
+        return dict(tensors), ()
+    method = quantization.get("quant_method", "unknown")
+    raise CheckpointError(
+        f"{path}/config.json: quantization_config: weights quantised by {method} are not read; expected "
+        f"{', '.join(each.NAME for each in known)} or none. Dequantise the model first (to bf16), or name the original."
+    )
+
+
+def _formats() -> Iterator[Format]:
+    for module in pkgutil.iter_modules(__path__):
+        yield cast(Format, importlib.import_module(f"{__name__}.{module.name}"))
+
+
+def _quantization(config: Mapping[str, Any]) -> Quantization | None:
+    nested = config.get("text_config")
+    for place in (config, nested if isinstance(nested, Mapping) else {}):
+        for key in ("quantization_config", "compression_config"):
+            value = place.get(key)
+            if isinstance(value, Mapping) and value:
+                return value
+    return None
