@@ -162,6 +162,27 @@ def test_one_step_of_bfloat16_is_within_the_bound_and_two_are_not(room: Room) ->
         assert code == (0 if fits else 1), found
 
 
+def test_nothing_stays_after_a_stop_and_what_a_kill_left_is_used_up(
+    room: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert call(room.pair_and_recipe())[0] == 0
+    before = sorted(Path().iterdir())
+    left = Path(".out.rebuild")
+    with monkeypatch.context() as patch:
+        patch.setattr("merge.output.writer.OutputDirectory.finish", lambda *_: exec("raise KeyboardInterrupt"))
+        assert call(["verify", "out", "--rebuild"])[0] != 0
+        assert sorted(Path().iterdir()) == before
+        patch.setattr("shutil.rmtree", lambda *_, **__: None)
+        assert call(["verify", "out", "--rebuild"])[0] != 0
+    assert (left / "rebuilt.partial").is_dir()
+    code, _, stderr = call(["verify", "out", "--rebuild"])
+    assert (code, sorted(Path().iterdir())) == (0, before), stderr
+    left.mkdir()
+    (left / "mine").touch()
+    code, _, stderr = call(["verify", "out", "--rebuild"])
+    assert (code, (left / "mine").is_file(), "Move it away" in stderr) == (1, True, True)
+
+
 def test_a_source_with_other_numbers_is_reported_first(room: Room) -> None:
     assert call(room.pair_and_recipe())[0] == 0
     tensors = load_file("b/model.safetensors")

@@ -2,19 +2,21 @@
 
 Where the methods promise it, tensors must have the same bytes. Elsewhere each number may be one step of the output's
 dtype away, or 1e-6 of its tensor's largest magnitude: 14 times what MKL's code for different processors was seen to
-change (docs/methods.md). The new result lies in a temporary folder beside the output, and is compared in blocks.
+change (docs/methods.md). The new result lies beside the output for a while, and is compared in blocks.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
-import tempfile
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import filelock
 import numpy as np
 import numpy.typing as npt
 
@@ -25,7 +27,7 @@ from merge.dtypes import DTYPES
 from merge.engine.pipeline import run_pipeline
 from merge.engine.reproducible import is_bitwise
 from merge.errors import CheckpointError, OutputError, RecipeError
-from merge.output.directory import explained
+from merge.output.directory import LOCK, explained
 from merge.output.manifest import read_manifest
 from merge.plan import Plan, SourceFile, TensorRef
 from merge.planners.pipeline import PipelinePlanner
@@ -99,11 +101,16 @@ def rebuild(
     versions = tuple(_versions(before))
     if changed:
         return Rebuild(changed, versions=versions)
-    beside = root.absolute().parent
-    with explained(beside), tempfile.TemporaryDirectory(prefix=f".{root.name}.", dir=beside) as place:
-        out = Path(place) / "rebuilt"
+    with _room(root) as room:
+        out = room / "rebuilt"
         run_pipeline(
-            pipeline, out, threads=threads, max_ram=max_ram, device=device, progress=lambda _, done: progress(done)
+            pipeline,
+            out,
+            threads=threads,
+            max_ram=max_ram,
+            device=device,
+            force=True,
+            progress=lambda _, done: progress(done),
         )
         after = read_manifest(out)
         devices = (device, before.get("conditions", {}).get("device", "cpu"))
@@ -116,6 +123,26 @@ def rebuild(
     old = before["tensors"]
     same = sum(name in old and record["digest"] == old[name]["digest"] for name, record in after["tensors"].items())
     return Rebuild(sources, same, within, outside, other, versions)
+
+
+@contextlib.contextmanager
+def _room(root: Path) -> Iterator[Path]:
+    """A directory beside the output, held by one run and removed at its end; one that a killed run left is taken."""
+    place = root.absolute().with_name(f".{root.absolute().name}.rebuild")
+    with explained(place.parent):
+        place.mkdir(exist_ok=True)
+        if any(place.iterdir()) and not (place / LOCK).is_file():
+            raise OutputError(f"{place} exists and was not made by merge verify; nothing was changed. Move it away.")
+        lock = filelock.FileLock(place / LOCK)
+        try:
+            lock.acquire(timeout=0)
+        except filelock.Timeout:
+            raise OutputError(f"{place} is in use by another run. Wait for it.") from None
+    try:
+        yield place
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+        lock.release()
 
 
 def _planned(
