@@ -1,9 +1,10 @@
-"""Predicted against measured peak memory of five real runs of one model, each in a process of its own (Linux).
+"""Predicted against measured peak memory of ten real runs of one model, each in a process of its own (Linux).
 
     python benchmarks/memory_predictions.py MODEL
 
-Measured: the largest resident set during two training steps, or one pass over a prompt, less what the process held with
-all libraries imported and before the model was loaded. Predicted: what `merge memory` says, which is tensors.
+Measured: the largest resident set during the second step of `merge finetune`, or one pass over a prompt, less what the
+process held with all libraries imported and before the model was loaded. Predicted: what `merge memory` says of the
+same config, which is tensors.
 
 glibc keeps what is freed in its heaps: by default blocks of up to 32 MiB, once some of that size have been freed. The
 column "glibc default" has that on top, and depends on the order of allocations. With a fixed threshold (the variables
@@ -16,16 +17,26 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
+FULL, LORA = {"train": "full"}, {"train": "lora", "rank": 8}
 RUNS: dict[str, dict[str, Any]] = {
-    "inference, 1 x 512": {"task": "inference", "batch": 1, "context": 512},
-    "inference, 4 x 1024": {"task": "inference", "batch": 4, "context": 1024},
-    "full, AdamW, 2 x 256": {"task": "full", "batch": 2, "context": 256},
-    "LoRA r 8, 4 x 256": {"task": "lora", "batch": 4, "context": 256},
-    "LoRA r 8, 4 x 256, checkpointing": {"task": "lora", "batch": 4, "context": 256, "checkpointing": True},
+    "inference, 1 x 512": {"batch": 1, "context": 512},
+    "inference, 4 x 1024": {"batch": 4, "context": 1024},
+    "full, AdamW, 2 x 256": FULL | {"batch_size": 2},
+    "full, AdamW, 2 x 256, checkpointing": FULL | {"batch_size": 2, "gradient_checkpointing": True},
+    "full, SGD, 4 x 256": FULL | {"batch_size": 4, "optimizer": "sgd"},
+    "full, Adafactor, 2 x 256, accumulation": FULL
+    | {"batch_size": 2, "optimizer": "adafactor", "gradient_accumulation": 2},
+    "LoRA r 8, 4 x 256": LORA | {"batch_size": 4},
+    "LoRA r 8, 4 x 256, checkpointing": LORA | {"batch_size": 4, "gradient_checkpointing": True},
+    "LoRA r 64 on q and v, 2 x 256": LORA | {"batch_size": 2, "rank": 64, "target_modules": "q_proj,v_proj"},
+    "QLoRA r 8, 2 x 256": {"train": "qlora", "rank": 8, "batch_size": 2},
 }
+LENGTH, STEPS = 256, 2
+LICENCE = Path(__file__).resolve().parent.parent / "LICENSE"
 
 
 GIVES_BACK = {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}
@@ -39,42 +50,74 @@ def resident(key: str) -> int:
 def measure(model: str, run: dict[str, Any]) -> int:
     """Bytes over the baseline; in this process."""
     import torch
-    from peft import LoraConfig, get_peft_model
     from transformers import LlamaForCausalLM  # noqa: F401  # imported before the baseline
-
-    from merge.loading import CAUSAL, load_model
 
     torch.manual_seed(0)
     warm = torch.nn.Linear(64, 64)
     torch.optim.AdamW(warm.parameters())
     warm(torch.zeros(64, 64)).sum().backward()  # the libraries' threads and workspaces
+    return infer(model, run) if "train" not in run else train(model, run)
+
+
+def infer(model: str, run: dict[str, Any]) -> int:
+    import torch
+
+    from merge.loading import CAUSAL, load_model
+
     baseline = resident("VmRSS")
     loaded = load_model(CAUSAL, model, dtype=torch.float32).network
     Path("/proc/self/clear_refs").write_text("5")  # the peak of loading, with the file's pages, is not asked for
     tokens = torch.randint(0, 1000, (run["batch"], run["context"]))
-    if run["task"] == "inference":
-        with torch.no_grad():
-            loaded(input_ids=tokens, use_cache=True, logits_to_keep=1)
-        return resident("VmHWM") - baseline
-    if run.get("checkpointing"):
-        loaded.gradient_checkpointing_enable({"use_reentrant": False})
-        loaded.enable_input_require_grads()
-    if run["task"] == "lora":
-        config = LoraConfig(r=8, target_modules="all-linear", task_type="CAUSAL_LM")
-        loaded = get_peft_model(loaded, config)
-    optimizer = torch.optim.AdamW([p for p in loaded.parameters() if p.requires_grad], lr=1e-4)
-    loaded.train()
-    for _ in range(2):
-        loaded(input_ids=tokens, labels=tokens).loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
+    with torch.no_grad():
+        loaded(input_ids=tokens, use_cache=True, logits_to_keep=1)
     return resident("VmHWM") - baseline
 
 
-def predict(model: str, run: dict[str, Any]) -> int:
-    from finetune.memory import Request, estimate
+def train(model: str, run: dict[str, Any]) -> int:
+    """`merge finetune` itself. The peak of loading and of the first step, which warms up, is not asked for."""
+    import peft  # noqa: F401
 
-    return estimate(model, Request(dtype="float32", device="cpu", optimizer="adamw", **run)).total
+    from finetune.train import finetune, prepare
+
+    peaks = []
+    with tempfile.TemporaryDirectory() as folder:
+        text = Path(folder, "text.txt")
+        text.write_text(LICENCE.read_text(encoding="utf-8"), encoding="utf-8")
+        prepared = prepare(config_of(model, run, folder))
+        baseline = resident("VmRSS")
+
+        def watch(step: int, steps: int, logs: dict[str, float]) -> None:
+            if step == STEPS and not peaks:
+                peaks.append(resident("VmHWM") - baseline)
+            Path("/proc/self/clear_refs").write_text("5")
+
+        finetune(prepared, device="cpu", progress=watch)
+    return peaks[0]
+
+
+def config_of(model: str, run: dict[str, Any], folder: str) -> Any:
+    from finetune.config import load_config
+
+    flags = {
+        "model": model,
+        "data": f"{folder}/text.txt",
+        "out": f"{folder}/out",
+        "max_length": LENGTH,
+        "max_steps": STEPS,
+        "save_every": STEPS,
+    } | run
+    return load_config(None, {name: [str(value)] for name, value in flags.items()})
+
+
+def predict(model: str, run: dict[str, Any]) -> int:
+    import dataclasses
+
+    from finetune.memory import Request, estimate, request_of
+
+    if "train" not in run:
+        return estimate(model, Request(task="inference", dtype="float32", device="cpu", **run)).total
+    request = request_of(config_of(model, run, "unused"))
+    return estimate(model, dataclasses.replace(request, device="cpu")).total
 
 
 def main() -> None:

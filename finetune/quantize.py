@@ -10,7 +10,7 @@ import dataclasses
 import fnmatch
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from finetune.quantizers import ROWS, Quantizer, make_quantizer
+from finetune.quantizers import F32, ROWS, Dequantized, Quantizer, make_quantizer
 from merge.checkpoint import Checkpoint, open_checkpoint
 from merge.checkpoint.digest import stored_digest
 from merge.checkpoint.reader import SourceReader
@@ -27,6 +27,7 @@ from merge.chunks import Chunks, digest_of
 from merge.dtypes import DTYPES, torch_name
 from merge.engine.space import check_space
 from merge.errors import NumbersError, UsageError
+from merge.kernels.encode import encode
 from merge.output.manifest import MANIFEST, manifest_bytes, side_file_bytes
 from merge.output.shards import INDEX, index_text, lay_out
 from merge.output.task import task_of
@@ -61,6 +62,8 @@ def quantize(
     *,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
+    dequantize: bool = False,
+    nested: bool = False,
     threads: int | None = None,
     shard_bytes: int = 5 * 10**9,
     force: bool = False,
@@ -72,6 +75,8 @@ def quantize(
         to: one of FORMATS.
         include, exclude: patterns of module names (model.layers.0.*); of linear layers that are not the head, those
             that match some `include`, if there are any, and no `exclude`.
+        dequantize: write what the quantised numbers mean, in the model's own dtypes.
+        nested: with nf4 and dequantize, scales are quantised too, as in QLoRA.
         progress: gets bytes read.
 
     Raises:
@@ -82,6 +87,8 @@ def quantize(
     checkpoint = open_checkpoint(model)
     modules, kept = _choose(checkpoint, include, exclude)
     quantizer = make_quantizer(to, {name: (ref.shape[0], ref.shape[1]) for name, ref in modules.items()})
+    if dequantize:
+        quantizer, to = Dequantized(quantizer, nested), f"{to}{' nested' if nested else ''} dequantized"
     plan = _plan(checkpoint, modules, kept, quantizer, to, out.name, shard_bytes)
     check_space(plan, out)
 
@@ -185,7 +192,9 @@ def _plan(
                 source = ((), ())
             steps.append(Step(f"{module}.{part.suffix}", part.shape, part.dtype, "", 0, to, *source))
     placed, shards = lay_out(steps, shard_bytes, modules=module_folders(checkpoint.path))
-    config = checkpoint.config | {"quantization_config": quantizer.config(kept)}
+    config = dict(checkpoint.config)
+    if settings := quantizer.config(kept):
+        config["quantization_config"] = settings
     side = [SideFile("config.json", text=json.dumps(config, indent=2, ensure_ascii=False) + "\n")]
     if (index := index_text(placed, shards)) is not None:
         side.append(SideFile(INDEX, text=index))
@@ -209,11 +218,13 @@ def _card(checkpoint: Checkpoint, to: str, name: str, n_layers: int, n_kept: int
         "int4": "symmetric INT4 in groups of a row (compressed-tensors)",
         "fp8": "FP8 E4M3, a scale for each block of a matrix",
     }
+    format_, _, means = to.partition(" ")
+    stored = f"hold what they are after rounding to {how[format_]}" if means else f"are stored as {how[to]}"
     lines = [
-        *(*head, "tags:", "- merge-workbench", f"- {to}", "---", "", f"# {name}", ""),
-        f"{checkpoint.ref.text}, quantised with Merge Workbench.",
+        *(*head, "tags:", "- merge-workbench", f"- {format_}", "---", "", f"# {name}", ""),
+        f"{checkpoint.ref.text}, quantised{' and dequantised' if means else ''} with Merge Workbench.",
         "",
-        f"{n_layers} linear layers are stored as {how[to]}; {n_kept} others, embeddings and norms are as they were.",
+        f"{n_layers} linear layers {stored}; {n_kept} others, embeddings and norms are as they were.",
         "",
         "`merge_manifest.json` has the error of each layer and the digests that `merge verify` checks.",
         "",
@@ -278,6 +289,21 @@ class _Writer:
             if part.value is not None:
                 self._write(by_suffix[part.suffix], 0, part.value.reshape(-1))
         error = square = 0.0
+        encoder = self._quantizer.encode
+        if isinstance(self._quantizer, Dequantized):
+            encoder = self._quantizer.encoder(self._pieces(ref))
+        for values in self._pieces(ref):
+            pieces, meant = encoder(values)
+            for suffix, piece in pieces.items():
+                self._write(by_suffix[suffix], places[suffix], piece)
+                places[suffix] += piece.size
+            error += float(np.square((meant - values).astype(np.float64)).sum())
+            square += float(np.square(values.astype(np.float64)).sum())
+        return float(np.sqrt(error / square)) if square else 0.0
+
+    def _pieces(self, ref: TensorRef) -> Iterator[F32]:
+        """A matrix, some rows at a time."""
+        rows, columns = ref.shape
         for start in range(0, rows, ROWS):
             values = np.empty((min(ROWS, rows - start), columns), np.float32)
             self._reader.read_values(ref, start * columns, values.reshape(-1))
@@ -287,15 +313,13 @@ class _Writer:
                     f"{ref.file}: {ref.name}: NaN or infinite values, which cannot be quantised. Repair the model, or "
                     f"leave the module as it is: --exclude {module}."
                 )
-            pieces, meant = self._quantizer.encode(values)
-            for suffix, piece in pieces.items():
-                self._write(by_suffix[suffix], places[suffix], piece)
-                places[suffix] += piece.size
-            error += float(np.square((meant - values).astype(np.float64)).sum())
-            square += float(np.square(values.astype(np.float64)).sum())
-        return float(np.sqrt(error / square)) if square else 0.0
+            yield values
 
     def _write(self, step: Step, element: int, values: np.ndarray[Any, Any]) -> None:
+        if values.dtype == np.float32 and step.dtype != "F32":
+            numbers = np.ascontiguousarray(values).reshape(-1)
+            values = np.empty(numbers.size, DTYPES[step.dtype].numpy_name)
+            encode(numbers, step.dtype, values)
         self.output.write(step, element, np.ascontiguousarray(values).data, DTYPES[step.dtype].itemsize)
 
     def _digest(self, step: Step) -> str:

@@ -10,7 +10,8 @@ fp8    E4M3 with a float32 scale for each block of 128 x 128 (64 or 32 where tha
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -19,7 +20,7 @@ import numpy.typing as npt
 
 from finetune.formats import NF4
 from merge.checkpoint.decode import to_float32
-from merge.dtypes import DTYPES
+from merge.dtypes import DTYPES, torch_name
 from merge.errors import UsageError
 from merge.kernels.encode import encode
 
@@ -91,15 +92,10 @@ class Nf4:
         ]
 
     def encode(self, values: F32) -> tuple[dict[str, Array], F32]:
-        n = values.size
-        padded = np.zeros(-(-n // 64) * 64, np.float32)
-        padded[:n] = values.reshape(-1)
-        blocks = padded.reshape(-1, 64)
-        largest = np.maximum(np.abs(blocks).max(axis=1, keepdims=True), _TINY)
-        codes = np.searchsorted(_MIDDLES, blocks * (np.float32(1) / largest)).astype(np.uint8)
-        meant = (_CODES[codes] * largest).reshape(-1)[:n].reshape(values.shape)
-        flat = codes.reshape(-1)[: n + n % 2]
-        return {"weight": (flat[::2] << 4) | flat[1::2], "weight.absmax": largest.reshape(-1)}, meant
+        codes, scales = nf4_codes(values)
+        flat = codes.reshape(-1)[: values.size + values.size % 2]
+        stored = {"weight": (flat[::2] << 4) | flat[1::2], "weight.absmax": scales}
+        return stored, nf4_values(codes, scales, values.shape)
 
     def config(self, kept: Sequence[str]) -> dict[str, Any]:
         return {
@@ -112,6 +108,22 @@ class Nf4:
             "bnb_4bit_quant_storage": "uint8",
             "llm_int8_skip_modules": list(kept),
         }
+
+
+def nf4_codes(values: F32) -> tuple[npt.NDArray[np.uint8], F32]:
+    """values -> codes (blocks, 64), the last block padded with zeros, and the scale of each block"""
+    n = values.size
+    padded = np.zeros(-(-n // 64) * 64, np.float32)
+    padded[:n] = values.reshape(-1)
+    blocks = padded.reshape(-1, 64)
+    largest = np.maximum(np.abs(blocks).max(axis=1, keepdims=True), _TINY)
+    return np.searchsorted(_MIDDLES, blocks * (np.float32(1) / largest)).astype(np.uint8), largest.reshape(-1)
+
+
+def nf4_values(codes: npt.NDArray[np.uint8], scales: F32, shape: tuple[int, ...]) -> F32:
+    """The inverse of nf4_codes."""
+    found: F32 = (_CODES[codes] * scales[:, None]).reshape(-1)[: math.prod(shape)].reshape(shape)
+    return found
 
 
 @dataclass(frozen=True)
@@ -179,6 +191,54 @@ class Fp8:
             "weight_block_size": [self.block, self.block],
             "modules_to_not_convert": list(kept),
         }
+
+
+@dataclass(frozen=True)
+class Dequantized:
+    """What the numbers of another format mean, stored in the matrix's own dtype: what a quantised model computes with.
+
+    nested: the scales of NF4 are quantised too (QLoRA, section 3, "double quantization"), by bitsandbytes.
+    """
+
+    inner: Quantizer
+    nested: bool = False
+
+    def parts(self, shape: tuple[int, int], dtype: str) -> list[Part]:
+        return [Part("weight", next(name for name in DTYPES if torch_name(name) == dtype), shape)]
+
+    def encode(self, values: F32) -> tuple[dict[str, Array], F32]:
+        meant = self.inner.encode(values)[1]
+        return {"weight": meant.reshape(-1)}, meant
+
+    def encoder(self, pieces: Iterator[F32]) -> Callable[[F32], tuple[dict[str, Array], F32]]:
+        """As Quantizer.encoder. Scales of the whole matrix are quantised together: a float32 for 64 numbers is held."""
+        if not self.nested:
+            return self.encode
+        scales = _nested(np.concatenate([self.inner.encode(piece)[0]["weight.absmax"] for piece in pieces]))
+        done = 0
+
+        def encode(values: F32) -> tuple[dict[str, Array], F32]:
+            nonlocal done
+            n = -(-values.size // 64)
+            meant = nf4_values(nf4_codes(values)[0], scales[done : done + n], values.shape)
+            done += n
+            return {"weight": meant.reshape(-1)}, meant
+
+        return encode
+
+    def config(self, kept: Sequence[str]) -> dict[str, Any]:
+        return {}
+
+
+def _nested(scales: F32) -> F32:
+    """Scales that were quantised in blocks of 256 around their mean, and what they are then."""
+    import torch
+    from bitsandbytes.functional import dequantize_blockwise, quantize_blockwise
+
+    given = torch.from_numpy(scales)
+    mean = given.mean()
+    found: F32 = (dequantize_blockwise(*quantize_blockwise(given - mean, blocksize=256)) + mean).numpy()
+    return found
 
 
 def make_quantizer(to: str, shapes: Mapping[str, tuple[int, int]]) -> Quantizer:

@@ -383,6 +383,19 @@ def test_another_base_is_a_note(sound: Path, tmp_path: Path) -> None:
     assert not any("was trained on" in note for note in plan_of(f"{sound}/base+{sound}/adapter").notes)
 
 
+@pytest.mark.parametrize(
+    ("train", "nested", "how"), [("qlora", True, "nf4 --nested"), ("qlora", False, "nf4"), ("lora", True, None)]
+)
+def test_an_adapter_trained_on_four_bits_says_which_base_it_saw(
+    sound: Path, train: str, nested: bool, how: str | None
+) -> None:
+    record = {"config": {"train": train, "double_quantization": nested}}
+    (sound / "adapter/finetune_manifest.json").write_text(json.dumps(record), encoding="utf-8")
+    notes = [note for note in plan_of(f"{sound}/base+{sound}/adapter").notes if "4 bits" in note]
+    assert len(notes) == (how is not None)
+    assert how is None or notes[0].endswith(f"merge quantize {sound}/base -o BASE --to {how} --dequantize")
+
+
 def test_patterns_and_alphas_set_each_modules_scaling(sound: Path, tmp_path: Path) -> None:
     make_adapter(tmp_path, sound / "base", use_rslora=True, alpha_pattern={"v_proj": 8}, rank_pattern={"1.*q_proj": 9})
     modules = open_adapter(ModelRef("a", str(tmp_path))).modules

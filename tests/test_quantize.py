@@ -105,6 +105,27 @@ def test_bytes_and_errors_are_bitsandbytes_own(model: Path, tmp_path: Path, to: 
     assert ours["model.embed_tokens.weight"].equal(load_file(model / "model.safetensors")["model.embed_tokens.weight"])
 
 
+@pytest.mark.parametrize("nested", [False, True])
+def test_dequantized_is_what_bitsandbytes_computes_with(model: Path, tmp_path: Path, nested: bool) -> None:
+    bnb = pytest.importorskip("bitsandbytes")
+    import torch
+    from safetensors.torch import load_file
+
+    quantize(parse_reference(str(model)), tmp_path / "out", "nf4", dequantize=True, nested=nested)
+    assert verify_output(tmp_path / "out").problems == ()
+    assert json.loads((tmp_path / "out/config.json").read_text()) == json.loads((model / "config.json").read_text())
+    before, after = (load_file(path / "model.safetensors") for path in (model, tmp_path / "out"))
+    assert {name: value.dtype for name, value in after.items()} == {name: v.dtype for name, v in before.items()}
+    assert torch.equal(after["model.norm.weight"], before["model.norm.weight"])
+    stored, state = bnb.functional.quantize_4bit(
+        before[f"{LAYER}.weight"], compress_statistics=nested, quant_type="nf4"
+    )
+    theirs = bnb.functional.dequantize_4bit(stored, state)
+    differs = (after[f"{LAYER}.weight"] != theirs).float().mean()
+    assert differs < 0.01  # next to a boundary a code may be its neighbour, as above
+    assert not torch.equal(after[f"{LAYER}.weight"], before[f"{LAYER}.weight"])
+
+
 def test_pieces_of_rows_give_what_the_whole_matrix_gives() -> None:
     values = np.random.default_rng(0).standard_normal((256, 96)).astype(np.float32)
     for to in ("int8", "nf4", "int4", "fp8"):

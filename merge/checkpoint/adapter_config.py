@@ -6,10 +6,13 @@ Source: peft 0.21.2, tuners/lora/config.py, tuners/lora/layer.py (update_layer).
 from __future__ import annotations
 
 import math
+import os
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from merge.adapter_kinds import KINDS
+from merge.checkpoint.files import read_json
 from merge.checkpoint.patterns import patterns_of
 from merge.errors import CheckpointError
 from merge.quoting import quoted
@@ -130,3 +133,17 @@ def _check_pattern(path: str, config: Mapping[str, Any], key: str, is_right: Any
 
 def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e30
+
+
+def trained_on(folder: str, config: Mapping[str, Any]) -> str | None:
+    """The 4-bit format of the base that the adapter was trained on (QLoRA), if its files say so; else None.
+
+    PEFT does not record it. `merge finetune` does; others leave it in the base's name, as unsloth's "...-bnb-4bit".
+    """
+    record = os.path.join(folder, "finetune_manifest.json")
+    if os.path.isfile(record):
+        told = read_json(record, unique=False).get("config")
+        if isinstance(told, dict) and told.get("train") == "qlora":
+            return "nf4" if told.get("double_quantization") is False else "nf4 --nested"
+    name = str(config.get("base_model_name_or_path") or "").lower()
+    return "nf4 --nested" if re.search("bnb[-_]?4bit|nf4", name) else None

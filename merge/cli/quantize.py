@@ -12,6 +12,7 @@ import click
 
 from merge.cli.show import Size, console, printable, progress_bar, size
 from merge.cli.trust import trust_option
+from merge.errors import UsageError
 from merge.needs import QUANTISED, need
 
 
@@ -21,6 +22,7 @@ from merge.needs import QUANTISED, need
 Examples:
   merge quantize merged/mine -o merged/mine-nf4 --to nf4
   merge quantize org/model-7b -o out --to int8 --exclude '*.down_proj' --data held-out.jsonl
+  merge quantize org/base-7b -o base-seen --to nf4 --dequantize --nested   # what QLoRA trained on
 Loading again needs bitsandbytes (int8, nf4) or compressed-tensors (int4); fp8 is decoded to bfloat16 without a GPU.
 Killed or stopped, the same command goes on where it was.""",
 )
@@ -29,6 +31,8 @@ Killed or stopped, the same command goes on where it was.""",
 @click.option("--to", required=True, type=click.Choice(["int8", "int4", "nf4", "fp8"]), help="Format of linear layers.")
 @click.option("--include", multiple=True, help="Only modules with such a name (model.layers.0.*); also the head.")
 @click.option("--exclude", multiple=True, help="Modules that stay as they are.")
+@click.option("--dequantize", is_flag=True, help="Write what the quantised weights mean, in the model's own dtype.")
+@click.option("--nested", is_flag=True, help="With nf4: quantise the scales too, as QLoRA does.")
 @click.option("--data", type=click.Path(path_type=Path), help="Texts for perplexity.  [default: a small sample]")
 @click.option("--no-perplexity", is_flag=True, help="Do not load the models to compare them.")
 @click.option("--threads", type=click.IntRange(1, 1024), help="Worker threads.  [default: all processors]")
@@ -43,6 +47,8 @@ def command(
     to: str,
     include: tuple[str, ...],
     exclude: tuple[str, ...],
+    dequantize: bool,
+    nested: bool,
     data: Path | None,
     no_perplexity: bool,
     threads: int | None,
@@ -55,14 +61,17 @@ def command(
 
     Embeddings, the head and norms stay as they are.
     """
-    if not no_perplexity:
+    if nested and not (dequantize and to == "nf4"):
+        raise UsageError("--nested: goes with --to nf4 --dequantize.")
+    if nested:
+        need("--nested", "quantize", "bitsandbytes", otherwise="Or leave it out.")
+    if not (no_perplexity or dequantize):
         kind = {"int8": "bitsandbytes", "nf4": "bitsandbytes", "int4": "compressed-tensors", "fp8": "fp8"}[to]
         without = "Or leave the comparison of perplexities out: --no-perplexity."
         need(f"loading {to} again", "quantize", *QUANTISED[kind], otherwise=without)
     from finetune.perplexity import perplexity
     from finetune.quantize import quantize
     from merge.checkpoint import open_checkpoint
-    from merge.errors import UsageError
     from merge.recipe.references import parse_reference
     from merge.statistics.data import read_texts
 
@@ -81,6 +90,8 @@ def command(
             to,
             include=include,
             exclude=exclude,
+            dequantize=dequantize,
+            nested=nested,
             threads=threads,
             shard_bytes=shard_size,
             force=force,

@@ -16,6 +16,7 @@ from typing import Any
 from merge.architecture import is_embedding, is_head
 from merge.checkpoint import Checkpoint, open_checkpoint
 from merge.checkpoint.adapter import Adapter, LoraModule, OtherModule, TokenRows, open_adapter
+from merge.checkpoint.adapter_config import trained_on
 from merge.checkpoint.loaded import whole_piece
 from merge.derive.added import added
 from merge.derive.recast import recast
@@ -301,5 +302,11 @@ class _Fold:
         known = {base.path, os.path.basename(self.checkpoint.path), base.text, base.path.rpartition("/")[2]}
         if name is not None and name not in known and name.rstrip("/").rpartition("/")[2] not in known:
             self.notes.append(f"{self.adapter.path}: was trained on {name}, and is folded into {base.path}")
+        if (seen := trained_on(self.adapter.path, self.adapter.config)) is not None:
+            self.notes.append(
+                f"{self.adapter.path}: was trained on a base of 4 bits (QLoRA), and is folded into weights that differ "
+                "from it by their rounding. The base that it saw: "
+                f"merge quantize {base.path} -o BASE --to {seen} --dequantize"
+            )
         if self.adapter.revision is not None:
             self.notes.append(f"{self.adapter.ref.text}: adapter of commit {self.adapter.revision}")
