@@ -339,6 +339,7 @@ REFUSED: list[tuple[str, Change, str]] = [
         "layers.9.mlp.up_proj.bias: not in",
     ),
     ("a larger vocabulary", _put("base_model.model.lm_head.weight", (44, 32)), "resizes the vocabulary, but not all"),
+    ("saved modules", lambda config, _: config.update(modules_to_save=1.5), "modules_to_save: expected names of mod"),
     ("another shape", _put("base_model.model.model.norm.weight", (31,)), "expected shape [32], found [31]"),
     (
         "tokens unsaid",

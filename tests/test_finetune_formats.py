@@ -277,6 +277,26 @@ def test_a_later_row_of_another_kind_is_refused(tmp_path: Path) -> None:
         make_samples(rows, Source("d.jsonl"), Config(), [])
 
 
+@pytest.mark.parametrize(
+    ("first", "later", "message"),
+    [
+        (
+            {"prompt": "p", "chosen": "c", "rejected": "r"},
+            {"prompt": "p", "chosen": "c"},
+            'no column "rejected"; found: prompt, chosen',
+        ),
+        ({"text": "t", "label": "a"}, {"text": "t"}, 'no column "label"; found: text'),
+        ({"prompt": "p", "completion": "c"}, {"completion": "c"}, 'no column "prompt"; found: completion'),
+    ],
+)
+def test_a_later_row_that_lacks_a_column_is_refused(
+    tmp_path: Path, first: dict[str, str], later: dict[str, str], message: str
+) -> None:
+    rows = read_rows(write_lines(tmp_path / "d.jsonl", [first, later]))
+    with pytest.raises(UsageError, match=rf"d.jsonl:2: {message}"):
+        make_samples(rows, Source("d.jsonl"), Config(), [])
+
+
 def hub(columns: list[dict[str, Any]]) -> Any:
     """A stand-in for `datasets`, which would fetch: what it was asked for, and a data set."""
     import types

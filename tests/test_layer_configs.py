@@ -203,6 +203,13 @@ def test_each_source_says_it_of_its_own_layers() -> None:
         restacked(first, (0, 7), first, window | {"layer_types": [full] * 3})
 
 
+@pytest.mark.parametrize("kind", [["qwen2"], 7])
+def test_a_rule_of_no_known_form_names_its_config(kind: Any) -> None:
+    broken = {"model_type": kind, "num_hidden_layers": N, "sliding_window": 8}
+    with pytest.raises(CheckpointError, match="layer_types: cannot be read as a rule for layers"):
+        restacked(broken, (0, 1), broken, broken)
+
+
 def test_the_vision_tower_has_a_section_of_its_own() -> None:
     config: Config = {
         "text_config": {"num_hidden_layers": 4},

@@ -268,6 +268,10 @@ MODELS = [
         SLERP.replace("base_model: a/b", "base_model: a/x"),
         'r.yaml:3: "models": slerp merges exactly 2 models, and 3 are',
     ),
+    (
+        "merge_method: linear\nmodels:\n" + "".join(f"  - {{model: a/m{i}}}\n" for i in range(501)),
+        'r.yaml:2: "models": linear merges at most 500 models, and 501 are listed',
+    ),
     (SLERP.replace("a/c", "a/b"), 'r.yaml:3: "models": base_model "a/b" is listed 2 times; list it once'),
     (SLERP.replace("{t: 0.5}", ""), 'r.yaml:4: slerp needs the parameter "t": write it under "parameters"'),
     (TIES.replace("a/b", "a/x"), 'r.yaml:3: "models": ties merges at least 1 model besides the base, and 0 are li'),

@@ -51,6 +51,13 @@ class Format:
     def fits(self, row: Row, known: Callable[[Row, str], bool] = lambda row, column: column in row.columns) -> bool:
         return all(any(known(row, part) for part in column.split("|")) for column in self.needs)
 
+    def check(self, row: Row) -> None:
+        """Raises UsageError for a row without the columns that the format needs; the first row said which it is."""
+        for need in self.needs:
+            if not any(column in row.columns for column in need.split("|")):
+                lacking = need.partition("|")[0]
+                raise UsageError(f'data {row.place}: no column "{lacking}"; found: {names(row.columns)}.')
+
 
 def there(row: Row, column: str) -> bool:
     """Files of columns have null in rows without."""

@@ -31,6 +31,8 @@ def make_samples(rows: list[Row], source: Source, config: Config, notes: list[st
         left = dict.fromkeys(column for row in rows for column in row.columns if column not in used)
     else:
         form = _format(rows[0], source, config)
+        for row in rows:
+            form.check(row)
         read, by = form.read, f"format {form.name}"
         left = dict.fromkeys(column for row in rows for column in unread(form, row))
     if left:

@@ -73,6 +73,9 @@ def check_config(path: str, config: Mapping[str, Any]) -> None:
         raise CheckpointError(f"{path}: r: expected a whole number above 0, found {quoted(rank, 40)}.")
     if not _is_number(alpha):
         raise CheckpointError(f"{path}: lora_alpha: expected a number, found {quoted(alpha, 40)}.")
+    saved = config.get("modules_to_save") or []
+    if not isinstance(saved, list) or not all(isinstance(name, str) for name in saved):
+        raise CheckpointError(f"{path}: modules_to_save: expected names of modules, found {quoted(saved, 40)}.")
     _check_pattern(path, config, "rank_pattern", lambda value: type(value) is int and value > 0)
     _check_pattern(path, config, "alpha_pattern", _is_number)
 

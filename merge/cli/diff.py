@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -148,13 +149,13 @@ def _table(rows: list[tuple[str, int, Sums]], with_base: bool, title: str) -> An
 def _bars(found: Diff, out: Any) -> None:
     """How much each layer changed, and how alike the two task vectors are in it."""
     layers = [(layer, sums.measures(found.with_base)) for layer, sums in found.by_layer()]
-    longest = max((float(m["relative"] or 0) for _, m in layers), default=0.0) or 1.0
+    longest = max((r for _, m in layers if math.isfinite(r := float(m["relative"] or 0))), default=0.0) or 1.0
     width = len(str(layers[-1][0]))
     head = "layer: |B - A| / |A|" + (", cosine of the task vectors" if found.with_base else "")
     out.print(head)
     for layer, m in layers:
         relative = float(m["relative"] or 0)
-        bar = "█" * round(_BAR * relative / longest)
+        bar = "█" * round(_BAR * min(relative / longest, 1)) if not math.isnan(relative) else ""
         cosine = f"  {_number(m['task_cosine'])}" if found.with_base else ""
         out.print(f"{layer:>{width}} {bar:<{_BAR}} {relative:.3g}{cosine}")
 

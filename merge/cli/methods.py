@@ -97,11 +97,13 @@ def _explain(method: Any) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    from merge.methods.registry import MOST_MODELS
+
     out = console()
     out.print(Text(f"{method.name}\n", style="bold"))
     out.print(Text((sys.modules[method.reference.__module__].__doc__ or "").strip() + "\n"))
     low, high = method.n_models
-    many = f"{low}" if low == high else f"{low} or more" if high is None else f"{low} to {high}"
+    many = f"{low}" if low == high else f"{low} or more" if high == MOST_MODELS else f"{low} to {high}"
     kind = "LoRA adapters" if method.inputs == "adapters" else "Models"
     out.print(Text(f"{kind}: {many}, base: {method.base}\n"))
     out.print(Text(f"Reproducible: {_REPRODUCIBLE[method.reproducible]}\n"), soft_wrap=True)

@@ -24,7 +24,8 @@ def look_into(adapter: Adapter) -> list[dict[str, Any]]:
             parts = [part for part in (module.a, module.b, module.magnitude) if part is not None]
             # ‖B·A‖² = sum of (B^T B) ∘ (A A^T): no matrix of the module's size is made
             a, b = _values(reader, module.a), _values(reader, module.b)
-            square = float(np.sum((b.T @ b) * (a @ a.T)))
+            with np.errstate(over="ignore", invalid="ignore"):  # NaN of NaN weights is what has to be shown
+                square = float(np.sum((b.T @ b) * (a @ a.T)))
             kind = ("dora" if module.magnitude is not None else "lora") + (" embedding" if module.embedding else "")
             rows.append(
                 _row(name, kind, parts, module.rank, module.scaling, abs(module.scaling) * max(0.0, square) ** 0.5)
@@ -57,4 +58,5 @@ def _values(reader: SourceReader, ref: TensorRef) -> npt.NDArray[np.float64]:
         return raw.reshape(ref.shape)
     values = np.empty(ref.size, np.float32)
     reader.read_values(ref, 0, values)
-    return values.reshape(ref.shape).astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        return values.reshape(ref.shape).astype(np.float64)

@@ -29,6 +29,7 @@ BaseRole = Literal["none", "optional", "required"]
 StatisticsKind = Literal["gram", "fisher"]
 # bitwise: the same bytes on every machine; bounded: equal to rounding, as BLAS and torch choose their code by processor
 Reproducible = Literal["bitwise", "bounded"]
+MOST_MODELS = 500  # compiled loops are unrolled over models; numba takes no tuple of 1,000
 T = TypeVar("T")
 
 
@@ -154,7 +155,7 @@ class Method:
     paper: str
     formula: str
     example: str
-    n_models: tuple[int, int | None] = (1, None)  # fewest and most inputs, the base not counted
+    n_models: tuple[int, int] = (1, MOST_MODELS)  # fewest and most inputs, the base not counted
     base_is_input: bool = False  # the base is one of the inputs, and comes first (slerp)
     fused: str | None = None
     model_pass: ModelPass | None = None
@@ -264,7 +265,7 @@ def method(
             paper=paper,
             formula=formula,
             example=example,
-            n_models=n_models,
+            n_models=(n_models[0], n_models[1] or MOST_MODELS),
             base_is_input=base_is_input,
             fused=fused,
             model_pass=model_pass,

@@ -14,7 +14,7 @@ from itertools import groupby
 from typing import Any
 
 from merge.architecture import LAYER_COUNT_KEYS, architecture_of
-from merge.errors import CheckpointError, Problem, RecipeError
+from merge.errors import CheckpointError, Problem, RecipeError, first_line
 from merge.output.layer_rules import RULED, RULES, Rule, Section
 from merge.quoting import quoted
 
@@ -58,7 +58,7 @@ def restack(config: dict[str, Any], stack: Restacked) -> list[str]:
             section[key] = "".join(
                 _entry(path, key, list(other.get(key, value)), number) for path, other, number in origins
             )
-    notes = [note for rule in RULES if (note := _apply(rule, section, old, origins)) is not None]
+    notes = [note for rule in RULES if (note := _apply_checked(rule, section, old, origins)) is not None]
     if section is not config and stack.module in ("default", "text_decoder"):
         # Qwen2.5-VL and others repeat the text model's values outside its section.
         config.update({key: section[key] for key in old if key in section and config.get(key, old) == old[key]})
@@ -148,6 +148,17 @@ def _renumber_exceptions(section: Section, origins: Sequence[tuple[str, Section,
 
 
 # Rules.
+
+
+def _apply_checked(
+    rule: Rule, section: Section, old: Section, origins: Sequence[tuple[str, Section, int]]
+) -> str | None:
+    """As _apply. Rules read configs that others wrote, in a dozen forms: what is of none of them is reported here."""
+    try:
+        return _apply(rule, section, old, origins)
+    except (TypeError, AttributeError, ValueError, KeyError, IndexError, ZeroDivisionError) as error:
+        said = f"{rule.name}: cannot be read as a rule for layers ({first_line(error)})."
+        raise CheckpointError(f"{origins[0][0]}: {said}") from error
 
 
 def _apply(rule: Rule, section: Section, old: Section, origins: Sequence[tuple[str, Section, int]]) -> str | None:

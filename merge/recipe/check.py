@@ -166,7 +166,7 @@ def _inputs(group: Group, method: Method) -> list[tuple[int, Source]]:
 def _count(reader: Reader, group: Group, method: Method) -> None:
     fewest, most = method.n_models
     n = len(_inputs(group, method))
-    if n >= fewest and (most is None or n <= most):
+    if fewest <= n <= most:
         return
     if UNREADABLE in (source.model for source in group.sources) or group.base == UNREADABLE:
         return  # which of them is the base is not known

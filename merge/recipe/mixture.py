@@ -281,7 +281,7 @@ def _check_attention(
     experts = recipe.models[: len(recipe.mixture.experts)]
     fewest, most = method.n_models
     n = sum(not method.base_apart or source.model != recipe.base_model for source in experts)
-    if n < fewest or (most is not None and n > most):
+    if not fewest <= n <= most:
         takes = f"exactly {fewest}" if fewest == most else f"at least {fewest}" if n < fewest else f"at most {most}"
         besides = " besides the base" if method.base_apart else ""
         reader.problem(node, f"{method.name} merges {takes} models{besides}, and the recipe lists {n} as experts")

@@ -49,10 +49,13 @@ def describe(ref: ModelRef) -> tuple[Tokenizer, dict[str, Any]]:
         "embedding_rows": _embedding_rows(ref, directory),
     }
     encoder = _encoder(tokenizer)
-    facts["tokens_per_byte"] = {
-        name: len(encoder.encode(text, add_special_tokens=False).ids) / len(text.encode())
-        for name, text in SAMPLES.items()
-    }
+    try:
+        facts["tokens_per_byte"] = {
+            name: len(encoder.encode(text, add_special_tokens=False).ids) / len(text.encode())
+            for name, text in SAMPLES.items()
+        }
+    except Exception as error:  # the library raises Exception itself
+        raise CheckpointError(f"{tokenizer.directory}: the tokenizer cannot encode a text ({error}).") from error
     return tokenizer, facts
 
 

@@ -162,7 +162,7 @@ def _model_vocabulary(data: dict[str, Any], path: str) -> dict[str, int]:
     model = model if isinstance(model, dict) else {}
     vocab = model.get("vocab")
     if isinstance(vocab, list):
-        if all(isinstance(piece, list) and len(piece) == 2 and isinstance(piece[0], str) for piece in vocab):
+        if all(_is_piece(piece) for piece in vocab):
             return {piece[0]: number for number, piece in enumerate(vocab)}
     elif isinstance(vocab, dict) and all(_is_id(number) for number in vocab.values()):
         if not all(_is_merge(merge) for merge in model.get("merges") or ()):
@@ -171,6 +171,10 @@ def _model_vocabulary(data: dict[str, Any], path: str) -> dict[str, int]:
     raise CheckpointError(
         f"{path}: model.vocab: expected tokens with their ids (or pieces with their scores). Download the file again."
     )
+
+
+def _is_piece(piece: Any) -> bool:
+    return isinstance(piece, list) and len(piece) == 2 and isinstance(piece[0], str) and type(piece[1]) in (int, float)
 
 
 def _is_merge(merge: Any) -> bool:

@@ -127,7 +127,7 @@ def written(tree: Any) -> bytes:
     """As YAML; what YAML cannot hold is left as Python shows it."""
     try:
         return yaml.dump(tree, Dumper=yaml.CSafeDumper, allow_unicode=True, width=10_000).encode()
-    except (ValueError, yaml.YAMLError):
+    except (ValueError, yaml.YAMLError, RecursionError):
         return str(tree).encode("utf-8", "replace")
 
 
