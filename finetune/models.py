@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.keys import Config
+from finetune.sources import SourceStates, model_sources
 from merge.checkpoint.hub import Place, locate
 from merge.errors import CheckpointError, UsageError
 from merge.loading import CAUSAL, known_as, load_config, load_tokenizer, remember_name
@@ -21,13 +22,19 @@ from merge.recipe.references import parse_reference
 
 @dataclass(frozen=True)
 class Base:
-    """A located model with its config and tokenizer; no weights yet. `context`: tokens, None if it has no limit."""
+    """A located model with its config and tokenizer; no weights yet.
+
+    Attributes:
+        context: tokens; None if it has no limit.
+        sources: the files it is read from, and those of the adapter being continued.
+    """
 
     path: str
     revision: str | None
     config: Any
     tokenizer: Any
     context: int | None
+    sources: SourceStates
 
 
 def open_base(text: str, folder: Path | None, adapter: str | None = None, key: str = "model") -> Base:
@@ -46,18 +53,21 @@ def open_base(text: str, folder: Path | None, adapter: str | None = None, key: s
     place: Place = locate(ref)
     if not (Path(place.path) / "config.json").is_file():
         raise CheckpointError(f"{place.path}: there is no config.json. Name a directory with a model of transformers.")
+    sources = model_sources(text, place.path) + (model_sources(adapter, adapter) if adapter else ())
     config = load_config(place.path)
     own = adapter is not None and (Path(adapter) / "tokenizer_config.json").is_file()
     tokenizer = load_tokenizer(adapter if own and adapter else place.path)
     tokenizer.padding_side = "right"
     context = getattr(config.get_text_config(), "max_position_embeddings", None)
-    return Base(place.path, place.revision, config, tokenizer, context if isinstance(context, int) else None)
+    limit = context if isinstance(context, int) else None
+    return Base(place.path, place.revision, config, tokenizer, limit, sources)
 
 
 def trained_from(base: Base, path: str) -> Base:
     """The model that was trained from this base and lies in `path`, with the base's tokenizer."""
     remember_name(path, known_as(base.path))  # code that came with the base came along
-    return dataclasses.replace(base, path=path, revision=None, config=load_config(path))
+    sources = model_sources(path, path)
+    return dataclasses.replace(base, path=path, revision=None, config=load_config(path), sources=sources)
 
 
 def load_model(base: Base, config: Config, model_class: str, device: str, more: Mapping[str, Any] | None = None) -> Any:
@@ -133,12 +143,6 @@ def computing(config: Config, device: str) -> Any:
     dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16}
     dtype = dtypes.get(mixed_precision(config, device))  # of cpu or cuda, whichever GPU it is
     return contextlib.nullcontext() if dtype is None else torch.autocast(device, dtype)
-
-
-def weight_files(path: str) -> list[Path]:
-    """The files that hold weights, sorted by name."""
-    files = (file for file in Path(path).iterdir() if file.suffix in (".safetensors", ".bin"))
-    return sorted(file for file in files if file.name != "training_args.bin")
 
 
 def _dtype(config: Config, device: str) -> Any:

@@ -14,10 +14,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from merge.errors import UsageError
+from merge.errors import MergeError, UsageError
 from merge.jsontext import parse_json
 from merge.output.directory import Sources, explained, sync, sync_directory, write_whole
 from merge.output.workspace import Workspace
+from merge.quoting import some
 
 RUN = "run.json"
 
@@ -56,18 +57,34 @@ class TrainingDirectory:
     def _claim(self) -> None:
         file = self.partial / RUN
         begun = file.exists()
-        if begun and (different := _differences(file, self.identity)):
+        if begun and (error := self._other_work(file)):
             if not self.force:
-                raise UsageError(
-                    f"{self.partial} holds unfinished training that differs in: {', '.join(different)}. Run that one "
-                    "to finish it, delete the directory, or use --force to start over."
-                )
+                raise error
             begun = False
         if not begun:
             self._work.clear()
             write_whole(file, json.dumps(self.identity, indent=1).encode())
         if self.result.exists():  # a kill while it was written
             shutil.rmtree(self.result)
+
+    def _other_work(self, file: Path) -> MergeError | None:
+        """The error for what run.json says of unfinished work, if that is not this training."""
+        now = json.loads(json.dumps(self.identity))
+        try:
+            before = parse_json(file.read_bytes())
+            asked, sources = (_differences(before[key], now[key]) for key in ("config", "sources"))
+            others = _differences(before, now)
+        except (OSError, ValueError, KeyError, AttributeError, TypeError):
+            asked, sources, others = ["an unreadable run.json"], [], []
+        if sources and not asked:
+            return self._work.stale(some(sources))
+        different = sorted(asked + [name for name in others if name not in ("config", "sources")])
+        if not different:
+            return None
+        return UsageError(
+            f"{self.partial} holds unfinished training that differs in: {', '.join(different)}. Run that one to finish "
+            "it, delete the directory, or use --force to start over."
+        )
 
     def complete(self, report: Mapping[str, Any]) -> None:
         """Gives the result its name and removes the rest; `report`: see Workspace."""
@@ -78,13 +95,5 @@ class TrainingDirectory:
         self._work.complete(report)
 
 
-def _differences(file: Path, identity: dict[str, Any]) -> list[str]:
-    """What has another value in run.json, by name; keys of the config by their own."""
-    try:
-        before = parse_json(file.read_bytes())
-        flat = {**before.pop("config"), **before}
-    except (OSError, ValueError, KeyError, AttributeError):
-        return ["an unreadable run.json"]
-    now = json.loads(json.dumps(identity))
-    now = {**now.pop("config"), **now}
-    return sorted(name for name in {**flat, **now} if flat.get(name) != now.get(name))
+def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    return sorted(name for name in {**before, **now} if before.get(name) != now.get(name))

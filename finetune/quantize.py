@@ -198,7 +198,7 @@ def _plan(
     side = [SideFile("config.json", text=json.dumps(config, indent=2, ensure_ascii=False) + "\n")]
     if (index := index_text(placed, shards)) is not None:
         side.append(SideFile(INDEX, text=index))
-    side += [SideFile(file, os.path.join(checkpoint.path, file)) for file in checkpoint.side_files()]
+    side += [SideFile.copy(file, os.path.join(checkpoint.path, file)) for file in checkpoint.side_files()]
     side.append(SideFile("README.md", text=_card(checkpoint, to, name, len(modules), len(kept))))
     source_model = SourceModel(checkpoint.ref.text, checkpoint.path, checkpoint.revision, checkpoint.files)
     text = f"quantize: {checkpoint.ref.text}\nto: {to}\n"

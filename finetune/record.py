@@ -14,7 +14,8 @@ import xxhash
 
 from finetune.data import Data
 from finetune.keys import Config
-from finetune.models import Base, weight_files
+from finetune.models import Base
+from finetune.sources import weight_files
 from merge.errors import CheckpointError
 from merge.loading import code_that_ran
 

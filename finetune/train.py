@@ -23,7 +23,6 @@ from finetune.before import check_packages
 from finetune.config import keeps_best
 from finetune.data import Data, encode_samples, read_samples
 from finetune.data.encode import set_up_tokenizer
-from finetune.data.files import find_file
 from finetune.distributed import check_launch, is_first, known_to_all
 from finetune.keys import Config
 from finetune.libraries import quiet_libraries
@@ -34,11 +33,11 @@ from finetune.output import TrainingDirectory
 from finetune.record import TENSORBOARD, weight_digests
 from finetune.result import save_result, summarise_losses, summarise_metrics, write_records
 from finetune.rope import scale_rope
+from finetune.sources import SourceStates, check_sources, source_digests
 from finetune.trainables import TRAINABLES, count_parameters, make_trainable
 from merge.engine.memory import peak_resident
 from merge.output.directory import check_out
 from merge.processors import processors
-from merge.recipe.references import parse_reference
 
 Progress = Callable[[int, int, dict[str, float]], None]
 Say = Callable[[str], None]
@@ -65,7 +64,7 @@ class Report:
 
 @dataclass(frozen=True)
 class Prepared:
-    """Everything that is known before the weights are read. `sources`: (name, path) of all that is read."""
+    """Everything that is known before the weights are read. `data_sources`: the files of the data."""
 
     config: Config
     base: Base
@@ -73,7 +72,17 @@ class Prepared:
     objective: Objective
     new_ids: tuple[int, ...]
     notes: tuple[str, ...]
-    sources: tuple[tuple[str, str], ...]
+    data_sources: SourceStates
+
+    @property
+    def sources(self) -> SourceStates:
+        """All that is read, as it was then."""
+        return (*self.base.sources, *self.data_sources, *self.objective.sources())
+
+    @property
+    def places(self) -> tuple[tuple[str, str], ...]:
+        """(name, path) of what the result must not replace."""
+        return (("the model", self.base.path), *((name, file.path) for name, file in self.sources))
 
 
 def prepare(config: Config, folder: Path | None = None) -> Prepared:
@@ -93,13 +102,7 @@ def prepare(config: Config, folder: Path | None = None) -> Prepared:
         objective = bind_objective(samples.objective, Run(config, base, folder, samples.train, samples.validation))
     data = encode_samples(samples, config, base.tokenizer, base.context, objective)
     new_ids = tuple(range(before, len(base.tokenizer)))
-    found = ((path, find_file(path, folder)) for path in data.files)
-    sources = [("the model", base.path), *((path, str(file)) for path, file in found if file is not None)]
-    if config.adapter is not None:
-        sources.append(("the adapter", config.adapter))
-    if config.teacher is not None:
-        sources.append(("the teacher", parse_reference(config.teacher, folder).path))
-    return Prepared(config, base, data, objective, new_ids, (*notes, *data.notes), tuple(sources))
+    return Prepared(config, base, data, objective, new_ids, (*notes, *data.notes), samples.sources)
 
 
 def finetune(
@@ -137,14 +140,16 @@ def _finetune(
     out = Path(config.out)
     first = is_first()
     if first:
-        check_out(out, force, prepared.sources)
+        check_out(out, force, prepared.places)
     device = pick_device(config, device)
     check_launch(config, device)
     torch.set_num_threads(threads or processors())  # torch counts the machine's, whatever a container may use
     digests = weight_digests(base)
     objective = prepared.objective
     kept = objective.record()
-    identity = {"config": dataclasses.asdict(config), "data files": data.files, "base weights": digests, **kept}
+    weights = {f"{config.model}/{name}": digest for name, digest in digests.items()}
+    sources = source_digests(prepared.sources, known=data.files | weights)
+    identity = {"config": dataclasses.asdict(config), "sources": sources, **kept}
     set_seed(config.seed)
     model = load_model(base, config, objective.model_class, device, objective.loading())
     model = make_trainable(model, config, objective.task_type, list(prepared.new_ids))
@@ -154,7 +159,8 @@ def _finetune(
         say(f"{len(model.new_parameters)} parameters are not in the base and start at random: {_few(model)}")
     _check_model(model, prepared, device, out)
     objective.begin(model, data, config, device)
-    with TrainingDirectory(out, identity, force, first, prepared.sources) as directory:
+    check_sources(prepared.sources)  # what was loaded is what the digests are of
+    with TrainingDirectory(out, identity, force, first, prepared.places) as directory:
         args = arguments(prepared, device, directory.partial)
         finished = known_to_all(args, directory.finished)
         if finished is not None:
@@ -173,6 +179,7 @@ def _finetune(
         }
         notes = list(prepared.notes)
         save_result(trainer, prepared, directory)
+        check_sources(prepared.sources)
         if first:
             note = write_records(trainer, prepared, directory, digests, figures)
             notes += [note] if note else []
@@ -215,7 +222,7 @@ def _train(
     """(trainer, the step it resumed from, seconds)."""
     from transformers import EarlyStoppingCallback
 
-    from finetune.trainer import Tuner, last_checkpoint
+    from finetune.trainer import Tuner, last_checkpoint, on_checkpoint
 
     config, data = prepared.config, prepared.data
     args.distributed_state.wait_for_everyone()  # until the first process has cleared OUT.partial
@@ -231,6 +238,7 @@ def _train(
         prepared.base.tokenizer.pad_token_id,
         progress,
     )
+    trainer.add_callback(on_checkpoint(lambda: check_sources(prepared.sources)))
     if config.early_stopping is not None:
         trainer.add_callback(EarlyStoppingCallback(config.early_stopping))
     if config.scheduler != "constant" and args.get_warmup_steps(args.max_steps) >= args.max_steps:

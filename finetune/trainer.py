@@ -216,6 +216,13 @@ def _sync(file: Path) -> None:
         os.fsync(stream.fileno())
 
 
+def on_checkpoint(call: Callable[[], None]) -> TrainerCallback:
+    """Calls it when a checkpoint is complete."""
+    callback = TrainerCallback()
+    callback.on_save = lambda *args, **keywords: call()
+    return callback
+
+
 class _Progress(TrainerCallback):  # type: ignore[misc]
     def __init__(self, progress: Callable[[int, int, dict[str, float]], None]) -> None:
         self._progress = progress

@@ -298,11 +298,21 @@ class Shard:
 
 @dataclass(frozen=True, slots=True)
 class SideFile:
-    """A small output file: a byte-for-byte copy of `source`, or `text` when there is no source."""
+    """A small output file: a byte-for-byte copy of `source`, or `text` when there is no source.
+
+    Attributes:
+        state: of the source when the plan was made.
+    """
 
     name: str
     source: str | None = None
     text: str | None = None
+    state: SourceFile | None = None
+
+    @staticmethod
+    def copy(name: str, source: str) -> SideFile:
+        """Raises OSError if the source is gone."""
+        return SideFile(name, source, state=SourceFile.now(source))
 
 
 @dataclass(frozen=True, slots=True, repr=False)

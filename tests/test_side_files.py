@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from conftest import write_json, write_safetensors
 from safetensors.numpy import load_file
 
 from merge.cli import cli
+from merge.engine.run import run_plan
+from merge.errors import SourceChanged
 from merge.output.manifest import MANIFEST
 from merge.output.verify import verify_output
 from merge.planners.build import build_plan
@@ -131,3 +134,20 @@ def test_files_that_only_another_input_has_are_noted_and_chosen_by_config_donor(
     plan = build_plan(parse_recipe(text + "config_donor: ./b\n", "r.yaml"))
     assert {"modules.json", "modeling_x.py"} <= {side.name for side in plan.side_files}
     assert plan.models[0].ref == "./b"
+
+
+def test_a_side_file_that_is_another_than_when_the_run_was_planned(models: Path) -> None:
+    plan = build_plan(parse_recipe(LINEAR))
+    file = models / "a" / "tokenizer.json"
+    before, new = file.stat(), file.with_name("new")
+    new.write_bytes(file.read_bytes())
+    os.utime(new, ns=(before.st_atime_ns, before.st_mtime_ns))
+    os.replace(new, file)
+    with pytest.raises(SourceChanged, match=r"a/tokenizer\.json: was replaced or written to since the run was planned"):
+        run_plan(plan, "out")
+    file.unlink()
+    with pytest.raises(
+        SourceChanged, match=r"a/tokenizer\.json: cannot be read .*it was there when the run was planned"
+    ):
+        run_plan(plan, "out")
+    assert not list(models.glob("out*"))

@@ -26,7 +26,9 @@ from finetune.data.pack import Rows, make_rows
 from finetune.data.samples import make_samples
 from finetune.data.settle import settle
 from finetune.keys import KEYS, Config, Source
+from finetune.sources import SourceStates
 from merge.errors import Problem, RecipeError, UsageError
+from merge.plan import SourceFile
 
 if TYPE_CHECKING:
     from finetune.objectives import Objective
@@ -72,12 +74,13 @@ class Data:
 
 @dataclass(frozen=True)
 class Samples:
-    """What the files hold, before a tokenizer has seen it."""
+    """What the files hold, before a tokenizer has seen it. `sources`: those that are files, as they were then."""
 
     objective: str
     train: list[Sample]
     validation: list[Sample]
     files: dict[str, str]
+    sources: SourceStates
     notes: tuple[str, ...]
 
 
@@ -88,6 +91,7 @@ def read_samples(config: Config, folder: Path | None) -> Samples:
         RecipeError: everything that is wrong with files, columns and templates.
     """
     files: dict[str, str] = {}
+    states: dict[str, SourceFile] = {}
     problems: list[Problem] = []
     notes: list[str] = []
 
@@ -95,7 +99,7 @@ def read_samples(config: Config, folder: Path | None) -> Samples:
         sets = []
         for source in sources:
             try:
-                rows, files[source.path] = _rows(source, folder)
+                rows, files[source.path] = _rows(source, folder, states)
                 # A validation file is read like the training file, unless it says otherwise itself.
                 shaped = (
                     source if like is None or source != Source(source.path) else Source(**_shape(like, source.path))
@@ -121,16 +125,18 @@ def read_samples(config: Config, folder: Path | None) -> Samples:
     both = sum(sample.content in seen for sample in validation)
     if both:
         notes.append(f"{both:,} of {len(validation):,} validation examples are in the training data too")
-    return Samples(_objective(config, [*train, *validation]), train, validation, files, tuple(dict.fromkeys(notes)))
+    objective, said = _objective(config, [*train, *validation]), tuple(dict.fromkeys(notes))
+    return Samples(objective, train, validation, files, tuple(states.items()), said)
 
 
-def _rows(source: Source, folder: Path | None) -> tuple[list[Row], str]:
-    """The rows of a file or of a data set of the hub, and their digest."""
+def _rows(source: Source, folder: Path | None, states: dict[str, SourceFile]) -> tuple[list[Row], str]:
+    """The rows of a file or of a data set of the hub, and their digest; adds the file's state."""
     path = find_file(source.path, folder)
     if path is None:
         return read_hub(source.path, source.subset, source.split)
     if source.subset or source.split:
         raise UsageError(f"data {source.path}: is a file; subset and split are of data sets of the hub.")
+    states[source.path] = SourceFile.now(path)
     return read_rows(path), file_digest(path)
 
 

@@ -24,6 +24,7 @@ from finetune.objectives.infilling import Infilling
 from finetune.objectives.judged import JudgedAnswers
 from finetune.objectives.masked import MaskedLanguageModelling
 from finetune.objectives.preference import DirectPreference
+from finetune.sources import SourceStates
 from merge.errors import UsageError
 from merge.recipe.reader import one_of
 
@@ -89,6 +90,9 @@ class Objective(Protocol):
 
     def record(self) -> dict[str, Any]:
         """What the manifest keeps of it."""
+
+    def sources(self) -> SourceStates:
+        """Files that it reads beside model and data, as they were then."""
 
     def finish(self, folder: Path, model: Any) -> None:
         """Adds files to the result that its users need."""

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from finetune.data.contents import Sample
 from finetune.data.encode import Example
 from finetune.keys import Config
+from finetune.sources import SourceStates
 
 if TYPE_CHECKING:
     from finetune.data import Data
@@ -65,6 +66,9 @@ class Basics(ABC):
 
     def record(self) -> dict[str, Any]:
         return {}
+
+    def sources(self) -> SourceStates:
+        return ()
 
     def finish(self, folder: Path, model: Any) -> None:
         return None

@@ -20,6 +20,7 @@ from finetune.data.encode import Encoder, Example
 from finetune.keys import Config
 from finetune.objectives.base import Run
 from finetune.objectives.causal import Causal, Supervised, TextPretraining, logits_of, token_losses
+from finetune.sources import SourceStates
 from merge.errors import UsageError
 
 if TYPE_CHECKING:
@@ -64,6 +65,10 @@ class Distillation(Causal):
 
         assert self._base is not None
         return {"teacher_weights_xxh3_128": weight_digests(self._base)}
+
+    def sources(self) -> SourceStates:
+        assert self._base is not None
+        return self._base.sources
 
     def begin(self, model: Any, data: Data, config: Config, device: str) -> None:
         from finetune.models import load_model, local_device

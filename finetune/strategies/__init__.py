@@ -23,6 +23,7 @@ from pathlib import Path
 
 from finetune.libraries import quiet_libraries
 from finetune.models import pick_device, trained_from
+from finetune.sources import model_sources
 from finetune.strategies.config import TaskSet, load_tasks, mixture
 from finetune.strategies.merges import base_of, check_merges, run_merge
 from finetune.strategies.score import Scorer, is_adapter
@@ -127,6 +128,7 @@ def _after(prepared: Prepared, before: Path | None, out: Path, adapters: bool) -
     base = prepared.base
     if before is not None and adapters:
         config = dataclasses.replace(config, adapter=str(before))
+        base = dataclasses.replace(base, sources=base.sources + model_sources(str(before), str(before)))
     elif before is not None:
         config = dataclasses.replace(config, model=str(before))
         base = trained_from(base, str(before))

@@ -240,11 +240,13 @@ def run_merge(merge: Merge, base: str, inputs: Mapping[str, str], out: Path, *, 
         MergeError: see merge.engine.run.
     """
     from merge.output.manifest import MANIFEST, read_manifest
+    from merge.output.workspace import settle
     from merge.planners.build import build_plan
     from merge.recipe import parse_recipe
 
     text = merge.text(base, inputs)
     if not again and (out / MANIFEST).is_file() and read_manifest(out).get("recipe") == text:
+        settle(out)
         return False
     from merge.engine.run import run_plan
 

@@ -24,6 +24,7 @@ from merge.errors import MergeError, OutputError, UsageError
 from merge.jsontext import parse_json
 from merge.loading import trusted_names, trusting
 from merge.output.directory import partial_of
+from merge.output.workspace import settle
 from merge.processors import processors
 
 ProgressBar = Callable[[str], AbstractContextManager[Progress]]
@@ -100,6 +101,7 @@ def train_stages(stages: Sequence[Stage], workers: int, machine: Machine) -> lis
     todo = []
     for stage in stages:
         if is_done(stage, machine.force):
+            settle(stage.out)
             machine.say(f"{stage.name}: done before")
         else:
             todo.append(stage)

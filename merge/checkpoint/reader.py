@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from merge.checkpoint.decode import F32Array, to_float32
+from merge.checkpoint.unchanged import check_unchanged, compare, gone
 from merge.derive import FOUND, Fill, operation
 from merge.dtypes import DTYPES
 from merge.errors import CheckpointError, SourceChanged
@@ -124,17 +125,10 @@ class SourceReader:
     def check_unchanged(self, path: str | None = None) -> None:
         """Holds one file, or all of them, to what they were when the plan was made."""
         for file in self._files.values() if path is None else (self._files[path],):
-            try:
-                _compare(file, os.stat(file.path))
-            except FileNotFoundError:
-                raise SourceChanged(
-                    f"{file.path}: was there when the run was planned and is gone. {_RUN_AGAIN}"
-                ) from None
-            except OSError as error:
-                raise CheckpointError(f"{file.path}: cannot be read ({error.strerror}).") from None
+            check_unchanged(file)
             descriptor = self._descriptors.get(file.path)
             if descriptor is not None:
-                _compare(file, os.fstat(descriptor))
+                compare(file, os.fstat(descriptor))
 
     def _fill(self, ref: Stored, place: int, out: npt.NDArray[np.generic]) -> None:
         """All the bytes of out, from byte `place` of the tensor's file."""
@@ -169,11 +163,11 @@ class SourceReader:
             try:
                 descriptor = open_file(path)
             except FileNotFoundError:
-                raise SourceChanged(f"{path}: was there when the run was planned and is gone. {_RUN_AGAIN}") from None
+                raise gone(path) from None
             except OSError as error:
                 raise CheckpointError(f"{path}: cannot be opened ({error.strerror or error}).") from None
             try:
-                _compare(self._files[path], os.fstat(descriptor))
+                compare(self._files[path], os.fstat(descriptor))
             except SourceChanged:
                 os.close(descriptor)
                 raise
@@ -194,25 +188,6 @@ class _Prepared:
             if self._fill is None:
                 self._fill = operation(self._ref).prepare(self._ref, read)
             return self._fill
-
-
-_RUN_AGAIN = "Wait until nothing writes to it, then run again."
-
-
-def _compare(file: SourceFile, now: os.stat_result) -> None:
-    if now.st_size != file.size:
-        raise SourceChanged(
-            f"{file.path}: changed since the run was planned: expected {file.size:,} bytes, found {now.st_size:,}. "
-            + _RUN_AGAIN
-        )
-    if now.st_mtime_ns != file.mtime_ns:
-        late = (now.st_mtime_ns - file.mtime_ns) / 1e9
-        raise SourceChanged(f"{file.path}: was written again since the run was planned ({late:+.3f} s). {_RUN_AGAIN}")
-    if SourceFile.of(file.path, now).stamp != file.stamp:
-        raise SourceChanged(
-            f"{file.path}: was replaced or written to since the run was planned; its size and mtime are the same, its "
-            f"inode or ctime is not. {_RUN_AGAIN}"
-        )
 
 
 def open_file(path: str, flags: int = os.O_RDONLY) -> int:

@@ -25,10 +25,11 @@ from merge.engine.run import Report, run_plan
 from merge.engine.space import bytes_free
 from merge.errors import MergeError, OutputError, UsageError
 from merge.jsontext import parse_json
-from merge.output.directory import explained, finished_of, placed, write_whole
+from merge.output.directory import explained, placed, write_whole
 from merge.output.identity import plan_digest, stamps
 from merge.output.manifest import MANIFEST
 from merge.output.verify import verify_output
+from merge.output.workspace import settle
 from merge.output.writer import OutputDirectory
 from merge.plan import SourceFile
 from merge.planners.build import SHARD_BYTES
@@ -96,7 +97,7 @@ def run_pipeline(
             is_last = stage is pipeline.stages[-1]
             report = None
             if not is_last and stages.has(current):
-                finished_of(current.directory).unlink(missing_ok=True)  # a kill may have left it
+                settle(current.directory)
             else:
                 stages.begin(current)
                 report = run_plan(

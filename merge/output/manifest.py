@@ -15,10 +15,11 @@ from typing import Any
 
 import xxhash
 
+from merge.checkpoint.unchanged import check_unchanged
 from merge.errors import OutputError, SourceChanged
 from merge.jsontext import parse_json
 from merge.loading.trust import code_that_ran
-from merge.plan import Plan
+from merge.plan import Plan, SourceFile
 from merge.quoting import quoted
 
 MANIFEST = "merge_manifest.json"
@@ -30,17 +31,24 @@ def side_file_bytes(plan: Plan) -> dict[str, bytes]:
     """Contents of the small output files, by name.
 
     Raises:
-        SourceChanged: a file to copy is gone since the plan was made.
+        SourceChanged: a file to copy is gone, or another one, since the plan was made.
     """
     try:
         return {
-            side.name: Path(side.source).read_bytes() if side.source is not None else _encoded(side.text or "")
+            side.name: _copied(side.source, side.state) if side.source is not None else _encoded(side.text or "")
             for side in plan.side_files
         }
     except OSError as error:
         raise SourceChanged(
             f"{error.filename}: cannot be read ({error.strerror}); it was there when the run was planned. Run again."
         ) from error
+
+
+def _copied(source: str, state: SourceFile | None) -> bytes:
+    data = Path(source).read_bytes()
+    if state is not None:
+        check_unchanged(state)
+    return data
 
 
 def manifest_bytes(

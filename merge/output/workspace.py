@@ -176,6 +176,15 @@ class Workspace:
         self.partial.rmdir()
 
 
+def settle(out: Path) -> None:
+    """Removes what a kill left beside an OUT that had got its name, for those who find it and do not make it again."""
+    if placed(out) is not None:
+        with explained(partial_of(out)):
+            if partial_of(out).is_dir():
+                shutil.rmtree(partial_of(out))
+            finished_of(out).unlink()
+
+
 def resume(work: Callable[[bool], R], force: bool) -> R:
     """What work(fresh=False) returns; with `force`, where unfinished work is stale, what work(fresh=True) does."""
     try:

@@ -57,7 +57,7 @@ def build_adapter_plan(recipe: Recipe, method: Method, name: str) -> Plan:
         RECIPE_FILE: recipe.text,
     }
     donor = inputs.adapters[0].path
-    copied = [SideFile(file, source=f"{donor}/{file}") for file in list_side_files(donor) if file not in made]
+    copied = [SideFile.copy(file, f"{donor}/{file}") for file in list_side_files(donor) if file not in made]
     return Plan(
         name=name,
         method=method.name,

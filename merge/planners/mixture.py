@@ -127,5 +127,5 @@ def _side_files(dense: Dense, name: str, steps: Sequence[Step], index: str | Non
     if index is not None:
         made[INDEX] = index
     keeper = dense.base.checkpoint
-    copied = [SideFile(file, source=f"{keeper.path}/{file}") for file in keeper.side_files() if file not in made]
+    copied = [SideFile.copy(file, f"{keeper.path}/{file}") for file in keeper.side_files() if file not in made]
     return (*copied, *(SideFile(file, text=text) for file, text in made.items()))

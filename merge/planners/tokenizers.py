@@ -85,7 +85,7 @@ def copied_files(
         keeper = donor if vocabulary.owner is None else inputs.all[vocabulary.owner].checkpoint
     template = _template(recipe, inputs)
     others = [name for name in donor.side_files() if not _goes_with_tokenizer(name, donor.path)]
-    copied = [SideFile(name, source=f"{donor.path}/{name}") for name in others]
+    copied = [SideFile.copy(name, f"{donor.path}/{name}") for name in others]
     if code := code_files(donor.path):
         inputs.notes.append(f"copied with {donor.ref.text}: code that auto_map names ({some(list(code))})")
     _note_what_is_lacking(inputs, others)
@@ -93,7 +93,7 @@ def copied_files(
     if vocabulary is None and template is None:
         directory = keeper.tokenizer_path
         names = [name for name in list_side_files(directory) if _goes_with_tokenizer(name, directory)]
-        kept = (SideFile(name, source=f"{directory}/{name}") for name in names if name != _GENERATION)
+        kept = (SideFile.copy(name, f"{directory}/{name}") for name in names if name != _GENERATION)
         return (*kept, *copied)
     if vocabulary is None and not has_tokenizer(keeper.tokenizer_path):
         said = f"{keeper.ref.text} has no tokenizer for the chat template to go with."
@@ -113,7 +113,7 @@ def _generation(
         return ()
     source = f"{owner.path}/{_GENERATION}"
     if vocabulary is None or (vocabulary.owner is not None and owner is keeper):
-        return (SideFile(_GENERATION, source=source),)
+        return (SideFile.copy(_GENERATION, source),)
     config = vocabulary.adapted(read_json(source, unique=False), notes)
     return (SideFile(_GENERATION, text=json.dumps(config, indent=2, ensure_ascii=False) + "\n"),)
 

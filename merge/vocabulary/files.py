@@ -63,7 +63,7 @@ def tokenizer_files(
         _adapt(config, changed)
     if config != tokenizer.config or (changed is not None and CONFIG not in names):
         made[CONFIG] = json.dumps(config, ensure_ascii=False, indent=2) + "\n"
-    copied = [SideFile(name, source=f"{tokenizer.directory}/{name}") for name in names if name not in made]
+    copied = [SideFile.copy(name, f"{tokenizer.directory}/{name}") for name in names if name not in made]
     return (*copied, *(SideFile(name, text=text) for name, text in made.items()))
 
 

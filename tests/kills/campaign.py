@@ -124,7 +124,8 @@ class Trial:
         """So many kills, and so many errors of each kind."""
         count = Count(len(self.calls))
         for kind, number in (("kill", kills), ("full", errors), ("broken", errors)):
-            for point in self.points(number):
+            others = self._around(self.job.outs[:-1]) if kind == "kill" else []
+            for point in sorted({*self.points(number), *others}):
                 count.kinds[kind] += 1
                 fault = self.stop(kind, point)
                 if fault is not None:
@@ -134,15 +135,20 @@ class Trial:
 
     def points(self, number: int) -> list[int]:
         """The first and the last call, those where the result gets its name, and others evenly between."""
-        n, out = len(self.calls), (*self.job.outs, "")[-1]
-        calls = list(enumerate(self.calls, start=1))
-        placed = [i for i, (call, path) in calls if path == out and call in _PLACING]
-        noted = [i for i, (call, path) in calls if path == f"{out}.finished" and call == "replace"]
-        near = [*placed, *(min(i + 1, n) for i in placed), n, 1, *noted]
+        n = len(self.calls)
+        near = [*self._around(self.job.outs[-1:]), n, 1]
         chosen = list(dict.fromkeys(near))[:number]
         rest = [i for i in range(1, n + 1) if i not in chosen]
         left = min(number - len(chosen), len(rest))
         return sorted([*chosen, *(rest[(2 * i + 1) * len(rest) // (2 * left)] for i in range(left))])
+
+    def _around(self, outs: Sequence[str]) -> list[int]:
+        """The calls that give results their names, those after these, and those about their OUT.finished."""
+        calls = list(enumerate(self.calls, start=1))
+        placed = [i for out in outs for i, (call, path) in calls if path == out and call in _PLACING]
+        notes = [f"{out}.finished" for out in outs]
+        noted = [i for i, (call, path) in calls if path in notes and call in ("replace", "unlink")]
+        return [*placed, *(i + 1 for i in placed if i < len(calls)), *noted]
 
     def stop(self, kind: str, point: int) -> str | None:
         """Stops the command once, and runs it again; what was wrong, if anything was."""
@@ -169,7 +175,8 @@ class Trial:
                 here = _below(now, f"{out}.partial/replaced")
             if here not in (old, new):
                 return f"{out} is neither the old nor the new result: {sorted(here)}"
-        lost = [path for path, digest in self.before.items() if self.after.get(path) == digest != now.get(path)]
+        sources = [path for path in self.before if not any(f"{path}/".startswith(f"{out}/") for out in self.job.outs)]
+        lost = [path for path in sources if self.after.get(path) == self.before[path] != now.get(path)]
         return f"lost or changed: {lost}" if lost else None
 
     def _run(self, words: Sequence[str], kind: str = "count", point: int = 0) -> Any:

@@ -1,0 +1,49 @@
+"""What a training reads: files that stay as they are until it is done, and that have the same contents after a kill."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import xxhash
+
+from merge.checkpoint.side_files import is_side_file
+from merge.checkpoint.unchanged import check_unchanged
+from merge.plan import SourceFile
+
+SourceStates = tuple[
+    tuple[str, SourceFile], ...
+]  # (name, state when it was read); the name does not change when all is moved
+
+
+def model_sources(text: str, path: str) -> SourceStates:
+    """The files of a model, or of an adapter, that the config calls `text`, as they are now."""
+    files = {*weight_files(path), *(file for file in Path(path).iterdir() if _is_read(file.name) and file.is_file())}
+    return tuple((f"{text}/{file.name}", SourceFile.now(file)) for file in sorted(files))
+
+
+def _is_read(name: str) -> bool:
+    return is_side_file(name) or name in ("config.json", "adapter_config.json") or name.endswith(".py")
+
+
+def weight_files(path: str) -> list[Path]:
+    """The files that hold weights, sorted by name."""
+    files = (file for file in Path(path).iterdir() if file.suffix in (".safetensors", ".bin"))
+    return sorted(file for file in files if file.name != "training_args.bin")
+
+
+def check_sources(sources: SourceStates) -> None:
+    """Raises SourceChanged if a file is not what it was when it was read."""
+    for _, file in sources:
+        check_unchanged(file)
+
+
+def source_digests(sources: SourceStates, known: Mapping[str, str]) -> dict[str, str]:
+    """A digest of the contents of each, by name; xxh3-128, or what is `known`."""
+    return {name: known.get(name) or _digest(file.path) for name, file in sources} | dict(known)
+
+
+def _digest(path: str) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()
