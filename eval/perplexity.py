@@ -14,11 +14,12 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from eval.streamed import Batch, Logits, open_logits
+from eval.streamed import Batch, Logits, WholeLogits, open_logits
 from merge.checkpoint.files import read_json
 from merge.errors import NumbersError, UsageError
 from merge.loading import load_tokenizer
@@ -142,6 +143,13 @@ def measure(
         for each in models:
             each.close()
     return _summary(sums, batches, len(documents), len(paths))
+
+
+def of_network(network: Any, batches: Sequence[Batch], name: str) -> Perplexity:
+    """The same of a model in memory, in its own dtype, on windows (windows, tokens) each of which is a text."""
+    windows = [Windows(batch, np.ones((len(batch), batch.shape[1] - 1), np.bool_)) for batch in batches]
+    sums = _over_blocks([WholeLogits(network, batches)], [Path(name)], windows, lambda share: None)
+    return _summary(sums, windows, sum(map(len, batches)), 1)[0]
 
 
 def _most_positions(path: Path) -> int:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
+
+import numpy as np
 
 from merge.errors import UsageError
 from merge.statistics.data import make_batches, read_texts
@@ -27,9 +28,9 @@ def perplexity(model: str, data: Path | None, max_tokens: int = 4096, length: in
     Raises:
         UsageError: there is nothing to predict in the data, or a package that loads this format is missing.
         CheckpointError: transformers cannot load the model.
+        NumbersError: it gives NaN.
     """
-    import torch
-
+    from eval.perplexity import of_network
     from finetune.loaded import load
 
     texts = list(SAMPLE) if data is None else read_texts(data)
@@ -39,13 +40,5 @@ def perplexity(model: str, data: Path | None, max_tokens: int = 4096, length: in
         raise UsageError(f"{error} Install it, or give --no-perplexity.") from error
     network = loaded.network
     length = min(length, getattr(network.config.get_text_config(), "max_position_embeddings", None) or length)
-    loss, n_predicted = 0.0, 0
-    with torch.inference_mode():
-        for batch in make_batches(loaded.tokenizer, texts, max_tokens, length, 1, 0).all:
-            tokens = torch.tensor(batch)
-            logits = network(input_ids=tokens).logits[:, :-1].float()
-            loss += float(
-                torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="sum")
-            )
-            n_predicted += tokens[:, 1:].numel()
-    return math.exp(min(loss / n_predicted, 700.0))
+    batches = make_batches(loaded.tokenizer, texts, max_tokens, length, 1, 0)
+    return of_network(network, [np.array(batch) for batch in batches.all], model).perplexity.value

@@ -13,15 +13,17 @@ import torch
 from architectures import build, names, tiny
 from conftest import write_safetensors
 from safetensors.numpy import load_file
+from test_mixture_models import SIZES, dense, mixture
 
 import merge.layerwise.weights
 from merge.checkpoint import open_checkpoint
 from merge.checkpoint.reader import SourceReader
 from merge.errors import CheckpointError
 from merge.layerwise import LayerRunner, open_runner, whole_model
+from merge.loading import trusting
 from merge.recipe.references import parse_reference
 
-TOKENS = torch.tensor([[3, 9, 4, 11, 40, 2, 7, 8, 30, 31, 5, 12, 13], [2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 1]])
+TOKENS = torch.tensor([[3, 9, 4, 11, 29, 2, 7, 8, 30, 31, 5, 12, 13], [2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 1]])
 PAGE = (Path(__file__).parent.parent / "docs" / "architectures.md").read_text(encoding="utf-8")
 STREAMED = re.findall(r"^\| (\S+) \|.* streamed \|$", PAGE, re.MULTILINE)
 # Between them: stacked and transposed experts, tuples as results, positions and projections outside the layers, states
@@ -111,6 +113,25 @@ def test_experts_are_read_one_at_a_time(tmp_path: Path, name: str, monkeypatch: 
         assert runner.weights.most < layer_bytes(runner) - stacks // 2
 
 
+@pytest.mark.full
+def test_experts_in_a_list_are_read_one_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """DeepSeek's layout, whose code is beside the weights."""
+    model = dense(tmp_path / "dense", "llama")
+    mixture(tmp_path / "out", model, "architecture: deepseek\n")
+    most = []
+    with trusting(str(tmp_path / "out")):
+        for limit in (1 << 30, 0):
+            monkeypatch.setattr(merge.layerwise.weights, "EXPERT_BYTES", limit)
+            with runner_of(tmp_path / "out") as (runner, _):
+                assert runner is not None
+                logits = logits_of(runner)
+                most.append(runner.weights.most)
+        with torch.no_grad():
+            torch.testing.assert_close(logits, whole_model(str(tmp_path / "out"))(TOKENS).logits, rtol=1e-5, atol=1e-5)
+    one_expert = 4 * 3 * SIZES["hidden_size"] * SIZES["intermediate_size"]
+    assert most[1] <= most[0] - 3 * one_expert
+
+
 def test_layers_that_share_keys_and_values_need_the_whole_model(tmp_path: Path) -> None:
     cls, config = tiny("gemma3n_text")
     config.layer_types = ["full_attention", "sliding_attention"] * 2 + ["full_attention"]
@@ -155,3 +176,11 @@ def test_a_layer_that_sees_later_tokens_is_refused(tmp_path: Path, monkeypatch: 
         assert runner is not None
         with pytest.raises(CheckpointError, match="depends on tokens that come later"):
             logits_of(runner)
+
+
+def test_a_token_without_a_row_is_named(tmp_path: Path) -> None:
+    build("llama-tied").save_pretrained(tmp_path)
+    with runner_of(tmp_path) as (runner, _):
+        assert runner is not None
+        with pytest.raises(CheckpointError, match="its tokenizer has token 48, its embedding 48 rows"):
+            runner.embed(torch.tensor([[1, 48]]))

@@ -186,6 +186,8 @@ def test_bad_inputs(tmp_path: Path, text: Path, make_model: Callable[..., Path])
     broken = tmp_path / "broken.jsonl"
     broken.write_text('{"text": "w1 w2"}\n{"txt": 3}\n', encoding="utf-8")
     nan = make_model(tmp_path / "nan", extra={"model.norm.weight": np.full(16, np.nan, np.float32)})
+    layer = {"model.layers.0.input_layernorm.weight": np.full(16, np.nan, np.float32)}
+    nan_inside = make_model(tmp_path / "inside", extra=layer)
     with pytest.raises(UsageError, match="no text of at least two tokens"):
         measure(model, empty)
     with pytest.raises(UsageError, match=r"broken\.jsonl:2"):
@@ -196,6 +198,8 @@ def test_bad_inputs(tmp_path: Path, text: Path, make_model: Callable[..., Path])
         measure(model, text, context=8, stride=9)
     with pytest.raises(NumbersError, match="NaN"):
         measure(nan, text)
+    with pytest.raises(NumbersError, match="NaN"):
+        measure(nan_inside, text)
 
 
 def test_the_command(tmp_path: Path, text: Path, make_model: Callable[..., Path], call_cli: Callable[..., Any]) -> None:

@@ -12,11 +12,12 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from architectures import build
 from conftest import TOKENIZER, VOCABULARY, write_json, write_safetensors
 from safetensors.numpy import load_file
 
 from merge import build_plan, parse_recipe, run_plan
-from merge.errors import NumbersError, RecipeError, SourceChanged, UsageError
+from merge.errors import CheckpointError, NumbersError, RecipeError, SourceChanged, UsageError
 from merge.layerwise import LayerRunner, Unstreamable
 from merge.methods.fisher import fisher
 from merge.methods.regmean import regmean
@@ -36,9 +37,13 @@ def model_of(path: Path, config: Any) -> Path:
     for parameter in model.parameters():  # far from the initial values, so that layers do something
         parameter.data += torch.randn_like(parameter) * 0.1
     model.save_pretrained(path)
+    write_tokenizer(path)
+    return path
+
+
+def write_tokenizer(path: Path) -> None:
     write_json(path / "tokenizer.json", TOKENIZER)
     write_json(path / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "<unk>"})
-    return path
 
 
 def sizes(tied: bool = False) -> dict[str, Any]:
@@ -96,7 +101,7 @@ def direct_grams(path: Path, data: Path) -> Arrays:
             key = f"gram.{name}.weight"
 
             def add(module: Any, inputs: Any, output: Any, key: str = key) -> None:
-                flat = inputs[0].flatten(0, 1).double()
+                flat = inputs[0].reshape(-1, inputs[0].shape[-1]).double()
                 sums[key] = sums.get(key, 0) + flat.T @ flat
 
             module.register_forward_hook(add)
@@ -127,13 +132,32 @@ def test_layer_by_layer_equals_hooks_on_the_whole_model(tmp_path: Path, data: Pa
     assert not (tmp_path / "out.safetensors.partial").exists()
 
 
+@pytest.mark.parametrize("name", ["opt", "falcon", "mixtral"])
+def test_what_is_outside_the_layers_or_renamed_has_its_statistics(tmp_path: Path, data: Path, name: str) -> None:
+    """OPT projects its embeddings, Falcon's layers give tuples, Mixtral's experts are stacked in memory."""
+    path = tmp_path / "model"
+    build(name).save_pretrained(path)
+    write_tokenizer(path)
+    assert collect(path, data, tmp_path / "out.safetensors").notes == ()
+    found, expected = load_file(tmp_path / "out.safetensors"), direct_grams(path, data)
+    assert_near(found, expected)
+    assert name != "opt" or "gram.model.decoder.project_in.weight" in found
+
+
+def test_a_model_without_linear_layers_has_no_statistics_for_regmean(tmp_path: Path, data: Path) -> None:
+    build("gpt2").save_pretrained(tmp_path / "model")
+    write_tokenizer(tmp_path / "model")
+    with pytest.raises(CheckpointError, match="has no linear layers whose inputs"):
+        collect(tmp_path / "model", data, tmp_path / "out.safetensors")
+
+
 def test_a_model_that_cannot_be_streamed_is_held_whole_with_a_note(
     tmp_path: Path, tiny: Path, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def cannot(self: LayerRunner) -> None:
+    def cannot(runner: LayerRunner) -> None:
         raise Unstreamable("of the moon")
 
-    monkeypatch.setattr(LayerRunner, "_try", cannot)
+    monkeypatch.setattr("merge.layerwise.opening.check_end", cannot)
     said: list[str] = []
     summary = collect(tiny, data, tmp_path / "out.safetensors", say=said.append)
     assert summary.notes == tuple(said)
@@ -141,6 +165,8 @@ def test_a_model_that_cannot_be_streamed_is_held_whole_with_a_note(
     assert_near(load_file(tmp_path / "out.safetensors"), direct_grams(tiny, data))
     with pytest.raises(UsageError, match="--max-ram"):
         collect(tiny, data, tmp_path / "other.safetensors", max_ram=1000)
+    with pytest.raises(UsageError, match="Fisher information needs the whole model"):
+        collect(tiny, data, tmp_path / "other.safetensors", kind="fisher", max_ram=1000)
 
 
 @pytest.mark.parametrize("stop", [0, 1, 2, 3])

@@ -61,9 +61,9 @@ def command(
 ) -> None:
     """Collect statistics of MODEL on a text, for the methods regmean and fisher.
 
-    gram: X^T X of the inputs of every linear layer, layer by layer: memory holds the embeddings, one layer and its
-    matrices. fisher: squared gradients of the log-likelihood of each sequence, averaged; this needs the whole model,
-    16 bytes for each parameter, and is begun anew if it is stopped.
+    gram: X^T X of the inputs of every linear layer, layer by layer: memory holds one layer and its matrices. fisher:
+    squared gradients of the log-likelihood of each sequence, averaged; this needs the whole model, 16 bytes for each
+    parameter, and is begun anew if it is stopped.
     """
     from merge.checkpoint import open_checkpoint
     from merge.errors import UsageError

@@ -2,13 +2,17 @@
 
 empty.py    a model whose parameters have shapes and no memory; the whole model, where there is no other way
 weights.py  its parameters, from pieces of stored tensors: by layer, by expert, by rows
-runner.py   LayerRunner: the model's own forward, stopped at one layer; open_runner, which looks first whether it can
+runner.py   LayerRunner: the model's own forward, stopped at one layer
+trial.py    whether that is allowed, found by layers that compute nothing
+opening.py  open_runner: a checkpoint's runner, or why there is none
 hidden.py   hidden states between two layers, in memory or in a file
 """
 
 from merge.layerwise.empty import empty_model, whole_model
 from merge.layerwise.hidden import HiddenStates
-from merge.layerwise.runner import LayerRunner, Unstreamable, open_runner
+from merge.layerwise.opening import open_runner
+from merge.layerwise.runner import LayerRunner
+from merge.layerwise.trial import Unstreamable
 from merge.layerwise.weights import Weights
 
 __all__ = ["HiddenStates", "LayerRunner", "Unstreamable", "Weights", "empty_model", "open_runner", "whole_model"]

@@ -18,26 +18,12 @@ from typing import Any
 
 import numpy as np
 
-from merge.architecture import find_stacks, main_stack
-from merge.checkpoint import Checkpoint
-from merge.checkpoint.loaded import makings_of
-from merge.checkpoint.reader import SourceReader
-from merge.errors import UsageError, first_line
-from merge.layerwise.empty import empty_model
-from merge.layerwise.weights import Slot, Weights
-from merge.loading import alike_but_for_the_last, check_alike, check_stored
+from merge.errors import CheckpointError
+from merge.layerwise.trial import FORMS, Unstreamable, find_form
+from merge.layerwise.weights import Slot, Weights, are_large
+from merge.loading import alike_but_for_the_last, check_alike
 
 ROWS = 8192  # an embedding of more rows is read by rows, as the input tokens' always is
-# What a layer may give: the hidden state, or a tuple that begins with it.
-_FORMS: tuple[Callable[[Any], Any], ...] = (
-    lambda hidden: hidden,
-    lambda hidden: (hidden,),
-    lambda hidden: (hidden, None),
-)
-
-
-class Unstreamable(Exception):
-    """Why a model cannot be run layer by layer."""
 
 
 class _Reached(Exception):
@@ -49,7 +35,7 @@ class _Reached(Exception):
 
 
 @dataclass
-class _Pass(threading.local):
+class _Pass:
     """What a thread's forward is to do.
 
     Attributes:
@@ -76,7 +62,9 @@ class LayerRunner:
         prefix: what the names of their parameters begin with, before the number.
         weights: its numbers, with a count of what was in memory at most.
         path: of its directory, for errors.
-        vocabulary: rows of the head.
+        form: the hidden state -> what a layer gives, a tuple perhaps.
+        needs_embedding: whether layers take something that depends on the embedded tokens, beside the hidden state.
+        trial_tokens: two short sequences that differ in the last token only.
     """
 
     def __init__(self, model: Any, prefix: str, weights: Weights, path: str) -> None:
@@ -84,18 +72,20 @@ class LayerRunner:
         self.model, self.prefix, self.weights = model, prefix, weights
         self.layers: list[Any] = list(model.get_submodule(prefix.rstrip(".")))
         self._of_layer: list[list[Slot]] = [[] for _ in self.layers]
-        self._form, self._needs_embedding = _FORMS[0], True
-        self._now, self._lock, self.path = _Pass(), threading.Lock(), path
-        self._trial_tokens = alike_but_for_the_last(model)
+        self.form, self.needs_embedding = FORMS[0], True
+        self._local, self._lock, self.path = threading.local(), threading.Lock(), path
+        self.trial_tokens = alike_but_for_the_last(model)
         self._head: Any = model.get_output_embeddings()
         outer = self._sort()
         for number, layer in enumerate(self.layers):
             layer.forward = functools.partial(self._layer, number)
+            self._load_experts_when_used(number)
         self._load_when_used(outer)
-        self._try()
+        find_form(self)
 
     @property
     def vocabulary(self) -> int:
+        """Rows of the head."""
         return int(self._head.out_features)
 
     def shape(self, tokens: Any) -> tuple[int, ...]:
@@ -123,7 +113,7 @@ class LayerRunner:
         """
         self.weights.load(self._of_layer[number])
         try:
-            trial = self._trial_tokens
+            trial = self.trial_tokens
             check_alike(self._run(trial, hidden=self.embed(trial), stop=number), self.path)
             yield lambda tokens, hidden: self._run(tokens, hidden=hidden, stop=number)
         finally:
@@ -133,7 +123,7 @@ class LayerRunner:
         """Chooses the rows of the head, hence the tokens, that `finish` is about."""
         for key in ("weight", "bias"):
             if getattr(self._head, key, None) is not None:
-                slot = self.weights.slots[f"{_name_of(self.model, self._head)}.{key}"]
+                slot = self.weights.slots[f"{name_of(self.model, self._head)}.{key}"]
                 rows = self.weights.borrow(self.weights.rows(slot, start, stop))
                 self._head._parameters[key] = _parameter(rows)
 
@@ -162,19 +152,17 @@ class LayerRunner:
 
     @contextlib.contextmanager
     def _asked(self, **asked: Any) -> Iterator[None]:
-        fresh = {"stop": None, "hidden": None, "runs": True, "trial": None, "blank": False}
-        if asked.get("hidden") is not None:
-            fresh["blank"] = not self._needs_embedding
-        for key, value in (fresh | asked).items():
-            setattr(self._now, key, value)
+        # What comes before the layers is left out where it makes no difference.
+        blank = asked.get("hidden") is not None and not self.needs_embedding
+        self._local.now = _Pass(**{"blank": blank, **asked})
         try:
             yield
         finally:
-            self._now.hidden = None
+            del self._local.now
 
     def _layer(self, number: int, *arguments: Any, **keywords: Any) -> Any:
         """In place of a layer's forward."""
-        now, layer = self._now, self.layers[number]
+        now, layer = self._local.now, self.layers[number]
         place = None if arguments else next(iter(keywords))
         hidden = arguments[0] if place is None else keywords[place]
         if now.trial is not None:
@@ -182,7 +170,7 @@ class LayerRunner:
         if number == 0 and now.hidden is not None:
             hidden = now.hidden
         if number != now.stop:
-            return self._form(hidden)
+            return self.form(hidden)
         if not now.runs:
             raise _Reached(hidden)
         if place is None:
@@ -232,6 +220,25 @@ class LayerRunner:
             else:
                 module.register_forward_pre_hook(lambda *_, slots=tuple(slots): load(slots))
 
+    def _load_experts_when_used(self, number: int) -> None:
+        """Large experts that are modules in a list are in memory while they are called."""
+        from torch import nn
+
+        for name, module in self.layers[number].named_modules():
+            if not isinstance(module, nn.ModuleList) or not name.endswith("experts"):
+                continue
+            inside = {each: expert for expert in module for each in expert.modules()}
+            own: dict[Any, list[Slot]] = {}
+            for slot in self._of_layer[number]:
+                if (expert := inside.get(slot.places[0][0])) is not None:
+                    own.setdefault(expert, []).append(slot)
+            if are_large([slot for slots in own.values() for slot in slots]):
+                for expert, slots in own.items():
+                    expert.register_forward_pre_hook(lambda *_, slots=slots: self.weights.load(slots))
+                    expert.register_forward_hook(lambda *_, slots=slots: self.weights.drop(slots))
+                listed = {slot for slots in own.values() for slot in slots}
+                self._of_layer[number] = [slot for slot in self._of_layer[number] if slot not in listed]
+
     def _is_read_by_rows(self, module: Any, slots: Sequence[Slot]) -> bool:
         from torch import nn
 
@@ -246,9 +253,14 @@ class LayerRunner:
         """An embedding's forward with only the rows that a batch needs, in whatever way the model scales them."""
         import torch
 
-        if self._now.blank:
+        if self._local.now.blank:
             return torch.zeros(*tokens.shape, *slot.shape[1:])
         numbers, places = np.unique(tokens.numpy(), return_inverse=True)
+        if numbers[-1] >= slot.shape[0]:
+            raise CheckpointError(
+                f"{self.path}: its tokenizer has token {numbers[-1]}, its embedding {slot.shape[0]} rows. Are the "
+                "tokenizer's files of another model?"
+            )
         rows = self.weights.borrow(self.weights.rows_of(slot, numbers))
         with self._lock:
             whole, padding, module.padding_idx = module.weight, module.padding_idx, None
@@ -258,43 +270,22 @@ class LayerRunner:
             finally:
                 module.weight, module.padding_idx = whole, padding
 
-    # ---- what is known before any layer is read
+    # ---- trials
 
-    def _try(self) -> None:
-        reason = None
-        for form in _FORMS:
-            self._form = form
-            try:
-                one, two = self._trial(0.5), self._trial(0.25)
-                break
-            except Unstreamable as error:
-                reason = reason or error
-            except (TypeError, IndexError, ValueError, RuntimeError, AttributeError) as error:  # what the form leads to
-                reason = reason or Unstreamable(f"its layers do not simply follow each other ({first_line(error)})")
-        else:
-            assert reason is not None
-            raise reason
-        if not _same(one, two):
-            raise Unstreamable("its layers take more from those before them than the hidden state")
-        shared = {type(each).__name__ for each in _parts(one) if _holds_state(each)}
-        if shared and getattr(self.model.config.get_text_config(), "num_kv_shared_layers", None) != 0:
-            raise Unstreamable(f"its layers share a {min(shared)}")
-        self._needs_embedding = not _same(one, self._trial(0.5, blank=True))
-
-    def _trial(self, marker: float, blank: bool = False) -> list[Any]:
+    def trial(self, marker: float, blank: bool = False) -> list[Any]:
         """What each layer takes but for the hidden state, where each adds a number to it."""
         self._marker = marker
         calls: list[tuple[int, Any, Any]] = []
-        self._run(self._trial_tokens, trial=calls, blank=blank)
+        self._run(self.trial_tokens, trial=calls, blank=blank)
         if [number for number, _, _ in calls] != list(range(len(self.layers))):
             raise Unstreamable("its layers are not called one after another")
         self._shape = tuple(calls[0][1].shape)
-        if self._shape[-3:-1] != tuple(self._trial_tokens.shape):
+        if self._shape[-3:-1] != tuple(self.trial_tokens.shape):
             raise Unstreamable("its hidden states are in another order than sequences of tokens")
         return [others for _, _, others in calls]
 
     def _tried(self, number: int, hidden: Any, others: Any) -> Any:
-        calls = self._now.trial
+        calls = self._local.now.trial
         assert calls is not None
         if calls and hidden is not calls[-1][1]:
             raise Unstreamable("it changes the hidden state between its layers")
@@ -302,77 +293,7 @@ class LayerRunner:
         calls.append((number, given, others))
         if number == len(self.layers) - 1:
             raise _Reached(given)
-        return self._form(given)
-
-
-def open_runner(
-    checkpoint: Checkpoint, reader: SourceReader, max_ram: int | None, say: Callable[[str], None]
-) -> LayerRunner | None:
-    """The runner of a model; None if it has to be in memory as a whole, which is said with the memory that takes.
-
-    Raises:
-        CheckpointError: transformers does not know the architecture, tensors are missing or have no place in the model,
-            or it is no causal language model.
-        UsageError: the whole model takes more than max_ram.
-    """
-    model = empty_model(checkpoint.path)
-    makings = makings_of(model, checkpoint.tensors)
-    check_stored(model, makings.shapes, checkpoint.path)
-    weights = Weights(model, makings.pieces, checkpoint.tensors, reader)
-    try:
-        _check_sources(model, weights, makings.obscure)
-        stack = main_stack(find_stacks(weights.slots, checkpoint.config), checkpoint.config)
-        if stack is None:
-            raise Unstreamable("it has no stack of layers")
-        return LayerRunner(model, stack.prefix, weights, checkpoint.path)
-    except Unstreamable as error:
-        nbytes = sum(4 * slot.empty.numel() for slot in weights.all)
-        what = f"{checkpoint.path}: the whole model has to be in memory, {nbytes / 1e9:.3g} GB: {error}"
-        if max_ram is not None and nbytes > max_ram:
-            raise UsageError(f"{what}. --max-ram is {max_ram / 1e9:.3g} GB.") from None
-        say(f"{what}.")
-        return None
-
-
-def _check_sources(model: Any, weights: Weights, obscure: Mapping[str, str]) -> None:
-    """Raises Unstreamable for numbers that cannot be read piece by piece."""
-    if obscure:
-        name, how = next(iter(obscure.items()))
-        raise Unstreamable(f"transformers makes {name} of its files by {how}")
-    lacking = [slot for slot in weights.all if not slot.pieces and slot.empty.device.type == "meta"]
-    if lacking:
-        raise Unstreamable(f"its files do not have {lacking[0].names[0]} as transformers makes it")
-    head = model.get_output_embeddings()
-    if type(head).__name__ != "Linear":
-        raise Unstreamable("its head is no linear layer")
-    if not all(weights.slots[f"{_name_of(model, head)}.{key}"].is_plain for key, _ in head.named_parameters()):
-        raise Unstreamable("its head is not stored as one matrix")
-
-
-def _same(one: Any, two: Any) -> bool:
-    import torch
-
-    if isinstance(one, torch.Tensor):
-        return isinstance(two, torch.Tensor) and one.shape == two.shape and torch.equal(one, two)
-    if isinstance(one, (list, tuple)):
-        return len(one) == len(two) and all(map(_same, one, two))
-    if isinstance(one, Mapping):
-        return one.keys() == two.keys() and all(_same(one[key], two[key]) for key in one)
-    return type(one) is type(two) and (not isinstance(one, (int, float, str)) or one == two)
-
-
-def _parts(value: Any) -> Iterator[Any]:
-    """Values at any depth of lists and mappings, and empty mappings."""
-    if isinstance(value, (list, tuple)) or (isinstance(value, Mapping) and value):
-        for each in value.values() if isinstance(value, Mapping) else value:
-            yield from _parts(each)
-    else:
-        yield value
-
-
-def _holds_state(value: Any) -> bool:
-    """Whether a layer may leave something there for later ones."""
-    return isinstance(value, Mapping) or hasattr(value, "get_seq_length")
+        return self.form(given)
 
 
 def _parameter(values: Any) -> Any:
@@ -381,5 +302,5 @@ def _parameter(values: Any) -> Any:
     return nn.Parameter(values, requires_grad=False)
 
 
-def _name_of(model: Any, wanted: Any) -> str:
+def name_of(model: Any, wanted: Any) -> str:
     return next(str(name) for name, module in model.named_modules() if module is wanted)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from merge.dtypes import DTYPES
 from merge.plan import TensorRef
 
 F32 = npt.NDArray[np.float32]
-EXPERT_BYTES = 256 << 20  # stacked matrices of experts that take more than this in float32 are read one by one
+EXPERT_BYTES = 256 << 20  # experts of a layer that take more than this in float32 are read one by one
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,12 +50,17 @@ class Slot:
         experts = hasattr(
             self.places[0][0], "_is_expert_parallel"
         )  # which transformers' use_experts_implementation sets
-        return experts and len(self.shape) == 3 and self.empty.numel() * 4 > EXPERT_BYTES
+        return experts and len(self.shape) == 3 and are_large([self])
 
     @property
     def nbytes(self) -> int:
         """In memory at once, while it is loaded."""
         return 4 * (math.prod(self.shape[1:]) if self.by_expert else self.empty.numel())
+
+
+def are_large(slots: Sequence[Slot]) -> bool:
+    """Whether experts are read one by one."""
+    return sum(4 * slot.empty.numel() for slot in slots) > EXPERT_BYTES
 
 
 class Weights:

@@ -17,13 +17,13 @@ import xxhash
 
 from merge.checkpoint import Checkpoint, open_checkpoint
 from merge.checkpoint.reader import SourceReader
-from merge.errors import CheckpointError
+from merge.errors import CheckpointError, UsageError
 from merge.layerwise import open_runner, whole_model
 from merge.loading import code_that_ran, load_tokenizer
 from merge.output.workspace import Workspace
 from merge.recipe.model import ModelRef
 from merge.statistics.data import Batches, make_batches, read_texts
-from merge.statistics.fisher import fisher_information
+from merge.statistics.fisher import fisher_bytes, fisher_information
 from merge.statistics.gram import Layerwise, whole_grams
 from merge.statistics.parts import RUN, Parts, parts_of
 
@@ -67,7 +67,7 @@ def collect_statistics(
         kind: "gram", "fisher" or "both".
         max_tokens, length, batch: most tokens in all, tokens of a sequence, sequences at once (for Gram matrices).
         seed: of the order of the texts, the first of which are used.
-        max_ram: bytes that a model may take which cannot be run layer by layer; None: any.
+        max_ram: bytes that a model may take which is not run layer by layer; None: any.
         say: gets what a user should know before the work starts.
         progress: gets bytes of the model that are done, once for each kind.
 
@@ -77,6 +77,7 @@ def collect_statistics(
     began = time.monotonic()
     texts = read_texts(data)
     checkpoint = open_checkpoint(model)  # refuses an adapter: transformers would run the model without it
+    _check_memory(checkpoint, kind, max_ram)
     paths = [file.path for file in checkpoint.files]
     batches = make_batches(load_tokenizer(checkpoint.path), texts, max_tokens, length, batch, seed)
     identity = {
@@ -122,6 +123,15 @@ def collect_statistics(
         )
         parts.work.complete(dataclasses.asdict(summary))
         return summary
+
+
+def _check_memory(checkpoint: Checkpoint, kind: str, max_ram: int | None) -> None:
+    needed = fisher_bytes(checkpoint) if "fisher" in KINDS[kind] else 0
+    if max_ram is not None and needed > max_ram:
+        raise UsageError(
+            f"{checkpoint.path}: Fisher information needs the whole model in memory, with gradients and sums: "
+            f"{needed / 1e9:.3g} GB. --max-ram is {max_ram / 1e9:.3g} GB."
+        )
 
 
 def _digest(path: str) -> str:

@@ -8,8 +8,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from merge.checkpoint import Checkpoint
 from merge.statistics.data import Batches
 from merge.statistics.gram import Advance
+
+
+def fisher_bytes(checkpoint: Checkpoint) -> int:
+    """Memory for weights, gradients and sums."""
+    return 16 * sum(ref.size for ref in checkpoint.tensors.values())
 
 
 def fisher_information(model: Any, names: set[str], batches: Batches, advance: Advance) -> dict[str, Any]:

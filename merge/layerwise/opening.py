@@ -1,0 +1,63 @@
+"""open_runner: a checkpoint -> its runner, or the reason why the whole model has to be in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from merge.architecture import find_stacks, main_stack
+from merge.checkpoint import Checkpoint
+from merge.checkpoint.loaded import makings_of
+from merge.checkpoint.reader import SourceReader
+from merge.errors import UsageError
+from merge.layerwise.empty import empty_model
+from merge.layerwise.runner import LayerRunner, name_of
+from merge.layerwise.trial import Unstreamable, check_end
+from merge.layerwise.weights import Weights
+from merge.loading import check_stored
+
+
+def open_runner(
+    checkpoint: Checkpoint, reader: SourceReader, max_ram: int | None, say: Callable[[str], None]
+) -> LayerRunner | None:
+    """The runner of a model; None if it has to be in memory as a whole, which is said with the memory that takes.
+
+    Raises:
+        CheckpointError: transformers does not know the architecture, tensors are missing or have no place in the model,
+            or it is no causal language model.
+        UsageError: the whole model takes more than max_ram.
+    """
+    model = empty_model(checkpoint.path)
+    makings = makings_of(model, checkpoint.tensors)
+    check_stored(model, makings.shapes, checkpoint.path)
+    weights = Weights(model, makings.pieces, checkpoint.tensors, reader)
+    try:
+        _check_sources(model, weights, makings.obscure)
+        stack = main_stack(find_stacks(weights.slots, checkpoint.config), checkpoint.config)
+        if stack is None:
+            raise Unstreamable("it has no stack of layers")
+        runner = LayerRunner(model, stack.prefix, weights, checkpoint.path)
+        check_end(runner)
+        return runner
+    except Unstreamable as error:
+        nbytes = sum(4 * slot.empty.numel() for slot in weights.all)
+        what = f"{checkpoint.path}: the whole model has to be in memory, {nbytes / 1e9:.3g} GB: {error}"
+        if max_ram is not None and nbytes > max_ram:
+            raise UsageError(f"{what}. --max-ram is {max_ram / 1e9:.3g} GB.") from None
+        say(f"{what}.")
+        return None
+
+
+def _check_sources(model: Any, weights: Weights, obscure: Mapping[str, str]) -> None:
+    """Raises Unstreamable for numbers that cannot be read piece by piece."""
+    if obscure:
+        name, how = next(iter(obscure.items()))
+        raise Unstreamable(f"transformers makes {name} of its files by {how}")
+    lacking = [slot for slot in weights.all if not slot.pieces and slot.empty.device.type == "meta"]
+    if lacking:
+        raise Unstreamable(f"its files do not have {lacking[0].names[0]} as transformers makes it")
+    head = model.get_output_embeddings()
+    if type(head).__name__ != "Linear":
+        raise Unstreamable("its head is no linear layer")
+    if not all(weights.slots[f"{name_of(model, head)}.{key}"].is_plain for key, _ in head.named_parameters()):
+        raise Unstreamable("its head is not stored as one matrix")
