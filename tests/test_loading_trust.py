@@ -102,6 +102,20 @@ def test_code_of_a_named_model_runs_and_is_on_record(
 
 
 @pytest.mark.usefixtures("nobody_asks")
+@pytest.mark.parametrize("verb", ["perplexity", "memory"])
+def test_results_as_json_have_the_record(
+    with_code: Callable[..., Path], tmp_path: Path, call_cli: Callable[..., Any], verb: str
+) -> None:
+    path, text = with_code("own"), tmp_path / "text.txt"
+    text.write_text("w1 w2 w3 w4 w5 w6")
+    data = ["--data", text] if verb == "perplexity" else []
+    done = call_cli([verb, path, *data, "--trust-remote-code", path, "--json"])
+    assert done.code == 0, done.stderr
+    record = json.loads(done.stdout)["trusted_code"]
+    assert [sorted(files) for files in record.values()] == [["configuration_own.py", "modeling_own.py"]]
+
+
+@pytest.mark.usefixtures("nobody_asks")
 def test_an_architecture_of_transformers_loads_without_its_code_and_says_so(
     with_code: Callable[..., Path], ran: Path
 ) -> None:

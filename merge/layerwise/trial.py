@@ -82,7 +82,7 @@ def _same(one: Any, two: Any) -> bool:
     if type(one) is not type(two):
         return False
     if isinstance(one, torch.Tensor):
-        return one.shape == two.shape and torch.equal(one, two)
+        return bool(one.shape == two.shape and torch.equal(one, two))
     if isinstance(one, (list, tuple)):
         return len(one) == len(two) and all(map(_same, one, two))
     if isinstance(one, Mapping):

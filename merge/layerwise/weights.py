@@ -60,7 +60,8 @@ class Slot:
 
 def are_large(slots: Sequence[Slot]) -> bool:
     """Whether experts are read one by one."""
-    return sum(4 * slot.empty.numel() for slot in slots) > EXPERT_BYTES
+    n_bytes: int = sum(4 * slot.empty.numel() for slot in slots)
+    return n_bytes > EXPERT_BYTES
 
 
 class Weights:
