@@ -162,6 +162,19 @@ def test_experts_that_do_not_fit_are_refused(tmp_path: Path, change: str) -> Non
         whole_model(str(tmp_path))
 
 
+def test_a_tensor_of_another_shape_beside_a_strange_one_is_refused(tmp_path: Path) -> None:
+    build("llama-tied").save_pretrained(tmp_path)
+    file, name = tmp_path / "model.safetensors", "model.layers.1.mlp.up_proj.weight"
+    tensors = load_file(file)
+    tensors |= {name: tensors[name][:-1].copy(), "model.other.weight": tensors[name]}
+    write_safetensors(file, {name: (value, "float32") for name, value in tensors.items()})
+    with runner_of(tmp_path) as (runner, said):
+        assert runner is None
+        assert f"its files do not have {name} as transformers makes it" in said[0]
+    with pytest.raises(CheckpointError, match=r"up_proj\.weight is \(23, 16\)"):
+        whole_model(str(tmp_path))
+
+
 def test_a_layer_that_sees_later_tokens_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 

@@ -171,6 +171,8 @@ def test_windows() -> None:
     assert (first.tokens.tolist(), last.tokens.tolist()) == ([[0, 1, 2, 3]], [[2, 3, 4]])
     assert last.scored.tolist() == [[False, True]]
     assert cut([[1], []], 4, 4) == []
+    (only,) = cut([list(range(5))], 4, 4)  # a window of one token has none to predict
+    assert only.tokens.tolist() == [[0, 1, 2, 3]]
 
 
 def test_standard_error_is_that_of_a_ratio() -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from merge.architecture import find_stacks, main_stack
 from merge.checkpoint import Checkpoint
-from merge.checkpoint.loaded import makings_of
+from merge.checkpoint.loaded import Makings, makings_of
 from merge.checkpoint.reader import SourceReader
 from merge.errors import UsageError
 from merge.layerwise.empty import empty_model
@@ -32,7 +32,7 @@ def open_runner(
     check_stored(model, makings.shapes, checkpoint.path)
     weights = Weights(model, makings.pieces, checkpoint.tensors, reader)
     try:
-        _check_sources(model, weights, makings.obscure)
+        _check_sources(model, weights, makings)
         stack = main_stack(find_stacks(weights.slots, checkpoint.config), checkpoint.config)
         if stack is None:
             raise Unstreamable("it has no stack of layers")
@@ -48,12 +48,16 @@ def open_runner(
         return None
 
 
-def _check_sources(model: Any, weights: Weights, obscure: Mapping[str, str]) -> None:
+def _check_sources(model: Any, weights: Weights, makings: Makings) -> None:
     """Raises Unstreamable for numbers that cannot be read piece by piece."""
-    if obscure:
-        name, how = next(iter(obscure.items()))
+    if makings.obscure:
+        name, how = next(iter(makings.obscure.items()))
         raise Unstreamable(f"transformers makes {name} of its files by {how}")
-    lacking = [slot for slot in weights.all if not slot.pieces and slot.empty.device.type == "meta"]
+    lacking = [
+        slot
+        for slot in weights.all
+        if (makings.shapes[slot.names[0]] != slot.shape if slot.pieces else slot.empty.device.type == "meta")
+    ]
     if lacking:
         raise Unstreamable(f"its files do not have {lacking[0].names[0]} as transformers makes it")
     head = model.get_output_embeddings()
