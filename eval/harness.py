@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from eval.backends import fingerprint_of, load_model
 from eval.items import Loaded, load_tasks, runs_code, seed
 from eval.memory import Memory, key_of
-from eval.models import Subject, directory, known_digest, remember_digest, watch
+from eval.models import Subject, directory, known_digest, remember_digest, remove_left_models, watch
 from eval.quiet import quiet, quietly
 from eval.results import Results, TaskResult, Verdicts
 from eval.settings import Settings
@@ -53,6 +53,7 @@ def evaluate(
     if twice := [name for name in names if names.count(name) > 1]:
         raise UsageError(f"{twice[0]}: is named twice.")
     quiet()
+    remove_left_models()
     loaded = load_tasks(tasks, settings)
     judge = _Judge(loaded, settings, memory, keep, progress)
     results = [judge.one(subject) for subject in subjects]

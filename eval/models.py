@@ -28,12 +28,13 @@ from merge.checkpoint.side_files import is_weights, list_side_files, module_fold
 from merge.errors import CheckpointError, OutputError, SourceChanged, UsageError
 from merge.loading.trust import is_trusted, remember_name
 from merge.output.manifest import read_manifest
-from merge.output.scratch import scratch
+from merge.output.scratch import remove_left, scratch
 from merge.plan import Plan, SourceFile, SourceModel
 from merge.recipe.model import ModelRef
 from merge.recipe.pipeline import Pipeline
 from merge.recipe.references import parse_reference
 
+_SCRATCH = "merge-eval-model-"
 _TOKENIZERS = ("tokenizer.", "spiece", "sentencepiece", "tekken", "vocab")
 
 
@@ -165,10 +166,15 @@ def directory(subject: Subject, keep: Path | None = None) -> Iterator[Path]:
         _make(subject, keep / subject.name)
         yield keep / subject.name
         return
-    with scratch("merge-eval-model-", os.environ.get("MERGE_EVAL_TMP")) as work:
+    with scratch(_SCRATCH, os.environ.get("MERGE_EVAL_TMP")) as work:
         remember_name(str(work / "model"), subject.text)
         _make(subject, work / "model")
         yield work / "model"
+
+
+def remove_left_models() -> None:
+    """Removes what killed evaluations merged on the fly; one that has all its answers makes no model itself."""
+    remove_left(_SCRATCH, os.environ.get("MERGE_EVAL_TMP"))
 
 
 def _make(subject: Subject, out: Path) -> None:

@@ -22,9 +22,8 @@ def scratch(prefix: str, root: str | os.PathLike[str] | None = None) -> Iterator
     Directories of this prefix whose process is no more are removed first.
     """
     place = Path(root or tempfile.gettempdir())
+    remove_left(prefix, root)
     with _alone_in(place):
-        for left in place.glob(f"{prefix}*"):
-            _remove_if_left(left)
         work = Path(tempfile.mkdtemp(prefix=prefix, dir=place))
         lock = filelock.FileLock(work / _LOCK)
         lock.acquire()
@@ -33,6 +32,14 @@ def scratch(prefix: str, root: str | os.PathLike[str] | None = None) -> Iterator
     finally:
         shutil.rmtree(work, ignore_errors=True)
         lock.release()
+
+
+def remove_left(prefix: str, root: str | os.PathLike[str] | None = None) -> None:
+    """Removes directories of this prefix whose process is no more; for a command that may need none of its own."""
+    place = Path(root or tempfile.gettempdir())
+    with _alone_in(place):
+        for left in place.glob(f"{prefix}*"):
+            _remove_if_left(left)
 
 
 def _remove_if_left(folder: Path) -> None:
