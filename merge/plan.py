@@ -7,9 +7,11 @@ which source tensors go through which operation into which output tensor, at whi
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 import math
 import os
+import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
@@ -171,54 +173,36 @@ class SourceModel:
     files: tuple[SourceFile, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Member:
-    """One tensor of a module whose units may change places: they lie along `axis`.
-
-    `by_head`: in it lie the query heads of each KV group, one after another. Without a reference it is moved with the
-    others and not compared.
-    """
-
-    source: TensorRef
-    reference: TensorRef | None
-    axis: int
-    by_head: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Units:
-    """A module of a model whose units (neurons, or KV groups of `per_unit` query heads) are put in another order."""
-
-    module: str
-    kind: str  # "mlp" or "attention"
-    model: int  # in Plan.models
-    n_units: int
-    per_unit: int
-    members: tuple[Member, ...]
-
-    @property
-    def n_inner(self) -> int:
-        return self.n_units * self.per_unit
-
-
-@dataclass(frozen=True, slots=True)
-class Gates:
-    """Prompts that are run through a model before the steps, for the hidden states that become a router.
+class Finding:
+    """Something that a run finds out before its first step, from tensors, and keeps over a kill; see merge.findings.
 
     Attributes:
-        model: in Plan.models.
-        average: over all tokens of a prompt; else its last token's state counts.
-        embedding: matrix of (token, hidden).
-        layers: of each layer, the name of each parameter below it and where its numbers are.
-        positive, negative: for each row of the router prompts as token numbers; none at all: a row of zeros.
+        finder: its kind, and the file of merge/findings that has its class.
+        key: names it among the findings of a plan.
+        bytes_read: of tensors.
+        what: why a plan that has it cannot be carried out block by block.
     """
 
-    model: int
-    average: bool
-    embedding: TensorRef
-    layers: tuple[dict[str, TensorRef], ...]
-    positive: tuple[tuple[tuple[int, ...], ...], ...]
-    negative: tuple[tuple[tuple[int, ...], ...], ...]
+    __slots__ = ()
+    finder: str
+    key: str
+
+    @staticmethod
+    def variant(data: Mapping[str, Any]) -> type[Finding]:
+        """Its class, from JSON."""
+        return typing.cast(type[Finding], importlib.import_module(f"merge.findings.{data['finder']}").FINDING)
+
+    @property
+    def bytes_read(self) -> int:
+        raise NotImplementedError
+
+    @property
+    def what(self) -> str:
+        raise NotImplementedError
+
+    def held_bytes(self, threads: int) -> int:
+        """Bytes that finding it takes."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,7 +215,6 @@ class Experts:
     per_token: int
     n_layers: int
     active: int
-    gates: Gates | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -341,7 +324,7 @@ class Plan:
     recipe_text: str = ""
     statistics_files: tuple[SourceFile, ...] = ()
     method_origin: str = ""
-    units: tuple[Units, ...] = ()
+    findings: tuple[Finding, ...] = ()
     other_origins: dict[str, str] = field(default_factory=dict)
     stages: tuple[Plan, ...] = ()
     notes_rounding: bool = False
@@ -356,9 +339,7 @@ class Plan:
 
     @property
     def bytes_read(self) -> int:
-        gates = self.experts.gates if self.experts else None
-        layers = gates.layers if gates else ()
-        return sum(step.bytes_read for step in self.steps) + sum(ref.nbytes for refs in layers for ref in refs.values())
+        return sum(step.bytes_read for step in self.steps) + sum(finding.bytes_read for finding in self.findings)
 
     @property
     def n_parameters(self) -> int:

@@ -157,7 +157,7 @@ def _show_totals(plan: Plan, totals: dict[str, int], out: Any) -> None:
     n_bytes = f"{size(totals['bytes_written'])} in {len(plan.shards)} file{'s' if len(plan.shards) > 1 else ''}"
     out.print(f"result   {len(plan.steps)} tensors, {totals['parameters']:,} parameters, {n_bytes}")
     if plan.experts is not None:
-        out.print(f"experts  {_experts(plan.experts)}")
+        out.print(f"experts  {_experts(plan.experts, plan)}")
     out.print(f"reads    {size(totals['bytes_read'])} (tensor passes repeat from the page cache)")
     out.print(f"memory   at most {memory(totals['peak_memory'])} with {totals['threads']} threads")
     if "matrix_tensors" in totals:
@@ -169,14 +169,16 @@ def _show_totals(plan: Plan, totals: dict[str, int], out: Any) -> None:
     out.print("  not enough" if short else "", style="bold red")
 
 
-def _experts(experts: Experts) -> str:
+def _experts(experts: Experts, plan: Plan) -> str:
     """`8 in each of 32 layers, 2 for each token: 12,879,925,248 active parameters`"""
     shared = " and a shared one" if experts.n_shared else ""
     text = f"{experts.n_experts}{shared} in each of {experts.n_layers} layers, {experts.per_token} for each token: "
     text += f"{experts.active:,} active parameters"
-    if experts.gates is None:
+    from merge.findings.router import RouterPrompts
+
+    prompts = [prompt for each in plan.findings if isinstance(each, RouterPrompts) for prompt in each.prompts]
+    if not prompts:
         return text
-    prompts = [prompt for row in (*experts.gates.positive, *experts.gates.negative) for prompt in row]
     return f"{text}; {len(prompts)} prompts of {sum(map(len, prompts)):,} tokens are run through the base first"
 
 

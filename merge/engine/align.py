@@ -22,41 +22,41 @@ from merge.checkpoint.decode import to_float32
 from merge.checkpoint.reader import SourceReader
 from merge.dtypes import DTYPES
 from merge.engine.context import Context
-from merge.engine.memory import ALIGN_BLOCK, ALIGN_UNITS
-from merge.plan import Member, Plan, TensorRef, Units
-from merge.planners.align import order_keys
+from merge.findings.alignment import BLOCK as ALIGN_BLOCK
+from merge.findings.alignment import UNITS as ALIGN_UNITS
+from merge.findings.alignment import Member, PermutableModule
+from merge.plan import Plan, TensorRef
 
 F64Array = npt.NDArray[np.float64]
+BEFORE_CHECKS = True
 Permutation = list[int]  # place -> the stored unit that goes there
 
 
-def align(context: Context, tick: Callable[[], None]) -> None:
-    """Finds the orders that the plan asks for, journals them, and has the reader apply them."""
-    for number, units in enumerate(context.plan.units):
-        key = f"align {number}"
-        if key not in context.out.notes:
-            context.out.keep(key, match(context.reader, units))
-            tick()
-        for name, order in zip(order_keys(number), context.out.notes[key], strict=True):
-            context.reader.supply(name, np.asarray(order, np.int64))
+def find(context: Context, finding: PermutableModule, tick: Callable[[], None]) -> None:
+    """Finds the order of a module's units, journals it, and has the reader apply it."""
+    if finding.key not in context.out.notes:
+        context.out.keep(finding.key, match(context.reader, finding))
+        tick()
+    for name, order in zip(finding.order_keys, context.out.notes[finding.key], strict=True):
+        context.reader.supply(name, np.asarray(order, np.int64))
 
 
 def summary(plan: Plan, notes: dict[str, Any]) -> list[dict[str, Any]]:
     """For the manifest: of each model and kind of module, how many units there are and how many changed places."""
     found: dict[tuple[int, str], dict[str, Any]] = {}
-    for number, units in enumerate(plan.units):
+    for units in (each for each in plan.findings if isinstance(each, PermutableModule)):
         entry = found.setdefault(
             (units.model, units.kind),
             {"model": plan.models[units.model].ref, "kind": units.kind, "layers": 0, "units": 0, "moved": 0},
         )
-        _, inner = notes[f"align {number}"]
+        _, inner = notes[units.key]
         entry["layers"] += 1
         entry["units"] += len(inner)
         entry["moved"] += sum(place != unit for place, unit in enumerate(inner))
     return [found[key] for key in sorted(found)]
 
 
-def match(reader: SourceReader, units: Units) -> tuple[Permutation, Permutation]:
+def match(reader: SourceReader, units: PermutableModule) -> tuple[Permutation, Permutation]:
     """The best order of the units (neurons, KV groups) and of what is in them (neurons, query heads)."""
     scales = [_scale(reader, units, refs) for refs in _sides(units)]
     outer = np.zeros((units.n_units, units.n_units))
@@ -93,13 +93,13 @@ def _assign(cost: F64Array) -> Permutation:
 # Inner products, in whole numbers.
 
 
-def _sides(units: Units) -> tuple[list[TensorRef], list[TensorRef]]:
+def _sides(units: PermutableModule) -> tuple[list[TensorRef], list[TensorRef]]:
     """The reference's tensors that are compared, and the source's."""
     compared = [member for member in units.members if member.reference is not None]
     return [m.reference for m in compared if m.reference is not None], [m.source for m in compared]
 
 
-def _scale(reader: SourceReader, units: Units, refs: Iterable[TensorRef]) -> float:
+def _scale(reader: SourceReader, units: PermutableModule, refs: Iterable[TensorRef]) -> float:
     """The power of two that makes these tensors whole numbers whose products over all units sum to less than 2^53."""
     refs = list(refs)
     longest = -(-sum(ref.size for ref in refs) // units.n_units)  # products in one sum

@@ -18,8 +18,8 @@ import numpy.typing as npt
 from merge.derive.prompt_rows import unit
 from merge.engine.context import Context
 from merge.errors import CheckpointError, MergeError
+from merge.findings.router import RouterPrompts
 from merge.one_thread import ONE_THREAD
-from merge.plan import Gates
 from merge.planners.router import gate_key
 
 if TYPE_CHECKING:
@@ -28,26 +28,24 @@ if TYPE_CHECKING:
 States = list[Any]  # of each prompt (1, token, hidden)
 Through = Callable[[Any, Any], Any]  # (prompt, its state in front of a layer) -> its state behind it
 _LAYERS = "model.layers."
+BEFORE_CHECKS = True
 
 
-def find_gates(context: Context, tick: Callable[[], None]) -> None:
-    """Finds the routers' rows that the plan asks for, journals them, and hands them to the reader."""
-    gates = context.plan.experts.gates if context.plan.experts else None
-    if gates is None:
-        return
-    keys = [gate_key(layer) for layer in range(len(gates.layers))]
+def find(context: Context, finding: RouterPrompts, tick: Callable[[], None]) -> None:
+    """Finds the rows of all routers, journals them, and hands them to the reader."""
+    keys = [gate_key(layer) for layer in range(len(finding.layers))]
     if not all(key in context.out.notes for key in keys):
-        _Pass(context, gates).run(tick)
+        _Pass(context, finding).run(tick)
     for key in keys:
         context.reader.supply(key, np.frombuffer(base64.b64decode(context.out.notes[key]), "<f4"))
 
 
 class _Pass:
-    def __init__(self, context: Context, gates: Gates) -> None:
+    def __init__(self, context: Context, gates: RouterPrompts) -> None:
         self._context, self._gates = context, gates
         self._path = context.plan.models[gates.model].path
         # The prompts of all rows in one list, and where those of each row are in it.
-        self._prompts = [prompt for rows in (gates.positive, gates.negative) for row in rows for prompt in row]
+        self._prompts = gates.prompts
         self._spans: list[list[tuple[int, int]]] = []
         place = 0
         for rows in (gates.positive, gates.negative):

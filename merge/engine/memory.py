@@ -19,14 +19,9 @@ from merge.processors import processors
 # Measured: python, numpy, numba with compiled kernels, the plan of a 1B model. With torch: `import torch` on top.
 INTERPRETER = 170 << 20
 TORCH = 330 << 20
-TRANSFORMERS = 480 << 20  # with torch, and the classes of one architecture
 CACHE = 384 << 20  # of all threads, unless --max-ram says less
 
 _PLANNING = 125 << 20  # python, numpy and the tokenizers library, before kernels are loaded
-
-ALIGN_BLOCK = 1 << 20  # elements of one tensor that are compared at once, as float64
-ALIGN_UNITS = 2048  # units that are compared at once
-_SCIPY = 80 << 20  # with the buffers of matrix products
 
 
 def budget(
@@ -62,7 +57,8 @@ def predicted_peak(plan: Plan, threads: int, block_chunks: int, device: str = "c
     each_step = _needs(plan, block_chunks, device)
     per_thread, torch = (max(each, default=0) for each in ([n.blocks for n in each_step], [n.torch for n in each_step]))
     working = (TORCH if torch else 0) + threads * (per_thread + torch)
-    running = INTERPRETER + plan.tokenizers_held + max(working, _align_bytes(plan), _gates_bytes(plan, threads))
+    finding = max((each.held_bytes(threads) for each in plan.findings), default=0)
+    running = INTERPRETER + plan.tokenizers_held + max(working, finding)
     return max(running, _PLANNING + plan.tokenizers_peak if plan.tokenizers_peak else 0)
 
 
@@ -82,27 +78,3 @@ def peak_resident() -> int:
     except ImportError:
         return 0
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def _align_bytes(plan: Plan) -> int:
-    """What finding the orders of `align` takes, before the steps: the costs of all pairs of units, scipy, blocks."""
-    if not plan.units:
-        return 0
-    costs = max(units.n_inner**2 + units.n_units**2 * (units.per_unit > 1) for units in plan.units)
-    return _SCIPY + 8 * (costs + 6 * ALIGN_BLOCK + ALIGN_UNITS**2)
-
-
-def _gates_bytes(plan: Plan, threads: int) -> int:
-    """What running prompts takes, before the steps: transformers, a layer in float32, the states of all prompts."""
-    gates = plan.experts.gates if plan.experts else None
-    if gates is None:
-        return 0
-    tensors = [list(layer.values()) for layer in gates.layers]
-    layer = max(sum(ref.size for ref in refs) for refs in tensors)
-    widest = max((ref.shape[0] for refs in tensors for ref in refs if len(ref.shape) > 1), default=0)
-    prompts = [prompt for row in (*gates.positive, *gates.negative) for prompt in row]
-    longest = max(map(len, prompts), default=0)
-    # States of before and after a layer; what one prompt's MLP and attention hold on each thread.
-    states = 2 * sum(map(len, prompts)) * gates.embedding.shape[1]
-    passing = threads * longest * (6 * gates.embedding.shape[1] + 4 * widest + 64 * longest)
-    return TRANSFORMERS + 4 * (layer + states + passing)

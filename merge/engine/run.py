@@ -15,18 +15,18 @@ from typing import Any
 
 from merge.checkpoint.reader import SourceReader
 from merge.engine import factors, memory
-from merge.engine.align import align, summary
+from merge.engine.align import summary
 from merge.engine.context import Context, check_method
-from merge.engine.costs import Budget, method_of
+from merge.engine.costs import Budget
 from merge.engine.crew import Crew
 from merge.engine.executors import executor
-from merge.engine.gates import find_gates
 from merge.engine.numbers import check_numbers
 from merge.engine.order import in_order
 from merge.engine.preflight import check_models
 from merge.engine.reproducible import conditions
 from merge.engine.resume import check_sources, still_good
 from merge.engine.space import check_space
+from merge.findings import finder
 from merge.output.identity import source_files
 from merge.output.manifest import MANIFEST, manifest_bytes, side_file_bytes
 from merge.output.workspace import resume
@@ -103,15 +103,14 @@ def _run(
         crew = Crew(budget.threads)
         context = Context(plan, reader, crew, directory, directory.device, budget)
         tick = _ticker(context, progress)
-        align(context, tick)
-        find_gates(context, tick)
+        _find(context, tick, before_checks=True)
         for stage in plan.stages:
             if stage.steps:  # streamed
                 check_models(Context(stage, reader, crew, directory, directory.device, budget))
         check_models(context)
         resumed = still_good(context, tick)
         with directory.flushing():
-            _model_passes(context, tick)
+            _find(context, tick, before_checks=False)
             check_sources(context, tick)
             directory.prove()
             todo = [(i, step) for i, step in enumerate(plan.steps) if i not in directory.records]
@@ -147,16 +146,12 @@ def _run_step(context: Context, index: int, step: Step) -> None:
     context.out.finish(index, record)
 
 
-def _model_passes(context: Context, tick: Callable[[], None]) -> None:
-    """Statistics over whole models that some methods need first; journaled, so that a resume does not repeat them."""
-    looking: dict[str, list[tuple[int, Step]]] = {}
-    for i, step in enumerate(context.plan.steps):
-        if step.kind == "merge" and method_of(step).looks_at_model(step.parameters):
-            looking.setdefault(step.method, []).append((i, step))
-    for _, steps in sorted(looking.items()):
-        model_pass = method_of(steps[0][1]).model_pass
-        assert model_pass is not None
-        context.private.update(model_pass.load()(context, steps, tick))
+def _find(context: Context, tick: Callable[[], None], before_checks: bool) -> None:
+    """What has to be known before the steps; journaled, so that a resume does not repeat it."""
+    for finding in context.plan.findings:
+        found_by = finder(finding)
+        if before_checks == found_by.BEFORE_CHECKS:
+            found_by.find(context, finding, tick)
 
 
 def _ticker(context: Context, progress: Progress) -> Callable[[], None]:

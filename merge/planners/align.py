@@ -16,7 +16,8 @@ from merge.derive import found
 from merge.derive.ordered import ordered
 from merge.dtypes import DTYPES
 from merge.errors import Problem
-from merge.plan import Member, TensorRef, Units
+from merge.findings.alignment import Member, PermutableModule
+from merge.plan import TensorRef
 from merge.planners.inputs import Inputs
 from merge.planners.targets import Layout, Slot, Target
 from merge.recipe.model import Recipe
@@ -51,19 +52,10 @@ class _Form:
     per_unit: int
     members: tuple[tuple[str, int, bool], ...]
 
-    @property
-    def n_inner(self) -> int:
-        return self.n_units * self.per_unit
-
-
-def order_keys(number: int) -> tuple[str, str]:
-    """Under which the run keeps the orders of Plan.units[number]: of its units, and of what is in them."""
-    return f"units {number}", f"inner units {number}"
-
 
 def align_targets(
     recipe: Recipe, inputs: Inputs, layout: Layout, problems: list[Problem]
-) -> tuple[Layout, tuple[Units, ...]]:
+) -> tuple[Layout, tuple[PermutableModule, ...]]:
     """The layout with its sources marked for reading in the reference's order, and the orders to be found.
 
     The reference is the base, or else the first model of each tensor's sources.
@@ -90,7 +82,7 @@ def align_targets(
 class _Aligner:
     def __init__(self, inputs: Inputs, targets: Sequence[Target]) -> None:
         self.inputs = inputs
-        self.units: list[Units] = []
+        self.units: list[PermutableModule] = []
         self.refused: Counter[str] = Counter()  # reason -> number of modules
         self.pairs = False  # whether any tensor has a source besides the reference
         self._targets = {target.name: target for target in targets}
@@ -133,11 +125,13 @@ class _Aligner:
             except _NotSymmetric as reason:
                 self.refused[f"{_pattern(module)}: {reason}"] += 1
                 continue
-            keys = order_keys(len(self.units))
-            orders = [found(key, 0, "I64", (n,)) for key, n in zip(keys, (form.n_units, form.n_inner), strict=True)]
+            key = f"align {len(self.units)}"
+            units = PermutableModule(key, module, form.kind, slot.model, form.n_units, form.per_unit, members)
+            sizes = (units.n_units, units.n_inner)
+            orders = [found(key, 0, "I64", (n,)) for key, n in zip(units.order_keys, sizes, strict=True)]
             for suffix, axis, by_head in form.members:
                 self._moved[f"{module}.{suffix}", place] = orders[by_head], axis
-            self.units.append(Units(module, form.kind, slot.model, form.n_units, form.per_unit, members))
+            self.units.append(units)
 
     def _form(
         self, module: str, place: int, ins: tuple[str, ...], out: str, is_attention: bool

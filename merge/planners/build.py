@@ -7,9 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from merge.checkpoint import Checkpoint
 from merge.checkpoint.side_files import module_folders
 from merge.errors import Problem, RecipeError
+from merge.findings.model_pass import whole_models
 from merge.methods import Method, get_method
 from merge.output.shards import index_text, lay_out
-from merge.plan import COPY, Plan, Step, Units
+from merge.plan import COPY, Finding, Plan, Step
 from merge.planners.adapter_output import build_adapter_plan
 from merge.planners.align import align_targets
 from merge.planners.donors import donor_notes
@@ -62,9 +63,9 @@ def build_plan(
     recipe = upscaled(recipe, inputs, problems)
     vocabulary = vocabulary_of(recipe, inputs, problems)
     layout = Layout(()) if problems else lay_out_targets(recipe, inputs, problems)
-    units: tuple[Units, ...] = ()
+    findings: tuple[Finding, ...] = ()
     if recipe.align:
-        layout, units = align_targets(recipe, inputs, layout, problems)
+        layout, findings = align_targets(recipe, inputs, layout, problems)
     builder = StepBuilder(recipe, inputs, problems)
     steps = [step for target in layout.targets if (step := builder.step(target)) is not None]
     builder.check_whole(steps)
@@ -96,7 +97,7 @@ def build_plan(
         recipe_text=recipe.text,
         statistics_files=builder.statistics_files(),
         method_origin=method.origin,
-        units=units,
+        findings=(*findings, *whole_models(placed)),
         other_origins=_other_origins(placed, method),
     )
 

@@ -25,7 +25,7 @@ from merge.output.card import model_card
 from merge.output.config import output_config
 from merge.output.shards import INDEX, index_text, lay_out
 from merge.output.task import task_of
-from merge.plan import Experts, Gates, Plan, SideFile, Step
+from merge.plan import Experts, Plan, SideFile, Step
 from merge.planners.build import build_plan
 from merge.planners.inputs import Inputs
 from merge.planners.moe_fit import DEAD_NEURONS, EMBEDDING, HEAD, Dense, choose_layout
@@ -66,7 +66,8 @@ def build_mixture(recipe: Recipe, *, shard_bytes: int) -> Plan:
         side_files=_side_files(dense, rest.name, placed, index_text(placed, shards)),
         notes=tuple(dict.fromkeys((*rest.notes, *of_files, *dense.notes))),
         recipe_text=recipe.text,
-        experts=_experts(dense, placed, router.gates),
+        experts=_experts(dense, placed),
+        findings=(*rest.findings, *((router.gates,) if router.gates else ())),
     )
 
 
@@ -78,7 +79,7 @@ def _rest(recipe: Recipe, mixture: Mixture) -> Recipe:
     return dataclasses.replace(recipe, mixture=None, models=recipe.models[: len(mixture.experts)])
 
 
-def _experts(dense: Dense, steps: Sequence[Step], gates: Gates | None) -> Experts:
+def _experts(dense: Dense, steps: Sequence[Step]) -> Experts:
     mixture = dense.mixture
     idle = len(mixture.experts) - mixture.experts_per_token
     return Experts(
@@ -89,7 +90,6 @@ def _experts(dense: Dense, steps: Sequence[Step], gates: Gates | None) -> Expert
         n_layers=dense.n_layers,
         active=sum(step.size for step in steps)
         - dense.n_layers * idle * 3 * dense.neurons * dense.config["hidden_size"],
-        gates=gates,
     )
 
 

@@ -189,8 +189,8 @@ def _times(pipeline: Pipeline, stage: Stage) -> int:
 
 def not_by_blocks(plan: Plan) -> str:
     """What of a plan needs its tensors whole, or more than the kernels; "" if nothing does."""
-    if plan.units:
-        return "its models are aligned first"
+    if plan.findings:
+        return plan.findings[0].what
     if not _is_plain(plan, _PLAN_FIELDS) or not all(_is_plain(step, _STEP_FIELDS) for step in plan.steps):
         return "it takes more than a kernel for each tensor"
     if plan.method_origin:
@@ -208,11 +208,6 @@ def not_by_blocks(plan: Plan) -> str:
             return f"{step.method} needs whole tensors"
         if "F64" in (step.dtype, *(source.dtype for source in step.sources)):
             return f"{step.name} is float64"
-        if method.looks_at_model(step.parameters):
-            assert method.model_pass is not None
-            return (
-                f"{step.method} with {method.model_pass.key}: {method.model_pass.value} looks at the whole model first"
-            )
     return ""
 
 
@@ -224,7 +219,7 @@ _PLAN_FIELDS = frozenset(
         "recipe_text",
         "statistics_files",
         "method_origin",
-        "units",
+        "findings",
         "stages",
         "compat",
         "tokenizers_held",

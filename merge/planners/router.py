@@ -17,7 +17,8 @@ import xxhash
 from merge.checkpoint.files import read_json
 from merge.derive import found
 from merge.errors import CheckpointError, MergeError, Problem, first_line
-from merge.plan import Derived, Gates, TensorRef
+from merge.findings.router import RouterPrompts
+from merge.plan import Derived, TensorRef
 from merge.planners.inputs import Input
 from merge.planners.moe_layouts import MoeLayout
 from merge.quoting import quoted
@@ -47,7 +48,7 @@ class Router:
         self._seed, self._mode, self._n = recipe.seed, mixture.gate_mode, len(mixture.experts)
         self._embedding = base.tensors["model.embed_tokens.weight"]
         self._hidden = self._embedding.shape[1]
-        self.gates: Gates | None = None
+        self.gates: RouterPrompts | None = None
         self._rows: list[tuple[Tokens, Tokens]] = []
         if self._mode not in PROMPTED:
             return
@@ -68,7 +69,7 @@ class Router:
                 # The last layer's output feeds no router.
                 if place is not None and place[0] < n_layers - 1 and not name.endswith("inv_freq"):
                     layers[place[0]][place[1]] = ref
-            self.gates = Gates(
+            self.gates = RouterPrompts(
                 model=0,
                 average=self._mode == "hidden_avg",
                 embedding=self._embedding,

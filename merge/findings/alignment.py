@@ -1,0 +1,65 @@
+"""The order of a module's units that brings a model nearest to the reference; merge.engine.align finds it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from merge.plan import Finding, TensorRef
+
+FINDER = "merge.engine.align"
+BLOCK = 1 << 20  # elements of one tensor that are compared at once, as float64
+UNITS = 2048  # units that are compared at once
+_SCIPY = 80 << 20  # with the buffers of matrix products
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One tensor of a module whose units may change places: they lie along `axis`.
+
+    `by_head`: in it lie the query heads of each KV group, one after another. Without a reference it is moved with the
+    others and not compared.
+    """
+
+    source: TensorRef
+    reference: TensorRef | None
+    axis: int
+    by_head: bool
+
+
+@dataclass(frozen=True, slots=True)
+class PermutableModule(Finding):
+    """A module of a model whose units (neurons, or KV groups of `per_unit` query heads) are put in another order."""
+
+    key: str
+    module: str
+    kind: str  # "mlp" or "attention"
+    model: int  # in Plan.models
+    n_units: int
+    per_unit: int
+    members: tuple[Member, ...]
+    finder: str = "alignment"
+
+    @property
+    def n_inner(self) -> int:
+        return self.n_units * self.per_unit
+
+    @property
+    def order_keys(self) -> tuple[str, str]:
+        """Under which the orders are found: of the units, and of what is in them."""
+        return f"{self.key} units", f"{self.key} inner units"
+
+    @property
+    def bytes_read(self) -> int:
+        return 0  # the steps read them again
+
+    @property
+    def what(self) -> str:
+        return "its models are aligned first"
+
+    def held_bytes(self, threads: int) -> int:
+        """The costs of all pairs of units, scipy, blocks."""
+        costs = self.n_inner**2 + self.n_units**2 * (self.per_unit > 1)
+        return _SCIPY + 8 * (costs + 6 * BLOCK + UNITS**2)
+
+
+FINDING = PermutableModule
