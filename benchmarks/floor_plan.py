@@ -20,7 +20,8 @@ PACKAGES = ("merge", "finetune", "eval")
 # From the ground up; a room may import those before it. `face` is what users import: merge/__init__, diff.
 ROOMS = (
     *("merge", "kernels", "methods", "recipe", "adapter_kinds", "checkpoint", "derive", "loading", "architecture"),
-    *("statistics", "vocabulary", "output", "planners", "engine", "extract", "face", "finetune", "eval", "cli"),
+    *("layerwise", "statistics", "vocabulary", "output", "findings", "planners", "engine", "extract"),
+    *("face", "finetune", "eval", "cli"),
 )
 FACE = ("merge", "merge.__main__", "merge.diff")
 Graph = Mapping[str, Set[str]]

@@ -7,11 +7,11 @@ from typing import Any
 
 from merge.checkpoint.reader import SourceReader
 from merge.engine.costs import Budget, method_of
-from merge.engine.crew import Crew
+from merge.engine.crew import Worker
 from merge.engine.tensor import Buffers, StepTensor
 from merge.errors import MergeError, UsageError
 from merge.methods import Method, get_method
-from merge.output.writer import OutputDirectory
+from merge.output.sink import Sink
 from merge.plan import Plan, Step
 from merge.random_keys import random_key
 
@@ -19,9 +19,7 @@ from merge.random_keys import random_key
 class Context:
     """What every step of a run shares."""
 
-    def __init__(
-        self, plan: Plan, reader: SourceReader, crew: Crew, out: OutputDirectory, device: str, budget: Budget
-    ) -> None:
+    def __init__(self, plan: Plan, reader: SourceReader, crew: Worker, out: Sink, device: str, budget: Budget) -> None:
         self.plan, self.reader, self.crew, self.out, self.device = plan, reader, crew, out, device
         self.block_chunks, self._cache_bytes = budget.block_chunks, budget.cache_bytes
         self.buffers = Buffers()

@@ -10,7 +10,7 @@ import itertools
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from merge.errors import MergeError
 
@@ -21,6 +21,16 @@ PATIENCE = 60.0  # seconds that a failed run waits for its other threads: a lock
 
 class Stopped(Exception):
     """Raised in workers after another one failed, or after Ctrl-C."""
+
+
+class Worker(Protocol):
+    """Who carries steps out; Crew does it on threads of this process."""
+
+    def each(self, function: Callable[[T], None], items: Iterable[T], tick: Callable[[], None], alone: int = 0) -> None:
+        """function(item) for all items; `alone`: of the first ones, one after another."""
+
+    def fold(self, start: Callable[[], S], update: Callable[[S, T], None], items: Iterable[T]) -> list[S]:
+        """update(state, item) for all items of a loop within a step, with one state for each that took part."""
 
 
 class Crew:

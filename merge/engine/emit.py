@@ -13,14 +13,14 @@ from merge.dtypes import DTYPES
 from merge.engine.tensor import Buffers
 from merge.kernels.encode import encode
 from merge.kernels.rounding import N_SUMS, rounding_sums
-from merge.output.writer import OutputDirectory
+from merge.output.sink import Sink
 from merge.plan import Step
 
 
 class Emitter:
     """Writes one step's tensor. Blocks may come in any order and from any thread; each is a run of whole chunks."""
 
-    def __init__(self, step: Step, out: OutputDirectory, buffers: Buffers) -> None:
+    def __init__(self, step: Step, out: Sink, buffers: Buffers) -> None:
         self.step = step
         self._out, self._buffers = out, buffers
         self._chunks = Chunks.of(step.shape)

@@ -25,18 +25,23 @@ _PLANNING = 125 << 20  # python, numpy and the tokenizers library, before kernel
 
 
 def budget(
-    plan: Plan, threads: int | None, max_ram: int | None, device: str = "cpu", block_chunks: int | None = None
+    plan: Plan,
+    threads: int | None,
+    max_ram: int | None,
+    device: str = "cpu",
+    block_chunks: int | None = None,
+    held: int = 0,
 ) -> Budget:
-    """Threads, block size and cache for a run.
+    """Threads, block size and cache for a run; `held`: bytes that the sink keeps.
 
     Raises:
         UsageError: if even one thread with the smallest blocks does not fit max_ram.
     """
     threads, chunks = threads or processors(), block_chunks or 1
-    least = predicted_peak(plan, threads, chunks, device)
+    least = held + predicted_peak(plan, threads, chunks, device)
     while max_ram is not None and least > max_ram and (chunks > 1 or threads > 1):
         chunks, threads = (chunks // 2, threads) if chunks > 1 else (chunks, threads - 1)
-        least = predicted_peak(plan, threads, chunks, device)
+        least = held + predicted_peak(plan, threads, chunks, device)
     if max_ram is not None and least > max_ram:
         needed = -(-least >> 20) + 1
         raise UsageError(f"--max-ram {max_ram >> 20}MiB is too little: this merge needs {needed}MiB with one thread.")

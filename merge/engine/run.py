@@ -18,7 +18,7 @@ from merge.engine import factors, memory
 from merge.engine.align import summary
 from merge.engine.context import Context, check_method
 from merge.engine.costs import Budget
-from merge.engine.crew import Crew
+from merge.engine.crew import Crew, Worker
 from merge.engine.executors import executor
 from merge.engine.numbers import check_numbers
 from merge.engine.order import in_order
@@ -29,6 +29,7 @@ from merge.engine.space import check_space
 from merge.findings import finder
 from merge.output.identity import source_files
 from merge.output.manifest import MANIFEST, manifest_bytes, side_file_bytes
+from merge.output.sink import Sink
 from merge.output.workspace import resume
 from merge.output.writer import OutputDirectory
 from merge.plan import Plan, Step
@@ -55,7 +56,7 @@ class Report:
 
 def run_plan(
     plan: Plan,
-    out: str | os.PathLike[str],
+    out: str | os.PathLike[str] | Sink,
     *,
     threads: int | None = None,
     max_ram: int | None = None,
@@ -64,78 +65,85 @@ def run_plan(
     progress: Progress = lambda done: None,
     block_chunks: int | None = None,
     last: Callable[[], None] = lambda: None,
+    workers: Callable[[int], Worker] = Crew,
 ) -> Report:
     """Carries out a plan.
 
     Args:
-        out: directory to make; `out`.partial holds unfinished work, which the same call goes on with.
+        out: directory to make, or another sink; `out`.partial holds unfinished work, which the same call goes on with.
         threads: worker threads; all processors by default.
         max_ram: bytes of resident memory to stay within; see merge.engine.memory.
         device: "cpu" or a torch device such as "cuda".
         force: replace an existing `out`, and discard unfinished work of another plan.
         block_chunks: chunks a thread reads at once; chosen from max_ram by default. Never changes the result.
         last: removes what was made for this run only, once `out` is there.
+        workers: (number of threads) -> who carries out the steps.
 
     Raises:
         MergeError: see merge.errors; `out`.partial stays and nothing else is touched.
     """
-    began = time.monotonic()
     check_method(plan)
-    budget = memory.budget(plan, threads, max_ram, device, block_chunks)
+    held = 0 if isinstance(out, str | os.PathLike) else out.held_bytes
+    budget = memory.budget(plan, threads, max_ram, device, block_chunks, held)
     memory.check_address_space(plan, budget, device)
-    check_space(plan, Path(out))
     small_files = side_file_bytes(plan)
 
+    def run(sink: Sink) -> Report:
+        return _run(sink, workers(budget.threads), device, small_files, budget, progress)
+
+    if not isinstance(out, str | os.PathLike):
+        return run(out)
+    path = Path(out)
+    check_space(plan, path)
+
     def work(fresh: bool) -> Report:
-        with OutputDirectory(plan, Path(out), force, device, fresh=fresh, last=last) as directory:
-            return _run(directory, small_files, budget, progress, began)
+        with OutputDirectory(plan, path, force, device, fresh=fresh, last=last) as directory:
+            return run(directory)
 
     return resume(work, force)
 
 
 def _run(
-    directory: OutputDirectory, small_files: dict[str, bytes], budget: Budget, progress: Progress, began: float
+    sink: Sink, worker: Worker, device: str, small_files: dict[str, bytes], budget: Budget, progress: Progress
 ) -> Report:
-    if directory.finished is not None:
-        return Report(**directory.finished)
-    plan = directory.plan
+    began = time.monotonic()
+    if sink.finished is not None:
+        return Report(**sink.finished)
+    plan = sink.plan
     with SourceReader(source_files(plan)) as reader:
-        crew = Crew(budget.threads)
-        context = Context(plan, reader, crew, directory, directory.device, budget)
+        context = Context(plan, reader, worker, sink, device, budget)
         tick = _ticker(context, progress)
         _find(context, tick, before_checks=True)
         for stage in plan.stages:
             if stage.steps:  # streamed
-                check_models(Context(stage, reader, crew, directory, directory.device, budget))
+                check_models(Context(stage, reader, worker, sink, device, budget))
         check_models(context)
         resumed = still_good(context, tick)
-        with directory.flushing():
+        with sink.flushing():
             _find(context, tick, before_checks=False)
             check_sources(context, tick)
-            directory.prove()
-            todo = [(i, step) for i, step in enumerate(plan.steps) if i not in directory.records]
-            ordered, alone = in_order(todo, directory.device)
-            crew.each(lambda item: _run_step(context, *item), ordered, tick, alone)
+            sink.prove()
+            todo = [(i, step) for i, step in enumerate(plan.steps) if i not in sink.records]
+            ordered, alone = in_order(todo, device)
+            worker.each(lambda item: _run_step(context, *item), ordered, tick, alone)
         reader.check_unchanged()
-    aligned = summary(plan, directory.notes)
-    adapter = factors.summary(plan.steps, directory.records)
+    aligned = summary(plan, sink.notes)
+    adapter = factors.summary(plan.steps, sink.records)
     report = Report(
-        out=str(directory.out),
+        out=sink.name,
         seconds=time.monotonic() - began,
         bytes_read=sum(step.bytes_read for _, step in todo),
         bytes_written=plan.bytes_written,
         resumed_tensors=resumed,
         tensors=len(plan.steps),
         peak_memory=memory.peak_resident(),
-        nonfinite=sum(record.get("nonfinite", 0) for record in directory.records.values()),
-        overflow=sum(record.get("overflow", 0) for record in directory.records.values()),
+        nonfinite=sum(record.get("nonfinite", 0) for record in sink.records.values()),
+        overflow=sum(record.get("overflow", 0) for record in sink.records.values()),
         aligned=tuple(aligned),
         adapter=adapter,
     )
-    manifest = manifest_bytes(
-        plan, directory.records, small_files, aligned, adapter, conditions(plan, directory.device)
-    )
-    directory.complete(small_files, (MANIFEST, manifest), dataclasses.asdict(report))
+    manifest = manifest_bytes(plan, sink.records, small_files, aligned, adapter, conditions(plan, device))
+    sink.complete(small_files, (MANIFEST, manifest), dataclasses.asdict(report))
     return report
 
 

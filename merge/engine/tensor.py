@@ -14,7 +14,7 @@ from merge.checkpoint.decode import to_float32
 from merge.checkpoint.reader import SourceReader
 from merge.chunks import Chunks, chunk_digest, tensor_digest
 from merge.dtypes import DTYPES
-from merge.engine.crew import Crew
+from merge.engine.crew import Worker
 from merge.kernels.encode import count_nonfinite
 from merge.kernels.protocol import Block
 from merge.plan import Step, TensorRef
@@ -36,7 +36,7 @@ class StepTensor:
     While a block is in cache for the first time its digest is taken and its non-finite values are counted.
     """
 
-    def __init__(self, step: Step, reader: SourceReader, crew: Crew, buffers: Buffers, cache_bytes: int = 0) -> None:
+    def __init__(self, step: Step, reader: SourceReader, crew: Worker, buffers: Buffers, cache_bytes: int = 0) -> None:
         self.step = step
         self.sources: tuple[TensorRef, ...] = step.sources
         self.shape: tuple[int, ...] = step.shape

@@ -31,7 +31,9 @@ JOURNAL = "journal.jsonl"
 
 
 class OutputDirectory:
-    """Context manager. On a clean exit without `complete`, or on an exception, OUT.partial stays for the next run.
+    """The sink of a directory, and a context manager.
+
+    On a clean exit without `complete`, or on an exception, OUT.partial stays for the next run.
 
     Attributes:
         finished: the report of a run like this one that was killed after OUT had got its name; nothing is left to do.
@@ -71,6 +73,14 @@ class OutputDirectory:
         self._unproven: dict[str, Any] = {}  # notes made when `changed` were other files, perhaps
         self._files: dict[str, int] = {}
         self._journal_lock = threading.Lock()
+
+    @property
+    def name(self) -> str:
+        return str(self.out)
+
+    @property
+    def held_bytes(self) -> int:
+        return 0
 
     def __enter__(self) -> OutputDirectory:
         with contextlib.ExitStack() as stack:
