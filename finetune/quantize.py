@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from finetune.quantizers import F32, ROWS, Dequantized, Quantizer, make_quantizer
+from finetune.quantizers import F32, ROWS, Dequantized, Encoder, Quantizer, make_quantizer
 from merge.checkpoint import Checkpoint, open_checkpoint
 from merge.checkpoint.digest import stored_digest
 from merge.checkpoint.reader import SourceReader
@@ -289,9 +289,10 @@ class _Writer:
             if part.value is not None:
                 self._write(by_suffix[part.suffix], 0, part.value.reshape(-1))
         error = square = 0.0
-        encoder = self._quantizer.encode
-        if isinstance(self._quantizer, Dequantized):
-            encoder = self._quantizer.encoder(self._pieces(ref))
+        quantizer = self._quantizer
+        encoder: Encoder = quantizer.encode
+        if isinstance(quantizer, Dequantized):
+            encoder = quantizer.encoder(self._pieces(ref))
         for values in self._pieces(ref):
             pieces, meant = encoder(values)
             for suffix, piece in pieces.items():

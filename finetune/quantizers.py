@@ -26,6 +26,7 @@ from merge.kernels.encode import encode
 
 F32 = npt.NDArray[np.float32]
 Array = npt.NDArray[Any]
+Encoder = Callable[[F32], tuple[dict[str, Array], F32]]
 ROWS = 128  # rows of a piece: whole blocks in every format
 _LENGTHS = (128, 64, 32)
 _TINY = np.float32(1e-30)  # the largest magnitude of zeros: a scale that divides
@@ -210,7 +211,7 @@ class Dequantized:
         meant = self.inner.encode(values)[1]
         return {"weight": meant.reshape(-1)}, meant
 
-    def encoder(self, pieces: Iterator[F32]) -> Callable[[F32], tuple[dict[str, Array], F32]]:
+    def encoder(self, pieces: Iterator[F32]) -> Encoder:
         """As Quantizer.encoder. Scales of the whole matrix are quantised together: a float32 for 64 numbers is held."""
         if not self.nested:
             return self.encode
