@@ -70,6 +70,27 @@ def trained_from(base: Base, path: str) -> Base:
     return dataclasses.replace(base, path=path, revision=None, config=load_config(path), sources=sources)
 
 
+def quantised(config: Any) -> str | None:
+    """What a model's weights are quantised with, as its config says (bitsandbytes, fp8 ...); None if they are not."""
+    found = getattr(config, "quantization_config", None)
+    settings = found if isinstance(found, dict) else getattr(found, "to_dict", dict)()
+    return str(settings.get("quant_method", "unknown")) if settings else None
+
+
+def check_trainable(base: Base, config: Config) -> None:
+    """Raises UsageError for quantised weights that this way of training cannot start from."""
+    method = quantised(base.config)
+    if method is None or (method == "bitsandbytes" and config.train in ("lora", "qlora")):
+        return
+    what = f"{base.path}: its weights are quantised ({method})"
+    if method == "bitsandbytes":
+        raise UsageError(f"{what}, so train: {config.train} cannot change them. Use train: lora or qlora.")
+    way = (
+        f"merge convert {base.path} -o MODEL --dtype bfloat16" if method == "fp8" else "the model that it was made from"
+    )
+    raise UsageError(f"{what}, which cannot be trained, also not under an adapter. Start from {way}.")
+
+
 def load_model(base: Base, config: Config, model_class: str, device: str, more: Mapping[str, Any] | None = None) -> Any:
     """The model in memory, in the config's dtype; quantised to NF4 for QLoRA; embeddings for new tokens added.
 
@@ -82,7 +103,7 @@ def load_model(base: Base, config: Config, model_class: str, device: str, more: 
     settings: dict[str, Any] = {"config": copy.deepcopy(base.config), "attn_implementation": config.attention}
     for name, value in (more or {}).items():
         setattr(settings["config"], name, value)
-    if config.train == "qlora":
+    if config.train == "qlora" and quantised(base.config) is None:
         settings |= {"quantization_config": _nf4(config, device), "device_map": {"": local_device(device)}}
     dtype = _dtype(config, device)
     loaded = load_weights(model_class, base.path, new_heads=model_class != CAUSAL, dtype=dtype, **settings)

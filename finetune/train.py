@@ -26,7 +26,7 @@ from finetune.data.encode import set_up_tokenizer
 from finetune.distributed import check_launch, is_first, known_to_all
 from finetune.keys import Config
 from finetune.libraries import quiet_libraries
-from finetune.models import Base, load_model, local_device, mixed_precision, open_base, pick_device
+from finetune.models import Base, check_trainable, load_model, local_device, mixed_precision, open_base, pick_device
 from finetune.objectives import OBJECTIVES, Objective, bind_objective
 from finetune.objectives.base import Run
 from finetune.output import TrainingDirectory
@@ -95,6 +95,7 @@ def prepare(config: Config, folder: Path | None = None) -> Prepared:
     samples = read_samples(config, folder)
     with quiet_libraries():
         base = scale_rope(open_base(config.model, folder, config.adapter), config)
+    check_trainable(base, config)
     before = len(base.tokenizer)
     writes = OBJECTIVES[samples.objective].pipeline == "text-generation"
     notes = set_up_tokenizer(base.tokenizer, config, folder, writes)

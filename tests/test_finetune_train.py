@@ -225,6 +225,26 @@ def test_qlora_stays_in_4_bits_and_its_gradient_is_that_of_the_weights_it_stands
     assert torch.allclose(y.grad, full.sum(0).expand(3, -1), atol=1e-5)
 
 
+@pytest.mark.filterwarnings("default")  # what bitsandbytes warns of on a processor is not ours
+@pytest.mark.parametrize("train", ["lora", "full"])
+@pytest.mark.parametrize("to", ["int8", "int4", "nf4", "fp8"])
+def test_quantised_models_are_trained_or_refused_in_one_line(
+    place: Path, tmp_path: Path, run: Run, to: str, train: str
+) -> None:
+    from finetune.quantize import quantize
+    from merge.recipe.references import parse_reference
+
+    quantize(parse_reference(str(place / "model")), tmp_path / "q", to)
+    keys: dict[str, Any] = {"model": tmp_path / "q", "data": place / "data.jsonl", "train": train, "max_steps": 1}
+    if train == "lora" and to in ("int8", "nf4"):
+        run(**keys)
+        assert (tmp_path / "out/adapter_model.safetensors").is_file()
+        return
+    with pytest.raises(UsageError, match=r"its weights are quantised .* (Use train: lora|Start from )"):
+        run(**keys)
+    assert not (tmp_path / "out.partial").exists()
+
+
 @pytest.mark.parametrize("tied", [False, True])
 def test_new_tokens_get_rows_of_their_own(run: Run, tmp_path: Path, tied: bool) -> None:
     from peft import PeftModel
