@@ -15,9 +15,6 @@ from merge.dtypes import DTYPES
 from merge.methods import Method, get_method
 from merge.plan import Derived, Step, TensorRef
 
-_HISTOGRAMS = (1 << 23) + (1 << 19)  # of one input, while a threshold is looked for; see kernels/selection.py
-_SCRATCH = 24  # bytes for an element of a row method: its ranks, sorted
-
 
 def stage_tensor(step: Step, stage: str, models: Sequence[str], allow: Sequence[str], keys: Sequence[int]) -> TensorRef:
     """The output tensor of a step as a source for others.
@@ -45,18 +42,11 @@ def prepare(ref: Derived, read: Read) -> Fill:
 
 
 def held_bytes(ref: Derived) -> int:
-    method = _method(ref)
-    chunks = Chunks.of(ref.shape)
     n_sources = len(ref.inputs)
+    chunks = Chunks.of(ref.shape)
     n = min(chunks.size, chunks.length)
     each = 4 * n_sources + 4 + DTYPES[ref.dtype].itemsize + 4  # sources, result, encoded, and a stored source
-    if method.inputs == "deltas":
-        each += 4 * n_sources
-    if method.locality == "row":
-        each += _SCRATCH
-        n = chunks.size if len(ref.shape) < 2 else n
-    searches = n_sources * _HISTOGRAMS if method.locality == "tensor" and method.inputs == "deltas" else 0
-    return n * each + searches
+    return n * each + _method(ref).scratch(ref.shape, n_sources, n)
 
 
 def _method(ref: Derived) -> Method:

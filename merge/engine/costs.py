@@ -14,10 +14,6 @@ from merge.methods import Method, get_method
 from merge.plan import Derived, Step
 from merge.planners.factors import GROUP, is_exact, on_factors, rank_of, ranks_in
 
-_SELECTION = (1 << 23) + (1 << 19)  # histograms for one model's thresholds on one thread, see kernels/selection.py
-_RANKS = 28  # bytes for one element of a vector whose magnitudes are put in order, see kernels/ranks.py
-_ORDERED = 1 << 20  # of rows of a matrix, which are taken a few at a time
-_COMPUTED = 12  # bytes for one element of values that a threshold is found of, see kernels/computed.py
 _SECONDS_EACH, _SECONDS_RANK = 0.5, 2.0  # for 4096 x 4096: an adapter's change in the method, the SVD for rank 32
 
 
@@ -121,23 +117,8 @@ def _merge_needs(step: Step, block_chunks: int, device: str) -> Needs:
 
 
 def _merge_blocks(step: Step, block_chunks: int) -> int:
-    method, chunks, n = method_of(step), Chunks.of(step.shape), _elements(step, block_chunks)
-    each = more = 0
-    if method.inputs == "deltas":
-        each += 4 * len(step.inputs)  # factors of sparse task vectors
-    width = max(1, step.shape[-1]) if step.shape else 1
-    if method.locality == "row":
-        if len(step.shape) < 2:
-            n, each = chunks.size, each + _RANKS
-        more += _ORDERED + _RANKS * width
-    if method.searches:
-        each += _COMPUTED
-        rows = chunks.size // width
-        # A number for each row; a vector, which is one row, is held whole.
-        more += method.searches * _SELECTION + 8 * rows + (4 * _raw_bytes(step) * width if rows == 1 else 0)
-    elif method.inputs == "deltas" and method.locality == "tensor":
-        more += len(step.inputs) * _SELECTION
-    return _block_bytes(step, n) + n * each + more
+    elements = _elements(step, block_chunks)
+    return _block_bytes(step, elements) + method_of(step).scratch(step.shape, len(step.inputs), elements)
 
 
 def _kept(step: Step) -> int:

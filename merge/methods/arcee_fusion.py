@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from merge.kernels.costs import searched_values
 from merge.methods.registry import method
 
 if TYPE_CHECKING:
@@ -43,8 +44,8 @@ SERIES = 1e-3  # |r| below which (1 + r) log(1 + r) - r is summed as a series
     example=EXAMPLE,
     reproducible="bitwise",
     fused="merge.kernels.fusion:arcee_fusion",
+    scratch=searched_values(3),
     n_models=(2, 2),
-    searches=3,
 )
 def arcee_fusion(models: Tensor) -> Tensor:
     """models (2, *shape) float32, the base first -> (*shape) float32"""

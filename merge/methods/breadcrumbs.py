@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Literal
 
+from merge.kernels.costs import trimming
 from merge.methods.registry import PerModel, Range, method
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ dtype: bfloat16
     example=EXAMPLE,
     reproducible="bitwise",
     fused="merge.kernels.task_vectors:breadcrumbs",
+    scratch=trimming,
 )
 def breadcrumbs(
     deltas: Tensor,

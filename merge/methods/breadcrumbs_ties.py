@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Literal
 
+from merge.kernels.costs import trimming
 from merge.methods.registry import PerModel, Range, method
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ dtype: bfloat16
     example=EXAMPLE,
     reproducible="bitwise",
     fused="merge.kernels.task_vectors:breadcrumbs_ties",
+    scratch=trimming,
 )
 def breadcrumbs_ties(
     deltas: Tensor,

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Literal
 
+from merge.kernels.costs import drop_factors
 from merge.methods.registry import PerModel, Range, method
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ seed: 7
     example=EXAMPLE,
     reproducible="bitwise",
     fused="merge.kernels.task_vectors:dare_ties",
+    scratch=drop_factors,
     random=True,
 )
 def dare_ties(

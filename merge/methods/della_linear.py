@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Literal
 
+from merge.kernels.costs import ranks
 from merge.methods.registry import PerModel, Range, check_rank_probabilities, method
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ seed: 7
     reproducible="bitwise",
     check=check_rank_probabilities,
     fused="merge.kernels.task_vectors:della_linear",
+    scratch=ranks,
     random=True,
 )
 def della_linear(

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated
 
+from merge.kernels.costs import one_value
 from merge.methods.registry import Range, method
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ dtype: bfloat16
     example=EXAMPLE,
     reproducible="bitwise",
     fused="merge.kernels.voting:ramplus_tl",
+    scratch=one_value,
 )
 def ramplus_tl(
     deltas: Tensor,

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, TypeAlias, TypeVar
 
 from merge.errors import MergeError
+from merge.kernels.costs import Scratch, nothing
 from merge.plan import COPY
 
 # either: deltas where the recipe has a base, else models; adapters: the changes that LoRA adapters make, and no models
@@ -164,7 +165,7 @@ class Method:
     random: bool = False
     check: Callable[[dict[str, Any]], str | None] | None = None  # what is wrong with a tensor's resolved parameters
     statistics: StatisticsKind | None = None  # what it needs of each input's statistics file, passed as `_statistics`
-    searches: int = 0  # thresholds found at once over computed values, of methods whose kernels do that
+    scratch: Scratch = nothing  # memory of the kernel besides its blocks
     cost: Cost | None = None  # of methods that decompose matrices; `merge plan` shows it
     reproducible: Reproducible = "bounded"  # on the CPU, for models up to float32; see merge.engine.reproducible
     origin: str = ""  # where a method that is not part of this package comes from, with its version or digest
@@ -238,7 +239,7 @@ def method(
     random: bool = False,
     check: Callable[[dict[str, Any]], str | None] | None = None,
     statistics: StatisticsKind | None = None,
-    searches: int = 0,
+    scratch: Scratch = nothing,
     cost: Cost | None = None,
     reproducible: Reproducible = "bounded",
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -274,7 +275,7 @@ def method(
             random=random,
             check=check,
             statistics=statistics,
-            searches=searches,
+            scratch=scratch,
             cost=cost,
             reproducible=reproducible,
             origin=origin,

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated
 
+from merge.kernels.costs import searched_values
 from merge.methods.registry import Range, method
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ dtype: bfloat16
     example=EXAMPLE,
     reproducible="bitwise",
     fused="merge.kernels.voting:sce",
-    searches=1,
+    scratch=searched_values(1),
 )
 def sce(
     deltas: Tensor,

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Literal
 
+from merge.kernels.costs import trimming
 from merge.methods.registry import ModelPass, PerModel, Range, method
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ dtype: bfloat16
     example=EXAMPLE,
     reproducible="bitwise",
     fused="merge.kernels.task_vectors:ties",
+    scratch=trimming,
     model_pass=ModelPass("merge.kernels.model_trim:thresholds", "trim", "model", uniform="density"),
 )
 def ties(
