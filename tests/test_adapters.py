@@ -388,13 +388,18 @@ def test_another_base_is_a_note(sound: Path, tmp_path: Path) -> None:
     ("train", "nested", "how"), [("qlora", True, "nf4 --nested"), ("qlora", False, "nf4"), ("lora", True, None)]
 )
 def test_an_adapter_trained_on_four_bits_says_which_base_it_saw(
-    sound: Path, train: str, nested: bool, how: str | None
+    sound: Path, tmp_path: Path, train: str, nested: bool, how: str | None
 ) -> None:
+    from finetune.quantize import quantize
+    from merge.recipe.references import parse_reference
+
     record = {"config": {"train": train, "double_quantization": nested}}
     (sound / "adapter/finetune_manifest.json").write_text(json.dumps(record), encoding="utf-8")
     notes = [note for note in plan_of(f"{sound}/base+{sound}/adapter").notes if "4 bits" in note]
     assert len(notes) == (how is not None)
     assert how is None or notes[0].endswith(f"merge quantize {sound}/base -o BASE --to {how} --dequantize")
+    quantize(parse_reference(f"{sound}/base"), tmp_path / "seen", "nf4", dequantize=True)
+    assert not any("4 bits" in note for note in plan_of(f"{tmp_path}/seen+{sound}/adapter").notes)
 
 
 def test_patterns_and_alphas_set_each_modules_scaling(sound: Path, tmp_path: Path) -> None:

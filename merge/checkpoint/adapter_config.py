@@ -150,3 +150,11 @@ def trained_on(folder: str, config: Mapping[str, Any]) -> str | None:
             return "nf4" if told.get("double_quantization") is False else "nf4 --nested"
     name = str(config.get("base_model_name_or_path") or "").lower()
     return "nf4 --nested" if re.search("bnb[-_]?4bit|nf4", name) else None
+
+
+def is_dequantized(folder: str) -> bool:
+    """Whether `merge quantize --dequantize` wrote the model: then it is what an adapter of QLoRA was trained on."""
+    manifest = os.path.join(folder, "merge_manifest.json")
+    if not os.path.isfile(manifest):
+        return False
+    return str(read_json(manifest, unique=False).get("method", "")).endswith(" dequantized")

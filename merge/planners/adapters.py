@@ -16,7 +16,7 @@ from typing import Any
 from merge.architecture import is_embedding, is_head
 from merge.checkpoint import Checkpoint, open_checkpoint
 from merge.checkpoint.adapter import Adapter, LoraModule, OtherModule, TokenRows, open_adapter
-from merge.checkpoint.adapter_config import trained_on
+from merge.checkpoint.adapter_config import is_dequantized, trained_on
 from merge.checkpoint.loaded import whole_piece
 from merge.derive.added import added
 from merge.derive.recast import recast
@@ -302,7 +302,8 @@ class _Fold:
         known = {base.path, os.path.basename(self.checkpoint.path), base.text, base.path.rpartition("/")[2]}
         if name is not None and name not in known and name.rstrip("/").rpartition("/")[2] not in known:
             self.notes.append(f"{self.adapter.path}: was trained on {name}, and is folded into {base.path}")
-        if (seen := trained_on(self.adapter.path, self.adapter.config)) is not None:
+        seen = trained_on(self.adapter.path, self.adapter.config)
+        if seen is not None and not is_dequantized(self.checkpoint.path):
             self.notes.append(
                 f"{self.adapter.path}: was trained on a base of 4 bits (QLoRA), and is folded into weights that differ "
                 "from it by their rounding. The base that it saw: "
