@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from architectures import names
 from contract import CHECKS, Family
+from docs_tables import filled
 
 from merge.checkpoint import open_checkpoint
 from merge.checkpoint.reader import SourceReader
@@ -24,7 +25,6 @@ from merge.layerwise import open_runner, whole_model
 from merge.recipe.references import parse_reference
 
 PAGE = Path(__file__).parents[1] / "docs" / "architectures.md"
-START, END = "<!-- made by benchmarks/architecture_contract.py -->\n", "<!-- end -->\n"
 
 
 def row(name: str) -> str:
@@ -68,9 +68,8 @@ def main() -> None:
     if len(sys.argv) > 1:
         return
     head = f"| | class | {' | '.join((*CHECKS, 'layers'))} |\n|---|---|{'---|' * (len(CHECKS) + 1)}\n"
-    before, _, rest = PAGE.read_text(encoding="utf-8").partition(START)
-    after = rest.partition(END)[2]
-    PAGE.write_text(before + START + head + "".join(rows) + END + after, encoding="utf-8")
+    table = (head + "".join(rows)).rstrip("\n")
+    PAGE.write_text(filled(PAGE.read_text(encoding="utf-8"), "contract", table), encoding="utf-8")
 
 
 if __name__ == "__main__":

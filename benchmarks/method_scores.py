@@ -1,19 +1,17 @@
-"""Every method on the quickstart family, and the tables of docs/methods.md.
+"""Scores every method on the quickstart family, for docs/methods.md.
 
-    python benchmarks/method_scores.py [--items 300] [--tables]
+    python benchmarks/method_scores.py [--items 300]
 
 Merges the family's three experts (reverse, sort, add) with each registered method, scores each merge with
-eval.exact_match and writes the table between its markers in docs/methods.md. What a recipe must say is the same for
-all: weight 1/n, t 0.5, anything else as in the method's own example; all other parameters have their defaults. Methods
-of two models get reverse and sort, where the first is also the base if the base is an input. What the registry says of
-the methods goes into the other tables of that file; with --tables only these are written, which takes a second.
+eval.exact_match and writes the table between its markers in docs/methods.md. Recipes say the same for all methods:
+weight 1/n, t 0.5, other required parameters as in the method's own example; all others have their defaults. Methods of
+two models get reverse and sort, where the first is also the base if the base is an input.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
-import re
 import sys
 import tempfile
 import time
@@ -23,10 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from docs_tables import built_in, filled
 
 from merge import build_plan, parse_recipe, run_plan
 from merge.errors import MergeError
-from merge.methods import Method, all_methods
+from merge.methods import Method
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENT = ROOT / "docs" / "methods.md"
@@ -52,43 +51,6 @@ class Case:
 
     recipe: dict[str, Any]
     setting: str
-
-
-def built_in() -> list[Method]:
-    return [method for method in all_methods().values() if not method.origin]
-
-
-def title(method: Method) -> str:
-    """`TIES: trim each ...` -> `trim each ...`, the first line of the method's file."""
-    return module_text(method).splitlines()[0].partition(": ")[2].rstrip(".")
-
-
-def module_text(method: Method) -> str:
-    return (sys.modules[method.reference.__module__].__doc__ or "").strip()
-
-
-def method_table() -> str:
-    lines = ["| method | what it does | models | base | reproducible |", "|---|---|---|---|---|"]
-    for method in built_in():
-        low, high = method.n_models
-        many = f"{low}" if low == high else f"{low} or more" if high is None else f"{low} to {high}"
-        lines.append(f"| `{method.name}` | {cell(title(method))} | {many} | {method.base} | {method.reproducible} |")
-    return "\n".join(lines)
-
-
-def cell(text: str) -> str:
-    return text.replace("|", r"\|")
-
-
-def deviation_list() -> str:
-    """What each method's docstring says after "Deviations:"."""
-    lines = []
-    for method in built_in():
-        found = re.search(r"^Deviations: (.*?)(?=^[A-Z][\w ]*: |\Z)", module_text(method), re.MULTILINE | re.DOTALL)
-        text = " ".join(found[1].split()) if found else ""
-        if text and not text.startswith("none"):
-            lines.append(f"* **{method.name}**: {text}")
-    return "\n".join(lines)
 
 
 def cases(method: Method) -> Iterator[Case]:
@@ -210,31 +172,12 @@ def score_all(items: int) -> str:
     return score_table(rows, singles, skipped, items)
 
 
-def filled(text: str, marker: str, content: str) -> str:
-    """`text` with what stands between <!-- marker --> and <!-- /marker --> replaced."""
-    begin, end = f"<!-- {marker} -->", f"<!-- /{marker} -->"
-    head, _, rest = text.partition(begin)
-    _, found, tail = rest.partition(end)
-    if not found:
-        raise SystemExit(f"{DOCUMENT}: no {begin} ... {end}")
-    return f"{head}{begin}\n{content}\n{end}{tail}"
-
-
-def with_tables(text: str) -> str:
-    """docs/methods.md with what the registry says."""
-    return filled(filled(text, "methods", method_table()), "deviations", deviation_list())
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--items", type=int, default=300, help="prompts a skill")
-    parser.add_argument("--tables", action="store_true", help="only the tables of the registry, no scores")
-    asked = parser.parse_args()
-    scores = None if asked.tables else score_all(asked.items)
-    text = with_tables(DOCUMENT.read_text(encoding="utf-8"))
-    DOCUMENT.write_text(text if scores is None else filled(text, "scores", scores), encoding="utf-8")
-    if scores is not None:
-        print(scores)
+    scores = score_all(parser.parse_args().items)
+    DOCUMENT.write_text(filled(DOCUMENT.read_text(encoding="utf-8"), "scores", scores), encoding="utf-8")
+    print(scores)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""Is the merge better? lm-eval judges; this package asks all models the same, once. Start with harness.py.
+"""Measures whether a merge is better than its parents, through lm-eval.
+
+Start with harness.py. All models are asked the same items, and their answers are remembered.
 
 models.py       what is judged: directories, hub ids, model+adapter, recipes
 settings.py     how it is run; backends.py: lm-eval's models, and servers

@@ -1,4 +1,6 @@
-"""Fine-tuning over transformers, peft and accelerate: `merge finetune`. Start with train.py.
+"""Trains models and adapters over transformers, peft and accelerate (`merge finetune`).
+
+Start with train.py.
 
 keys.py         every key of a config: type, range, default, help
 config.py       YAML and flags -> Config

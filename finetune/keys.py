@@ -1,7 +1,7 @@
 """The schema of `merge finetune`: every key with its type, range, default and one line of help.
 
-The same table reads the YAML file, makes the command line's flags, and says what belongs to which way of training. A
-new key is one line here.
+This table reads the YAML file, makes the command line's flags and docs/finetune-keys.md, and states which keys belong
+to which way of training. A new key is one line here.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-# What may be trained, in the order that `--help` shows; finetune/trainables.py does it.
+# The values of `train`, in the order that `--help` shows; finetune/trainables.py does it.
 TRAIN = (*("full", "partial", "bitfit", "lora", "qlora", "ia3", "prompt", "prefix", "ptuning", "bottleneck"),)
 FORMATS = (
     *(
@@ -38,10 +38,11 @@ _PROMPTS = ("prompt", "prefix", "ptuning")
 
 @dataclass(frozen=True)
 class Key:
-    """One key. `kind`: str, int, float, bool, words (a list of texts), table (texts to numbers), data or number|words.
+    """One key of a config.
 
-    `only`: the ways of training it belongs to, and `objectives`: those; () is all. `low` and `high` are inclusive;
-    `above` is exclusive.
+    `kind` is str, int, float, bool, words (a list of strings), table (strings to numbers), data or fraction|data.
+    `only` lists the ways of training that the key belongs to, `objectives` the objectives; () means all. `low` and
+    `high` are inclusive, `above` is exclusive.
     """
 
     kind: str
@@ -83,45 +84,49 @@ class Config:
     data: tuple[Source, ...] = key(
         (), "data", "A data file (.jsonl .json .csv .parquet .txt) or a hub id; may be repeated.", group="What"
     )
-    out: str = key("", "str", "Directory to make.", group="What")
+    out: str = key("", "str", "Directory for the result.", group="What")
     train: str = key("lora", "str", "What is trained.", choices=TRAIN, group="What")
     objective: str | None = key(
-        None, "str", "What is learnt; by default what the data is for.", choices=OBJECTIVES, group="What"
+        None, "str", "What is learnt; default: chosen by the format of the data.", choices=OBJECTIVES, group="What"
     )
-    adapter: str | None = key(None, "str", "An adapter to go on from (merge finetune continue).", group="What")
+    adapter: str | None = key(None, "str", "An adapter to continue (merge finetune continue).", group="What")
 
-    format: str | None = key(None, "str", "Of the data; detected by default.", choices=FORMATS, group="Data")
-    prompt: str | None = key(None, "str", 'Template, such as "Q: {question}\\nA: ".', group="Data")
-    completion: str | None = key(None, "str", 'Template, such as "{answer}".', group="Data")
-    text: str | None = key(None, "str", 'Template, such as "{title}\\n{body}".', group="Data")
+    format: str | None = key(None, "str", "Format of the data; detected by default.", choices=FORMATS, group="Data")
+    prompt: str | None = key(None, "str", 'Template of the prompt, such as "Q: {question}\\nA: ".', group="Data")
+    completion: str | None = key(None, "str", 'Template of the completion, such as "{answer}".', group="Data")
+    text: str | None = key(None, "str", 'Template of a text, such as "{title}\\n{body}".', group="Data")
     chat: bool | None = key(
         None,
         "bool",
-        "Put prompts and completions into the chat template, as two turns; default: conversations, and alpaca where "
+        "Put prompts and completions into the chat template, as two turns; default: only conversations, and alpaca if "
         "the tokenizer has a template.",
         group="Data",
     )
-    ignore_columns: tuple[str, ...] = key((), "words", "Columns of the data that are left out.", group="Data")
+    ignore_columns: tuple[str, ...] = key((), "words", "Columns of the data to leave out.", group="Data")
     chat_template: str | None = key(None, "str", "A Jinja file, or chatml; default: the tokenizer's.", group="Data")
     validation: float | tuple[Source, ...] | None = key(
-        None, "fraction|data", "Held out: a share of the data such as 0.05, or a file.", group="Data"
+        None, "fraction|data", "Validation data: a share of the data such as 0.05, or a file.", group="Data"
     )
-    prompt_loss_weight: float = key(0.1, "float", "Of prompt tokens; a response's is 1.", low=0, high=1, group="Data")
-    last_turn_only: bool = key(False, "bool", "Only the last answer of a conversation counts 1.", group="Data")
+    prompt_loss_weight: float = key(
+        0.1, "float", "Weight of prompt tokens in the loss; response tokens weigh 1.", low=0, high=1, group="Data"
+    )
+    last_turn_only: bool = key(False, "bool", "Only the last answer of a conversation weighs 1.", group="Data")
     max_length: int | None = key(
-        None, "int", "Tokens of a sequence; default: the model's context, at most 2048.", low=2, group="Data"
+        None, "int", "Tokens in a sequence, at most; default: the model's context, up to 2048.", low=2, group="Data"
     )
     too_long: str | None = key(
         None,
         "str",
-        "What becomes of longer ones; default: error, and split for text.",
+        "What to do with longer examples; default: error, for text split.",
         choices=("error", "truncate", "drop", "split"),
         group="Data",
     )
-    packing: bool = key(False, "bool", "Several examples in a sequence, which do not see each other.", group="Data")
+    packing: bool = key(
+        False, "bool", "Put several examples into one sequence; they do not attend to each other.", group="Data"
+    )
     new_tokens: tuple[str, ...] = key((), "words", "Tokens to add to the vocabulary.", group="Data")
-    eos_token: str | None = key(None, "str", "Ends an example; default: the tokenizer's.", group="Data")
-    pad_token: str | None = key(None, "str", "Fills rows up; default: the tokenizer's, or eos.", group="Data")
+    eos_token: str | None = key(None, "str", "Token that ends an example; default: the tokenizer's.", group="Data")
+    pad_token: str | None = key(None, "str", "Padding token; default: the tokenizer's, or eos.", group="Data")
 
     infilling_rate: float = key(
         0.5,
@@ -135,7 +140,7 @@ class Config:
     infilling_tokens: tuple[str, ...] = key(
         (),
         "words",
-        "Marks of prefix, suffix and middle; default: the tokenizer's.",
+        "Tokens that mark prefix, suffix and middle; default: the tokenizer's.",
         objectives=("infilling",),
         group="Objectives",
     )
@@ -143,42 +148,46 @@ class Config:
         0.15, "float", "Share of tokens to predict.", above=0, high=0.9, objectives=("mlm",), group="Objectives"
     )
     mask_copies: int = key(
-        1, "int", "Differently masked examples of each text.", low=1, objectives=("mlm",), group="Objectives"
+        1, "int", "Copies of each text, each masked differently.", low=1, objectives=("mlm",), group="Objectives"
     )
     whole_words: bool = key(
         False, "bool", "Mask all tokens of a word, or none.", objectives=("mlm",), group="Objectives"
     )
     labels: tuple[str, ...] = key(
-        (), "words", "Names in order; default: as in the data.", objectives=("classification",), group="Objectives"
+        (),
+        "words",
+        "Names of the labels in order; default: as in the data.",
+        objectives=("classification",),
+        group="Objectives",
     )
     class_weights: dict[str, float] | None = key(
-        None, "table", "Of losses, by label.", above=0, objectives=("classification",), group="Objectives"
+        None, "table", "Weights of the losses, by label.", above=0, objectives=("classification",), group="Objectives"
     )
     balance_classes: bool = key(
         False,
         "bool",
-        "Make all labels count the same.",
+        "Weigh all labels equally.",
         objectives=("classification",),
         group="Objectives",
     )
     beta: float = key(
         0.1,
         "float",
-        "How strongly DPO and KTO are held to their reference.",
+        "How strongly DPO and KTO keep the model close to the reference.",
         above=0,
         objectives=("dpo", "kto"),
         group="Objectives",
     )
     wanted_weight: float = key(
-        1.0, "float", "Of the losses of wanted answers.", above=0, objectives=("kto",), group="Objectives"
+        1.0, "float", "Weight of the losses of wanted answers.", above=0, objectives=("kto",), group="Objectives"
     )
     unwanted_weight: float = key(
-        1.0, "float", "Of those of unwanted ones.", above=0, objectives=("kto",), group="Objectives"
+        1.0, "float", "Weight of the losses of unwanted answers.", above=0, objectives=("kto",), group="Objectives"
     )
     label_smoothing: float = key(
         0.0,
         "float",
-        "Share of preferences taken for wrong.",
+        "Share of preferences assumed to be wrong.",
         low=0,
         high=0.5,
         objectives=("dpo",),
@@ -186,27 +195,34 @@ class Config:
     )
     teacher: str | None = key(None, "str", "The model to learn from.", objectives=("distillation",), group="Objectives")
     temperature: float = key(
-        2.0, "float", "Of teacher and student.", above=0, objectives=("distillation",), group="Objectives"
+        2.0, "float", "Temperature of teacher and student.", above=0, objectives=("distillation",), group="Objectives"
     )
     distillation_alpha: float = key(
         0.5,
         "float",
-        "Share of the teacher in the loss; the data has the rest.",
+        "Share of the teacher in the loss; the rest is the data's.",
         above=0,
         high=1,
         objectives=("distillation",),
         group="Objectives",
     )
     similarity_temperature: float = key(
-        0.05, "float", "Cosines are divided by it.", above=0, objectives=("embeddings",), group="Objectives"
+        0.05,
+        "float",
+        "Cosine similarities are divided by this.",
+        above=0,
+        objectives=("embeddings",),
+        group="Objectives",
     )
 
-    rank: int = key(16, "int", "Of LoRA's matrices.", low=1, only=_LORA, group="Adapters")
+    rank: int = key(16, "int", "Rank of LoRA's matrices.", low=1, only=_LORA, group="Adapters")
     alpha: float | None = key(
-        None, "float", "LoRA's scale is alpha/rank; default: 2 rank.", above=0, only=_LORA, group="Adapters"
+        None, "float", "LoRA's scale is alpha/rank; default: twice the rank.", above=0, only=_LORA, group="Adapters"
     )
-    dropout: float = key(0.0, "float", "Before LoRA's matrices.", low=0, high=0.99, only=_LORA, group="Adapters")
-    rslora: bool = key(False, "bool", "Scale alpha/sqrt(rank).", only=_LORA, group="Adapters")
+    dropout: float = key(
+        0.0, "float", "Dropout before LoRA's matrices.", low=0, high=0.99, only=_LORA, group="Adapters"
+    )
+    rslora: bool = key(False, "bool", "Use the scale alpha/sqrt(rank) (rsLoRA).", only=_LORA, group="Adapters")
     dora: bool = key(False, "bool", "Train magnitude and direction (DoRA).", only=_LORA, group="Adapters")
     rank_pattern: dict[str, float] | None = key(
         None, "table", "Ranks by regular expression on module names.", low=1, only=_LORA, group="Adapters"
@@ -217,21 +233,25 @@ class Config:
     target_modules: tuple[str, ...] = key(
         (),
         "words",
-        "Module names; default: all linear layers (LoRA), the usual ones (others).",
+        "Modules to adapt; default: all linear layers (LoRA), PEFT's choice (others).",
         only=_ADAPTERS,
         group="Adapters",
     )
     feedforward_modules: tuple[str, ...] = key(
-        (), "words", "Those of target_modules whose input IA3 scales.", only=("ia3",), group="Adapters"
+        (), "words", "Modules among target_modules whose input IA3 scales.", only=("ia3",), group="Adapters"
     )
     modules_to_save: tuple[str, ...] = key(
-        (), "words", "Modules trained and saved whole, such as embed_tokens.", only=(*_LORA, "ia3"), group="Adapters"
+        (), "words", "Modules to train and save whole, such as embed_tokens.", only=(*_LORA, "ia3"), group="Adapters"
     )
-    double_quantization: bool = key(True, "bool", "Quantise the scales too.", only=("qlora",), group="Adapters")
+    double_quantization: bool = key(
+        True, "bool", "Quantise the scales of the weights too.", only=("qlora",), group="Adapters"
+    )
     virtual_tokens: int = key(
         20, "int", "Length of the learnt prompt or prefix.", low=1, only=_PROMPTS, group="Adapters"
     )
-    prompt_init: str | None = key(None, "str", "A text the prompt starts from.", only=("prompt",), group="Adapters")
+    prompt_init: str | None = key(
+        None, "str", "Text that the prompt is initialised from.", only=("prompt",), group="Adapters"
+    )
     encoder_hidden: int | None = key(
         None, "int", "Width of the prompt encoder.", low=1, only=("prefix", "ptuning"), group="Adapters"
     )
@@ -246,14 +266,14 @@ class Config:
         (), "words", "Regular expressions of parameters not to train.", only=("partial",), group="Adapters"
     )
     train_only: tuple[str, ...] = key(
-        (), "words", "Regular expressions of the only ones to train.", only=("partial",), group="Adapters"
+        (), "words", "Regular expressions of the only parameters to train.", only=("partial",), group="Adapters"
     )
 
     epochs: float = key(1.0, "float", "Passes over the data.", above=0, group="Training")
     max_steps: int | None = key(None, "int", "Optimiser steps, in place of epochs.", low=1, group="Training")
-    batch_size: int = key(8, "int", "Sequences at once (on each device).", low=1, group="Training")
-    gradient_accumulation: int = key(1, "int", "Batches of a step.", low=1, group="Training")
-    gradient_checkpointing: bool = key(False, "bool", "Less memory, a third more time.", group="Training")
+    batch_size: int = key(8, "int", "Sequences in a batch, on each device.", low=1, group="Training")
+    gradient_accumulation: int = key(1, "int", "Batches in an optimiser step.", low=1, group="Training")
+    gradient_checkpointing: bool = key(False, "bool", "Save memory for about a third more time.", group="Training")
     learning_rate: float | None = key(
         None,
         "float",
@@ -262,31 +282,33 @@ class Config:
         high=10,
         group="Training",
     )
-    scheduler: str = key("cosine", "str", "Of the learning rate.", choices=SCHEDULERS, group="Training")
-    warmup: float = key(0.03, "float", "Steps; below 1 a share of all.", low=0, group="Training")
+    scheduler: str = key("cosine", "str", "Schedule of the learning rate.", choices=SCHEDULERS, group="Training")
+    warmup: float = key(0.03, "float", "Warm-up steps; below 1: a share of all steps.", low=0, group="Training")
     optimizer: str = key(
-        "adamw", "str", "8 bit ones need bitsandbytes and a GPU.", choices=OPTIMIZERS, group="Training"
+        "adamw", "str", "The 8-bit optimisers need bitsandbytes and a GPU.", choices=OPTIMIZERS, group="Training"
     )
-    weight_decay: float = key(0.0, "float", "Of AdamW, on all but norms and biases.", low=0, high=1, group="Training")
-    max_grad_norm: float = key(1.0, "float", "Gradients are clipped to this norm; 0: not.", low=0, group="Training")
+    weight_decay: float = key(
+        0.0, "float", "AdamW's weight decay, on all but norms and biases.", low=0, high=1, group="Training"
+    )
+    max_grad_norm: float = key(1.0, "float", "Clip gradients to this norm; 0: no clipping.", low=0, group="Training")
     precision: str = key(
         "auto",
         "str",
-        "Mixed precision; auto: bf16 where a GPU has it.",
+        "Mixed precision; auto: bf16 on GPUs that support it.",
         choices=("auto", "fp32", "bf16", "fp16"),
         group="Training",
     )
     dtype: str = key(
         "auto",
         "str",
-        "Of frozen and trained weights in memory; auto: float32, bfloat16 if frozen on a GPU.",
+        "Dtype of the weights in memory; auto: float32, and bfloat16 for frozen weights on a GPU.",
         choices=("auto", "float32", "bfloat16", "float16"),
         group="Training",
     )
     rope_scaling: str | None = key(
-        None, "str", "Extends the context, by rope_factor.", choices=("linear", "dynamic", "yarn"), group="Training"
+        None, "str", "Extend the context by rope_factor.", choices=("linear", "dynamic", "yarn"), group="Training"
     )
-    rope_factor: float = key(2.0, "float", "The new context, of the old.", above=1, group="Training")
+    rope_factor: float = key(2.0, "float", "The new context divided by the old one.", above=1, group="Training")
     attention: str = key(
         "sdpa",
         "str",
@@ -294,40 +316,42 @@ class Config:
         choices=("sdpa", "eager", "flash_attention_2"),
         group="Training",
     )
-    seed: int = key(0, "int", "Of order, mixing, masks and new weights.", low=0, high=2**32 - 1, group="Training")
+    seed: int = key(0, "int", "Seed of order, mixing, masks and new weights.", low=0, high=2**32 - 1, group="Training")
 
     eval_every: int | None = key(
-        None, "int", "Steps; default: once an epoch, or as save_every.", low=1, group="Watching"
+        None, "int", "Steps between evaluations; default: save_every, else once an epoch.", low=1, group="Watching"
     )
-    save_every: int | None = key(None, "int", "Steps; default: as eval_every.", low=1, group="Watching")
+    save_every: int | None = key(
+        None, "int", "Steps between checkpoints; default: eval_every.", low=1, group="Watching"
+    )
     early_stopping: int | None = key(
-        None, "int", "Stop after so many evaluations without a better loss.", low=1, group="Watching"
+        None, "int", "Stop after this many evaluations without a better loss.", low=1, group="Watching"
     )
     keep_best: bool | None = key(
         None,
         "bool",
-        "Result: the checkpoint with the least validation loss; default: if there is one.",
+        "The result is the checkpoint with the lowest validation loss; default: true with validation.",
         group="Watching",
     )
-    log_every: int = key(10, "int", "Steps.", low=1, group="Watching")
+    log_every: int = key(10, "int", "Steps between lines of the log.", low=1, group="Watching")
     tensorboard: bool = key(
         False,
         "bool",
-        "Write TensorBoard events to OUT/tensorboard (OUT.partial/tensorboard meanwhile).",
+        "Write TensorBoard events to OUT/tensorboard (during training: OUT.partial/tensorboard).",
         group="Watching",
     )
 
 
 KEYS: dict[str, Key] = {one.name: one.metadata["key"] for one in fields(Config)}
 SOURCE_KEYS: dict[str, Key] = {
-    "path": Key("str", "the file, or a hub id"),
-    "subset": Key("str", "of a data set of the hub"),
-    "split": Key("str", "of a data set of the hub; default: train"),
-    "format": Key("str", "of this file", choices=FORMATS),
-    "prompt": Key("str", "template"),
-    "completion": Key("str", "template"),
-    "text": Key("str", "template"),
-    "ignore_columns": Key("words", "columns that are left out"),
-    "weight": Key("float", "share of the mixture", above=0),
-    "task": Key("str", "label of the task, for losses by task"),
+    "path": Key("str", "The file, or a hub id."),
+    "subset": Key("str", "Subset of a data set on the hub."),
+    "split": Key("str", "Split of a data set on the hub; default: train."),
+    "format": Key("str", "Format of this file.", choices=FORMATS),
+    "prompt": Key("str", "Template of the prompt."),
+    "completion": Key("str", "Template of the completion."),
+    "text": Key("str", "Template of a text."),
+    "ignore_columns": Key("words", "Columns to leave out."),
+    "weight": Key("float", "Relative share in the mixture.", above=0),
+    "task": Key("str", "Name of the task, for losses by task."),
 }

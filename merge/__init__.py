@@ -1,4 +1,4 @@
-"""Merge Workbench: merge language models, streamed, exact, resumable.
+"""Merges language models: streamed from disk to disk, exact, resumable.
 
 recipe = load_recipe("recipes/ties.yaml")
 plan = build_plan(recipe)

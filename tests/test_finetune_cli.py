@@ -89,7 +89,7 @@ def test_help_has_the_choices_and_the_defaults() -> None:
     text = " ".join(invoke("--help").output.split())
     assert "What is trained. One of full, partial, bitfit, lora, qlora," in text
     assert "Passes over the data. [default: 1]" in text
-    assert "Quantise the scales too. (qlora) [default: true]" in text
+    assert "Quantise the scales of the weights too. (qlora) [default: true]" in text
 
 
 def test_a_misspelt_flag_gets_the_nearest_one() -> None:

@@ -1,4 +1,4 @@
-"""Kinds of PEFT adapters other than LoRA that can be folded exactly: their tensors, and the change to a matrix.
+"""PEFT adapters other than LoRA: one file for each kind that can be folded exactly.
 
 One file a kind, named in KINDS. A kind changes runs of rows of a module's matrix, (out, in), in float64. What it needs
 for the whole matrix is computed once, when the tensor is first read (merge/derive/adapted.py).

@@ -1,4 +1,4 @@
-"""What is known of a model before a number of it is read: its class, its layer stacks, its embeddings and heads.
+"""What a checkpoint means: its class, ties, names, layer stacks, embeddings and heads.
 
 architecture_of is what transformers says of a class: ties, names, what loading ignores, what stays float32. Layer
 stacks are found in the tensors' names instead, as runs of numbers (`model.layers.0.` ... `model.layers.31.`) whose

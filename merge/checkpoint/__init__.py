@@ -1,4 +1,4 @@
-"""A model directory or hub id -> config, side files, and where every tensor's bytes lie.
+"""Reads model directories and hub ids: config, side files, and where each tensor's bytes lie.
 
     checkpoint.py        open_checkpoint: the one verb; everything below serves it
     hub.py               a hub id -> a directory of the local cache

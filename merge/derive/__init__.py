@@ -1,4 +1,4 @@
-"""Tensors that are computed while they are read: an adapter folded into its matrix, rows in another order, and so on.
+"""Tensors computed while they are read: folded adapters, reordered rows, decoded formats.
 
 A Derived names an operation and its inputs. Whatever reads sources reads the result as if it were stored, a block at a
 time; nothing is written in between. One file an operation, which bears its name.

@@ -1,0 +1,1 @@
+"""Carries out a plan: blocks, threads, memory, resume. Start with run.py."""

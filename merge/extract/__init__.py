@@ -1,4 +1,4 @@
-"""A fine-tuned model and its base -> a LoRA adapter that PEFT loads, one tensor at a time (`merge lora extract`).
+"""Extracts a LoRA adapter from a fine-tune and its base (`merge lora extract`).
 
 select.py      which tensors become factors, which are kept whole, which are left out
 difference.py  fine-tune minus base, in blocks of rows

@@ -1,4 +1,6 @@
-"""What a run finds out before its steps: a file a kind, with its class (FINDING) and the module that finds it (FINDER).
+"""Results that a run needs before its first step: alignments, router rows, thresholds.
+
+One file a kind, with its class (FINDING) and the module that finds it (FINDER).
 
 Plans hold findings, and tensors whose numbers are found (merge.derive.found). The finder has `find`; its results are
 journaled, so that a resumed run does not repeat it, and handed to the reader or to the steps.

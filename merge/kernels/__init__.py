@@ -1,4 +1,4 @@
-"""Compiled kernels. Whoever imports one of them imports numba."""
+"""Compiled inner loops. Importing any of them imports numba."""
 
 from merge import address_space
 

@@ -1,4 +1,6 @@
-"""A causal language model run one decoder layer at a time, float32: routers, statistics and perplexity share it.
+"""Runs a causal language model one decoder layer at a time, in float32.
+
+Routers, statistics and perplexity share it.
 
 empty.py    a model whose parameters have shapes and no memory; the whole model, where there is no other way
 weights.py  its parameters, from pieces of stored tensors: by layer, by expert, by rows

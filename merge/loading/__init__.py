@@ -1,4 +1,4 @@
-"""The one place that loads what transformers and peft make of files: configs, tokenizers, models, adapters.
+"""The only place that loads configs, tokenizers, models and adapters by transformers and peft.
 
 trust.py       whether Python code from a model's directory may run: only if the user named the model
 pretrained.py  loading itself; nothing asks a question, and nothing comes from the network

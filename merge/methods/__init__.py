@@ -1,4 +1,4 @@
-"""One file, one method. Adding a method is adding a file."""
+"""Merge methods, one file each. Adding a file adds a method."""
 
 from merge.methods.registry import Method, Parameter, PerModel, Range, all_methods, get_method, method
 

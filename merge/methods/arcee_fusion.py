@@ -1,4 +1,4 @@
-"""Arcee fusion: takes those changes of a model over its base that matter, by size and by how they move a row's softmax.
+"""Arcee fusion: keep the changes over the base that matter most, by size and by their effect on a row's softmax.
 
 Source: Arcee AI, Arcee Fusion; the method came with mergekit.
 Formula: importance = |d| KL(p || q), p and q the softmax of x and of the base b over the last dimension, plus 1e-8;

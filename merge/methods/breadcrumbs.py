@@ -1,4 +1,4 @@
-"""Breadcrumbs: of each task vector neither the largest nor the smallest entries, then a weighted sum.
+"""Breadcrumbs: drop the largest and the smallest entries of each task vector, then add what is left.
 
 Paper: Davari and Belilovsky 2023, "Model Breadcrumbs" (arXiv:2312.06795), section 3.
 Formula: y = b + lambda * sum_i w_i m_i d_i,

@@ -1,4 +1,4 @@
-"""Breadcrumbs with sign election: no outliers, no small changes, then TIES' sign election.
+"""Breadcrumbs with sign election: drop the largest and the smallest entries, then elect signs as TIES does.
 
 Paper: Davari and Belilovsky 2023, "Model Breadcrumbs" (arXiv:2312.06795), section 3.
 Formula: y = b + lambda * sum of the w_i m_i d_i that agree with the sign of their sum,

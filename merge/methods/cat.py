@@ -1,4 +1,4 @@
-"""Cat: LoRA adapters added up exactly, by laying their factors side by side.
+"""Cat: the exact sum of LoRA adapters, by concatenating their factors.
 
 Formula: A = [A_1; ..; A_n], B = [w_1 s_1 B_1, .., w_n s_n B_n], so that B A = sum_i w_i s_i B_i A_i, s_i the scaling of
 adapter i (alpha/r, or alpha/sqrt(r) for rsLoRA). A negative weight subtracts.

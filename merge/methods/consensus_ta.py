@@ -1,4 +1,4 @@
-"""Consensus task arithmetic: the sum of task vectors, where at least k tasks find themselves in it.
+"""Consensus task arithmetic: the sum of task vectors, kept only where it matters to at least k tasks.
 
 Paper: Wang et al. 2024, "Localizing task information for improved model merging" (arXiv:2405.07813), sections 4 and 5.
 Formula: with d = sum_i w_i d_i and masks m_i = [|d_i| >= mask_lambda_i |d - d_i|],

@@ -1,4 +1,4 @@
-"""DARE with no election: random drops, then a weighted sum.
+"""DARE with no election: drop entries of task vectors at random and rescale, then add.
 
 Paper: Yu et al. 2024, "Language models are super Mario" (arXiv:2311.03099), section 3.
 Formula: y = b + lambda * sum_i w_i m_i d_i / p_i,

@@ -1,4 +1,4 @@
-"""DARE with sign election: random drops, then TIES' sign election.
+"""DARE with sign election: drop entries of task vectors at random and rescale, then elect signs as TIES does.
 
 Paper: Yu et al. 2024, "Language models are super Mario" (arXiv:2311.03099), section 3.
 Formula: y = b + lambda * mean of the masked, rescaled w_i d_i that agree with the elected sign,

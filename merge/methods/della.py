@@ -1,4 +1,4 @@
-"""DELLA: drops at random, large entries less often, then elects signs and averages what agrees.
+"""DELLA: drop entries at random, large ones less often, then elect signs and average what agrees.
 
 Paper: Deep et al. 2024, "DELLA-Merging" (arXiv:2406.11617), section 3.
 Formula: y = b + lambda * mean of the w_i m_i d_i / p_i that agree with the elected sign,

@@ -1,4 +1,4 @@
-"""DELLA with no election: drops at random, large entries less often, then a weighted sum.
+"""DELLA with no election: drop entries at random, large ones less often, then add.
 
 Paper: Deep et al. 2024, "DELLA-Merging" (arXiv:2406.11617), section 3.
 Formula: y = b + lambda * sum_i w_i m_i d_i / p_i,

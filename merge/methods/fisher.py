@@ -1,4 +1,4 @@
-"""Fisher merging: the average in which each entry of a model counts by how much the model's likelihood depends on it.
+"""Fisher merging: average the models, weighting each entry by its Fisher information.
 
 Paper: Matena and Raffel 2022, "Merging Models with Fisher-Weighted Averaging" (arXiv:2111.09832).
 Formula: y = sum_i w_i F_i x_i / sum_i w_i F_i, with F_i the diagonal Fisher information, at least `epsilon`.

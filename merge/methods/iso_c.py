@@ -1,4 +1,4 @@
-"""Iso-C: the sum of task vectors, every direction of it made equally strong.
+"""Iso-C: the sum of task vectors with all its singular values made equal.
 
 Paper: Marczak et al. 2025, "No task left behind" (arXiv:2502.04959), section 4.2.
 Formula: with the thin SVD of a matrix sum_i w_i d_i = U S V^T, and s the mean of its r singular values,

@@ -1,4 +1,4 @@
-"""Iso-CTS: Iso-C where the weakest directions of the sum give way to those that single tasks have outside it.
+"""Iso-CTS: Iso-C, with the weakest directions of the sum replaced by directions of single tasks outside it.
 
 Paper: Marczak et al. 2025, "No task left behind" (arXiv:2502.04959), section 4.3, algorithm 2.
 Formula: of the r singular directions U, V of the matrix sum_i w_i d_i the strongest, a share `common`, stay: U_c, V_c.

@@ -1,4 +1,4 @@
-"""KnOTS: adapters are brought into one basis by an SVD of all of them, and merged there by another method.
+"""KnOTS: express all adapters in one basis by a joint SVD, and merge them there by another method.
 
 Paper: Stoica et al. 2024, "Model merging with SVD to tie the knots" (arXiv:2410.19735), section 4.
 Formula: with [d_1 .. d_n] = U S [V_1^T .. V_n^T] over the changes d_i = s_i B_i A_i of the adapters side by side,

@@ -1,4 +1,4 @@
-"""MagMax: of every entry, the change of largest magnitude.
+"""MagMax: keep each entry's change of largest magnitude.
 
 Paper: Marczak et al. 2024, "MagMax" (arXiv:2407.06322).
 Formula: y = b + lambda d_k, k = argmax_i |d_i|, element by element; of equal magnitudes the first in the recipe.

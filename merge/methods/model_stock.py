@@ -1,4 +1,4 @@
-"""Model stock: the mean of the fine-tunes, drawn towards the base as far as their directions differ.
+"""Model stock: the mean of the fine-tunes, moved towards the base the more their directions differ.
 
 Paper: Jang et al. 2024, "Model Stock" (arXiv:2403.19522).
 Formula: with c the mean cosine over pairs of task vectors d_i = x_i - b, and N of them,

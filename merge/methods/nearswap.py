@@ -1,4 +1,4 @@
-"""Nearswap: moves the base towards another model, wholly where the two are near and less where they are far apart.
+"""Nearswap: move the base towards another model, fully where the two are close and less where they are far apart.
 
 Source: alchemonaut's QuartetAnemoi-70B-t0.0001 model card; the method came with mergekit.
 Formula: w = clamp(t / max(|a - b|, 1e-6), 0, 1), y = w b + (1 - w) a, a the base: no entry moves by more than t.

@@ -1,4 +1,4 @@
-"""Passthrough: one model's tensors as they are; what stacks and frankenmerges are made of.
+"""Passthrough: copy one model's tensors unchanged; used for layer stacks and frankenmerges.
 
 Formula: y = x, or y = scale * x. Without `scale` and with the same dtype the bytes are copied, never decoded.
 """

@@ -1,4 +1,4 @@
-"""PCB: parameters of all models compete, and the strongest are averaged by their strength.
+"""PCB: parameters of all models compete, and the strongest are averaged, weighted by their strength.
 
 Paper: Du et al. 2024, "Parameter competition balancing for model merging" (arXiv:2410.02396), section 3.
 Formula: with N models, norm = to [0, 1] by minimum and maximum, and a_i = |d_i| limited to its middle 99.98 %,

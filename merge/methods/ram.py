@@ -1,4 +1,4 @@
-"""RAM: entries that one model changed are kept whole, those that several changed are averaged over these.
+"""RAM: keep entries that only one model changed, and average entries that several changed over those models.
 
 Paper: "Reinforced Agent Merging" (arXiv:2601.13572).
 Formula: A = {i: |d_i| > epsilon}, y = b + sum_{i in A} d_i / |A|, element by element; y = b where A is empty.

@@ -1,4 +1,4 @@
-"""RAM+ (tensor-local): RAM, with what only one model changed made larger to make up for what it shares.
+"""RAM+ (tensor-local): RAM, with entries that only one model changed scaled up to offset the averaged ones.
 
 Paper: "Reinforced Agent Merging" (arXiv:2601.13572).
 Formula: as ram, but where model i alone is active its entry counts

@@ -1,4 +1,4 @@
-"""What a merge method is: one function whose signature is its schema, in one file, found by being there.
+"""Merge methods: one function each, whose signature is the schema of its parameters, in a file of its own.
 
     @method(inputs="deltas", locality="tensor", paper="arXiv:2306.01708", formula="...")
     def ties(deltas, *, weight: PerModel[float], density: Annotated[PerModel[float], Range(0, 1)] = 1.0, ...): ...

@@ -1,4 +1,4 @@
-"""RegMean: the linear layer whose outputs are nearest to those of all models, each on its own data.
+"""RegMean: the linear layer whose outputs are closest to those of all models, each on its own data.
 
 Paper: Jin et al. 2023, "Dataless Knowledge Fusion by Merging Weights of Language Models" (arXiv:2212.09849).
 Formula: with W_i (out, in) and the Gram matrix G_i = X_i^T X_i (in, in) of the layer's inputs,

@@ -1,4 +1,4 @@
-"""SCE: select the entries on which the models differ most, calculate weights, erase what disagrees in sign.
+"""SCE: select the entries that vary most between models, weight the models by them, erase minority signs.
 
 Paper: Wan et al. 2024, "FuseChat" (arXiv:2408.07990).
 Formula: select: the floor(select_topk m) entries of largest variance over the models stay, m the number of entries

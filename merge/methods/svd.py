@@ -1,4 +1,4 @@
-"""SVD: LoRA adapters added up, and the sum brought to a rank of its own by its largest singular values.
+"""SVD: the sum of LoRA adapters, truncated to a rank by its largest singular values.
 
 Formula: with sum_i w_i d_i = U S V^T, d_i = s_i B_i A_i the change that adapter i makes (s_i its scaling),
     B = U_r S_r^(1/2), A = S_r^(1/2) V_r^T, the nearest matrix of rank r (Eckart and Young 1936).

@@ -1,4 +1,4 @@
-"""TIES: trim each task vector to its largest entries, elect a sign, average what agrees with it.
+"""TIES: trim each task vector to its largest entries, elect a sign for each entry, average what agrees with it.
 
 Paper: Yadav et al. 2023, "TIES-Merging" (arXiv:2306.01708), section 4, algorithm 1.
 Formula: with m_i the trimmed d_i and s = sign(sum_i w_i m_i), zero counting as +,

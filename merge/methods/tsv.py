@@ -1,4 +1,4 @@
-"""TSV: each task keeps its strongest singular directions, which are then made orthogonal to those of the others.
+"""TSV: keep each task's strongest singular directions, and make them orthogonal to those of the other tasks.
 
 Paper: Gargiulo et al. 2024, "Task singular vectors" (arXiv:2412.00081), section 4, algorithm 1 (TSV-Merge).
 Formula: of T tasks, each w_i d_i = U_i S_i V_i^T of a matrix with r singular values keeps its k = floor(density r / T)

@@ -1,4 +1,4 @@
-"""WUDI: the matrix that interferes least with every task vector, by its rows as a stand-in for the task's inputs.
+"""WUDI: the matrix that interferes least with all task vectors, using their rows in place of the tasks' inputs.
 
 Paper: Cheng et al. 2025, "Whoever started the interference should end it" (arXiv:2503.08099), section 4.
 Formula: y = b + lambda * M, M the least of sum_i w_i (n |(M - d_i) d_i^T|^2 / |d_i|^2 + ridge |M - d_i|^2), which is

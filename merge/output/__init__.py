@@ -1,0 +1,1 @@
+"""Writes the result: shards, journal, manifest, model card, verification."""

@@ -1,4 +1,6 @@
-"""YAML -> Recipe: `load_recipe("ties.yaml")`. Strict, and every problem is reported at once with file and line.
+"""YAML to Recipe: strict, and all problems are reported together, with file and line.
+
+`load_recipe("ties.yaml")`.
 
 document.py    text -> one tree of nodes with lines; size, depth, aliases, tags
 reader.py      reads nodes, collects problems

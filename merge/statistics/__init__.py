@@ -1,4 +1,4 @@
-"""Statistics of a model on a text, for the methods that need them: `merge statistics`.
+"""Collects the statistics of a model that `regmean` and `fisher` need (`merge statistics`).
 
     collect.py  collect_statistics: the one verb; parts, resume, the file in the end
     data.py     a file of texts -> batches of token numbers

@@ -1,4 +1,4 @@
-"""Tokenizers as plain data: reading them, uniting them, comparing them, and what texts their tokens stand for.
+"""Tokenizers as plain data: read, united, compared, transplanted.
 
 tokenizer.py   read_tokenizer: the tokenizer files of a directory
 union.py       several tokenizers -> one that has the tokens of all
