@@ -1,4 +1,5 @@
-"""How often comparisons claim a difference where there is none, and how often intervals hold the true one.
+"""How often comparisons claim a difference where there is none, how often intervals hold the true one, and how often
+a true difference is seen.
 
     python benchmarks/null_comparisons.py [--repeats 1000]
 
@@ -21,9 +22,10 @@ import verdicts as made
 
 from eval import resampling
 from eval.compare import compare
-from eval.difference import SIGNIFICANT, difference
-from eval.results import Verdicts
+from eval.difference import SIGNIFICANT, difference, differences
+from eval.results import TaskResult, Verdicts
 
+CORE = (160, 150, 160, 150, 120, 120, 100, 100, 60)  # items of its tasks, but for prose
 SIZES = (2, 3, 5, 8, 12, 20, 30, 50, 100, 200, 500)
 Scores = np.ndarray
 Kind = Callable[[np.random.Generator, int, int, float], Scores]
@@ -125,6 +127,34 @@ def families(repeats: int) -> None:
             print(f"| {n} | {merges} | {parents} | {shares} |", flush=True)
 
 
+def power(repeats: int) -> None:
+    """How often the mean of core's nine tasks of right-or-wrong items shows a true gain over one other model."""
+    print("| items differ | gain of 2 points | 3 points | 5 points | 3 points, --quick |\n|---:|---:|---:|---:|---:|")
+    for share in (0.05, 0.1, 0.15, 0.2, 0.3):
+        cells = [_seen(share, gain, CORE, repeats) for gain in (0.02, 0.03, 0.05)]
+        cells.append(_seen(share, 0.03, [min(n, 30) for n in CORE], repeats))
+        print(f"| {share:.0%} | " + " | ".join(f"{100 * seen:.0f}" for seen in cells) + " |", flush=True)
+
+
+def _seen(share: float, gain: float, sizes: Sequence[int], repeats: int) -> float:
+    """`share`: of the items that only one of the two has right."""
+    rng = np.random.default_rng([int(1000 * share), int(1000 * gain), len(sizes), sum(sizes)])
+    seen = 0
+    for _ in range(repeats):
+        two: tuple[list[TaskResult], list[TaskResult]] = ([], [])
+        for place, n in enumerate(sizes):
+            one = rng.random(n) < share  # has only one of them right
+            first = rng.random(n) < (share + gain) / (2 * share)
+            both = rng.random(n) < 0.5
+            rights = np.where(one, first, both), np.where(one, ~first, both)
+            for tasks, right in zip(two, rights, strict=True):
+                tasks.append(made.task(f"t{place}", [float(each) for each in right]))
+        better, other = made.model("better", two[0]), made.model("other", two[1])
+        (found,) = differences(better, [other], list(better.tasks))
+        seen += found.significant and found.value > 0
+    return seen / repeats
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=1000)
@@ -134,6 +164,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     pairs(repeats)
     print()
     families(repeats)
+    print()
+    power(repeats)
 
 
 if __name__ == "__main__":
