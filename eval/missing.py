@@ -26,7 +26,7 @@ def unloadable(missing: Sequence[tuple[Task, Exception]], known: int) -> MergeEr
         how = f"{offline}. " if offline else ""
         lines.append(
             f"{how}Where there is a network, download the data (lm-eval run --model dummy --limit 1 --tasks "
-            f"{','.join(data)}); it lies in HF_HOME (~/.cache/huggingface), which can be copied to this machine."
+            f"{','.join(data)}); it is stored in HF_HOME (~/.cache/huggingface), which can be copied to this machine."
         )
     if known:
         lines.append("The other tasks can be run without them: name them with --tasks, beside --suite.")

@@ -43,12 +43,12 @@ def _what_it_is(folder: Path, trained_as: str | None) -> dict[str, Any]:
     kind = _TYPES.get(str(settings.get("peft_type")))
     if settings.get("prefix_projection") or settings.get("peft_type") == "P_TUNING":
         raise CheckpointError(
-            f"{folder}: a prompt encoder cannot be gone on with: PEFT keeps the prompt that it computes, not the "
+            f"{folder}: a prompt encoder cannot be continued: PEFT saves the prompt that it computes, not the "
             "encoder that was trained. Train with all the data, or use train: prompt, or prefix without encoder_hidden."
         )
     if kind is None:
         raise CheckpointError(
-            f"{folder}: {settings.get('peft_type')} is a kind of adapter not known here. These can be gone on with: "
+            f"{folder}: {settings.get('peft_type')} is an unknown kind of adapter. These can be continued: "
             f"{', '.join(_TYPES.values())}, bottleneck."
         )
     if kind == "lora" and trained_as == "qlora":

@@ -81,7 +81,7 @@ def read_config(
     config = Config(**{**(defaults or {}), **good})
     problem = _Complaints(place, values, flags or {})
     if config.adapter and defaults and config.train != defaults.get("train", config.train):
-        problem("train", f'the adapter that is gone on with is of train: {defaults["train"]}; remove "train"')
+        problem("train", f'the adapter being continued has train: {defaults["train"]}; remove "train"')
     _check_together(problem, config)
     return config
 
@@ -257,7 +257,7 @@ def _check_together(problem: _Complaints, config: Config) -> None:
     for name in problem.given:
         only = KEYS[name].only
         if config.adapter and KEYS[name].group == "Adapters":
-            problem(name, f'"{name}" comes from the adapter that is gone on with; remove it')
+            problem(name, f'"{name}" comes from the adapter being continued; remove it')
         elif only and config.train not in only and "train" not in problem.wrong:
             problem(name, f'"{name}" belongs to train: {one_of(only)}; this is train: {config.train}')
         wanted = KEYS[name].objectives
@@ -294,7 +294,7 @@ def _check_together(problem: _Complaints, config: Config) -> None:
     if config.train == "prefix" and config.gradient_checkpointing:
         problem("gradient_checkpointing", "prefix tuning feeds keys and values, which checkpointing cannot recompute")
     if config.adapter and config.new_tokens:
-        problem("new_tokens", "an adapter that is gone on with keeps its vocabulary: new_tokens cannot be added")
+        problem("new_tokens", "an adapter being continued keeps its vocabulary: new_tokens cannot be added")
 
 
 def keeps_best(config: Config) -> bool:

@@ -49,7 +49,7 @@ def open_base(text: str, folder: Path | None, adapter: str | None = None, key: s
     except ValueError as error:
         raise UsageError(f"{key}: {error}.") from None
     if ref.adapter is not None:
-        raise UsageError(f'{key} "{text}": names an adapter. To go on from one: merge finetune continue ADAPTER.')
+        raise UsageError(f'{key} "{text}": names an adapter. To continue one: merge finetune continue ADAPTER.')
     place: Place = locate(ref)
     if not (Path(place.path) / "config.json").is_file():
         raise CheckpointError(f"{place.path}: there is no config.json. Name a directory with a model of transformers.")

@@ -159,7 +159,7 @@ class Tuner(Trainer):  # type: ignore[misc]  # transformers is untyped here
         saved = load_file(Path(resume_from_checkpoint) / PARAMETERS)
         own = {name: value for name, value in self.model.named_parameters() if value.requires_grad}
         if saved.keys() != own.keys():
-            raise OutputError(f"{resume_from_checkpoint}: holds other parameters; start anew with --force.")
+            raise OutputError(f"{resume_from_checkpoint}: holds other parameters; use --force to start over.")
         with torch.no_grad():
             for name, value in own.items():
                 value.copy_(saved[name])

@@ -289,7 +289,7 @@ def test_wrong_files_are_explained_all_at_once(tmp_path: Path) -> None:
             {},
             'd.jsonl:2: no column "completion"; found: prompt.',
         ),
-        ([{"prompt": "a", "completion": None}], {}, 'd.jsonl:1: "completion" must be a text, found nothing.'),
+        ([{"prompt": "a", "completion": None}], {}, 'd.jsonl:1: "completion" must be a string, found nothing.'),
         (
             [{"question": "a", "answer": "b"}],
             {"prompt": "{qestion}", "completion": "{answer}"},

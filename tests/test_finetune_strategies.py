@@ -283,10 +283,10 @@ TWO = "tasks:\n  a: {data: a.jsonl}\n  b: {data: b.jsonl}\n"
             't.yaml:8: "epochs" must be a number above 0',
         ),
         (f"model: m\nout: o\nstrategy: parallel\n{TWO}", 't.yaml:5: task "a" has no "validation"'),
-        (f"{HEAD}strategy: sequential\ntrain: ptuning\n{TWO}", "train: ptuning cannot be gone on with"),
+        (f"{HEAD}strategy: sequential\ntrain: ptuning\n{TWO}", "train: ptuning cannot be continued"),
         (
             f"{HEAD}strategy: sequential\ntrain: prefix\nencoder_hidden: 8\n{TWO}",
-            "train: prefix with encoder_hidden cannot be gone on with",
+            "train: prefix with encoder_hidden cannot be continued",
         ),
         (f"{HEAD}strategy: sequential\n{TWO}merge: {{merge_method: ties}}\n", '"merge" belongs to strategy: parallel'),
         (

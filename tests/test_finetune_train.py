@@ -377,7 +377,7 @@ def test_continue_goes_on_from_an_adapter(run: Run, place: Path, tmp_path: Path)
     assert (second.losses["validation"] or 9) < (first.losses["validation"] or 0)
     with pytest.raises(MergeError, match='"rank" comes from the adapter'):
         load_config(None, {"out": ["x"], "rank": ["8"]}, defaults)
-    with pytest.raises(MergeError, match="--train: the adapter that is gone on with is of train: lora"):
+    with pytest.raises(MergeError, match="--train: the adapter being continued has train: lora"):
         load_config(None, {"out": ["x"], "train": ["full"]}, defaults)
     with pytest.raises(MergeError, match=r"not an adapter"):
         adapter_defaults(place / "model")
@@ -400,7 +400,7 @@ def test_a_prompt_encoder_cannot_be_gone_on_with(run: Run, tmp_path: Path, train
     from finetune.adapters import adapter_defaults
 
     run(train=train, max_steps=1, **keys)
-    with pytest.raises(CheckpointError, match="a prompt encoder cannot be gone on with: PEFT keeps the prompt that"):
+    with pytest.raises(CheckpointError, match="a prompt encoder cannot be continued: PEFT saves the prompt that"):
         adapter_defaults(tmp_path / "out")
 
 

@@ -412,7 +412,7 @@ BAD = {
     ),
     "prompt_is_a_number": (
         BASE + "experts: [{{source_model: {root}/a, positive_prompts: [4]}}, {{source_model: {root}/b}}]\n",
-        ':3: an entry of "positive_prompts" must be a text, not 4; quote it: "4"',
+        ':3: an entry of "positive_prompts" must be a string, not 4; quote it: "4"',
     ),
     "same_prompts": (
         "base_model: {root}/a\nexperts:\n"

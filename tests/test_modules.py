@@ -260,7 +260,7 @@ def test_unknown_modules_are_told_with_those_that_are_there(tmp_path: Path) -> N
     assert 'module visual.blocks, "models": slerp merges exactly 2 models, and 1 is listed' in said
     span = f"slices: [{{sources: [{{model: {path}, layer_range: [0, 3]}}]}}]"
     said = problem(f"merge_method: passthrough\nmodules:\n  text_decoder: {{{span}}}")
-    assert "layer_range [0, 3] ends behind the last layer" in said
+    assert "layer_range [0, 3] ends after the last layer" in said
     plan = build_plan(parse_recipe(f"merge_method: passthrough\nmodules:\n  vision_tower: {{{span}}}"))
     assert len(plan.steps) == 7
 

@@ -290,7 +290,7 @@ def test_nothing_is_begun_if_the_end_cannot_be_written(family: Path) -> None:
             parse_pipeline(two("linear", family)), family / "new", keep_stages=True, stages_dir=family / "stages"
         )
     assert list((family / "stages").iterdir()) == [family / "stages" / "first"]
-    with pytest.raises(UsageError, match=r"lies in .*new, which the result will be"):
+    with pytest.raises(UsageError, match=r"is inside .*new, where the result will be"):
         run_pipeline(parse_pipeline(two("linear", family)), family / "new", stages_dir=family / "new" / "stages")
     with pytest.raises(UsageError, match="two stages would be written there"):
         run_pipeline(

@@ -214,7 +214,7 @@ def test_lists_with_an_entry_for_each_layer_are_restacked(tmp_path: Path) -> Non
 def test_a_layer_range_behind_the_last_layer_is_named(tmp_path: Path) -> None:
     write_llama(tmp_path / "m", TINY, shards=1)
     text = f"merge_method: passthrough\nslices:\n- sources: [{{model: {tmp_path}/m, layer_range: [2, 6]}}]\n"
-    with pytest.raises(RecipeError, match=r"\[2, 6\] ends behind the last layer: .*/m has 4 layers"):
+    with pytest.raises(RecipeError, match=r"\[2, 6\] ends after the last layer: .*/m has 4 layers"):
         build_plan(parse_recipe(text))
 
 

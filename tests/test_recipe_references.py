@@ -76,11 +76,11 @@ REFERENCES = [
     ("a b", '"a b" is neither a directory here nor a hub id such as org/name'),
     ("https://example.org/a/b", '"https://example.org/a/b" is a URL; write the hub id, org/name, or a local directory'),
     ("{model: {path: tests, revision: v1}}", '"tests" is a local directory, which has no revision "v1"; remove it'),
-    ("{model: {path: a/b, revision: 12}}", '"revision" must be a text, not 12; quote it: "12"'),
+    ("{model: {path: a/b, revision: 12}}", '"revision" must be a string, not 12; quote it: "12"'),
     ("{lora: a/b}", 'a model reference needs the key "model"'),
-    ("README.md", '"README.md" is a file; name the model directory it lies in'),
+    ("README.md", '"README.md" is a file; name the model directory that contains it'),
     ('"a\\0b"', "'a\\x00b' is not a model: write a directory or a hub id such as org/name"),
-    ("[a]", '"model" must be a text, not a list'),
+    ("[a]", '"model" must be a string, not a list'),
 ]
 
 

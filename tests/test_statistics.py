@@ -410,7 +410,7 @@ PROBLEMS: dict[str, tuple[Callable[[Path], object], Callable[[Path], str], str]]
     "no text": (
         nothing,
         lambda root: recipe(root, "fisher").replace("statistics: ", "statistics: 3 #"),
-        '"statistics" must be a text, not 3',
+        '"statistics" must be a string, not 3',
     ),
     "align": (
         nothing,

@@ -106,7 +106,7 @@ def text_of(row: Row, *columns: str) -> str:
     if isinstance(value, (str, bool, int, float)):
         return whole(str(value), row, column)
     found = {type(None): "nothing", dict: "an object"}.get(type(value), f"a {type(value).__name__}")
-    raise UsageError(f'data {row.place}: "{column}" must be a text, found {found}.')
+    raise UsageError(f'data {row.place}: "{column}" must be a string, found {found}.')
 
 
 def _optional(row: Row, column: str) -> str:

@@ -218,9 +218,11 @@ def _check_tasks(place: ConfigReader, tasks: list[Task], strategies: tuple[str, 
     encoder = shared.encoder_hidden is not None
     if "sequential" in strategies and (shared.train not in _SEQUENTIAL or encoder):
         what = f"{shared.train} with encoder_hidden" if encoder and shared.train in _SEQUENTIAL else shared.train
-        place.problem(at, f"train: {what} cannot be gone on with, as strategy: sequential does")
+        place.problem(at, f"train: {what} cannot be continued, as strategy: sequential does")
     if "sequential" in strategies and shared.new_tokens and TRAINABLES[shared.train].adapter:
-        place.problem(at, "an adapter that is gone on with keeps its vocabulary: new_tokens and sequential do not go")
+        place.problem(
+            at, "an adapter being continued keeps its vocabulary: new_tokens cannot be combined with sequential"
+        )
     if "simultaneous" not in strategies:
         return
     shares = {task.config.validation for task in tasks if not isinstance(task.config.validation, tuple)}

@@ -38,8 +38,8 @@ def inside(directory: str, name: str) -> str:
     if _within(real, root) or (_in_hub_cache(real) and os.path.isfile(real)):
         return path
     raise CheckpointError(
-        f"{path}: is a symbolic link to {real}, which lies outside the model's directory. "
-        "Copy the file into the directory, or name the directory where it lies."
+        f"{path}: is a symbolic link to {real}, which is outside the model's directory. Copy the "
+        "file into the directory, or name the directory that contains it."
     )
 
 

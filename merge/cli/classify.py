@@ -19,14 +19,14 @@ Examples:
   merge classify org/base+org/adapter --file reviews.txt --json""",
 )
 @click.argument("model")
-@click.option("--text", "texts", multiple=True, help="A text; may be given several times.")
+@click.option("--text", "texts", multiple=True, help="A text; may be repeated.")
 @click.option("--file", type=click.Path(path_type=Path), help="A text in each line.")
 @click.option("--top", type=click.IntRange(1), default=3, show_default=True, help="Labels shown for each text.")
 @click.option("--batch", type=click.IntRange(1), default=16, show_default=True, help="Texts at once.")
-@click.option("--json", "as_json", is_flag=True, help="A line of JSON for each text, with all labels.")
+@click.option("--json", "as_json", is_flag=True, help="Print one line of JSON for each text, with all labels.")
 @trust_option
 def command(model: str, texts: tuple[str, ...], file: Path | None, top: int, batch: int, as_json: bool) -> None:
-    """Label texts by MODEL, a sequence classifier: a directory, hub id, model+adapter, or recipe."""
+    """Label texts with MODEL, a sequence classifier: a directory, hub id, model+adapter, or recipe."""
     from finetune.loaded import opened
     from finetune.serve import classify
     from merge.cli.generate import read_lines

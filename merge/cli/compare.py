@@ -32,13 +32,15 @@ Examples:
 Saved results are compared as they are; models are evaluated first, with the options of merge eval.""",
 )
 @click.argument("sources", metavar="RESULTS.json...|MODEL...", nargs=-1, required=True)
-@click.option("--merge", "merge", help="What is compared; commas between names.  [default: all whose parents are here]")
-@click.option("--parents", help="What it is compared with; commas between names.  [default: what it was made of]")
+@click.option(
+    "--merge", "merge", help="The merges to compare, separated by commas.  [default: all whose parents are given]"
+)
+@click.option("--parents", help="The models to compare with, separated by commas.  [default: what it was made of]")
 @click.option("--csv", "csv_file", type=click.Path(path_type=Path), help="Write the table as CSV.")
 @click.option("--markdown", type=click.Path(path_type=Path), help="Write it as Markdown.")
 @click.option("--html", type=click.Path(path_type=Path), help="Write a page with tables and plots.")
-@click.option("--card", type=click.Path(path_type=Path), help="Put it into the model card of this directory.")
-@click.option("-o", "--out", type=click.Path(path_type=Path), help="File for the results themselves.")
+@click.option("--card", type=click.Path(path_type=Path), help="Add the table to the model card of this directory.")
+@click.option("-o", "--out", type=click.Path(path_type=Path), help="File for the results.")
 @click.option("--gate", is_flag=True, help="Exit with 1 unless the mean rises and no task falls significantly.")
 @click.option("--gate-against", metavar="NAME", help="The model to replace.  [default: the best parent on average]")
 @click.option("--json", "as_json", is_flag=True, help="Print the comparison as JSON.")
@@ -58,7 +60,7 @@ def command(
     as_json: bool,
     **asked: Any,
 ) -> None:
-    """Compare merges with their parents on the same items: scores, gains, and how sure they are."""
+    """Compare merges with their parents on the same items: scores, gains, and their uncertainty."""
     from eval import tables
     from eval.compare import compare
 

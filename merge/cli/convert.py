@@ -25,15 +25,15 @@ Examples:
   merge convert org/model -o model-bf16 --dtype bf16
   merge convert old-pickle-model -o new          to safetensors, dtypes as they are
   merge convert model -o model-small --shard-size 2GB
-Killed or stopped, the same command goes on where it was.""",
+Interrupted or killed, the same command resumes where it stopped.""",
 )
 @click.argument("model")
-@click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="Directory to make.")
+@click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="Directory for the result.")
 @click.option("--dtype", help="bf16, fp16, fp32 or another float type.  [default: each tensor's own]")
 @click.option("--shard-size", type=Size(), default="5GB", show_default=True, help="Largest output file.")
-@click.option("--allow", multiple=True, type=click.Choice(_ALLOW), help="Let such numbers through; may be repeated.")
+@click.option("--allow", multiple=True, type=click.Choice(_ALLOW), help="Allow such numbers; may be repeated.")
 @click.option("--threads", type=click.IntRange(1, 1024), help="Worker threads.  [default: all processors]")
-@click.option("--max-ram", type=Size(), help="Memory to stay within, e.g. 1GiB.")
+@click.option("--max-ram", type=Size(), help="Limit on memory, e.g. 1GiB.")
 @click.option("--force", is_flag=True, help="Replace an existing result; discard unfinished other work.")
 @click.option("--quiet", is_flag=True, help="No progress bar and no notes.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")

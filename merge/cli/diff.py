@@ -28,7 +28,7 @@ Examples:
 )
 @click.argument("a")
 @click.argument("b")
-@click.option("--base", help="The model that both were made from: compares task vectors too.")
+@click.option("--base", help="The model that both were fine-tuned from: also compare task vectors.")
 @click.option("--top", type=click.IntRange(0), default=10, show_default=True, help="Most changed tensors to list.")
 @click.option("--threads", type=click.IntRange(1, 1024), help="Worker threads.  [default: all processors]")
 @click.option("--exit-code", is_flag=True, help="Exit with 1 if the models differ, as git diff does.")

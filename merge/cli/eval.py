@@ -20,13 +20,15 @@ Examples:
   merge eval org/model+org/adapter --tasks questions.jsonl -o results.json
   merge eval math code recipe.yaml --suite quickstart --ensemble math,code
   merge eval --path expert-a expert-b --data held-out.txt --html path.html
-Answers are remembered by the digest of the weights: the same command goes on after a kill, and another model costs
+Answers are remembered by the digest of the weights: a killed command resumes, and another model costs
 only that model. Compare saved results with merge compare.""",
 )
 @click.argument("models", metavar="MODEL...", nargs=-1, required=True)
-@click.option("--path", "is_path", is_flag=True, help="Judge 11 points between two models, and the barrier there.")
 @click.option(
-    "--ensemble", "ensembles", multiple=True, metavar="A,B", help="Models that answer together, as one more row."
+    "--path", "is_path", is_flag=True, help="Evaluate 11 points between two models, and the barrier between them."
+)
+@click.option(
+    "--ensemble", "ensembles", multiple=True, metavar="A,B", help="Add a row for these models as an ensemble."
 )
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="File for the results.  [default: none]")
 @click.option("--html", type=click.Path(path_type=Path), help="Write a page with tables and plots.")
@@ -42,7 +44,7 @@ def command(
     as_json: bool,
     **asked: Any,
 ) -> None:
-    """Judge MODELs on the same items: directories, hub ids, model+adapter, or recipes (merged on the fly)."""
+    """Evaluate MODELs on the same items: directories, hub ids, model+adapter, or recipes (merged on the fly)."""
     check_files(out=out, html=html)
     members = [_members(text, is_path) for text in ensembles]
     how = judging(asked)

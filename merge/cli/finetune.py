@@ -95,7 +95,7 @@ Examples:
   merge finetune continue tuned/mine --data more.jsonl -o tuned/more
   merge finetune tasks.yaml --strategy sequential,parallel --workers 2
   accelerate launch -m merge finetune config.yaml
-Killed or stopped, the same command goes on where it was.""",
+Interrupted or killed, the same command resumes where it stopped.""",
 )
 @click.argument("words", nargs=-1, metavar="[CONFIG.yaml | MODEL | continue ADAPTER [CONFIG.yaml]]")
 @_with_keys
@@ -122,7 +122,7 @@ def command(
 ) -> None:
     """Train a model, or an adapter for one, on your data.
 
-    Every key of CONFIG.yaml is also a flag, which stands over the file.
+    Every key of CONFIG.yaml is also a flag, which overrides the file.
     """
     need("merge finetune", "finetune", "accelerate", "peft")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # it would warn when data loaders fork

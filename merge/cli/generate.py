@@ -37,14 +37,14 @@ Examples:
 @click.option("--system", help="System message, with --chat.")
 @click.option("--max-tokens", type=click.IntRange(1), help="New tokens at most.  [default: 256, or what the model has]")
 @click.option(
-    "--temperature", type=click.FloatRange(0), default=0.0, show_default=True, help="0: always the likeliest token."
+    "--temperature", type=click.FloatRange(0), default=0.0, show_default=True, help="0: always the most likely token."
 )
 @click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), default=1.0, show_default=True)
 @click.option("--top-k", type=click.IntRange(0), default=0, show_default=True, help="0: all tokens.")
-@click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Of sampling.")
-@click.option("--stop", multiple=True, help="Text that ends it; may be given several times.")
-@click.option("--stream/--no-stream", default=True, help="Show the text as it comes.")
-@click.option("--json", "as_json", is_flag=True, help="A line of JSON for each prompt.")
+@click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Seed of sampling.")
+@click.option("--stop", multiple=True, help="Text that ends the output; may be repeated.")
+@click.option("--stream/--no-stream", default=True, help="Print text as it is generated.")
+@click.option("--json", "as_json", is_flag=True, help="Print one line of JSON for each prompt.")
 @trust_option
 def command(
     model: str,
@@ -61,7 +61,7 @@ def command(
     stream: bool,
     as_json: bool,
 ) -> None:
-    """Have MODEL write: a directory, hub id, model+adapter, or a recipe."""
+    """Generate text with MODEL: a directory, hub id, model+adapter, or recipe."""
     from finetune.libraries import quiet_libraries
     from finetune.loaded import opened
     from finetune.serve import Sampling

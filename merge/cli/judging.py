@@ -26,13 +26,15 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 _FILE = click.Path(path_type=Path)
 QUICK = 30  # items of each task
 _OPTIONS = (
-    click.option("--suite", help="Tasks that belong together: quickstart, core, openllm-v1, openllm-v2."),
-    click.option("--tasks", help="Names of lm-eval, or .jsonl and .yaml files; commas between them."),
+    click.option("--suite", help="A suite of tasks: quickstart, core, openllm-v1, openllm-v2."),
+    click.option("--tasks", help="lm-eval's names, or .jsonl and .yaml files, separated by commas."),
     click.option("--include", type=_FILE, help="A directory with tasks of your own."),
     click.option("--data", type=_FILE, help="A text, .txt or .jsonl: bits per byte on it."),
-    click.option("--limit", type=click.IntRange(1), help="Items of each task, drawn once and the same for all models."),
+    click.option(
+        "--limit", type=click.IntRange(1), help="Items of each task, sampled once and the same for all models."
+    ),
     click.option("--quick", is_flag=True, help=f"A first look: --limit {QUICK}."),
-    click.option("--seed", default=0, show_default=True, help="Draws the items."),
+    click.option("--seed", default=0, show_default=True, help="Seed of the sampled items."),
     click.option("--num-fewshot", type=click.IntRange(0), help="Examples in each prompt.  [default: the task's]"),
     click.option("--chat-template", is_flag=True, help="Wrap prompts in the model's chat template."),
     click.option("--system", help="System instruction."),
@@ -40,10 +42,12 @@ _OPTIONS = (
     click.option("--dtype", help="float32, bfloat16 ...  [default: float32 on a CPU, else as stored]"),
     click.option("--batch-size", type=click.IntRange(0), default=0, help="Sequences at once.  [default: found]"),
     click.option("--backend", default="hf", show_default=True, help="lm-eval's model type: hf, vllm, gguf ..."),
-    click.option("--model-args", default="", help="More for the backend, as lm-eval takes it: key=value,key=value."),
+    click.option(
+        "--model-args", default="", help="Further arguments of the backend, as lm-eval takes them: key=value,key=value."
+    ),
     click.option("--keep", type=_FILE, help="Keep models merged on the fly in this directory."),
-    click.option("--cache", type=_FILE, help="File of remembered answers.  [default: in ~/.cache]"),
-    click.option("--unsafe-code", is_flag=True, help="Allow tasks that run code which models write."),
+    click.option("--cache", type=_FILE, help="File for remembered answers.  [default: in ~/.cache]"),
+    click.option("--unsafe-code", is_flag=True, help="Allow tasks that run code written by models."),
     click.option("--quiet", is_flag=True, help="No progress bar."),
 )
 

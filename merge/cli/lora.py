@@ -26,16 +26,16 @@ Examples:
   merge lora show adapter""",
 )
 def command() -> None:
-    """LoRA adapters: fold one into its base, extract one from a fine-tune, or look into one.
+    """Fold a LoRA adapter into its base, extract one from a fine-tune, or show one.
 
-    In a recipe, MODEL+ADAPTER stands for the folded model; nothing has to be written for it.
+    In a recipe, MODEL+ADAPTER stands for the folded model, without writing it.
     """
 
 
 @command.command("fold")
 @click.argument("model")
 @click.argument("adapter")
-@click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="Directory to make.")
+@click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="Directory for the result.")
 @click.option("--dtype", help="Of the result.  [default: the model's]")
 @click.option("--adapter-tokenizer", is_flag=True, help="With the adapter's tokenizer and chat template.")
 @click.option("--threads", type=click.IntRange(1, 1024), help="Worker threads.  [default: all processors]")
@@ -90,11 +90,11 @@ Examples:
   merge lora extract tuned --base org/base-7b -o adapter
   merge lora extract tuned --base org/base-7b -o adapter --energy 0.95 --rank 128
   merge lora extract tuned --base base -o adapter --include '*.self_attn.*' --rank-pattern v_proj=64
-Killed or stopped, the same command goes on where it was.""",
+Interrupted or killed, the same command resumes where it stopped.""",
 )
 @click.argument("finetuned")
 @click.option("--base", required=True, help="The model that it was fine-tuned from.")
-@click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="Directory to make.")
+@click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="Directory for the result.")
 @click.option("--rank", type=click.IntRange(1), help="Rank; with --energy the largest.  [default: 16]")
 @click.option("--energy", type=click.FloatRange(0, 1, min_open=True), help="Share of each difference to keep.")
 @click.option("--rank-pattern", "patterns", multiple=True, metavar="RE=RANK", help="Rank of modules that end so.")
@@ -140,7 +140,7 @@ def extract(
     quiet: bool,
     as_json: bool,
 ) -> None:
-    """Make a LoRA adapter of what FINETUNED differs in from its base.
+    """Extract a LoRA adapter from the difference between FINETUNED and its base.
 
     For each linear layer the nearest change of that rank, with its relative error. What an adapter cannot hold (norms,
     biases) is reported with its share of the whole difference.

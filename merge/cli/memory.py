@@ -27,7 +27,7 @@ Examples:
   merge memory 7B --task full                    before activations
   merge memory config.json --task lora --rank 16 --targets q_proj,v_proj --context 1024 --checkpointing
   merge memory org/model-7b --task qlora --optimizer adam8bit
-  merge memory finetune.yaml                     what merge finetune would take with this config""",
+  merge memory finetune.yaml                     what merge finetune takes with this config""",
 )
 @click.argument("model")
 @click.option(
@@ -35,19 +35,19 @@ Examples:
     type=click.Choice(["inference", "full", "lora", "qlora", "merge"]),
     default="inference",
     show_default=True,
-    help="What is done with it.",
+    help="What the model is used for.",
 )
 @click.option(
     "--dtype",
     type=click.Choice(_DTYPES),
-    help="Of the weights.  [default: the config's; in training what merge finetune takes]",
+    help="Dtype of the weights.  [default: the config's; in training what merge finetune takes]",
 )
 @click.option(
     "--device",
     type=click.Choice(["cuda", "cpu"]),
     default="cuda",
     show_default=True,
-    help="Where it is trained: on a GPU frozen weights are bfloat16 and mixed precision is used.",
+    help="Where it runs: on a GPU, training keeps frozen weights in bfloat16 and uses mixed precision.",
 )
 @click.option("--context", type=click.IntRange(1), help="Tokens of a sequence.  [default: 2048 or what it takes]")
 @click.option("--batch", type=click.IntRange(1), help="Sequences at once.  [default: 1]")
@@ -57,10 +57,10 @@ Examples:
     default="adamw",
     show_default=True,
 )
-@click.option("--rank", type=click.IntRange(1), default=8, show_default=True, help="Of LoRA's matrices.")
+@click.option("--rank", type=click.IntRange(1), default=8, show_default=True, help="Rank of LoRA's matrices.")
 @click.option("--targets", default="all-linear", show_default=True, help="Adapted layers, such as q_proj,v_proj.")
 @click.option("--checkpointing", is_flag=True, help="Gradient checkpointing: activations are computed twice.")
-@click.option("--master-weights", is_flag=True, help="Full training in 16 bits with float32 weights and states beside.")
+@click.option("--master-weights", is_flag=True, help="Full training in 16 bits with float32 master weights and states.")
 @click.option("--json", "as_json", is_flag=True, help="Print the estimate as JSON.")
 @trust_option
 def command(
@@ -77,8 +77,8 @@ def command(
     master_weights: bool,
     as_json: bool,
 ) -> None:
-    """Say how much memory MODEL takes: a directory, hub id, config.json, or a number of parameters such as 13B. Or a
-    config of merge finetune.
+    """Estimate the memory that MODEL takes: a directory, hub id, config.json, a number of parameters such as
+    13B, or a config of merge finetune.
 
     With a config, activations are those of transformers' own code, counted in one step that allocates nothing. Weights
     are not read.

@@ -34,13 +34,19 @@ Examples:
 @click.option(
     "--data", required=True, type=click.Path(path_type=Path), help='A text, or .jsonl with "text" in each line.'
 )
-@click.option("--against", help="Another model: KL divergence from it, and how often both prefer the same token.")
-@click.option("--context", type=click.IntRange(2), help="Tokens of a window.  [default: 1024, or what the model takes]")
-@click.option("--stride", type=click.IntRange(1), help="Tokens from window to window.  [default: the context]")
 @click.option(
-    "--hidden-ram", type=Size(), default="256MiB", show_default=True, help="Hidden states beyond this go to the disk."
+    "--against", help="Another model: measure the KL divergence from it, and how often both prefer the same token."
 )
-@click.option("--max-ram", type=Size(), help="Refuse a model that has to be in memory as a whole and takes more.")
+@click.option("--context", type=click.IntRange(2), help="Tokens in a window.  [default: 1024, or what the model takes]")
+@click.option("--stride", type=click.IntRange(1), help="Tokens between starts of windows.  [default: the context]")
+@click.option(
+    "--hidden-ram",
+    type=Size(),
+    default="256MiB",
+    show_default=True,
+    help="Memory for hidden states; more goes to disk.",
+)
+@click.option("--max-ram", type=Size(), help="Refuse a model that cannot be streamed and takes more memory than this.")
 @click.option("--threads", type=click.IntRange(1), help="[default: all cores]")
 @click.option("--quiet", is_flag=True, help="No progress bar and no notes.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
@@ -59,8 +65,8 @@ def command(
 ) -> None:
     """Perplexity of MODEL on a text: a directory, hub id, model+adapter, or recipe (merged on the fly).
 
-    The model is read one decoder layer at a time and need not fit into memory; where its architecture does not allow
-    that, it is said before the work starts. Arithmetic is float32, on the CPU.
+    The model is read one decoder layer at a time and need not fit into memory; if its architecture does not allow
+    that, a note says so first. Arithmetic is float32, on CPU.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from eval.models import directory, subjects

@@ -27,16 +27,16 @@ Examples:
 )
 @click.argument("recipe")
 @click.option(
-    "-o", "--out", type=click.Path(path_type=Path), help="Where it would be written.  [default: ./merged/NAME]"
+    "-o", "--out", type=click.Path(path_type=Path), help="Directory for the result.  [default: ./merged/NAME]"
 )
 @click.option("--tensors", is_flag=True, help="One line for each tensor, with its resolved parameters.")
 @click.option("--threads", type=click.IntRange(1, 1024), help="Worker threads.  [default: all processors]")
-@click.option("--max-ram", type=Size(), help="Memory to stay within, e.g. 1GiB.")
+@click.option("--max-ram", type=Size(), help="Limit on memory, e.g. 1GiB.")
 @click.option("--device", default="cpu", show_default=True, help="cpu or cuda.")
 @click.option("--shard-size", type=Size(), default="5GB", show_default=True, help="Largest output file.")
 @click.option("--method-file", "method_files", multiple=True, type=click.Path(path_type=Path), help=METHOD_FILE_HELP)
 @click.option("--stages-dir", type=click.Path(path_type=Path), help=STAGES_DIR_HELP)
-@click.option("--keep-stages", is_flag=True, help="Write every stage of a pipeline, and keep them all.")
+@click.option("--keep-stages", is_flag=True, help="Write and keep every stage of a pipeline.")
 @click.option("--compat", type=click.Choice(["mergekit"]), help=COMPAT_HELP)
 @click.option("--json", "as_json", is_flag=True, help="Print the whole plan, or its problems, as JSON.")
 @click.pass_context

@@ -24,17 +24,17 @@ Examples:
   merge quantize org/model-7b -o out --to int8 --exclude '*.down_proj' --data held-out.jsonl
   merge quantize org/base-7b -o base-seen --to nf4 --dequantize --nested   # what QLoRA trained on
 Loading again needs bitsandbytes (int8, nf4) or compressed-tensors (int4); fp8 is decoded to bfloat16 without a GPU.
-Killed or stopped, the same command goes on where it was.""",
+Interrupted or killed, the same command resumes where it stopped.""",
 )
 @click.argument("model")
-@click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="Directory to make.")
+@click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="Directory for the result.")
 @click.option("--to", required=True, type=click.Choice(["int8", "int4", "nf4", "fp8"]), help="Format of linear layers.")
-@click.option("--include", multiple=True, help="Only modules with such a name (model.layers.0.*); also the head.")
-@click.option("--exclude", multiple=True, help="Modules that stay as they are.")
-@click.option("--dequantize", is_flag=True, help="Write what the quantised weights mean, in the model's own dtype.")
+@click.option("--include", multiple=True, help="Only modules that match (model.layers.0.*); can include the head.")
+@click.option("--exclude", multiple=True, help="Modules to leave unchanged.")
+@click.option("--dequantize", is_flag=True, help="Write the values of the quantised weights, in the model's own dtype.")
 @click.option("--nested", is_flag=True, help="With nf4: quantise the scales too, as QLoRA does.")
 @click.option("--data", type=click.Path(path_type=Path), help="Texts for perplexity.  [default: a small sample]")
-@click.option("--no-perplexity", is_flag=True, help="Do not load the models to compare them.")
+@click.option("--no-perplexity", is_flag=True, help="Do not load the models to measure perplexity.")
 @click.option("--threads", type=click.IntRange(1, 1024), help="Worker threads.  [default: all processors]")
 @click.option("--shard-size", type=Size(), default="5GB", show_default=True, help="Largest output file.")
 @click.option("--force", is_flag=True, help="Replace an existing result; discard unfinished work.")
@@ -59,7 +59,7 @@ def command(
 ) -> None:
     """Store the linear layers of MODEL in 8 or 4 bits. Weights are streamed; only perplexity needs a model in memory.
 
-    Embeddings, the head and norms stay as they are.
+    Embeddings, the head and norms stay unchanged.
     """
     if nested and not (dequantize and to == "nf4"):
         raise UsageError("--nested: goes with --to nf4 --dequantize.")

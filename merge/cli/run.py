@@ -37,17 +37,19 @@ Examples:
   merge run recipe.yaml -o out --shard-size 2GB
   merge run recipe.yaml --threads 4 --max-ram 1GiB
   merge run pipeline.yaml --keep-stages        several documents; later ones use earlier ones
-Killed or stopped, the same command goes on where it was.""",
+Interrupted or killed, the same command resumes where it stopped.""",
 )
 @click.argument("recipe")
-@click.option("-o", "--out", type=click.Path(path_type=Path), help="Directory to make.  [default: ./merged/NAME]")
+@click.option(
+    "-o", "--out", type=click.Path(path_type=Path), help="Directory for the result.  [default: ./merged/NAME]"
+)
 @click.option("--threads", type=click.IntRange(1, 1024), help="Worker threads.  [default: all processors]")
-@click.option("--max-ram", type=Size(), help="Memory to stay within, e.g. 1GiB.")
+@click.option("--max-ram", type=Size(), help="Limit on memory, e.g. 1GiB.")
 @click.option("--device", default="cpu", show_default=True, help="cpu, or cuda to compute on a GPU.")
 @click.option("--shard-size", type=Size(), default="5GB", show_default=True, help="Largest output file.")
 @click.option("--method-file", "method_files", multiple=True, type=click.Path(path_type=Path), help=METHOD_FILE_HELP)
 @click.option("--stages-dir", type=click.Path(path_type=Path), help=STAGES_DIR_HELP)
-@click.option("--keep-stages", is_flag=True, help="Write every stage of a pipeline, and keep them all.")
+@click.option("--keep-stages", is_flag=True, help="Write and keep every stage of a pipeline.")
 @click.option("--compat", type=click.Choice(["mergekit"]), help=COMPAT_HELP)
 @click.option("--force", is_flag=True, help="Replace an existing result; discard unfinished work of another recipe.")
 @click.option("--quiet", is_flag=True, help="No progress bar and no notes.")

@@ -14,9 +14,9 @@ import click
 if TYPE_CHECKING:
     from rich.console import Console
 
-METHOD_FILE_HELP = "A Python file with merge methods; may be given several times."
-COMPAT_HELP = "Keys that mergekit ignores are noted and ignored too, as with compat: in the recipe."
-STAGES_DIR_HELP = "Where stages of a pipeline are written that others need.  [default: OUT.stages]"
+METHOD_FILE_HELP = "A Python file with merge methods; may be repeated."
+COMPAT_HELP = "Ignore keys that mergekit ignores, with a note; the same as compat: in the recipe."
+STAGES_DIR_HELP = "Directory for the stages of a pipeline that others need.  [default: OUT.stages]"
 _UNITS = {"": 1, "B": 1}
 for _power, _letter in enumerate("KMGT", 1):
     _UNITS |= {_letter: 1000**_power, f"{_letter}B": 1000**_power, f"{_letter}IB": 1024**_power}

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 Examples:
   merge soup run-1 run-2 run-3 --suite quickstart -o merged/soup
   merge soup run-* --tasks arc_easy --holdout 0.3
-Greedy: sorted by score, each model is added if the average does not get worse. Chosen on some of the items (--holdout),
-reported on the others.""",
+Greedy: sorted by score, each model is added if the average does not get worse. The choice uses some of the items
+(--holdout), the reported scores the others.""",
 )
 @click.argument("models", metavar="MODEL...", nargs=-1, required=True)
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="Directory for the soup.  [default: not written]")
@@ -34,7 +34,7 @@ reported on the others.""",
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
     default=0.5,
     show_default=True,
-    help="Share of the items to choose on.",
+    help="Share of the items used to choose.",
 )
 @click.option("--html", type=click.Path(path_type=Path), help="Write a page with tables and plots.")
 @click.option("--force", is_flag=True, help="Replace an existing result.")
@@ -50,7 +50,7 @@ def command(
     as_json: bool,
     **asked: Any,
 ) -> None:
-    """Average those of the MODELs that make the average better: directories, hub ids, model+adapter, or recipes."""
+    """Average the MODELs that improve the average: directories, hub ids, model+adapter, or recipes."""
     if out is not None:
         check_out(out, force)
     check_files(html=html)

@@ -20,7 +20,7 @@ Examples:
   merge statistics org/math-7b --data math.jsonl -o math.safetensors
   merge statistics org/math-7b --data math.txt -o math.safetensors --kind fisher --max-tokens 20000
 Name the file in the recipe, beside the model:   statistics: math.safetensors
-Killed or stopped, the same command goes on where it was.""",
+Interrupted or killed, the same command resumes where it stopped.""",
 )
 @click.argument("model")
 @click.option(
@@ -34,13 +34,17 @@ Killed or stopped, the same command goes on where it was.""",
     show_default=True,
     help="gram for regmean; fisher for fisher.",
 )
-@click.option("--max-tokens", type=click.IntRange(2), default=65536, show_default=True, help="Tokens in all.")
+@click.option("--max-tokens", type=click.IntRange(2), default=65536, show_default=True, help="Tokens in total.")
 @click.option(
-    "--sequence-length", type=click.IntRange(2), default=512, show_default=True, help="Tokens a longer text is cut at."
+    "--sequence-length",
+    type=click.IntRange(2),
+    default=512,
+    show_default=True,
+    help="Tokens per sequence; longer texts are split.",
 )
 @click.option("--batch", type=click.IntRange(1), default=8, show_default=True, help="Sequences at once (gram).")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the order of the texts.")
-@click.option("--max-ram", type=Size(), help="Refuse a model that has to be in memory as a whole and takes more.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the order of the texts.")
+@click.option("--max-ram", type=Size(), help="Refuse a model that cannot be streamed and takes more memory than this.")
 @click.option("--force", is_flag=True, help="Replace an existing file; discard unfinished work of another run.")
 @click.option("--quiet", is_flag=True, help="No progress bar and no notes.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
@@ -63,7 +67,7 @@ def command(
 
     gram: X^T X of the inputs of every linear layer, layer by layer: memory holds one layer and its matrices. fisher:
     squared gradients of the log-likelihood of each sequence, averaged; this needs the whole model, 16 bytes for each
-    parameter, and is begun anew if it is stopped.
+    parameter, and starts over if it is interrupted.
     """
     from merge.checkpoint import open_checkpoint
     from merge.errors import UsageError

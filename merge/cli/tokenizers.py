@@ -17,16 +17,16 @@ from merge.cli.trust import trust_option
 Examples:
   merge tokenizers org/base org/chat
   merge tokenizers org/a org/b org/c --json
-Every one is compared with the first. Each may be a model, or a directory that holds a tokenizer only.""",
+All are compared with the first. Each may be a model, or a directory with only a tokenizer.""",
 )
 @click.argument("models", nargs=-1, required=True)
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @trust_option
 def command(models: tuple[str, ...], as_json: bool) -> None:
-    """Show what differs between the tokenizers of MODELS.
+    """Show how the tokenizers of MODELS differ.
 
-    Types, sizes, shared and moved tokens, special tokens, merges, chat templates, embedding rows, and into how many
-    tokens sample texts are cut.
+    Types, sizes, shared and moved tokens, special tokens, merges, chat templates, embedding rows, and the number of
+    tokens in sample texts.
     """
     from merge.errors import UsageError
     from merge.recipe.references import parse_reference

@@ -18,23 +18,27 @@ from merge.cli.trust import trust_option
 Examples:
   merge transplant org/model org/donor -o model-with-donors-tokenizer
   merge transplant ./model ./donor -o out --method mean
-Killed or stopped, the same command goes on where it was.""",
+Interrupted or killed, the same command resumes where it stopped.""",
 )
 @click.argument("model")
 @click.argument("donor")
-@click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="Directory to make.")
+@click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="Directory for the result.")
 @click.option(
     "--method",
     type=click.Choice(["omp", "mean", "zero", "copy-only"]),
     default="omp",
     show_default=True,
-    help="How tokens that MODEL lacks get their rows.",
+    help="Rows for tokens that MODEL lacks.",
 )
 @click.option(
-    "--k", type=click.IntRange(1, 4096), default=64, show_default=True, help="Shared tokens for one row (omp)."
+    "--k",
+    type=click.IntRange(1, 4096),
+    default=64,
+    show_default=True,
+    help="Shared tokens in one row's combination (omp).",
 )
 @click.option("--threads", type=click.IntRange(1, 1024), help="Worker threads.  [default: all processors]")
-@click.option("--max-ram", type=Size(), help="Memory to stay within, e.g. 4GiB.")
+@click.option("--max-ram", type=Size(), help="Limit on memory, e.g. 4GiB.")
 @click.option("--device", default="cpu", show_default=True, help="cpu, or cuda to find combinations on a GPU.")
 @click.option("--shard-size", type=Size(), default="5GB", show_default=True, help="Largest output file.")
 @click.option("--force", is_flag=True, help="Replace an existing result; discard unfinished work of another run.")

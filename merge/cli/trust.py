@@ -30,6 +30,6 @@ def trust_option(function: Function) -> Function:
         FLAG,
         multiple=True,
         metavar="MODEL",
-        help="Run the Python code that this model brings, which is never run otherwise; may be given several times.",
+        help="Allow this model's own Python code to run; may be repeated.",
     )
     return option(command)  # type: ignore[return-value]

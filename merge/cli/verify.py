@@ -27,15 +27,15 @@ Examples:
   merge verify merged/quickstart --rebuild --recipe-dir recipes""",
 )
 @click.argument("directory", type=click.Path(path_type=Path))
-@click.option("--threads", type=click.IntRange(1, 1024), help="Threads that read.  [default: all processors]")
+@click.option("--threads", type=click.IntRange(1, 1024), help="Reading threads.  [default: all processors]")
 @click.option("--sha256", is_flag=True, help="Also print the SHA-256 of each weight file, as the Hub shows it.")
-@click.option("--rebuild", "again", is_flag=True, help="Also merge again from the recorded recipe, and compare.")
-@click.option("--recipe-dir", type=click.Path(path_type=Path), help="Where the recipe lay, for models beside it.")
-@click.option("--max-ram", type=Size(), help="Memory for --rebuild to stay within, e.g. 1GiB.")
+@click.option("--rebuild", "again", is_flag=True, help="Also merge again from the recorded recipe and compare.")
+@click.option("--recipe-dir", type=click.Path(path_type=Path), help="Directory of the recipe, for models beside it.")
+@click.option("--max-ram", type=Size(), help="Limit on memory for --rebuild, e.g. 1GiB.")
 @click.option("--device", default="cpu", show_default=True, help="Device for --rebuild: cpu or cuda.")
 @click.option("--method-file", "method_files", multiple=True, type=click.Path(path_type=Path), help=METHOD_FILE_HELP)
 @click.option("--quiet", is_flag=True, help="No progress bar.")
-@click.option("--json", "as_json", is_flag=True, help="Print the verdict as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
 @trust_option
 def command(
     directory: Path,
@@ -51,8 +51,8 @@ def command(
 ) -> None:
     """Check DIRECTORY, a merged checkpoint, against its manifest: every file, header and tensor.
 
-    With --rebuild, merge it again from its recipe and sources: tensors must have the same bytes where the method
-    promises that, and else be equal to rounding.
+    With --rebuild, merge it again from its recipe and sources: tensors must have the same bytes if the method
+    promises that, and otherwise be equal to rounding.
     """
     from merge.output.verify import verify_output
 

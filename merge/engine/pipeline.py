@@ -150,7 +150,7 @@ def _check(
                     "Move it away, or choose another --stages-dir."
                 )
     if folder.resolve().is_relative_to(out.resolve()):
-        raise UsageError(f"--stages-dir {folder} lies in {out}, which the result will be. Choose another.")
+        raise UsageError(f"--stages-dir {folder} is inside {out}, where the result will be. Choose another.")
     places = [stage.directory.absolute() for stage in planned if stage.directory is not None]
     for place in places:
         if places.count(place) > 1:

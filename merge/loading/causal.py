@@ -66,6 +66,6 @@ def _why_not(config: Any) -> str | None:
 
 def _error(path: str, reason: str) -> CheckpointError:
     return CheckpointError(
-        f"{path}: is not a causal language model ({reason}), so it cannot go on with a text, and its perplexity would "
+        f"{path}: is not a causal language model ({reason}), so it cannot continue a text, and its perplexity would "
         "mean nothing. Name a model that predicts each token from those before it."
     )

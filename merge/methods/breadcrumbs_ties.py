@@ -54,7 +54,7 @@ def breadcrumbs_ties(
     rescale: Annotated[Literal[False, True, "l1"], "give the sparse task vector its old L1 norm"] = False,
     consensus: Annotated[Literal["sum", "count"], "sign of the weighted sum, or of most entries"] = "sum",
     divide_by: Annotated[Literal["weights", "count"], "mean by weights, or by entries that agree"] = "weights",
-    merge_func: Annotated[Literal["normalize", "mean", "sum"], "mean or sum, whatever `normalize` says"] = "normalize",
+    merge_func: Annotated[Literal["normalize", "mean", "sum"], "mean or sum, overriding `normalize`"] = "normalize",
 ) -> Tensor:
     """deltas (model, *shape) float32 -> merged task vector (*shape) float64"""
     import torch

@@ -54,7 +54,7 @@ def dare_ties(
     rescale: Annotated[Literal[True, False, "l1"], "true: times 1/density; l1: to the old L1 norm"] = True,
     consensus: Annotated[Literal["sum", "count"], "sign of the weighted sum, or of most entries"] = "sum",
     divide_by: Annotated[Literal["weights", "count"], "mean by weights, or by entries that agree"] = "weights",
-    merge_func: Annotated[Literal["normalize", "mean", "sum"], "mean or sum, whatever `normalize` says"] = "normalize",
+    merge_func: Annotated[Literal["normalize", "mean", "sum"], "mean or sum, overriding `normalize`"] = "normalize",
     _keys: tuple[int, ...] = (),
 ) -> Tensor:
     """deltas (model, *shape) float32 -> merged task vector (*shape) float64; _keys: one 64-bit key for each model"""

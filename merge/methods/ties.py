@@ -61,7 +61,7 @@ def ties(
     trim: Annotated[Literal["tensor", "model"], "threshold over each tensor, or over the model (paper)"] = "tensor",
     consensus: Annotated[Literal["sum", "count"], "sign of the weighted sum, or of most entries"] = "sum",
     divide_by: Annotated[Literal["weights", "count"], "mean by weights, or by entries that agree"] = "weights",
-    merge_func: Annotated[Literal["normalize", "mean", "sum"], "mean or sum, whatever `normalize` says"] = "normalize",
+    merge_func: Annotated[Literal["normalize", "mean", "sum"], "mean or sum, overriding `normalize`"] = "normalize",
     _threshold: tuple[Threshold, ...] | None = None,
 ) -> Tensor:
     """deltas (model, *shape) float32 -> merged task vector (*shape) float64"""

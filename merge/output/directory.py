@@ -140,8 +140,8 @@ def explained(partial: Path) -> Iterator[None]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             free = shutil.disk_usage(partial if partial.exists() else partial.parent).free
             raise OutputError(
-                f"{partial}: the disk is full ({free:,} bytes free). Make room and run the same command again: "
-                "it goes on where it was."
+                f"{partial}: the disk is full ({free:,} bytes free). Make room and run the same command "
+                "again: it resumes where it stopped."
             ) from error
         hint = _HINTS.get(error.errno or 0, "Choose another --out.")
         raise OutputError(f"{partial}: cannot write: {error.strerror or error}. {hint}") from error

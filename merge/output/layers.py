@@ -125,7 +125,7 @@ def _entry(path: str, key: str, values: Any, layer: int) -> Any:
     if not isinstance(values, list) or layer >= len(values):
         raise CheckpointError(
             f"{path}/config.json: {key}: expected a list with one value for each layer, up to layer {layer}, "
-            f"found {quoted(values, 60)}. Mend the file."
+            f"found {quoted(values, 60)}. Correct the file."
         )
     return values[layer]
 

@@ -276,7 +276,7 @@ def _said(steps: Sequence[Step], ranks: dict[str, int]) -> list[str]:
     notes = [f"the result is a LoRA adapter: {len(ranks)} modules, {ranks_said(ranks)}"]
     if any(step.factor and not is_exact(step) for step in steps):
         notes.append(
-            "what the ranks keep of the sum's squared length is said at the end of the run, and for each module in "
-            "merge_manifest.json (kept_energy)"
+            "the share of the sum's squared length that the ranks keep is reported at the end of the run, "
+            "and for each module in merge_manifest.json (kept_energy)"
         )
     return notes

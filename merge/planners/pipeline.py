@@ -197,7 +197,7 @@ def not_by_blocks(plan: Plan) -> str:
         return f"{plan.method} is not of this package"
     copied = {os.path.dirname(side.source) for side in plan.side_files if side.source and "/" not in side.name}
     if len(copied) > 1 or any(side.text is not None and side.name not in _OWN_FILES for side in plan.side_files):
-        return "its tokenizer is made anew"
+        return "its tokenizer is a new one"
     for step in plan.steps:
         if step.kind == "copy":
             if len(step.inputs) > 1:

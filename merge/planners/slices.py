@@ -77,7 +77,7 @@ def _slice_problems(recipe: Recipe, inputs: Inputs, tower: Tower) -> Iterator[Pr
                 yield Problem(f"{source.model.text}: {why_not}, which cannot be stacked.", where, _WHOLE)
             elif end > stack.n_layers:
                 yield Problem(
-                    f"layer_range [{start}, {end}] ends behind the last layer: {source.model.text} has "
+                    f"layer_range [{start}, {end}] ends after the last layer: {source.model.text} has "
                     f"{stack.n_layers} layers ({stack.prefix}0 to {stack.n_layers - 1}).",
                     f"{recipe.file}:{source.line}" if recipe.file else where,
                     f"The largest end is {stack.n_layers}.",

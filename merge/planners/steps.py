@@ -95,7 +95,7 @@ class StepBuilder:
                 f"{self._model_name(s)} {r.dtype} {list(r.shape)}" for s, r in zip(present, refs, strict=True)
             )
             hint = 'Set "allow: [integer_mismatch]" to copy the first.'
-            self.problems.append(Problem(f"an integer tensor that differs in kind: {found}.", target.name, hint))
+            self.problems.append(Problem(f"integer tensors differ in dtype or shape: {found}.", target.name, hint))
             return None
         agree = "integer_mismatch" not in self.recipe.allow
         kept = present if agree else present[:1]
@@ -214,7 +214,7 @@ class StepBuilder:
                 Problem(f'"{key}" of {owner} has no value for {some}.', self.recipe.where("parameters"), hint)
             )
         if not steps and not self.problems:
-            self.problems.append(Problem("the recipe leads to no tensor at all", self.recipe.file))
+            self.problems.append(Problem("the recipe produces no tensors", self.recipe.file))
         self._check_model_pass(steps)
 
     def _check_model_pass(self, steps: list[Step]) -> None:

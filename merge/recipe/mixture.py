@@ -148,7 +148,7 @@ def _prompts(reader: Reader, node: yaml.Node | None, path: str) -> tuple[str, ..
             found.append(str(item.value))
             continue
         hint = f'; quote it: "{clipped(item.value)}"' if isinstance(item, yaml.ScalarNode) else ""
-        reader.problem(item, f'an entry of "{key}" must be a text, not {shown(item)}{hint}', path)
+        reader.problem(item, f'an entry of "{key}" must be a string, not {shown(item)}{hint}', path)
     return tuple(found)
 
 
@@ -203,7 +203,7 @@ def _reinit(reader: Reader, node: yaml.Node | None) -> float:
         return 0.0
     fields = reader.mapping(node, "reinit", "reinit")
     if "ratio" not in fields and "reinit" not in reader.broken:
-        reader.problem(node, '"reinit" needs the key "ratio": the share of neurons that are drawn anew')
+        reader.problem(node, '"reinit" needs the key "ratio": the share of neurons that are drawn at random again')
     return _number(reader, fields.get("ratio"), "ratio", 0.0, 0.0, 1.0)
 
 

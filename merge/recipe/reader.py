@@ -194,7 +194,7 @@ class Reader:
             return str(node.value)
         odd = isinstance(node, yaml.ScalarNode) and node.tag not in (NULL, _STR)
         hint = f'; quote it: "{clipped(node.value)}"' if odd else ""
-        self.problem(node, f'"{path.rpartition(".")[2]}" must be a text, not {shown(node)}{hint}', path)
+        self.problem(node, f'"{path.rpartition(".")[2]}" must be a string, not {shown(node)}{hint}', path)
         return None
 
     def integer(self, node: yaml.Node | None, path: str, what: str, low: int, high: int | None = None) -> int | None:

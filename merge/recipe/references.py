@@ -83,7 +83,7 @@ def _directory(text: str, folder: Path | None) -> str | None:
 def _is_file(path: str) -> str:
     if path.lower().endswith(".gguf"):
         return f'"{clipped(path)}" is a GGUF file, and {GGUF}'
-    return f'"{clipped(path)}" is a file; name the model directory it lies in'
+    return f'"{clipped(path)}" is a file; name the model directory that contains it'
 
 
 def _looks_local(path: str) -> bool:

@@ -82,7 +82,7 @@ def _condition(reader: Reader, node: yaml.Node, path: str, parameter: Parameter 
     fields = reader.mapping(node, path, "condition")
     written = fields.get("filter")
     if written is not None and not (isinstance(written, yaml.ScalarNode) and written.tag.endswith(":str")):
-        reader.problem(written, f"a filter must be a text, a part of a tensor's name, not {shown(written)}")
+        reader.problem(written, f"a filter must be a string, a part of a tensor's name, not {shown(written)}")
         return None
     if "value" not in fields:
         reader.problem(node, f'a condition of "{_key(path)}" needs the key "value"')

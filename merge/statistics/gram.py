@@ -148,7 +148,7 @@ def _read(file: Any, shape: tuple[int, ...]) -> Any:
 
     data = np.empty(shape, np.float32)
     if file.readinto(data.data.cast("B")) != data.nbytes:
-        raise OutputError(f"{file.name}: is cut short. Start anew with --force.")
+        raise OutputError(f"{file.name}: is cut short. Use --force to start over.")
     return torch.from_numpy(data)
 
 

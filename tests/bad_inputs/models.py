@@ -193,7 +193,9 @@ def integers_differ_allowed(room: Room) -> Arguments:
 
 
 @case(
-    "an integer tensor of another type", 2, "position_ids: an integer tensor that differs in kind: a I64 [3], b I32 [3]"
+    "an integer tensor of another type",
+    2,
+    "position_ids: integer tensors differ in dtype or shape: a I64 [3], b I32 [3]",
 )
 def integer_kinds_differ(room: Room) -> Arguments:
     room.model("a", seed=1, edit=put("position_ids", [0, 1, 2], "int64"))
@@ -204,7 +206,7 @@ def integer_kinds_differ(room: Room) -> Arguments:
 @case(
     "a tensor that is integer here and float there",
     2,
-    "scale: an integer tensor that differs in kind: a I64 [1], b F32 [1]",
+    "scale: integer tensors differ in dtype or shape: a I64 [1], b F32 [1]",
 )
 def integer_and_float(room: Room) -> Arguments:
     room.model("a", seed=1, edit=put("scale", [1], "int64"))
@@ -278,7 +280,7 @@ def base_without_layers(room: Room) -> Arguments:
 @case(
     "a layer range beyond the model",
     2,
-    "r.yaml:3: layer_range [0, 3] ends behind the last layer: a has 2 layers",
+    "r.yaml:3: layer_range [0, 3] ends after the last layer: a has 2 layers",
     "The largest end is 2",
 )
 def range_beyond_model(room: Room) -> Arguments:
