@@ -5,6 +5,7 @@
     files.py             paths that stay inside the directory; small JSON files; side files
     layout.py            which files of the directory hold the weights
     index.py             what the index of a sharded checkpoint says
+    weight_file.py       the tensors of one of them, of whatever kind
     tensors.py           weight files -> one dictionary of tensors
     safetensors_file.py  the header of one safetensors file, checked
     limits.py            names and shapes that no tensor has

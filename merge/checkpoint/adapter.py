@@ -15,88 +15,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from merge.checkpoint.adapter_config import check_config
+from merge.checkpoint.adapter_parts import CONFIG, LoraModule, OtherModule, ParameterFactors, TokenRows
+from merge.checkpoint.adapter_tensors import sort_tensors
 from merge.checkpoint.files import inside, read_json, weight_file
 from merge.checkpoint.hub import locate
 from merge.checkpoint.side_files import list_side_files
-from merge.checkpoint.tensors import read_file
+from merge.checkpoint.weight_file import read_file
 from merge.errors import CheckpointError
 from merge.plan import SourceFile, TensorRef
 from merge.recipe.model import ModelRef
 
-CONFIG = "adapter_config.json"
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
-
-
-@dataclass(frozen=True)
-class LoraModule:
-    """The change of one matrix: scaling · B·A, and what DoRA makes of it.
-
-    Attributes:
-        name: of the module in the base model, e.g. "model.layers.0.self_attn.q_proj"; its matrix is `name`.weight.
-        a: A, (rank, in); for an embedding (rank, vocabulary). Of a convolution (rank, in, ...).
-        b: B, (out, rank); for an embedding (width, rank). Of a convolution (out, rank, 1 ...).
-        scaling: alpha / rank, or alpha / sqrt(rank) for rsLoRA.
-        magnitude: DoRA's m: (out,), for an embedding (width,).
-        embedding: the base's matrix has the vocabulary first: its change is scaling · (B·A)^T.
-        fan_in_fan_out: the config says that matrices are stored (in, out), as GPT-2's Conv1D has them; False for
-            embeddings.
-        bias: what is added to the module's bias, times the scaling: (out,) (lora_bias).
-    """
-
-    name: str
-    a: TensorRef
-    b: TensorRef
-    rank: int
-    scaling: float
-    magnitude: TensorRef | None = None
-    embedding: bool = False
-    fan_in_fan_out: bool = False
-    bias: TensorRef | None = None
-
-
-@dataclass(frozen=True)
-class ParameterFactors:
-    """The factors of a parameter that is no module's weight (target_parameters), such as the experts of a layer.
-
-    Attributes:
-        module: that the parameter belongs to; which of its parameters it is, the file does not say.
-        depth: of several that are adapted, the first in the module's order lies deepest; the last has depth 0.
-        a: the A of all experts one below the other, (experts · rank, in).
-        b: column k · experts + e is column k of the B of expert e, (out, rank · experts).
-    """
-
-    module: str
-    depth: int
-    a: TensorRef
-    b: TensorRef
-
-
-@dataclass(frozen=True)
-class OtherModule:
-    """One module's tensors in an adapter that is no LoRA, by what stands behind its name, with what modules share."""
-
-    name: str
-    parts: Mapping[str, TensorRef]
-
-
-@dataclass(frozen=True)
-class TokenRows:
-    """Rows of an embedding that the adapter replaces: rows[i] is that of token indices[i] (trainable_token_indices)."""
-
-    rows: TensorRef
-    indices: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class AdapterTensors:
-    """The tensors of an adapter, each in its place; see Adapter."""
-
-    modules: dict[str, LoraModule] = field(default_factory=dict)
-    parameters: dict[str, ParameterFactors] = field(default_factory=dict)
-    others: dict[str, OtherModule] = field(default_factory=dict)
-    saved: dict[str, TensorRef] = field(default_factory=dict)
-    tokens: dict[str, TokenRows] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -177,8 +106,6 @@ def open_adapter(ref: ModelRef) -> Adapter:
     Raises:
         CheckpointError: missing, damaged, of a kind that has no exact fold, or with something in it that has none.
     """
-    from merge.checkpoint.adapter_tensors import sort_tensors  # it makes the classes above
-
     place = locate(ref, adapter=True)
     config_path = inside(place.path, CONFIG)
     if not os.path.isfile(config_path):

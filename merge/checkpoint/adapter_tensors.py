@@ -11,7 +11,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from merge.adapter_kinds import KINDS, find_kind
-from merge.checkpoint.adapter import (
+from merge.checkpoint.adapter_config import scaling_of
+from merge.checkpoint.adapter_parts import (
     CONFIG,
     AdapterTensors,
     LoraModule,
@@ -19,7 +20,6 @@ from merge.checkpoint.adapter import (
     ParameterFactors,
     TokenRows,
 )
-from merge.checkpoint.adapter_config import scaling_of
 from merge.errors import CheckpointError
 from merge.plan import TensorRef
 from merge.quoting import quoted, some

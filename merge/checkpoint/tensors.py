@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from merge.checkpoint.files import weight_file
 from merge.checkpoint.layout import Weights
-from merge.checkpoint.safetensors_file import read_header
+from merge.checkpoint.weight_file import read_file
 from merge.errors import CheckpointError
 from merge.plan import TensorRef
 from merge.quoting import some
@@ -32,15 +32,6 @@ def read_tensors(directory: str, weights: Weights) -> tuple[dict[str, TensorRef]
     if weights.weight_map is not None:
         _agree(directory, weights, weights.weight_map, tensors)
     return tensors, tuple(notes)
-
-
-def read_file(path: str) -> tuple[list[TensorRef], list[str]]:
-    """The tensors of one weight file, of whatever kind, and notes."""
-    if path.endswith(".safetensors"):
-        return [*read_header(path)[0]], []
-    from merge.checkpoint.pickle_file import read_pickle  # seldom needed
-
-    return read_pickle(path)
 
 
 def _agree(directory: str, weights: Weights, weight_map: dict[str, str], tensors: dict[str, TensorRef]) -> None:

@@ -6,8 +6,9 @@ import math
 from collections.abc import Mapping
 
 from merge.adapter_kinds import Module, find_kind
-from merge.checkpoint.adapter import Adapter, LoraModule, OtherModule, ParameterFactors
+from merge.checkpoint.adapter import Adapter
 from merge.checkpoint.adapter_config import base_part, scaling_of
+from merge.checkpoint.adapter_parts import LoraModule, OtherModule, ParameterFactors
 from merge.checkpoint.loaded import Piece
 from merge.derive.adapted import adapted
 from merge.derive.joined import joined

@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from merge.architecture import Stack, find_stacks
-from merge.checkpoint.adapter import LoraModule
+from merge.checkpoint.adapter_parts import LoraModule
 from merge.checkpoint.side_files import list_side_files
 from merge.dtypes import DTYPES
 from merge.errors import Problem, RecipeError

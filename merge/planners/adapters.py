@@ -15,8 +15,9 @@ from typing import Any
 
 from merge.architecture import is_embedding, is_head
 from merge.checkpoint import Checkpoint, open_checkpoint
-from merge.checkpoint.adapter import Adapter, LoraModule, OtherModule, TokenRows, open_adapter
+from merge.checkpoint.adapter import Adapter, open_adapter
 from merge.checkpoint.adapter_config import is_dequantized, trained_on
+from merge.checkpoint.adapter_parts import LoraModule, OtherModule, TokenRows
 from merge.checkpoint.loaded import whole_piece
 from merge.derive.added import added
 from merge.derive.recast import recast

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 
 from merge.checkpoint import Checkpoint
@@ -51,7 +52,7 @@ def build_plan(
     if recipe.mixture is not None:
         from merge.planners.mixture import build_mixture
 
-        return build_mixture(recipe, shard_bytes=shard_bytes)
+        return build_mixture(recipe, functools.partial(build_plan, shard_bytes=shard_bytes), shard_bytes=shard_bytes)
     method = get_method(recipe.merge_method)
     assert method is not None, recipe.merge_method  # the recipe was checked against the registry
     if adapters_of(recipe.models, recipe.base_model):

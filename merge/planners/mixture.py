@@ -13,7 +13,7 @@ moe_steps.py    the steps
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import merge.output
@@ -26,7 +26,6 @@ from merge.output.config import output_config
 from merge.output.shards import INDEX, index_text, lay_out
 from merge.output.task import task_of
 from merge.plan import Experts, Plan, SideFile, Step
-from merge.planners.build import build_plan
 from merge.planners.inputs import Inputs
 from merge.planners.moe_fit import DEAD_NEURONS, EMBEDDING, HEAD, Dense, choose_layout
 from merge.planners.moe_layouts import Counts, moe_config
@@ -37,8 +36,11 @@ from merge.recipe.mixture import Mixture
 from merge.recipe.model import Recipe, Source
 
 
-def build_mixture(recipe: Recipe, *, shard_bytes: int) -> Plan:
+def build_mixture(recipe: Recipe, plan_rest: Callable[[Recipe], Plan], *, shard_bytes: int) -> Plan:
     """Makes the plan of a mixture of experts from config files and tensor headers.
+
+    Args:
+        plan_rest: plans all that is no expert, which is a recipe of its own.
 
     Raises:
         RecipeError: with every problem there is.
@@ -48,7 +50,7 @@ def build_mixture(recipe: Recipe, *, shard_bytes: int) -> Plan:
     assert mixture is not None
     inputs = Inputs(recipe)
     layout = choose_layout(recipe, mixture, inputs)
-    rest = build_plan(_rest(recipe, mixture), shard_bytes=shard_bytes)
+    rest = plan_rest(_rest(recipe, mixture))
     dense = Dense(recipe, mixture, inputs, layout, rest)
     problems: list[Problem] = []
     router = Router(recipe, mixture, dense.base, layout, dense.n_layers, problems)

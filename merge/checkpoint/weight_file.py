@@ -1,0 +1,15 @@
+"""The tensors of one weight file, of whatever kind."""
+
+from __future__ import annotations
+
+from merge.checkpoint.safetensors_file import read_header
+from merge.plan import TensorRef
+
+
+def read_file(path: str) -> tuple[list[TensorRef], list[str]]:
+    """Its tensors, and notes."""
+    if path.endswith(".safetensors"):
+        return [*read_header(path)[0]], []
+    from merge.checkpoint.pickle_file import read_pickle  # seldom needed
+
+    return read_pickle(path)
