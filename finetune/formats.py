@@ -48,7 +48,7 @@ NF4 = (
 
 
 @dataclass(frozen=True)
-class Stored:
+class InFormat:
     """One number in one format.
 
     Attributes:
@@ -73,15 +73,15 @@ class Stored:
         return self.absolute / abs(self.value)
 
 
-def in_all_formats(value: float, absmax: float) -> list[Stored]:
+def in_all_formats(value: float, absmax: float) -> list[InFormat]:
     """value (any float64) in every format; absmax > 0: the largest magnitude that shares its INT8 or NF4 scale."""
     return [*(in_float(value, form) for form in FLOATS), in_int8(value, absmax), in_nf4(value, absmax)]
 
 
-def in_float(value: float, form: FloatFormat) -> Stored:
+def in_float(value: float, form: FloatFormat) -> InFormat:
     sign = "1" if math.copysign(1.0, value) < 0 else "0"
     stored = round_to(value, form)
-    return Stored(form.name, (sign, *_fields(abs(stored), form)), value, stored)
+    return InFormat(form.name, (sign, *_fields(abs(stored), form)), value, stored)
 
 
 def round_to(value: float, form: FloatFormat) -> float:
@@ -113,17 +113,17 @@ def _fields(magnitude: float, form: FloatFormat) -> tuple[str, str]:
     return f"{exponent:0{form.exponent}b}", f"{mantissa:0{form.mantissa}b}"
 
 
-def in_int8(value: float, absmax: float) -> Stored:
+def in_int8(value: float, absmax: float) -> InFormat:
     """Symmetric: scale absmax / 127; what is beyond absmax is stored as it."""
     if math.isnan(value):
-        return Stored("INT8", ("-" * 8,), value, math.nan)
+        return InFormat("INT8", ("-" * 8,), value, math.nan)
     code = round(max(-1.0, min(1.0, value / absmax)) * 127)
-    return Stored("INT8", (f"{code & 0xFF:08b}",), value, code * absmax / 127)
+    return InFormat("INT8", (f"{code & 0xFF:08b}",), value, code * absmax / 127)
 
 
-def in_nf4(value: float, absmax: float) -> Stored:
+def in_nf4(value: float, absmax: float) -> InFormat:
     if math.isnan(value):
-        return Stored("NF4", ("-" * 4,), value, math.nan)
+        return InFormat("NF4", ("-" * 4,), value, math.nan)
     scaled = max(-1.0, min(1.0, value / absmax))
     code = min(range(16), key=lambda i: abs(NF4[i] - scaled))
-    return Stored("NF4", (f"{code:04b}",), value, NF4[code] * absmax)
+    return InFormat("NF4", (f"{code:04b}",), value, NF4[code] * absmax)

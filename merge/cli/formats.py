@@ -13,7 +13,7 @@ from merge.cli.show import console, printable, progress_bar
 
 if TYPE_CHECKING:
     from finetune.format_survey import Survey
-    from finetune.formats import Stored
+    from finetune.formats import InFormat
 
 
 @click.command(
@@ -89,7 +89,7 @@ def _percent(share: float) -> str:
     return f"{share:.3%}" if math.isfinite(share) else "-"
 
 
-def _plain(stored: Stored) -> dict[str, Any]:
+def _plain(stored: InFormat) -> dict[str, Any]:
     """For JSON, which has no infinity and no NaN: those are texts."""
 
     def plain(value: float) -> float | str:

@@ -1,6 +1,6 @@
 """Quantised weights: one file a format, which recognises it and makes its tensors into sources that decode them.
 
-A format is this file and one operation of merge/derive; it is found by being here. It has what Format says.
+A format is this file and one operation of merge/derive; it is found by being here. It has what QuantizedFormat says.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Tensors = Mapping[str, TensorRef]
 Quantization = Mapping[str, Any]  # quantization_config of config.json
 
 
-class Format(Protocol):
+class QuantizedFormat(Protocol):
     NAME: str  # for messages
 
     def recognises(self, quantization: Quantization | None, tensors: Tensors) -> bool:
@@ -57,9 +57,9 @@ def decoded(path: str, config: Mapping[str, Any], tensors: Tensors) -> tuple[dic
     )
 
 
-def _formats() -> Iterator[Format]:
+def _formats() -> Iterator[QuantizedFormat]:
     for module in pkgutil.iter_modules(__path__):
-        yield cast(Format, importlib.import_module(f"{__name__}.{module.name}"))
+        yield cast(QuantizedFormat, importlib.import_module(f"{__name__}.{module.name}"))
 
 
 def _quantization(config: Mapping[str, Any]) -> Quantization | None:
