@@ -1,4 +1,4 @@
-"""Item by item: which questions a merge gets right that a parent does not, and the other way round."""
+"""Compares a merge with its parents item by item: which items only one of them gets right."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""lm-eval's models: loaded from directories, or servers that are asked."""
+"""Opens lm-eval's models: from directories, or on servers."""
 
 from __future__ import annotations
 

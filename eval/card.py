@@ -1,4 +1,4 @@
-"""An evaluation in a model card: a marked section with the tables, and the Hub's model-index in the YAML head.
+"""Writes an evaluation into a model card: a marked section with tables, and the Hub's model-index in the header.
 
 The section replaces one of an earlier evaluation; all other text stays as it is, to the byte.
 """

@@ -1,4 +1,4 @@
-"""Merges against their parents: which models are which, averages, and the gains on every task."""
+"""Compares merges with their parents: finds both, and computes averages and the gain on every task."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether one model is better than another, on the same items: paired differences with their uncertainty.
+"""Paired differences between two models on the same items, with their uncertainty.
 
 The items of a task are a sample of what could be asked, and all models answered the same ones, so differences are taken
 item by item (eval/resampling.py). None of this says how the models would come out if they were trained again.

@@ -1,4 +1,4 @@
-"""Several models that answer together, as one more row beside their merge: what the merge would have to reach.
+"""Ensembles: several models that answer together, as a reference for their merge.
 
     choices      mean over the members of the probability of each continuation
     perplexity   mean of the probability of each token (members with the same tokens)

@@ -1,4 +1,4 @@
-"""Exact match: skills whose answers a program can check to the letter, and the share of them that a model gets right.
+"""Exact match on the quickstart skills: draws questions and measures the share a model answers exactly.
 
 A prompt is `skill:question=`, the model writes the answer and stops. Prompts are split by a hash of their text, so that
 no held-out prompt is ever trained on, whatever the seeds are (recipes/quickstart/data.py draws from the other side).

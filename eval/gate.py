@@ -1,4 +1,4 @@
-"""Whether a merge may replace a model, for scripts: no task falls significantly, and the mean rises."""
+"""Decides whether a merge may replace a model: the mean rises and no task falls significantly."""
 
 from __future__ import annotations
 

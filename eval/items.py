@@ -1,4 +1,4 @@
-"""Tasks with their data, and which of their items are asked."""
+"""Loads tasks with their data, and selects the items to ask."""
 
 from __future__ import annotations
 

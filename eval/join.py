@@ -1,4 +1,4 @@
-"""Several results files as one: the same tasks, asked in the same way, of more models."""
+"""Joins results files with the same tasks and settings and different models."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""lm-eval's transformers models, their weights loaded as all others are: whole, without code that is not trusted."""
+"""lm-eval's transformers models, loaded through merge.loading: complete, and without untrusted code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is said of tasks that cannot be loaded: all of them at once, with the data they need and how to get it."""
+"""Builds the error for tasks that cannot be loaded: lists all of them, with their data and how to get it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The language model lm-eval talks to: answers what is remembered, and loads the real model only for the rest."""
+"""A stand-in for lm-eval's model: returns remembered answers, and loads the real model only for the rest."""
 
 from __future__ import annotations
 

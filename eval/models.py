@@ -1,4 +1,4 @@
-"""What is to be judged: a model directory, a hub id, `model+adapter`, or a recipe, which is merged when it is needed.
+"""Subjects of an evaluation: directories, hub ids, `model+adapter`, and recipes, merged when needed.
 
 A subject is known by the digest of its weights, config and tokenizer. For a recipe that digest is remembered by its
 plan, so that a merge whose answers are all known is not even made again.

@@ -1,4 +1,4 @@
-"""The straight line between two models: a score at each of 11 points, and the barrier between the ends.
+"""Evaluates 11 points on the straight line between two models, and computes the barrier between them.
 
 Two models lie in one basin if no point between them is much worse than they are. The barrier is the largest excess of
 the loss over the line between the ends' losses; Frankle et al. 2020 (Linear mode connectivity and the lottery ticket

@@ -1,4 +1,4 @@
-"""Perplexity of a text, and how far two models are apart on it: KL divergence, agreement of the best next token.
+"""Measures perplexity on a text, and the distance of two models: KL divergence, agreement on the next token.
 
 A document is cut into windows of `context` tokens, each `stride` further on; a token is scored at most once, in the
 first window that holds it, given the tokens before it there, so never as the first of a window.
@@ -42,7 +42,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Perplexity:
-    """What one model makes of a text. `nll` is the mean negative log-likelihood of a token, in nats."""
+    """One model's result on a text. `nll` is the mean negative log-likelihood of a token, in nats."""
 
     nll: Estimate
     tokens: int  # scored

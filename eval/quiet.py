@@ -1,4 +1,4 @@
-"""The libraries below talk much; what matters is said by this package."""
+"""Silences the libraries: everything below errors. This package reports what matters."""
 
 from __future__ import annotations
 

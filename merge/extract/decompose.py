@@ -1,4 +1,4 @@
-"""The best factors of a difference: its largest singular vectors, exactly or by a randomised range finder.
+"""Decomposes a difference into factors: its largest singular vectors, exact or by a randomised range finder.
 
 The error is not an estimate. What is kept is an orthogonal projection of D, so ‖D - B·A‖² = ‖D‖² - sum of the kept s².
 Source of the randomised method: Halko, Martinsson, Tropp, SIAM Review 53 (2011), algorithms 4.4 and 5.1.

@@ -1,4 +1,4 @@
-"""Fine-tune minus base of one matrix, a block of rows at a time; kept between passes if it is small enough."""
+"""Fine-tune minus base of one matrix, in blocks of rows; kept in memory between passes if small enough."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The end of an extraction: the parts become an adapter with config, card and manifest, and OUT appears."""
+"""Finishes an extraction: joins the parts to an adapter with config, card and manifest, and puts OUT in place."""
 
 from __future__ import annotations
 

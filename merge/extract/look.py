@@ -1,4 +1,4 @@
-"""What is in an adapter: ranks, scalings, sizes, and the length of the change each module makes."""
+"""Describes an adapter: ranks, scalings, sizes, and the norm of each module's change."""
 
 from __future__ import annotations
 

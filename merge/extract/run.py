@@ -1,4 +1,4 @@
-"""extract_adapter: the difference of two models as an adapter, module by module, resumable.
+"""extract_adapter: writes the difference of two models as an adapter, module by module, resumable.
 
 Memory holds one matrix for each thread (in blocks, if it is larger than difference.KEPT) and its thin factors. Each
 module's factors are a file in OUT.partial until all are done.
@@ -54,7 +54,7 @@ def extract_adapter(
     force: bool = False,
     progress: Progress = lambda done: None,
 ) -> Summary:
-    """Writes an adapter that makes `tuned` of `base`, as far as its ranks go.
+    """Writes the adapter that turns `base` into `tuned`, as closely as its ranks allow.
 
     Args:
         choice: modules, ranks and energy.

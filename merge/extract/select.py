@@ -1,4 +1,4 @@
-"""Which tensors of a model an adapter can change as factors, and what is to become of the others.
+"""Selects the tensors that an adapter changes by factors, keeps whole, or leaves out.
 
 All names are those in memory, as PEFT has them, where transformers knows the model; else those on the disk.
 """
@@ -94,7 +94,7 @@ class Selection:
 
 @dataclass(frozen=True)
 class Choice:
-    """What the user asked for; patterns are shell patterns of module names."""
+    """The user's choices; patterns are shell patterns of module names."""
 
     rank: int | None = 16
     energy: float | None = None
@@ -153,7 +153,7 @@ def select(inputs: Inputs, base: Input, tuned: Input, choice: Choice) -> Selecti
 
 
 class _Judge:
-    """Says of a tensor whether it becomes factors."""
+    """Decides whether a tensor becomes factors."""
 
     def __init__(self, base: Input, loaded: Loaded | None, choice: Choice) -> None:
         self.base, self.loaded, self.choice = base, loaded, choice

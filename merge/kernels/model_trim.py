@@ -1,4 +1,4 @@
-"""Trim over the whole task vector, as in the TIES paper: one threshold for a model, not one for each tensor.
+"""Trims whole task vectors, as in the TIES paper: one threshold for each model, not for each tensor.
 
 The same search as merge.kernels.selection, its histograms added up over tensors. Equal magnitudes: those in earlier
 output tensors stay, and within a tensor those of lowest flat index.

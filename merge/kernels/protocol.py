@@ -1,4 +1,4 @@
-"""What the engine gives a fused method, and what it expects back.
+"""The interface between the engine and fused methods: blocks, passes, results.
 
     def ties(tensor: FusedTensor, *, weight, density, ...) -> Combine
 
@@ -36,7 +36,7 @@ Combine = Callable[[Block, Floats], None]
 
 
 class Passes(Protocol):
-    """What is looked at a block at a time, on whatever threads are free."""
+    """Passes over a step's sources, a block at a time, on any free threads."""
 
     @property
     def size(self) -> int:

@@ -1,4 +1,4 @@
-"""The order of magnitudes in each row of a task vector, as a stable sort has it; what DELLA's probabilities go by.
+"""Ranks of magnitudes in each row of a task vector, by a stable sort; DELLA's probabilities depend on them.
 
 numpy sorts whole numbers in vector registers, so each entry becomes one: its magnitude in the upper bits and its place
 in the row in the lower ones, which also makes the sort stable. 32 bits are sorted twice as fast as 64, so magnitudes

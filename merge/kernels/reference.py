@@ -1,4 +1,4 @@
-"""Textbook building blocks of the methods in torch: what the fused kernels are compared with, and what a GPU runs.
+"""Textbook definitions of the methods' building blocks in torch: references for the kernels, and run on GPUs.
 
 Tensors are float32; sums over models are float64, one model at a time, as in the kernels, and rounded by the engine.
 """
@@ -119,7 +119,7 @@ def rank_probabilities(delta: Tensor, density: float, epsilon: float) -> Tensor:
 
 
 def random_mask(like: Tensor, density: float | Tensor, key: int) -> Tensor:
-    """Bernoulli(density) by element index and key; the same bits as merge.kernels.sparsify.stays"""
+    """Bernoulli(density) by element index and key; equals merge.kernels.sparsify.stays bit for bit"""
     share = torch.as_tensor(density, dtype=torch.float64, device=like.device)
     index = torch.arange(like.numel(), dtype=torch.int64, device=like.device)
     first, second = key & _M32, key >> 32

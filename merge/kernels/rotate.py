@@ -1,4 +1,4 @@
-"""Kernels that turn the rows of a matrix: by orthogonal blocks, by reflections.
+"""Kernels that rotate the rows of a matrix by orthogonal blocks or reflections.
 
 Each row is computed by itself, in one order, whatever rows are asked for at once.
 """

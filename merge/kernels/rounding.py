@@ -1,4 +1,4 @@
-"""What rounding to another dtype did to the numbers: counted while they are written, for `merge convert`."""
+"""Measures the effect of rounding to another dtype while numbers are written, for `merge convert`."""
 
 from __future__ import annotations
 

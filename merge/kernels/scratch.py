@@ -1,4 +1,4 @@
-"""Arrays that each thread uses again from block to block; fresh pages would cost as much as the arithmetic."""
+"""Arrays that each thread reuses for all blocks; fresh pages would cost as much as the arithmetic."""
 
 from __future__ import annotations
 

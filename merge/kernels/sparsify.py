@@ -1,4 +1,4 @@
-"""What sparsifiers leave of task vectors: for each entry a factor, 0 where it is dropped.
+"""Sparsifies task vectors: computes one factor for each entry, 0 for dropped entries.
 
 A sparsifier is made once for a tensor and then called for every block. Methods whose default must be as fast as
 memory (ties, DARE) test thresholds and random numbers in their own kernels instead; all else combines these factors.

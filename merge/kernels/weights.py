@@ -1,4 +1,4 @@
-"""Weights as whole numbers, so that sign election sees an exact zero where a recipe's decimals give one.
+"""Represents weights as integers, so that sign election is exact where a recipe's decimals cancel.
 
 0.3 d + 0.3 d - 0.6 d is 0 on paper and 5.6e-17 d in float64. bfloat16 task vectors are small multiples of one step, so
 such sums are common (one element in 500 of a three-model TIES), and zero counts as + while a rounding error has either

@@ -1,4 +1,4 @@
-"""Whether a language model predicts each token from those before it alone.
+"""Checks that a language model predicts each token only from earlier tokens.
 
 A model that sees the token itself, as BERT does, has a perplexity that says nothing.
 """
@@ -11,7 +11,7 @@ from merge.errors import CheckpointError
 
 
 def check_causal(config: Any, path: str) -> None:
-    """Raises CheckpointError for a config whose model sees later tokens too."""
+    """Raises CheckpointError for a config whose model attends to later tokens."""
     if reason := _why_not(config):
         raise _error(path, reason)
 
@@ -37,7 +37,7 @@ def alike_but_for_the_last(network: Any) -> Any:
 
 
 def check_alike(values: Any, path: str) -> None:
-    """Raises CheckpointError if what a model makes of them, (..., 2, 6, n), differs before the last token too."""
+    """Raises CheckpointError if a model's outputs for them, (..., 2, 6, n), differ before the last token."""
     import torch
 
     one, two = values[..., 0, :-1, :], values[..., 1, :-1, :]

@@ -1,4 +1,4 @@
-"""Whether a checkpoint has the weights of the class it was loaded as: nothing starts at random that should not.
+"""Checks that a checkpoint has all weights of the class it is loaded as, so that none starts at random.
 
 transformers leaves out what its own tables call harmless (tied weights, buffers that are computed). Of the rest, what
 belongs to one task's head is told from what belongs to the model by the architecture's other classes: a head is what
@@ -20,7 +20,7 @@ from merge.quoting import excerpt
 def check_complete(
     network: Any, found: Mapping[str, Any], path: str, *, new_heads: bool = False, brought: Collection[str] = ()
 ) -> tuple[str, ...]:
-    """The parameters of a new head, which are not in the checkpoint.
+    """Returns the parameters of a new head, which the checkpoint lacks.
 
     Args:
         found: transformers' loading info: keys that are missing, unexpected, or mismatched in shape.

@@ -1,4 +1,4 @@
-"""Loading by transformers and peft, from a directory on the disk."""
+"""Loads configs, tokenizers, models and adapters by transformers and peft, from a local directory."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class LoadedModel:
 
 
 def library() -> Any:
-    """transformers, which from now on asks nothing on the terminal, and renders chat templates within bounds."""
+    """transformers, set up never to prompt on the terminal and to render chat templates within bounds."""
     import transformers
     from transformers import dynamic_module_utils
 
@@ -54,7 +54,7 @@ def load_config(path: str) -> Any:
 
 
 def load_tokenizer(path: str) -> Any:
-    """The tokenizer of a directory. Raises CheckpointError: there is none that transformers can load."""
+    """The tokenizer of a directory. Raises CheckpointError if transformers can load none."""
     with _explained(path, f"{path}: its tokenizer cannot be loaded"):
         allowed = permission(path)
         tokenizer = library().AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=allowed)
@@ -167,7 +167,7 @@ def adapter_weights(folder: str) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _explained(path: str, what: str) -> Iterator[None]:
-    """Whatever the libraries raise, as one line of our own."""
+    """Turns any error of the libraries into one line of our own."""
     try:
         yield
     except (MergeError, MemoryError):

@@ -1,4 +1,4 @@
-"""Renders chat templates in a process of its own, which may be ended: `python -P template_worker.py`, see templates.py.
+"""Renders chat templates in a separate process, which may be killed: `python -P template_worker.py`, see templates.py.
 
 Reads requests from stdin and writes answers to stdout, each JSON behind its length in 4 bytes. A template that takes
 too much processor time ends this process, one that takes too much memory gets MemoryError. The Jinja environment is

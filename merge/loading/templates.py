@@ -1,4 +1,4 @@
-"""Chat templates, rendered within bounds of time and memory: they come with models, and are programs.
+"""Renders chat templates, which are programs that come with models, within limits of time and memory.
 
 Jinja's sandbox keeps them from files and from the interpreter, but not from loops that never end, and a template of a
 line can write gigabytes. So all rendering, transformers' own included, is done by one process beside this one
@@ -30,11 +30,11 @@ _WAIT = 60.0  # seconds: SECONDS on a machine that does twenty other things
 
 
 class TemplateLimit(TemplateError):
-    """A chat template that takes too long, or too much memory, or writes too much."""
+    """A chat template exceeds its time, its memory or the length of its output."""
 
 
 def bound_templates() -> None:
-    """From now on transformers renders chat templates here."""
+    """Makes transformers render chat templates here."""
     from transformers.utils import chat_template_utils
 
     # Private, but the only place where all of transformers' classes that have a template make a program of it.
@@ -55,7 +55,7 @@ class BoundedTemplate:
 
 
 def syntax_error(template: str) -> str | None:
-    """What is wrong with a template's Jinja, with its line; None if it can be compiled."""
+    """The syntax error of a Jinja template, with its line; None if it compiles."""
     try:
         _worker().ask(template, None)
     except TemplateError as error:
@@ -64,7 +64,7 @@ def syntax_error(template: str) -> str | None:
 
 
 def _worker() -> _Worker:
-    """That of this process; one that was forked has another."""
+    """The worker of this process; a forked process has its own."""
     return _worker_of(os.getpid())
 
 
@@ -107,7 +107,7 @@ class _Worker:
                 process.stdin.close()
 
     def _exchange(self, request: dict[str, Any]) -> dict[str, Any] | str:
-        """The answer; or, if the process had to be ended or ended itself, why."""
+        """The answer, or the reason if the process ended or had to be killed."""
         process = self._process = self._process or self._started()
         text = json.dumps(request, ensure_ascii=False).encode("utf-8", "surrogatepass")
         try:

@@ -1,4 +1,4 @@
-"""Whether the Python code that a model directory brings may run. It may not, unless the user named that model.
+"""Decides whether a model directory's own Python code may run: only if the user named that model.
 
 A config.json or tokenizer_config.json with `auto_map` names classes in .py files beside it. transformers would ask on
 the terminal whether to run them; here the answer is given beforehand, by `--trust-remote-code MODEL`. A model whose
@@ -47,7 +47,7 @@ def _current() -> _Policy:
 
 @contextlib.contextmanager
 def trusting(*names: str, say: Callable[[str], None] = lambda text: None) -> Iterator[None]:
-    """Inside, code of the models with these names may run.
+    """A context in which code of the models with these names may run.
 
     Args:
         names: directories or hub ids, as the models are named where they are used.
@@ -70,12 +70,12 @@ def code_that_ran() -> dict[str, dict[str, str]]:
 
 
 def remember_name(path: str, name: str) -> None:
-    """A directory that was made of what the user calls `name`: code in it may run if that name is trusted."""
+    """Records that a directory was made from the model `name`: its code may run if that name is trusted."""
     _current().called[os.path.realpath(path)] = name
 
 
 def known_as(path: str) -> str:
-    """What the user calls the model in a directory: a name that was remembered, a hub id, or the directory itself."""
+    """The user's name of the model in a directory: a recorded name, a hub id, or the directory itself."""
     if called := _current().called.get(os.path.realpath(path)):
         return called
     repository = re.search(r"models--([^/\\]+)--([^/\\]+)[/\\]snapshots[/\\]", path)
@@ -130,7 +130,7 @@ def _first(value: Any) -> Any:
 
 
 def permission(path: str) -> bool:
-    """What transformers gets as trust_remote_code for a directory; code that it may run is put on record.
+    """The value of trust_remote_code for a directory; code that may run is recorded.
 
     Raises:
         CheckpointError: the code is that of another repository, which the user did not name.
@@ -154,7 +154,7 @@ def permission(path: str) -> bool:
 
 
 def refusal(path: str, error: Exception) -> MergeError | None:
-    """What to raise where transformers stopped because of code that may not run; None if it was something else."""
+    """The error to raise if transformers stopped at code that may not run; None for other errors."""
     # All of transformers' messages about this name the argument; it has no class of error for it.
     if "trust_remote_code" not in str(error):
         return None

@@ -1,4 +1,4 @@
-"""Chat templates: auto (the one most inputs have), one known by name, or a Jinja text."""
+"""The output's chat template: that of most inputs (auto), a named one, or a given Jinja text."""
 
 from __future__ import annotations
 
@@ -72,6 +72,6 @@ def is_text(value: str) -> bool:
 
 
 def most_common(templates: Iterable[str | None]) -> tuple[str, int] | None:
-    """The template that most have, the first of equals, and how many have it; None if none has any."""
+    """The most common template (the first among equals) and its count; None if there are none."""
     counted = Counter(template.strip() for template in templates if template and template.strip())
     return counted.most_common(1)[0] if counted else None

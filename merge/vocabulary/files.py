@@ -1,4 +1,4 @@
-"""The tokenizer files of an output: copies where nothing changes, else files that agree with each other."""
+"""The tokenizer files of an output: copies if nothing changes, else new files that agree with each other."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def tokenizer_files(
 
 
 def _adapt(config: dict[str, Any], changed: Union) -> None:
-    """tokenizer_config.json of a tokenizer whose tokenizer.json was made anew.
+    """tokenizer_config.json for a new tokenizer.json.
 
     Classes of their own (LlamaTokenizer ...) may build their parts again from files that are not there any more; this
     one reads tokenizer.json as it is.

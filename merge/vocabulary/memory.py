@@ -1,4 +1,4 @@
-"""How much memory tokenizers take as Python objects and in the tokenizers library, as measured."""
+"""Estimates the memory of tokenizers, as Python objects and in the tokenizers library, from measurements."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The new rows of a transplant: combinations of shared tokens' rows, found by omp and kept in a file.
+"""Computes the new rows of a transplant: combinations of shared tokens' rows, found by omp, kept in a file.
 
 Each batch is computed by one thread, so the bytes do not depend on their number; a finished file is taken again.
 """
@@ -178,7 +178,7 @@ def peak_bytes(transplant: Transplant, threads: int) -> int:
 
 
 def threads_within(transplant: Transplant, threads: int, max_ram: int | None) -> int:
-    """As many threads as there is room for.
+    """The number of threads that fit the memory.
 
     Raises:
         UsageError: not even one.

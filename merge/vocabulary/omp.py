@@ -16,7 +16,7 @@ _SCORES = 1 << 24  # inner products held at once
 
 
 def batch_size(n_atoms: int) -> int:
-    """Targets that are worked on together: it depends on nothing but the atoms, so neither does the result."""
+    """Targets per batch. It depends only on the atoms, and so does the result."""
     return max(1, min(256, _SCORES // max(1, n_atoms)))
 
 

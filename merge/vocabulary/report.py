@@ -1,4 +1,4 @@
-"""What differs between tokenizers, as plain data: for `merge tokenizers`."""
+"""The differences between tokenizers, as plain data, for `merge tokenizers`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _SHOWN = 8  # samples of tokens
 
 
 def describe(ref: ModelRef) -> tuple[Tokenizer, dict[str, Any]]:
-    """One tokenizer, and what can be said of it alone.
+    """The facts of a single tokenizer.
 
     Raises:
         CheckpointError: it is missing or damaged.
@@ -100,7 +100,7 @@ def _embedding_rows(ref: ModelRef, directory: str) -> int | None:
 
 
 def compare(first: Tokenizer, other: Tokenizer) -> dict[str, Any]:
-    """What `other` has otherwise than `first`."""
+    """The differences of `other` from `first`."""
     ours, theirs = first.vocabulary, other.vocabulary
     shared = [token for token in theirs if token in ours]
     moved = [token for token in shared if ours[token] != theirs[token]]

@@ -1,4 +1,4 @@
-"""A token -> the text it stands for, as bytes, so that tokens of different families can be told to be the same.
+"""Maps tokens to the bytes of their text, so that equal tokens of different families can be matched.
 
 Byte-level BPE writes a space as one letter of its own alphabet, SentencePiece as U+2581, WordPiece leaves it out before
 words and marks what follows within one. " the" is the same token in all three.

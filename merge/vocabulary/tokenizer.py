@@ -1,4 +1,4 @@
-"""The tokenizer files of a model directory, as plain data. Nothing here loads a tokenizer library but the fallback."""
+"""Reads the tokenizer files of a model directory as plain data; only the fallback loads a library."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Tokenizer:
 
     @property
     def alphabet(self) -> str:
-        """How tokens spell text: "bytes" (GPT-2's printable bytes), "metaspace" (SentencePiece's), "##" or "plain"."""
+        """How tokens encode text: "bytes" (GPT-2's printable bytes), "metaspace" (SentencePiece's), "##" or "plain"."""
         if self.kind == "WordPiece":
             return "##"
         types = {part.get("type") for part in pipeline(self.data)}

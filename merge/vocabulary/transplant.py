@@ -1,4 +1,4 @@
-"""A model with another model's tokenizer: tokens that both have keep their rows, the others get new ones.
+"""Gives a model another model's tokenizer: shared tokens keep their rows, the others get new ones.
 
     omp        combinations of shared tokens that give the donor's row in the donor's space, made of the model's rows
     mean       the mean of the rows of the pieces into which the model's tokenizer cuts the new token's text
@@ -54,7 +54,7 @@ class Matrix:
 
 @dataclass
 class Transplant:
-    """What is to be done, and what became of it.
+    """The task of a transplant, and its result.
 
     Attributes:
         shared: donor's id -> the model's id, of tokens that both have rows for.

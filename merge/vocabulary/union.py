@@ -1,4 +1,4 @@
-"""The union of tokenizers of one family: the first one's ids stay, what others have besides gets the next ids.
+"""Unites tokenizers of one family: the first one's ids stay, further tokens get the next ids.
 
 BPE: the first one's merges keep their ranks, the others' new ones follow in their order, so a text is first cut as the
 first tokenizer cuts it and then merged on. Unigram: new pieces keep their scores. WordPiece, WordLevel: new entries.
@@ -20,7 +20,7 @@ _BELOW = 10.0  # an added token's score in a Unigram model: so far below all pie
 
 @dataclass(frozen=True)
 class Union:
-    """The contents of tokenizer.json, token -> id, and what is worth saying."""
+    """The contents of tokenizer.json, token -> id, and notes."""
 
     data: dict[str, Any]
     vocabulary: dict[str, int]
