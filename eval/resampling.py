@@ -1,4 +1,4 @@
-"""How sure a difference between models on the same items is: random halves of the items give a test and an interval.
+"""Tests and intervals for differences between models on the same items, by random halves of the items.
 
 A draw takes each item with probability 1/2, independently within each task.
 

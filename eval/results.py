@@ -1,4 +1,4 @@
-"""What an evaluation found, as plain data that survives JSON: models x tasks, with the score of every item.
+"""Results of an evaluation as plain data: models x tasks, with the score of every item.
 
 Results
   models: Verdicts of one model
@@ -225,13 +225,13 @@ class Results:
         return Results(tuple(models), names, said, _versions(), questions)
 
     def is_sample(self, task: str) -> bool:
-        """Whether a leaderboard's task was asked in part, so that its score is none of the leaderboard's."""
+        """Whether a leaderboard's task was run on a subset, so its score is not comparable with the leaderboard."""
         part = any(self.settings.get(key) for key in ("limit", "holdout"))
         return part and any(model.tasks[task].parts for model in self.models)
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What has to be said wherever the scores are shown."""
+        """Notes to show wherever the scores are shown."""
         return (*self._of_samples(), *self._of_guards())
 
     def _of_samples(self) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Results from the file that `merge eval -o` wrote, or somebody else did: held to what Results promise."""
+"""Reads and checks a file of results, as `merge eval -o` writes it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _ABSURD = 1e100  # its square is still a float64
 
 
 def load_results(path: Path) -> Results:
-    """Raises UsageError for a file that holds no results, with what is wrong with it."""
+    """Raises UsageError, with the reason, for a file that is not valid."""
     try:
         data = parse_json(path.read_bytes())
         if not isinstance(data, dict) or (number := data.pop("format", None)) is None:

@@ -1,4 +1,4 @@
-"""From what lm-eval logs of each item: its score, its question, and what the model answered, in short.
+"""Reads lm-eval's log of each item: its score, its question, and the model's answer, shortened.
 
 Texts are cut and kept of the first items only: enough to look at what a merge gained and lost, and results of tens of
 thousands of items stay small.

@@ -1,4 +1,4 @@
-"""How models are run; the same for all that are compared."""
+"""Settings of an evaluation: how models are run, the same for all that are compared."""
 
 from __future__ import annotations
 

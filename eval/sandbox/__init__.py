@@ -1,4 +1,4 @@
-"""Runs functions that a model wrote, and brings back what they return.
+"""Runs functions written by a model, and returns their results.
 
 The program runs in a process of its own (inside/): isolated mode, empty environment, a temporary directory, limits, and
 every layer of protection that the machine offers without privileges:

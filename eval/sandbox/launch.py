@@ -1,4 +1,4 @@
-"""How the confined process is started: its command, its environment, and bubblewrap around it where that is used."""
+"""The command and environment of the confined process, with bubblewrap around it if available."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which files the confined interpreter needs, and which of those near them it must not see.
+"""The files that the confined interpreter needs, and those nearby that it must not see.
 
 It needs the standard library, shared libraries, and what these read: time zones, kinds of files. It must not see other
 packages, this one least of all: solutions of the problems are in it.

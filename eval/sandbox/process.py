@@ -1,4 +1,4 @@
-"""One confined process: started, listened to, watched, and ended with all that it started."""
+"""One confined process: starts it, reads its output, watches its limits, and ends it with its children."""
 
 from __future__ import annotations
 

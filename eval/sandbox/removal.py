@@ -1,4 +1,4 @@
-"""Removes a directory whatever a program left in it."""
+"""Removes a directory with anything that a program left in it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Data: files -> rows -> samples -> examples -> rows of a batch, all of it checked before anything is trained.
+"""Reads and checks training data: files -> rows -> samples -> examples -> rows of a batch.
 
 files.py    .jsonl .json .csv .tsv .parquet .txt -> rows with their places; hub.py: data sets of the hub
 samples.py  rows -> samples, by templates or by the formats of formats.py (turns.py, preferences.py)

@@ -1,4 +1,4 @@
-"""What objectives learn from, whatever the columns of the data were called."""
+"""Contents of samples: conversations, completions, texts, preferences and labels, in one form for all formats."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Samples -> token numbers, each with the weight of its loss.
+"""Encodes samples as token ids, each with the weight of its loss.
 
 A text is tokenised in one piece, as a model reads it, and cut into prompt and response by character offsets; a token
 that lies in both counts as response. Chat templates are rendered once for each turn, so what counts as the assistant's

@@ -1,4 +1,4 @@
-"""Data files -> rows: a dict of columns for each, with the place it was read from.
+"""Reads data files into rows: a dict of columns each, with its file and line.
 
 Places are `train.jsonl:12` (a line) or `train.parquet:12` (a row, from 1), for messages and for the loss report.
 """

@@ -1,4 +1,4 @@
-"""The formats of data: which columns each needs and reads, and how a row becomes what an objective learns from.
+"""The formats of data: the columns that each needs and reads, and its conversion of a row into a sample.
 
 A row's format is the one that reads most of its columns. A column that some format reads and this one does not may say
 how the row is meant (a label, a system prompt, a rejected answer): it is refused. Others are named in a note.

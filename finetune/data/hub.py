@@ -1,4 +1,4 @@
-"""Data sets of the Hugging Face hub, by name, where `datasets` is installed and a network or a cache is there."""
+"""Loads data sets of the Hugging Face hub by name, from the network or the cache; needs `datasets`."""
 
 from __future__ import annotations
 

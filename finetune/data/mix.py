@@ -1,4 +1,4 @@
-"""Several data sets into one, by weight; and a part held out. Both by seed, the same on every machine."""
+"""Mixes data sets by weight, and holds out a part; both depend only on the seed, on every machine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Examples -> rows of a batch: one example a row, or several that do not see each other.
+"""Packs examples into rows of a batch: one example each, or several that do not attend to each other.
 
 Packed rows carry position ids that start again with every example. Given these and no attention mask, transformers lets
 a token look only at its own example, in every attention implementation, on a CPU too; finetune/checks.py makes sure of

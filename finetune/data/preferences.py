@@ -1,4 +1,4 @@
-"""A better and a worse answer, in the ways that public data sets write them.
+"""Reads preferences, a better and a worse answer, from the layouts of public data sets.
 
 Strings with a prompt; transcripts of "Human:" and "Assistant:" (Anthropic's HH); whole conversations that part
 somewhere (UltraFeedback); one answer each after a conversation, and Alpaca's columns before it (LLaMA-Factory).

@@ -1,4 +1,4 @@
-"""Rows -> samples: what an objective learns from, whatever the columns were called.
+"""Turns rows into samples, by format or by templates.
 
 A format is detected from the columns (finetune/data/formats.py), or named; templates in the config make
 prompt/completion or text of any columns.

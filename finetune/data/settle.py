@@ -1,4 +1,4 @@
-"""Which samples go into the chat template: conversations always, texts where the config says so.
+"""Decides which samples go into the chat template: conversations always, texts if the config says so.
 
 Rows of the Alpaca format go there if the tokenizer has a template, and are written out with its scaffold if not; a note
 says which.

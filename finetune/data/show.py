@@ -1,4 +1,4 @@
-"""`--show N`: examples as the model will see them, with the loss mask in colour.
+"""`--show N`: prints examples as the model will see them, with the loss mask in colour.
 
 Green counts fully, yellow in part (prompt_loss_weight), grey not at all. Without colours the weights are written out:
 [0.1|prompt][1|response].

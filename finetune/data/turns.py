@@ -1,4 +1,4 @@
-"""Turns of conversations, as OpenAI's chat format and as ShareGPT writes them.
+"""Reads turns of conversations in OpenAI's chat format and ShareGPT's.
 
 Everything that a turn says is kept, or refused with its place: who speaks, the text, tool calls and their answers,
 reasoning, and whether the turn is learnt.

@@ -1,4 +1,4 @@
-"""Several tasks, three ways: run_strategies(load_tasks("tasks.yaml")). Read this file first.
+"""Trains several tasks in three ways: run_strategies(load_tasks("tasks.yaml")). Read this file first.
 
 simultaneous  one training on the data of all tasks, mixed by weight
 sequential    task after task, each from the one before; scored after every stage, which shows what is forgotten

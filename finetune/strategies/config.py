@@ -1,4 +1,4 @@
-"""YAML -> TaskSet: the keys of merge finetune, shared by all tasks or a task's own, and what is done with the tasks.
+"""Reads a task file into a TaskSet: shared keys, each task's own keys, strategies and merges.
 
     strategy: [simultaneous, parallel]     one, or several to compare
     tasks:

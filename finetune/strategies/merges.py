@@ -1,4 +1,4 @@
-"""Recipes over trained tasks: a part of a tasks file -> a recipe of merge's own, its inputs filled in.
+"""Completes the recipes of a task file: fills the trained models in as inputs.
 
 A part is a recipe without models. `tasks: {sort: {weight: 0.7}}` gives parameters to single inputs. LoRA adapters are
 folded into the base, unless the part says `fold: false`: then the adapters themselves are merged, into an adapter.

@@ -1,4 +1,4 @@
-"""Scores of a model on the held-out data of every task: mean loss, and exact match where prompts have one answer.
+"""Scores a model on every task's held-out data: mean loss, and exact match if prompts have one answer.
 
 Exact match is teacher-forced: an answer counts if every token of it, the end mark included, is the likeliest one after
 what comes before. That is the answer that greedy decoding gives, at the price of one pass.

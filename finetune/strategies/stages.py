@@ -1,4 +1,4 @@
-"""Stages: single trainings of a task file, each in a directory of its own, none of them done twice.
+"""Runs the stages of a task file: single trainings in directories of their own, none done twice.
 
 A stage is done if its directory's manifest has the same config, the same data and the same base weights. What was made
 from a stage (the next of a sequence, merges) is removed before the stage is trained again, so what is there fits.

@@ -1,4 +1,4 @@
-"""Results of a task file: one table (models x tasks), what a sequence forgot, and the same as JSON."""
+"""Shows the results of a task file: a table (models x tasks), what a sequence forgot, and JSON."""
 
 from __future__ import annotations
 

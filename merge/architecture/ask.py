@@ -1,4 +1,4 @@
-"""What transformers says of a class of models, read from the class, built on the meta device: no weight is allocated.
+"""Asks transformers about a class of models, by building it on the meta device without weights.
 
 Importing transformers takes seconds, so merges ask only for classes that table.json does not have. The table itself is
 made by these functions (benchmarks/architecture_table.py).

@@ -1,4 +1,4 @@
-"""What transformers says of a class of models: ties, names, what loading ignores, what stays float32."""
+"""Facts about a class of models: ties, names, keys that loading ignores, parameters kept in float32."""
 
 from __future__ import annotations
 

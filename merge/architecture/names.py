@@ -1,4 +1,4 @@
-"""What the name of a tensor alone says of it."""
+"""Facts that follow from a tensor's name alone."""
 
 from __future__ import annotations
 

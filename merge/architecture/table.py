@@ -1,4 +1,4 @@
-"""architecture_of: what a model's class says, from the table, from transformers, or from the names of its tensors."""
+"""architecture_of: the facts about a model's class, from the table, transformers, or its tensors' names."""
 
 from __future__ import annotations
 
