@@ -55,8 +55,8 @@ class EnsembleLM(LM):  # type: ignore[misc]
         for request, members in zip(requests, self._each("token_log_probabilities", requests), strict=True):
             if len({len(tokens) for tokens in members}) > 1:
                 raise UsageError(
-                    f"{request.task_name}: the members of the ensemble have different tokens, so there is no "
-                    "probability of a token to average. Leave the task out, or the ensemble."
+                    f"{request.task_name}: the members of the ensemble have different tokens, so token "
+                    "probabilities cannot be averaged. Leave out the task, or the ensemble."
                 )
             table = np.array(members)
             found.append(float((np.logaddexp.reduce(table, axis=0) - math.log(len(members))).sum()))

@@ -131,7 +131,7 @@ class _Judge:
 
 
 def _joined(done: Sequence[dict[str, TaskResult]]) -> dict[str, TaskResult]:
-    """All results by name; of a task that is asked by itself and in a group, that of the group, which needs it."""
+    """All results by name; of a task that is asked separately and in a group, that of the group, which needs it."""
     found: dict[str, TaskResult] = {}
     for part in done:
         found |= {name: each for name, each in part.items() if each.group is not None or name not in found}

@@ -266,7 +266,7 @@ def _path(results: Results) -> str:
         figures.append(_figure(task, plot, metric))
     note = (
         "Weights are interpolated linearly, t from 0 to 1; the dashed line joins the ends. The barrier is the largest "
-        "excess of the loss over that line: 0 where the models lie in one basin."
+        "excess of the loss over that line: 0 if the models are in one basin."
     )
     return (
         f'<h2>Along the path</h2><p class="soft">{note}</p><ul>{"".join(said)}</ul>'

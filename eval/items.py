@@ -100,7 +100,9 @@ def _check_settings(loaded: Sequence[Loaded], settings: Settings) -> None:
     for each in loaded:
         for name in each.tree["tasks"]:
             if shots.setdefault(name, each.task.num_fewshot) != each.task.num_fewshot:
-                raise UsageError(f"{name}: is asked by itself and in {each.task.name} or a suite, with other examples.")
+                raise UsageError(
+                    f"{name}: is asked separately and in {each.task.name} or a suite, with other examples."
+                )
     unsafe = [name for each in loaded for name, leaf in each.tree["tasks"].items() if runs_code(leaf)]
     if unsafe and not settings.unsafe_code:
         raise UsageError(

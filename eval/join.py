@@ -51,7 +51,7 @@ def _check_alike(first_path: Path, first: Results, path: Path, other: Results, t
         if key not in _FREE and other.settings.get(key) != value:
             raise UsageError(
                 f"{path}: {key} is {quoted(other.settings.get(key))}, in {first_path} {quoted(value)}: not the same "
-                "evaluation. Run merge eval again with equal options; answers that are known are not asked again."
+                "evaluation. Run merge eval again with the same options; remembered answers are not asked again."
             )
     for name in tasks:
         mine, theirs = (next(iter(each.models)).tasks[name] for each in (first, other))

@@ -266,7 +266,7 @@ def _check_together(problem: _Complaints, config: Config) -> None:
     if "rope_factor" in problem.given and config.rope_scaling is None and "rope_scaling" not in problem.wrong:
         problem("rope_factor", '"rope_factor" needs rope_scaling: linear, dynamic or yarn')
     if config.rope_scaling and config.train not in ("full", "partial", "bitfit"):
-        message = "changes config.json, which an adapter has none of; use train: full, partial or bitfit"
+        message = "changes config.json, which an adapter does not have; use train: full, partial or bitfit"
         problem("rope_scaling", f'"rope_scaling" {message}')
     levels: list[Config | Source] = [config, *config.data]
     for level in levels:

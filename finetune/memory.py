@@ -262,7 +262,7 @@ def _merge(subject: _Subject) -> Estimate:
 
     steps = tuple(step(name, shape) for name, shape in shapes.items())
     peak = budget(Plan("", "ties", 0, (), 0, steps, (), ()), None, None).peak
-    note = "ties of a base and three fine-tunes on all processors; `merge plan RECIPE` says it of your recipe"
+    note = "ties of a base and three fine-tunes on all processors; `merge plan RECIPE` shows it for your recipe"
     return subject.result({"merge run, for any size of model": peak}, 0, note)
 
 

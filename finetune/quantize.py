@@ -145,7 +145,7 @@ def _choose(
 
     if "quantization_config" in checkpoint.config:
         method = (checkpoint.config["quantization_config"] or {}).get("quant_method")
-        raise UsageError(f"{checkpoint.path}: is quantised already ({method}). Name the model it was made from.")
+        raise UsageError(f"{checkpoint.path}: is already quantised ({method}). Name the original model.")
     with torch.device("meta"):
         network = build_model(load_config(checkpoint.path), "bfloat16")
     check_stored(network, {name: ref.shape for name, ref in checkpoint.tensors.items()}, checkpoint.path)
@@ -219,7 +219,7 @@ def _card(checkpoint: Checkpoint, to: str, name: str, n_layers: int, n_kept: int
         "fp8": "FP8 E4M3, a scale for each block of a matrix",
     }
     format_, _, means = to.partition(" ")
-    stored = f"hold what they are after rounding to {how[format_]}" if means else f"are stored as {how[to]}"
+    stored = f"hold their values after rounding to {how[format_]}" if means else f"are stored as {how[to]}"
     lines = [
         *(*head, "tags:", "- merge-workbench", f"- {format_}", "---", "", f"# {name}", ""),
         f"{checkpoint.ref.text}, quantised{' and dequantised' if means else ''} with Merge Workbench.",
@@ -311,8 +311,8 @@ class _Writer:
             if not np.isfinite(values).all():
                 module = ref.name.removesuffix(".weight")
                 raise NumbersError(
-                    f"{ref.file}: {ref.name}: NaN or infinite values, which cannot be quantised. Repair the model, or "
-                    f"leave the module as it is: --exclude {module}."
+                    f"{ref.file}: {ref.name}: NaN or infinite values, which cannot be quantised. Repair the "
+                    f"model, or leave the module unchanged: --exclude {module}."
                 )
             yield values
 

@@ -180,7 +180,7 @@ REFUSED = [
     ("loha", "hada_t1", (3, 3, 1, 1), "hada_t1: a part of an adapter that is not known here"),
     ("lokr", "lokr_w1", (3, 3), "lokr_w1 and lokr_w2: expected factors of [32, 32]"),
     ("oft", "oft_R.weight", (5, 28), "oft_R: expected the upper triangles of blocks along 32 inputs"),
-    ("boft", "boft_R", (2, 8, 4, 4), "boft_R: 2 butterfly factors, which PEFT folds on CUDA only"),
+    ("boft", "boft_R", (2, 8, 4, 4), "boft_R: 2 butterfly factors, which PEFT can fold only on CUDA"),
     ("hra", "hra_u", (31, 4), "hra_u: expected [32, r], found [31, 4]"),
     ("c3a", "c3a_kernel", (3, 4, 8), "c3a_kernel: expected blocks of a matrix of [32, 32]"),
     ("vera", "vera_lambda_d", (5,), "vera_lambda_d: expected [4], found [5]"),

@@ -257,7 +257,7 @@ def test_recipe_errors(tmp_path: Path, make_model: Callable[..., Path], text: st
 def test_nothing_known_is_an_error(tmp_path: Path) -> None:
     for name in "ab":
         save(tmp_path / name, {"net.0.kernel": np.ones((4, 4), np.float32)}, {"model_type": "own"})
-    with pytest.raises(RecipeError, match="found no layer whose units may change places"):
+    with pytest.raises(RecipeError, match="found no layer whose units can be permuted"):
         plan_of(tmp_path)
     heads = {f"layers.0.{n}_proj.weight": np.ones((4, 4), np.float32) for n in "qkvo"}
     for name in "cd":

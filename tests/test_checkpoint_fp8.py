@@ -163,7 +163,7 @@ def test_scales_that_do_not_fit_are_refused(
 @pytest.mark.parametrize(
     ("extra", "phrase"),
     [
-        ({"l.scale": torch.ones(1)}, "FP8 with l.scale, whose meaning is not known"),
+        ({"l.scale": torch.ones(1)}, "FP8 with l.scale, which is not supported"),
         ({"l.scale_weight": torch.ones(1)}, "FP8 with l.scale_weight"),
         ({"l.weight_scale": torch.ones(1), "l.weight_zero_point": torch.ones(1)}, "FP8 with l.weight_zero_point"),
         ({"l.weight_scale": torch.ones(1), "l.weight_scale_inv": torch.ones(1)}, "has two scales"),

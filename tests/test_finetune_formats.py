@@ -225,7 +225,7 @@ LOST: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "another prompt": (
         {"prompt": "Bye", "chosen": TALK, "rejected": [TALK[0], {"role": "assistant", "content": "No."}]},
-        'the column "prompt" is not what "chosen" and "rejected" begin with',
+        '"chosen" and "rejected" do not begin with the column "prompt"',
     ),
     "two system prompts": (
         {"system": "a", "messages": [{"role": "system", "content": "b"}, *TALK]},

@@ -572,7 +572,7 @@ WRONG: list[tuple[dict[str, Any], list[dict[str, Any]], str]] = [
     (
         {"model": "bert", "objective": "embeddings", "batch_size": 1},
         shifts(4),
-        "batch_size: 1 leaves an anchor",
+        "batch_size: 1 leaves nothing to compare an anchor with",
     ),
     (
         {"model": "bert", "objective": "embeddings"},
@@ -619,7 +619,7 @@ def test_a_key_of_another_objective_and_scaling_with_an_adapter_stand_at_their_l
         load_config(str(file))
     assert [str(problem).rpartition("c.yaml:")[2] for problem in caught.value.problems] == [
         '5: "mask_rate" belongs to objective: mlm; this is objective: dpo',
-        '6: "rope_scaling" changes config.json, which an adapter has none of; use train: full, partial or bitfit',
+        '6: "rope_scaling" changes config.json, which an adapter does not have; use train: full, partial or bitfit',
     ]
 
 

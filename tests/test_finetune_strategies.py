@@ -266,7 +266,7 @@ TWO = "tasks:\n  a: {data: a.jsonl}\n  b: {data: b.jsonl}\n"
         (f"{HEAD}strategy: parallel\ntaks: 3\n{TWO}", 't.yaml:5: unknown key "taks"; did you mean "tasks"?'),
         (
             f"{HEAD}strategy: parallel\ndata: x\n{TWO}",
-            '"data" stands where there are no tasks; each task names its own',
+            '"data" belongs to a task file, and there are no tasks; each task names its own',
         ),
         (f"{HEAD}strategy: parallel\n{TWO}  c/d: {{data: x}}\n", "t.yaml:8: a task is named by letters, digits"),
         (
@@ -349,7 +349,7 @@ def test_a_merge_of_adapters_is_checked_by_its_text(tmp_path: Path, merge: str, 
 @pytest.mark.parametrize(
     ("train", "keys", "merge", "message"),
     [
-        ("lora", {}, "ties, align: permutation, parameters: {weight: 1}", "found no layer whose units may change"),
+        ("lora", {}, "ties, align: permutation, parameters: {weight: 1}", "found no layer whose units can be permuted"),
         ("lora", {"dora": "true"}, "ties, fold: false, parameters: {weight: 1}", "a is a DoRA adapter"),
         ("lora", {"new_tokens": "@"}, "cat, fold: false", "a replaces rows of .*, which is no change"),
         ("full", {"new_tokens": "@"}, "ties, parameters: {weight: 1}", "Set tokenizer_source: union"),

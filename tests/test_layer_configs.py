@@ -137,8 +137,8 @@ def test_dense_layers_of_deepseek_come_first_or_not_at_all() -> None:
     with pytest.raises(RecipeError) as raised:
         restacked(config)
     assert str(raised.value) == (
-        "config.json: dense layers: first_k_dense_replace 3, moe_layer_freq 1 cannot say it of the layers in this "
-        "order, which are 3 x dense, 3 x sparse, 1 x dense, 5 x sparse. Choose ranges that keep the pattern."
+        "config.json: dense layers: first_k_dense_replace 3, moe_layer_freq 1 cannot describe the layers in "
+        "this order, which are 3 x dense, 3 x sparse, 1 x dense, 5 x sparse. Choose ranges that keep the pattern."
     )
 
 
@@ -184,7 +184,7 @@ def test_dense_layers_of_deepseek_come_first_or_not_at_all() -> None:
 def test_what_can_be_said_and_what_cannot(own: Config, order: tuple[int, ...], expected: Config | None) -> None:
     config = {"num_hidden_layers": N} | own
     if expected is None:
-        with pytest.raises(RecipeError, match="cannot say it of the layers in this order"):
+        with pytest.raises(RecipeError, match="cannot describe the layers in this order"):
             restacked(config, order)
         return
     made, _ = restacked(config, order)

@@ -187,7 +187,7 @@ def test_a_layer_that_sees_later_tokens_is_refused(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(LlamaDecoderLayer, "forward", both_sides)
     with runner_of(tmp_path) as (runner, _):
         assert runner is not None
-        with pytest.raises(CheckpointError, match="depends on tokens that come later"):
+        with pytest.raises(CheckpointError, match="its predictions depend on later tokens"):
             logits_of(runner)
 
 

@@ -562,7 +562,9 @@ def test_what_the_base_lacks_is_named(root: Path) -> None:
 
 def test_a_config_that_is_not_of_the_weights_is_told_when_prompts_are_run(root: Path) -> None:
     change(root / "a", intermediate_size=48)
-    with pytest.raises(CheckpointError, match=r"layer 0 does not fit what transformers makes of config\.json"):
+    with pytest.raises(
+        CheckpointError, match=r"layer 0 does not fit the model that transformers builds from config\.json"
+    ):
         made(root, TWO, "hidden")
     made(root, TWO, "cheap_embed", out="cheap")
     assert json.loads((root / "cheap" / "config.json").read_text())["intermediate_size"] == 32  # of the experts

@@ -345,7 +345,7 @@ def test_what_a_kernel_alone_cannot_do_is_written(family: Path) -> None:
     """Whatever else a plan may come to say is not lost by streaming."""
     plan = build_plan(parse_recipe(first_text("linear", family)))
     assert not_by_blocks(plan) == ""
-    assert not_by_blocks(replace(plan, notes_rounding=True)) == "it takes more than a kernel for each tensor"
+    assert not_by_blocks(replace(plan, notes_rounding=True)) == "it needs more than a kernel for each tensor"
     trims = first_text("ties", family).replace("[0.3, 0.8]", "0.3") + "parameters: {trim: model}\n"
     found = not_by_blocks(build_plan(parse_recipe(trims)))
     assert found == "ties with trim: model looks at the whole model first"
@@ -403,13 +403,13 @@ BAD = [
         '"frist" is neither a directory nor an earlier document; did you mean "first"?',
     ),
     ("org/d", "middle", 12, '"middle" is the name of this document itself; a directory of that name is "./middle"'),
-    ("org/b", "middle", 4, '"middle" (line 7) is made from this document, and this one from it: documents cannot go'),
+    ("org/b", "middle", 4, '"middle" (line 7) is made from this document, and this one from it: documents cannot form'),
     ("---\nmerge", "---\nname: last\nmerge", None, ""),
     (
         "name: middle\n",
         "",
         7,
-        'this document needs a "name", by which later ones use it; only the last one may lack it',
+        'this document needs a "name", by which later documents use it; only the last one needs none',
     ),
     ("name: middle", "name: first", 8, 'two documents have the name "first"; the first is on line 1'),
     ("org/d", "middel/x/y", 12, 'there is no directory "middel/x/y"'),
@@ -417,9 +417,14 @@ BAD = [
         "{model: org/d}",
         "{model: first+org/x}",
         12,
-        '"first" is another document, on whose result no adapter can be put',
+        '"first" is another document, and adapters cannot be added to its result',
     ),
-    ("{model: org/d}", "{model: {model: first, lora: org/x}}", 12, '"first" is another document, on whose result no'),
+    (
+        "{model: org/d}",
+        "{model: {model: first, lora: org/x}}",
+        12,
+        '"first" is another document, and adapters cannot be added',
+    ),
     ("name: middle", "name: a/b", 8, '"name" must be usable as the name of a directory'),
     ("  - {model: middle}", "  - {modle: middle}", 17, 'unknown key "modle"'),
     ("parameters: {weight: 1}\n---\nname", "parameters: {weight: 1}\n---\n---\nname", 7, "document 2 is empty"),

@@ -151,7 +151,7 @@ def test_a_bound_holds_where_bytes_are_not_promised(
     code, stdout, stderr = call(["verify", "out", "--rebuild"])
     assert (Q in stdout) is not fits
     assert ("1 equal to rounding" if fits else "1 different") in stdout
-    assert stderr == ("" if fits else "merge: out is not what its recipe and sources give now.\n")
+    assert stderr == ("" if fits else "merge: out differs from what its recipe and sources produce now.\n")
 
 
 def test_one_step_of_bfloat16_is_within_the_bound_and_two_are_not(room: Room) -> None:

@@ -83,7 +83,7 @@ BAD_YAML = [
     ("a: " + "[" * 200_000, "r.yaml:1: the recipe nests deeper than 64 levels"),
     ("- " * 200_000, "r.yaml:1: the recipe nests deeper than 64 levels"),
     ("a: " + "x" * (1 << 20), "r.yaml: larger than 1 MiB;"),
-    (TWO + "---\na: 1", "r.yaml:5: a second document starts here: this is a pipeline, which load_pipeline"),
+    (TWO + "---\na: 1", "r.yaml:5: a second document starts here: this is a pipeline; read it with load_pipeline"),
 ]
 
 

@@ -68,7 +68,7 @@ def test_a_deeper_model_of_the_same_architecture_may_be_stacked(models: Path) ->
 
 @pytest.mark.parametrize("more", ["", ALLOW])
 def test_models_of_different_depth_are_not_merged_whole(models: Path, more: str) -> None:
-    said = 'r.yaml:4: deep has 4 layers and a 2. Say by "slices" which go together; no "allow" does.'
+    said = 'r.yaml:4: deep has 4 layers and a 2. List matching layers under "slices"; no "allow" permits this.'
     assert refused(models, LINEAR.format("deep") + more) == said
 
 

@@ -376,7 +376,7 @@ def test_models_without_a_tokenizer(tmp_path: Path, make_model: Make, pair: tupl
     plan = linear(a, alike, more="tokenizer_source: base")
     assert any("taken to be in" in note for note in plan.notes)
     other = give(make_model, tmp_path / "d", None, seed=3, rows=rows + 1)
-    assert "its tokens cannot be told" in refusal(a, other, more="tokenizer_source: union")
+    assert "its tokens are unknown" in refusal(a, other, more="tokenizer_source: union")
     assert "no model has tokenizer files" in refusal(alike, other, more="tokenizer_source: union")
     empty = tmp_path / "empty"
     empty.mkdir()

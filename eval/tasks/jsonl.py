@@ -98,7 +98,7 @@ def _row(item: Any) -> dict[str, Any]:
         raise ValueError(f'unknown key "{unknown[0]}"; known: {", ".join(_KEYS)}.')
     if choices is None:
         if not isinstance(answer, str):
-            raise ValueError(f'"answer": expected a text where there are no choices, found {quoted(answer, 40)}.')
+            raise ValueError(f'"answer": expected a string if there are no choices, found {quoted(answer, 40)}.')
         return {"question": question, "answer": answer}
     if not isinstance(choices, list) or len(choices) < 2 or not all(isinstance(c, str) and c for c in choices):
         raise ValueError(f'"choices": expected at least two texts, found {quoted(choices, 40)}.')

@@ -119,7 +119,9 @@ def read_samples(config: Config, folder: Path | None) -> Samples:
         validation = [sample for _, part in parts for sample in part]
         sets = [part for part, _ in parts]
         if not all(sets):
-            raise UsageError(f"validation {config.validation:g}: leaves nothing to train on; the data is too small.")
+            raise UsageError(
+                f"validation {config.validation:g}: leaves nothing to train on; the data set is too small."
+            )
     train = mix(sets, [source.weight for source in config.data], config.seed)
     seen = {sample.content for sample in train}
     both = sum(sample.content in seen for sample in validation)

@@ -173,8 +173,8 @@ class Encoder:
             before, after = self._around(conversation, i, place)
             if not (whole.startswith(after) and after.startswith(before)):
                 raise UsageError(
-                    f"data {place}: the chat template writes turn {i + 1} otherwise when turns follow, so its tokens "
-                    "cannot be told apart. Set last_turn_only: true, or give another chat_template."
+                    f"data {place}: the chat template writes turn {i + 1} otherwise when turns follow, so its "
+                    "tokens cannot be identified. Set last_turn_only: true, or give another chat_template."
                 )
             segments += [
                 Segment(whole[end : len(before)], self.prompt_weight),
@@ -209,7 +209,7 @@ class Encoder:
                     )
         if conversation.tools and text == self.render(replace(conversation, tools=""), place):
             raise UsageError(
-                f"data {place}: the chat template has no place for tools. Remove the column, or give another "
+                f"data {place}: the chat template does not support tools. Remove the column, or give another "
                 "chat_template."
             )
         return text
@@ -228,7 +228,7 @@ class Encoder:
                 messages, tools=tools, tokenize=False, add_generation_prompt=prompt
             )
         except Exception as error:  # whatever a template raises: jinja's errors, or its own raise_exception
-            raise UsageError(f"data {place}: the chat template does not take this conversation ({error}).") from None
+            raise UsageError(f"data {place}: the chat template rejects this conversation ({error}).") from None
         return text
 
     def segments(self, segments: Sequence[Segment], special: bool) -> Encoded:

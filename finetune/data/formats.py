@@ -87,8 +87,9 @@ def unread(form: Format, row: Row) -> list[str]:
     left = [column for column in row.columns if column not in form.columns and has(row, column)]
     if lost := [column for column in left if column in MEANT and column not in form.repeats]:
         raise UsageError(
-            f"data {row.place}: format {form.name} does not read {names(lost)}, which may say how the row is meant. "
-            f"Remove {'it' if len(lost) == 1 else 'them'}, name another format, or say ignore_columns: [{names(lost)}]."
+            f"data {row.place}: format {form.name} does not read {names(lost)}, which may change the meaning "
+            f"of the row. Remove {'it' if len(lost) == 1 else 'them'}, name another format, or set "
+            f"ignore_columns: [{names(lost)}]."
         )
     return left
 

@@ -52,7 +52,7 @@ def _turns(row: Row, chosen: Turns, rejected: Turns) -> Answers:
     prompt, *both = _parted(row, chosen, rejected)
     said = [turn.content for turn in prompt if isinstance(turn, Turn) and turn.role not in ("system", "developer")]
     if said != [turn.content for turn in asked if turn.role not in ("system", "developer")]:
-        raise _wrong(row, 'the column "prompt" is not what "chosen" and "rejected" begin with')
+        raise _wrong(row, '"chosen" and "rejected" do not begin with the column "prompt"')
     return prompt, both[0], both[1]
 
 
@@ -76,7 +76,7 @@ def _before(row: Row, messages: bool = True) -> str | Turns | None:
     found += [read_turns(row, name) for name in talks if columns.get(name)]
     if len(found) > 1:
         raise _wrong(
-            row, "several columns hold what is answered; keep one of prompt, question, instruction, conversations"
+            row, "several columns contain the prompt; keep one of prompt, question, instruction, conversations"
         )
     return found[0] if found else None
 

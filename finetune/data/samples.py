@@ -82,7 +82,7 @@ class Template:
             raise UsageError(f'{key} template "{text}": {error}; write {{{{ for a brace.') from None
         for _, name, form, turned in parts:
             if form or turned:
-                raise UsageError(f'{key} template "{text}": write {{{name}}} alone; columns are taken as they are.')
+                raise UsageError(f'{key} template "{text}": write {{{name}}} alone; columns are inserted unchanged.')
         self.parts = [(before, name) for before, name, _, _ in parts]
         for name in filter(None, (name for _, name in self.parts)):
             if name not in first.columns:

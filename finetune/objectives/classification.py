@@ -171,7 +171,7 @@ def _own_labels(config: Any, counts: Counter[str]) -> tuple[str, ...]:
 def _class_weights(config: Config, labels: tuple[str, ...], amounts: list[float]) -> tuple[float, ...]:
     """(label,): of the config, or n / (classes * count), which gives every class the same sum."""
     if config.balance_classes and config.class_weights:
-        raise UsageError("balance_classes and class_weights both say how much a class counts; keep one.")
+        raise UsageError("balance_classes and class_weights both weight the classes; keep one.")
     if config.balance_classes:
         empty = [label for label, amount in zip(labels, amounts, strict=True) if not amount]
         if empty:

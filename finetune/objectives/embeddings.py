@@ -50,7 +50,7 @@ class Embeddings(Basics):
                 "embeddings: some data has rejected texts and some has not; give all of them one, or none."
             )
         if run.config.batch_size < 2 and Pair in kinds:
-            raise UsageError("batch_size: 1 leaves an anchor nothing to be told apart from; set at least 2, better 32.")
+            raise UsageError("batch_size: 1 leaves nothing to compare an anchor with; set at least 2, better 32.")
         return type(self)(run.config)
 
     def encode(self, sample: Sample, encoder: Encoder) -> list[Example]:

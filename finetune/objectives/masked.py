@@ -39,11 +39,11 @@ class MaskedLanguageModelling(Basics):
         tokenizer = run.tokenizer
         if tokenizer.mask_token_id is None:
             raise UsageError(
-                "objective mlm: the tokenizer has no mask token, so this is not a model that was made for it. Use a "
+                "objective mlm: the tokenizer has no mask token, so the model was not trained for it. Use a "
                 "model of the BERT kind, or objective text."
             )
         if run.config.whole_words and not tokenizer.is_fast:
-            raise UsageError("whole_words: this tokenizer cannot say which tokens make a word; remove it.")
+            raise UsageError("whole_words: this tokenizer does not mark the tokens of a word; remove it.")
         marks = set(tokenizer.all_special_ids)
         return type(self)(tokenizer.mask_token_id, tuple(i for i in range(len(tokenizer)) if i not in marks))
 

@@ -49,7 +49,7 @@ class DirectPreference(Basics):
         content = sample.content
         assert isinstance(content, Preference)
         if content.chosen == content.rejected:
-            raise UsageError(f"data {sample.place}: chosen and rejected are the same, so there is nothing to prefer.")
+            raise UsageError(f"data {sample.place}: chosen and rejected are the same, so there is no preference.")
         answers = (content.chosen, content.rejected)
         return self._examples(sample, encoder, content.prompt, answers, content.tools)
 

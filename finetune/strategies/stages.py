@@ -69,7 +69,7 @@ def is_done(stage: Stage, force: bool) -> bool:
     if force:
         return False
     raise UsageError(
-        f"{stage.out} was trained with other: {', '.join(different)}. --force trains what differs again; or choose "
+        f"{stage.out} was trained with other: {', '.join(different)}. Use --force to train it again, or choose "
         "another out."
     )
 

@@ -17,7 +17,7 @@ def settings(module: Module, matrix: Shape) -> Settings:
     if len(shape) != 4 or shape[2] != shape[3] or shape[1] * shape[2] != matrix[1]:
         raise ValueError(f"boft_R: expected square blocks along {matrix[1]} inputs, found {list(shape)}")
     if shape[0] != 1:
-        raise ValueError(f"boft_R: {shape[0]} butterfly factors, which PEFT folds on CUDA only. Fold it there")
+        raise ValueError(f"boft_R: {shape[0]} butterfly factors, which PEFT can fold only on CUDA. Fold it there")
     return {"size": shape[2]}
 
 

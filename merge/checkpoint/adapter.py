@@ -110,7 +110,7 @@ def open_adapter(ref: ModelRef) -> Adapter:
     config_path = inside(place.path, CONFIG)
     if not os.path.isfile(config_path):
         raise CheckpointError(
-            f"{place.path}: is not an adapter: it has no {CONFIG}. Name what PEFT's save_pretrained wrote."
+            f"{place.path}: is not an adapter: it has no {CONFIG}. Name a directory that PEFT's save_pretrained wrote."
         )
     config = read_json(config_path, unique=False)
     check_config(config_path, config)

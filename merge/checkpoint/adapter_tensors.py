@@ -77,7 +77,7 @@ class _Sorter:
             )
         for target, ref in self._originals.items():
             if target not in self.found.saved:
-                raise self.wrong(f"{ref.name}: the tensor that takes its place (modules_to_save) is not in the file")
+                raise self.wrong(f"{ref.name}: the tensor that replaces it (modules_to_save) is not in the file")
         return self.found
 
     def wrong(self, what: str) -> CheckpointError:

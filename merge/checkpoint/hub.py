@@ -173,7 +173,7 @@ def _broke_off(ref: ModelRef, files: list[str], error: Exception) -> str:
         return ""
     return (
         f"the download broke off ({_reason(error)}); not complete: {', '.join(lacking)}. Run the same command again: "
-        "what has come stays in the Hugging Face cache."
+        "finished files stay in the Hugging Face cache."
     )
 
 

@@ -112,7 +112,7 @@ def _what_it_is(names: Sequence[str]) -> str:
         return f"holds GGUF weights ({some(found)}), and {GGUF}."
     if "modules.json" in names:
         return (
-            "holds a sentence-transformers model whose weights lie in a folder of its own. Name that folder "
+            "holds a sentence-transformers model whose weights are in a subfolder. Name that folder "
             "(0_Transformer), and copy the modules beside it yourself."
         )
     if found := [name for name in names if name.startswith("consolidated.")]:

@@ -46,7 +46,7 @@ class ModulePatterns:
             return self._find(module, default)
         except TimeoutError:
             raise ValueError(
-                f"its patterns take more than {MAX_SECONDS:g} s to be matched; write names of modules in place of "
+                f"its patterns need more than {MAX_SECONDS:g} s to be matched; write names of modules in place of "
                 "regular expressions"
             ) from None
 

@@ -199,7 +199,7 @@ def _read(words: tuple[str, ...], flags: dict[str, Any], only_shown: bool) -> tu
         defaults |= adapter_defaults(Path(words[1]))
         words = words[2:]
     if len(words) > 1:
-        raise UsageError(f'merge finetune: one config file, not "{" ".join(words)}"; flags take what goes over it.')
+        raise UsageError(f'merge finetune: one config file, not "{" ".join(words)}"; use flags to override its keys.')
     given = _given(flags)
     if words and not _is_config(words[0]):
         if "model" in given:

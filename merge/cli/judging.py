@@ -94,7 +94,9 @@ def judging(asked: dict[str, Any]) -> Judging:
     _check_installed(asked["backend"])
     check_device(asked["device"])
     if asked["quick"] and asked["limit"] is not None:
-        raise UsageError(f"--quick and --limit: both say how many items; --quick is --limit {QUICK}. Leave one out.")
+        raise UsageError(
+            f"--quick and --limit: both set the number of items; --quick is --limit {QUICK}. Leave one out."
+        )
     _check_dtype(asked["dtype"])
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from eval.settings import Settings

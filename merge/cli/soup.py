@@ -61,8 +61,8 @@ def command(
 
     if out is not None and how.keep is None and (recipes := [model for model in models if is_recipe(model)]):
         raise UsageError(
-            f"--out: the soup has to name what it is made of, and {', '.join(recipes)} is merged on the fly. "
-            "Keep what is merged with --keep DIR."
+            f"--out: the soup must record its inputs, and {', '.join(recipes)} is merged on the fly. Keep "
+            "merged models with --keep DIR."
         )
     soup = greedy_soup(models, how.of, how.settings, holdout, out.name if out is not None else "soup", how.keep)
     comparison = compare(soup.report, [soup.report.models[-1].name], [model.name for model in soup.report.models[:-1]])

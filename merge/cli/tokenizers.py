@@ -94,7 +94,7 @@ def _comparison(found: dict[str, Any]) -> None:
         click.echo(f"  the same {found['shared']:,} tokens under the same ids")
     else:
         click.echo(f"  {found['shared']:,} tokens in both, {found['moved']:,} of them under another id")
-        click.echo(f"  {found['same_text']:,} tokens of the second stand for a text that the first has a token for")
+        click.echo(f"  {found['same_text']:,} tokens of the second have the same text as a token of the first")
         for key, label in (("only_first", "only the first"), ("only_other", "only the second")):
             if found[key]:
                 samples = " ".join(map(repr, found[f"{key}_samples"]))

@@ -94,7 +94,7 @@ def command(
         click.echo(f"merge: {directory} differs from its manifest in {places}.{not_merged}", err=True)
         sys.exit(1)
     if found is not None and not found.agrees:
-        click.echo(f"merge: {directory} is not what its recipe and sources give now.", err=True)
+        click.echo(f"merge: {directory} differs from what its recipe and sources produce now.", err=True)
         sys.exit(1)
 
 

@@ -94,9 +94,9 @@ class _Pass:
     def _refuse(self, number: int, found: dict[str, tuple[int, ...]], wanted: dict[str, tuple[int, ...]]) -> None:
         name = next(each for each in (*wanted, *found) if found.get(each) != wanted.get(each))
         raise CheckpointError(
-            f"{self._path}: layer {number} does not fit what transformers makes of config.json ({name}: "
-            f"{_shape(found.get(name))} in the files, {_shape(wanted.get(name))} expected), so prompts cannot be run. "
-            "Mend the config, or choose gate_mode cheap_embed or random."
+            f"{self._path}: layer {number} does not fit the model that transformers builds from config.json ({name}: "
+            f"{_shape(found.get(name))} in the files, {_shape(wanted.get(name))} expected), so prompts cannot "
+            "be run. Correct the config, or choose gate_mode cheap_embed or random."
         )
 
     def _keep(self, number: int, states: States) -> None:

@@ -171,7 +171,7 @@ def _small_files(
 def _tie_notes(work: Work) -> list[str]:
     sources = [name.removesuffix(".weight") for name in work.selection.ties.values()]
     if any(each["module"] in sources and each["rank"] for each in work.results):
-        return ["the head is tied to the embedding: fold the adapter to have both changed; PEFT alone changes one"]
+        return ["the head is tied to the embedding: fold the adapter to change both; PEFT changes only one"]
     return []
 
 

@@ -145,7 +145,7 @@ def select(inputs: Inputs, base: Input, tuned: Input, choice: Choice) -> Selecti
         group.sort(key=lambda target: order.index(target.pair.name) if order else 0)
     if not groups:
         raise UsageError(
-            f"no matrix is left to make an adapter of: {some([pair.module for pair in others])} are not linear layers "
+            f"no matrix is left for an adapter: {some([pair.module for pair in others])} are not linear layers "
             "or not asked for. Check --include and --exclude."
         )
     turned = any(each.transposed and not each.embedding and not each.parameter for g in groups.values() for each in g)
@@ -255,13 +255,15 @@ def _pairs(inputs: Inputs, base: Input, tuned: Input) -> tuple[list[Pair], tuple
         elif not (DTYPES[first.dtype].is_float and DTYPES[second.dtype].is_float):
             whole.append(name)
         elif first.dtype not in _FLOATS or second.dtype not in _FLOATS:
-            raise CheckpointError(f"{name}: is float64, and adapters are made in float32. Convert the model first.")
+            raise CheckpointError(
+                f"{name}: is float64, and adapters are extracted in float32. Convert the model first."
+            )
         else:
             pairs.append(Pair(name, first, second))
     if lone or reshaped:
         raise CheckpointError(
             f"an adapter cannot add, remove or reshape tensors, and {tuned.ref.text} differs from {base.ref.text} in "
-            f"{some(lone + reshaped)}. Name its real base; a resized vocabulary has to be cut to the base's first."
+            f"{some(lone + reshaped)}. Name its real base; cut a resized vocabulary to the base's first."
         )
     return pairs, tuple([f"{some(whole)}: not floating point, and not compared"] if whole else [])
 

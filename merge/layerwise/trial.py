@@ -43,7 +43,7 @@ def find_form(runner: LayerRunner) -> None:
         assert reason is not None
         raise reason
     if not _same(one, two):
-        raise Unstreamable("its layers take more from those before them than the hidden state")
+        raise Unstreamable("its layers need more from earlier layers than the hidden state")
     shared = {type(each).__name__ for each in _parts(one) if _holds_state(each)}
     if shared and getattr(runner.model.config.get_text_config(), "num_kv_shared_layers", None) != 0:
         raise Unstreamable(f"its layers share a {min(shared)}")
@@ -73,7 +73,7 @@ def check_end(runner: LayerRunner) -> None:
         if two.shape == (*tokens.shape, 2) and torch.allclose(one, two[..., :1], rtol=1e-3, atol=1e-6, equal_nan=True):
             return
         reason = "a token's logit depends on other tokens'"
-    raise Unstreamable(f"what is behind its layers cannot be run on its own ({reason})")
+    raise Unstreamable(f"the part after its layers cannot be run separately ({reason})")
 
 
 def _same(one: Any, two: Any) -> bool:

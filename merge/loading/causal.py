@@ -44,7 +44,7 @@ def check_alike(values: Any, path: str) -> None:
     # Rounding may depend on the row; a token that is seen changes more than this. NaN is for those who use the numbers.
     largest = float(one.nan_to_num().abs().max())
     if not torch.allclose(one, two, rtol=1e-3, atol=1e-3 * largest, equal_nan=True):
-        raise _error(path, "what it predicts depends on tokens that come later")
+        raise _error(path, "its predictions depend on later tokens")
 
 
 def _why_not(config: Any) -> str | None:

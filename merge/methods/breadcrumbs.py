@@ -50,7 +50,7 @@ def breadcrumbs(
     gamma: Annotated[PerModel[float], Range(0.0, 1.0), "share of entries dropped, the largest"] = 0.01,
     normalize: Annotated[bool, "divide by the sum of the weights"] = False,
     lambda_: Annotated[float, "factor of the merged task vector"] = 1.0,
-    rescale: Annotated[Literal[False, True, "l1"], "give the sparse task vector its old L1 norm"] = False,
+    rescale: Annotated[Literal[False, True, "l1"], "restore the L1 norm of the task vector"] = False,
 ) -> Tensor:
     """deltas (model, *shape) float32 -> merged task vector (*shape) float64"""
     import torch

@@ -51,7 +51,7 @@ def breadcrumbs_ties(
     gamma: Annotated[PerModel[float], Range(0.0, 1.0), "share of entries dropped, the largest"] = 0.01,
     normalize: Annotated[bool, "divide by the sum of the weights"] = False,
     lambda_: Annotated[float, "factor of the merged task vector"] = 1.0,
-    rescale: Annotated[Literal[False, True, "l1"], "give the sparse task vector its old L1 norm"] = False,
+    rescale: Annotated[Literal[False, True, "l1"], "restore the L1 norm of the task vector"] = False,
     consensus: Annotated[Literal["sum", "count"], "sign of the weighted sum, or of most entries"] = "sum",
     divide_by: Annotated[Literal["weights", "count"], "mean by weights, or by entries that agree"] = "weights",
     merge_func: Annotated[Literal["normalize", "mean", "sum"], "mean or sum, overriding `normalize`"] = "normalize",

@@ -47,7 +47,7 @@ def model_stock(
     deltas: Tensor,
     *,
     filter_wise: Annotated[bool, "a ratio for each row, not for each tensor"] = False,
-    clamp: Annotated[bool, "hold the ratio to [0, 1]"] = True,
+    clamp: Annotated[bool, "clamp the ratio to [0, 1]"] = True,
 ) -> Tensor:
     """deltas (model, *shape) float32 -> merged task vector (*shape) float64"""
     import torch

@@ -48,7 +48,7 @@ def pcb(
     deltas: Tensor,
     *,
     weight: Annotated[PerModel[float], "factor of the task vector"] = 1.0,
-    density: Annotated[float, Range(0.0, 1.0), "share of entries that take part"] = 0.1,
+    density: Annotated[float, Range(0.0, 1.0), "share of entries that compete"] = 0.1,
     lambda_: Annotated[float, "factor of the merged task vector"] = 1.0,
 ) -> Tensor:
     """deltas (model, *shape) float32 -> merged task vector (*shape) float64"""

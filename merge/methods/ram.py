@@ -38,7 +38,7 @@ dtype: bfloat16
     fused="merge.kernels.voting:ram",
 )
 def ram(
-    deltas: Tensor, *, epsilon: Annotated[float, Range(0.0), "size up to which a change does not count"] = 1e-5
+    deltas: Tensor, *, epsilon: Annotated[float, Range(0.0), "largest magnitude of a change that is ignored"] = 1e-5
 ) -> Tensor:
     """deltas (model, *shape) float32 -> merged task vector (*shape) float64"""
     import torch

@@ -45,7 +45,7 @@ dtype: bfloat16
 def ramplus_tl(
     deltas: Tensor,
     *,
-    epsilon: Annotated[float, Range(0.0), "size up to which a change does not count"] = 1e-5,
+    epsilon: Annotated[float, Range(0.0), "largest magnitude of a change that is ignored"] = 1e-5,
     r: Annotated[float, "strength of the correction"] = 0.1,
     alpha: Annotated[float, Range(0.0), "most of shared over unique that counts"] = 0.2,
 ) -> Tensor:

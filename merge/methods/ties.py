@@ -57,7 +57,7 @@ def ties(
     density: Annotated[PerModel[float], Range(0.0, 1.0), "share of entries kept, the largest"] = 1.0,
     normalize: Annotated[bool, "divide by the sum of the weights that agree"] = True,
     lambda_: Annotated[float, "factor of the merged task vector"] = 1.0,
-    rescale: Annotated[Literal[False, True, "l1"], "give the trimmed task vector its old L1 norm"] = False,
+    rescale: Annotated[Literal[False, True, "l1"], "restore the L1 norm of the task vector"] = False,
     trim: Annotated[Literal["tensor", "model"], "threshold over each tensor, or over the model (paper)"] = "tensor",
     consensus: Annotated[Literal["sum", "count"], "sign of the weighted sum, or of most entries"] = "sum",
     divide_by: Annotated[Literal["weights", "count"], "mean by weights, or by entries that agree"] = "weights",

@@ -176,7 +176,7 @@ def _apply(rule: Rule, section: Section, old: Section, origins: Sequence[tuple[s
     if not rule.write(section, wanted):
         raise RecipeError(
             Problem(
-                f"{rule.name}: {said} cannot say it of the layers in this order, which are {_runs(wanted)}.",
+                f"{rule.name}: {said} cannot describe the layers in this order, which are {_runs(wanted)}.",
                 "config.json",
                 "Choose ranges that keep the pattern.",
             )

@@ -153,7 +153,7 @@ class _Builder:
             for (source, _), module in zip(self.inputs.listed(), listed, strict=True)
             if module is not None
         )
-        hint = "They were not trained on one base; take out those that do not belong."
+        hint = "They were not trained on one base; remove those that do not belong."
         self.problems.append(Problem(f"adapters change matrices of different kinds: {', '.join(found)}.", name, hint))
 
     def _fits_base(self, module: LoraModule, shape: tuple[int, int]) -> bool:

@@ -182,8 +182,8 @@ class _Fold:
             dtype = self.result[stored].dtype
             if not DTYPES[dtype].is_float or dtype == "F64":
                 raise CheckpointError(
-                    f"{self.checkpoint.path}: {stored} is {dtype}, and {file} changes it, which is done in float32. "
-                    "Convert the model to float32 or bfloat16."
+                    f"{self.checkpoint.path}: {stored} is {dtype}, and {file} changes it, which is computed in "
+                    "float32. Convert the model to float32 or bfloat16."
                 )
         try:
             yield
@@ -251,9 +251,7 @@ class _Fold:
         text = self.config.get("text_config")
         if isinstance(text, dict) and "tie_word_embeddings" in text:
             self.config["text_config"] = text | {"tie_word_embeddings": False}
-        self.notes.append(
-            f"{self.adapter.path}: replaces {place} alone; {' and '.join(group)} were tied and are so no more"
-        )
+        self.notes.append(f"{self.adapter.path}: replaces {place} alone; {' and '.join(group)} are no longer tied")
 
     def _rows(self, place: Place, tokens: TokenRows) -> None:
         weight, rows, last = self.result[place.stored], tokens.rows, max(tokens.indices, default=0)

@@ -64,7 +64,7 @@ def align_targets(
         return layout, ()
     where = recipe.where("align")
     if any(slot.statistics is not None for target in layout.targets for slot in target.slots):
-        message = "statistics are of a model as it is stored; they do not fit one whose units change places"
+        message = "statistics are of a model as it is stored; they do not fit a model whose units are permuted"
         problems.append(Problem(message, where, 'Remove "align".'))
         return layout, ()
     aligner = _Aligner(inputs, layout.targets)
@@ -74,7 +74,7 @@ def align_targets(
         problems.append(Problem(message, where, 'Remove "align".'))
     elif not aligner.units:
         reasons = "; ".join(aligner.refused) or "no MLP and no attention has tensor names that are known"
-        problems.append(Problem(f"found no layer whose units may change places: {reasons}.", where, 'Remove "align".'))
+        problems.append(Problem(f"found no layer whose units can be permuted: {reasons}.", where, 'Remove "align".'))
     inputs.notes += aligner.notes(targets)
     return dataclasses.replace(layout, targets=targets), tuple(aligner.units)
 

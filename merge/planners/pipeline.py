@@ -192,7 +192,7 @@ def not_by_blocks(plan: Plan) -> str:
     if plan.findings:
         return plan.findings[0].what
     if not _is_plain(plan, _PLAN_FIELDS) or not all(_is_plain(step, _STEP_FIELDS) for step in plan.steps):
-        return "it takes more than a kernel for each tensor"
+        return "it needs more than a kernel for each tensor"
     if plan.method_origin:
         return f"{plan.method} is not of this package"
     copied = {os.path.dirname(side.source) for side in plan.side_files if side.source and "/" not in side.name}

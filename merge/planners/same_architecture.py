@@ -41,7 +41,7 @@ def different_architectures(recipe: Recipe, inputs: Inputs) -> Iterator[Problem]
             yield Problem(f"{model.ref.text} and {donor.ref.text} differ in size: {sizes}.", where, _BEYOND)
         elif is_whole and (depths := _depths(model, donor)):
             said = f"{model.ref.text} has {depths[0]} layers and {donor.ref.text} {depths[1]}."
-            yield Problem(said, where, 'Say by "slices" which go together; no "allow" does.')
+            yield Problem(said, where, 'List matching layers under "slices"; no "allow" permits this.')
 
 
 _BEYOND = 'They cannot be merged, and no "allow" changes that.'

@@ -95,12 +95,12 @@ def _no_stack(model: Input, tower: Tower, stack: Stack) -> str | None:
     """What keeps a run of numbered names from being a stack of layers."""
     counts = layer_counts(model.config)
     if counts and stack.n_layers not in counts:
-        return f"config.json counts {max(counts)} layers, and {stack.prefix} holds {stack.n_layers} for all of them"
+        return f"config.json declares {max(counts)} layers, and {stack.prefix} holds {stack.n_layers} for all of them"
     known = model.architecture.stacks
     own = [each for each in model.stacks if tower.owns(each.name(0, "")) and _loaded_prefix(model, each) in known]
     lists = [each.prefix for each in own]
     if len(lists) > 1:
-        return f"the parts of one layer lie in several lists ({some(lists, 4)})"
+        return f"the parts of one layer are in several lists ({some(lists, 4)})"
     return None
 
 

@@ -183,7 +183,7 @@ def _write_all(group: _Group, models: Sequence[Named], states: Sequence[_State],
                 result.notes.append(f"{text}: its {_what(name)} is tied; {first} is merged as {name}")
         for name in apart:
             result.notes.append(
-                f"{text}: config.json ties {name} to {first}, but the file holds other numbers there; both are kept"
+                f"{text}: config.json ties {name} to {first}, but the file has different values there; both are kept"
             )
     if states[0].holds and not group.tie.always:
         result.flags |= dict.fromkeys(("", group.tie.section), False)

@@ -82,7 +82,10 @@ def _silent(recipe: Recipe, model: Input, problems: list[Problem]) -> Settings:
     """Parameters of passthrough that make a layer the identity."""
     filters = [name for name in (*_ATTENTION_OUT, *_MLP_OUT) if any(name in tensor for tensor in model.tensors)]
     if not set(filters) & set(_ATTENTION_OUT) or not set(filters) & set(_MLP_OUT):
-        message = f"zero_init: the names of {model.ref.text} do not show what its attention and its MLP write through."
+        message = (
+            f"zero_init: the names of {model.ref.text} do not show the matrices through which its attention and its "
+            "MLP write."
+        )
         hint = 'Set "zero_init: false", or write slices with "scale: [{filter: NAME, value: 0}]".'
         problems.append(Problem(message, recipe.where("upscale"), hint))
     return {"scale": tuple(Conditional(name, 0.0) for name in filters)}

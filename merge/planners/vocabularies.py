@@ -64,7 +64,7 @@ def _read_all(inputs: Inputs) -> list[Tokenizer]:
         if ours != theirs:
             raise RecipeError(
                 f"{model.ref.text} has no tokenizer, and its embedding has {theirs:,} rows where {found[first].name} "
-                f"has {ours:,}, so its tokens cannot be told. Copy its tokenizer's files to {model.checkpoint.path}."
+                f"has {ours:,}, so its tokens are unknown. Copy its tokenizer's files to {model.checkpoint.path}."
             )
         inputs.notes.append(
             f"{model.ref.text} has no tokenizer; its rows are taken to be in {found[first].name}'s order"

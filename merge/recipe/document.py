@@ -89,7 +89,7 @@ def read_document(text: str, file: str | None, kind: Kind = RECIPE) -> yaml.Mapp
     _check_text(text, file, kind)
     starts = _document_lines(text, file, kind)
     if len(starts) > 1:
-        message = "a second document starts here: this is a pipeline, which load_pipeline and parse_pipeline read"
+        message = "a second document starts here: this is a pipeline; read it with load_pipeline or parse_pipeline"
         if kind is not RECIPE:
             message = f"a second document starts here; a {kind.what} is one document"
         raise RecipeError(Problem(message, place(file, starts[1])))

@@ -266,7 +266,9 @@ def _check_attention(
 ) -> None:
     """Whether the method can merge this many experts with what it is given."""
     if method.name == "passthrough":
-        reader.problem(node, 'passthrough merges nothing; "attention: base" takes all that is no expert from the base')
+        reader.problem(
+            node, 'passthrough merges nothing; "attention: base" takes everything but the experts from the base'
+        )
         return
     for parameter in method.parameters:
         written = f"parameters.{parameter.name}" in reader.lines

@@ -110,7 +110,7 @@ def _name_problems(documents: Sequence[Document], names: Sequence[str | None], f
     for document, name in zip(documents, names, strict=True):
         if name is None:
             if document is not documents[-1]:
-                message = 'this document needs a "name", by which later ones use it; only the last one may lack it'
+                message = 'this document needs a "name", by which later documents use it; only the last one needs none'
                 yield Problem(message, place(file, document.line))
             continue
         line = next(line_of(key) for key, value in document.root.value if _is_name(key, value))

@@ -23,7 +23,7 @@ GGUF = (
     "with transformers (from_pretrained(DIRECTORY, gguf_file=NAME), then save_pretrained)"
 )
 NO_ADAPTER = (
-    '"{0}" is another document, on whose result no adapter can be put ("{1}"); put it on the models merged there'
+    '"{0}" is another document, and adapters cannot be added to its result ("{1}"); put it on the models merged there'
 )
 _MAX_HUB_ID = 200  # characters; the hub allows 96
 _MOST_MISSES = 100  # for which the nearest name is looked for
@@ -141,7 +141,7 @@ class StageNames:
             if name in self.circular:
                 raise ValueError(
                     f'"{name}" (line {self.later[name]}) is made from this document, and this one from it: '
-                    "documents cannot go in a circle"
+                    "documents cannot form a cycle"
                 )
             raise ValueError(
                 f'"{name}" is made by a later document (line {self.later[name]}), and a document can use earlier '

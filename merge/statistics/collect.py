@@ -190,8 +190,8 @@ class _Collection:
         tensors = make()
         if not tensors:
             raise CheckpointError(
-                f"{self._checkpoint.path}: transformers names the tensors of this model differently from its files, so "
-                "its statistics could not be told apart. Save the model again with transformers."
+                f"{self._checkpoint.path}: transformers names the tensors of this model differently from its "
+                "files, so its statistics cannot be matched. Save the model again with transformers."
             )
         self._parts.save(part, tensors)
 

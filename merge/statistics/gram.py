@@ -83,7 +83,7 @@ class Layerwise:
         }
         if not self._names:
             raise CheckpointError(
-                f"{runner.path}: has no linear layers whose inputs could be taken down, as regmean needs."
+                f"{runner.path}: has no linear layers whose inputs could be recorded, as regmean needs."
             )
         n_layers = len(runner.layers)
         self.parts = [f"gram-{i:04d}.safetensors" for i in range(n_layers)] + ["gram-rest.safetensors"]

@@ -57,7 +57,7 @@ def tokenizer_files(
     if changed is not None:
         stale = [name for name in names if name in _STALE]
         if stale:
-            notes.append(f"{', '.join(stale)} of {tokenizer.name} do not hold the new vocabulary and are left out")
+            notes.append(f"{', '.join(stale)} of {tokenizer.name} do not describe the new vocabulary and are left out")
         names = [name for name in names if name not in stale]
         made[FILE] = json.dumps(changed.data, ensure_ascii=False, indent=1) + "\n"
         _adapt(config, changed)

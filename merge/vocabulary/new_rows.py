@@ -189,6 +189,6 @@ def threads_within(transplant: Transplant, threads: int, max_ram: int | None) ->
     if max_ram is not None and needed > max_ram:
         raise UsageError(
             f"--max-ram {max_ram >> 20}MiB is too little: omp holds the rows of shared tokens, which takes "
-            f"{-(-needed >> 20)}MiB with one thread. Use --method mean, which needs little."
+            f"{-(-needed >> 20)}MiB with one thread. Use --method mean, which needs little memory."
         )
     return threads

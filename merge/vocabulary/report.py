@@ -65,7 +65,7 @@ def _encoder(tokenizer: Tokenizer) -> Any:
     try:
         encoder = tokenizers.Tokenizer.from_str(json.dumps(tokenizer.data))
     except Exception as error:  # the library raises Exception itself
-        raise CheckpointError(f"{tokenizer.directory}: the tokenizers library does not take it ({error}).") from error
+        raise CheckpointError(f"{tokenizer.directory}: the tokenizers library cannot read it ({error}).") from error
     encoder.no_truncation()
     encoder.no_padding()
     return encoder

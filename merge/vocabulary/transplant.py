@@ -221,7 +221,7 @@ def _pieces(transplant: Transplant) -> dict[int, list[tuple[int, int]]]:
         encoder = tokenizers.Tokenizer.from_str(json.dumps(transplant.ours.data))
     except Exception as error:  # the library raises Exception itself
         raise CheckpointError(
-            f"{transplant.ours.directory}: the tokenizers library does not take it ({first_line(error)})."
+            f"{transplant.ours.directory}: the tokenizers library cannot read it ({first_line(error)})."
         ) from error
     encoder.no_truncation()
     encoder.no_padding()

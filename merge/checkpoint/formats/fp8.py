@@ -93,7 +93,7 @@ def _scale_of(ref: TensorRef, tensors: Tensors) -> TensorRef | None:
     if extra in tensors or (foreign and not found):
         other = extra if extra in tensors else foreign[0]
         raise CheckpointError(
-            f"{ref.file}: {ref.name}: FP8 with {other}, whose meaning is not known here. Dequantise the model first."
+            f"{ref.file}: {ref.name}: FP8 with {other}, which is not supported. Dequantise the model first."
         )
     if not found:
         return None
@@ -167,7 +167,7 @@ def _refuse_orphans(tensors: Tensors, known: set[str], quantization: Quantizatio
         if name.endswith(("_scale", "_scale_inv")) and name not in known and weight in tensors:
             raise CheckpointError(
                 f"{tensors[name].file}: {name}: is a scale, but {weight} is {tensors[weight].dtype}, expected FP8. "
-                "Dequantise the model first, or remove what is left of its quantisation."
+                "Dequantise the model first, or remove the leftovers of its quantisation."
             )
 
 
