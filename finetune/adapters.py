@@ -1,4 +1,4 @@
-"""Going on from an adapter: what it is, what it was trained on, and putting it into its base again, to be trained."""
+"""Continues an adapter: reads its settings and its base, and loads it into the base for training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is known of a config before any heavy import: whether it names tasks, and which packages it needs."""
+"""Checks a config before any heavy import: whether it names tasks, and which packages it needs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is looked at once the model is loaded and before it is trained: disk space, and that packing does not leak."""
+"""Checks between loading the model and training it: disk space, and that packing does not leak."""
 
 from __future__ import annotations
 

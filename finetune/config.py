@@ -1,4 +1,4 @@
-"""YAML and flags -> Config. Strict: every problem at once, with file and line or the flag, and the nearest known key.
+"""Reads YAML and flags into a Config. Strict: reports all problems together, with file and line or the flag.
 
 The YAML is read with the pieces that read recipes (merge/recipe/document.py, reader.py); a flag is a node of its own.
 """

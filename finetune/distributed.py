@@ -1,4 +1,4 @@
-"""What accelerate and torchrun have set up, and what of it cannot train a config.
+"""Detects what accelerate and torchrun have set up, and refuses what cannot train a config.
 
 Processes are started by them; each runs the same command. The variables are those of accelerate's launcher
 (accelerate/utils/launch.py).

@@ -1,4 +1,4 @@
-"""What other tools call our keys: LLaMA-Factory, axolotl, TRL and transformers' TrainingArguments, PEFT.
+"""Names of our keys in other tools: LLaMA-Factory, axolotl, TRL and transformers' TrainingArguments, PEFT.
 
 Their names are no keys here, since their values often differ; a config that has one is told the right key.
 """

@@ -1,4 +1,4 @@
-"""What the libraries say that is not for the user: warnings about their own coming versions, and notes at import."""
+"""Silences messages of the libraries that are not for the user: deprecations, and notes at import."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Errors of transformers and bitsandbytes are raised or logged as ever; less than that is not shown."""
+    """Silences everything below errors of transformers and bitsandbytes."""
     from transformers.utils import logging as transformers_logging
 
     bitsandbytes = logging.getLogger("bitsandbytes")

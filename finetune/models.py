@@ -1,4 +1,4 @@
-"""The model that is trained: where it lies, its tokenizer, its context, and loading it as the config says."""
+"""The model to train: its files, tokenizer and context, and loading it as the config says."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""OUT.partial while training goes on, and OUT once it is whole: see merge/output/workspace.py.
+"""OUT.partial during training, and OUT when complete: see merge/output/workspace.py.
 
 Besides the lock and result/, which becomes OUT, it holds run.json (what is trained on what: another run may not resume
 there) and the checkpoints.

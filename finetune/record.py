@@ -1,4 +1,4 @@
-"""What is kept beside the weights: finetune_manifest.json, the log, the loss curve and the model card."""
+"""Writes the records beside the weights: finetune_manifest.json, the log, the loss curve and the model card."""
 
 from __future__ import annotations
 

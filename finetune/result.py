@@ -1,4 +1,4 @@
-"""What comes out, in result/: the model or adapter with its tokenizer, log, loss curve, manifest and card."""
+"""Writes result/: the model or adapter with its tokenizer, log, loss curve, manifest and card."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Context extension: rotary position embeddings are scaled, so that a model reads texts longer than it was made for.
+"""Extends the context of a model by scaling its rotary position embeddings.
 
 linear   positions are divided by the factor (Chen et al. 2023, arXiv:2306.15595)
 dynamic  the base frequency grows with the text beyond the old context (NTK-aware scaling, as in transformers)

@@ -1,4 +1,4 @@
-"""What a training reads: files that stay as they are until it is done, and that have the same contents after a kill."""
+"""Watches the files that training reads: they must not change during a run, nor between a kill and its resumption."""
 
 from __future__ import annotations
 

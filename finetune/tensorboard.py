@@ -1,4 +1,4 @@
-"""TensorBoard events of a run, in OUT.partial/tensorboard while it trains: the numbers of training_log.json.
+"""Writes the numbers of training_log.json as TensorBoard events, during training to OUT.partial/tensorboard.
 
 A run that goes on from a checkpoint begins a file that says from which step it replaces what was written before; that
 is TensorBoard's own way (SessionLog.START), so steps that were trained twice are shown once.

@@ -1,4 +1,4 @@
-"""finetune(config): from a config to a directory that recipes take. Read this file first.
+"""finetune(config): trains a config's model and writes a directory that recipes can use. Read this file first.
 
     samples, base (config.json, tokenizer), examples        data/, models.py: all checked, nothing written
     model, with what is to be trained; transformers' loop   trainables.py, trainer.py
@@ -64,7 +64,7 @@ class Report:
 
 @dataclass(frozen=True)
 class Prepared:
-    """Everything that is known before the weights are read. `data_sources`: the files of the data."""
+    """Everything known before the weights are read. `data_sources`: the files of the data."""
 
     config: Config
     base: Base
@@ -76,7 +76,7 @@ class Prepared:
 
     @property
     def sources(self) -> SourceStates:
-        """All that is read, as it was then."""
+        """All files that are read, in their state at that time."""
         return (*self.base.sources, *self.data_sources, *self.objective.sources())
 
     @property

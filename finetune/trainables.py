@@ -1,4 +1,4 @@
-"""What is trained: one table. A way of training is a function that prepares the loaded model, and a few facts.
+"""Ways of training, in one table: each is a function that prepares the loaded model, and a few facts.
 
 To add one: its name in finetune/keys.py, a function here, a line in TRAINABLES.
 """
@@ -221,7 +221,7 @@ def _token_rows(model: Any, config: Config, new_ids: list[int]) -> Any:
 
 
 def _check_names(model: Any, config: Config) -> None:
-    """PEFT asks that some name fits; those that fit nothing it would leave out without a word."""
+    """PEFT requires only one matching name, and would silently ignore the others."""
     modules = [name for name, _ in model.named_modules() if name]
     for key in ("target_modules", "feedforward_modules", "modules_to_save"):
         for word in getattr(config, key):
@@ -231,7 +231,7 @@ def _check_names(model: Any, config: Config) -> None:
 
 
 def _check_patterns(model: Any, config: Config) -> None:
-    """A pattern that fits no module would leave its rank unused without a word."""
+    """A pattern that matches no module would silently leave its rank unused."""
     names = [name for name, _ in model.named_modules()]
     for key in ("rank_pattern", "alpha_pattern"):
         for pattern, value in (getattr(config, key) or {}).items():

@@ -1,4 +1,4 @@
-"""transformers' Trainer with our losses, our evaluation, and checkpoints that hold only what is trained.
+"""transformers' Trainer with our losses and evaluation, and checkpoints that contain only trained parameters.
 
 What differs from Trainer, and why:
 * The loss of a step is the sum over its tokens' weights, divided by the sum of the weights, over all batches and

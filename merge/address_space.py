@@ -1,4 +1,4 @@
-"""Room in the address space, known before it is needed.
+"""Checks for room in the address space before it is needed.
 
 Under a small `ulimit -v` libraries break instead of failing: OpenBLAS tries for ever to get its buffers, LLVM aborts
 the process, locks cannot be made. So what will be needed is compared with the limit while a message is possible.

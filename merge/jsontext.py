@@ -1,4 +1,4 @@
-"""The one reader of JSON that others wrote: bounded in memory, depth and digits, and linear in the text's length.
+"""The only reader of foreign JSON: bounded in memory, depth and digits, and linear in the text's length.
 
 Python's own reader makes 50 bytes of objects of one byte of `[],[],[]`, and gives no say before they are made; so what
 the text may become is estimated from its punctuation first. A number of more than MAX_DIGITS digits is refused: Python

@@ -1,4 +1,4 @@
-"""Packages that extras bring: asked for before any work, and without importing them."""
+"""Checks that the packages of an extra are installed, before any work and without importing them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many processors this process may use: what it is bound to, and the quota of its control group (containers)."""
+"""The number of processors this process may use, by its affinity and the quota of its control group (containers)."""
 
 from __future__ import annotations
 

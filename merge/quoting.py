@@ -1,4 +1,4 @@
-"""Foreign text in messages: names and values of files, quoted short, at a cost that does not grow with their size.
+"""Quotes foreign text in messages: names and values, shortened, at a cost independent of their size.
 
 `quoted` for a value of any kind, `clipped` for a name, `some` for the first of many. `bounded` is what the message of
 every error goes through, so that one that quotes a name whole is short all the same.

@@ -1,4 +1,4 @@
-"""The names of random numbers, which a plan can know before a run."""
+"""Keys of random numbers, which a plan can compute before a run."""
 
 from __future__ import annotations
 

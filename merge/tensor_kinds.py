@@ -1,4 +1,4 @@
-"""What part of a model a tensor belongs to, by its name: for tables, never for what is done with it."""
+"""Classifies tensors by name for tables, never for decisions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is learnt: one file an objective, one line in OBJECTIVES, its name in finetune/keys.py.
+"""Objectives: one file each, one line in OBJECTIVES, and the name in finetune/keys.py.
 
 An objective says which samples it takes, which class of model it trains, how a sample becomes examples, how rows become
 a batch, and what the loss of a batch is: sums and the weights they are to be divided by, so that batches of any size

@@ -1,4 +1,4 @@
-"""What most objectives share, and what an objective is told about the run it is for."""
+"""The base of most objectives, and the facts about a run that an objective receives."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sequence classification: one label for a text, by a head on the model.
+"""Sequence classification: predicts one label for a text, by a head on the model.
 
 Labels are detected in the training data (numbers in numerical order, else by alphabet), or named in order by `labels`;
 a base that is a classifier for all of them keeps its own order, and so its head. Names go to the model's id2label.

@@ -1,4 +1,4 @@
-"""Sentence embeddings: texts that belong together come to lie close, others of the batch apart.
+"""Sentence embeddings: moves matching texts together, and other texts of the batch apart.
 
 The embedding of a text is the mean of its last hidden states, scaled to length 1 (Reimers and Gurevych 2019,
 arXiv:1908.10084, section 3). The loss is cross entropy over cosines, divided by a temperature, of an anchor with the

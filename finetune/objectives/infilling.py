@@ -1,4 +1,4 @@
-"""Infilling: a model learns to write the middle of a text whose beginning and end it sees.
+"""Infilling: trains a model to write the middle of a text, given its beginning and end.
 
 Source: Bavarian et al. 2022, "Efficient Training of Language Models to Fill in the Middle" (arXiv:2207.14255). A text
 is cut at two places drawn uniformly among its characters (section 3: characters, not tokens, so that models cope with

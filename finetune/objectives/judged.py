@@ -1,4 +1,4 @@
-"""Kahneman-Tversky optimisation: wanted answers become more probable than they were, unwanted ones less.
+"""Kahneman-Tversky optimisation (KTO): raises the probability of wanted answers, lowers that of unwanted ones.
 
 Source: Ethayarajh et al. 2024 (arXiv:2402.01306), section 4. With r = beta (log p(y|x) - log p_ref(y|x)), and z the
 mean of r over answers that belong to other prompts of the batch, at least 0 and without a gradient:

@@ -1,4 +1,4 @@
-"""Masked language modelling: tokens are hidden, and a model of the BERT kind that sees both sides predicts them.
+"""Masked language modelling: a bidirectional model (BERT) predicts hidden tokens.
 
 Source: Devlin et al. 2019, "BERT" (arXiv:1810.04805), section 3.1: 15 % of the tokens are chosen; of these 80 % become
 the mask, 10 % a random token, 10 % stay. Deviations: the chosen number is exact for every sequence (at least one), and

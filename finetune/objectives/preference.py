@@ -1,4 +1,4 @@
-"""Direct preference optimisation: of two answers the better one becomes more probable than it was, the other less.
+"""Direct preference optimisation (DPO): raises the probability of the better of two answers, lowers the other's.
 
 Source: Rafailov et al. 2023 (arXiv:2305.18290), eq. 7. With the reward r(y) = beta (log p(y|x) - log p_ref(y|x)), and
 h = r(chosen) - r(rejected):

@@ -1,4 +1,4 @@
-"""Values that a method computes for each entry, as merge.kernels.selection looks at task vectors."""
+"""Presents values that a method computes for each entry as task vectors, for merge.kernels.selection."""
 
 from __future__ import annotations
 

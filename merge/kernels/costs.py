@@ -1,4 +1,4 @@
-"""Memory that kernels take for themselves, beside the blocks that they are given: bytes on one thread, at the most.
+"""Memory that kernels need beside their blocks: at most this many bytes on one thread.
 
 Methods name theirs in their decorator; tests/test_costs.py holds each against what its kernel really takes.
 """

@@ -1,4 +1,4 @@
-"""How far two tensors are apart, and how alike two task vectors are: one pass, sums in float64.
+"""Distance of two tensors and similarity of two task vectors: one pass, sums in float64.
 
 Row 0 is the first tensor, row 1 the second, row 2 the base where there is one. Sums of the first and of the difference
 say all: those of the second would lose what is small in what is large.

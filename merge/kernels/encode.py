@@ -1,4 +1,4 @@
-"""From float32 to the output dtype: one rounding, to nearest even, with what went wrong counted on the way.
+"""Converts float32 to the output dtype: one rounding, to nearest even, counting overflows and non-finite values.
 
 `encode` also gives a tensor's statistics, so that the manifest costs no further pass.
 """

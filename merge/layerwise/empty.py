@@ -1,4 +1,4 @@
-"""Models without weights, and with all of them."""
+"""Models without weights, and whole models."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""open_runner: a checkpoint -> its runner, or the reason why the whole model has to be in memory."""
+"""open_runner: opens a checkpoint's runner, or gives the reason why the whole model must be in memory."""
 
 from __future__ import annotations
 

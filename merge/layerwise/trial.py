@@ -1,4 +1,4 @@
-"""What a trial shows before any layer is read: whether a model can be run layer by layer, and how.
+"""Tests, before any layer is read, whether and how a model can be run layer by layer.
 
 The layers of a trial compute nothing but add a number, so that it costs no memory.
 """

@@ -1,4 +1,4 @@
-"""The parameters of an empty model, read from pieces of stored tensors when they are needed."""
+"""Fills the parameters of an empty model from stored tensors when they are needed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""collect_statistics: a model and a text -> a statistics file; resumable, to the same bytes."""
+"""collect_statistics: writes the statistics file of a model on a text; resumable, with the same bytes."""
 
 from __future__ import annotations
 

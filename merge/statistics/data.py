@@ -1,4 +1,4 @@
-"""A file of texts -> batches of token numbers. No padding: the sequences of a batch are equally long."""
+"""Reads texts into batches of token ids. No padding: the sequences of a batch have equal lengths."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A result that is made part by part: safetensors files in OUT.partial, which are put in a row in the end."""
+"""A result made in parts: safetensors files in OUT.partial, joined at the end."""
 
 from __future__ import annotations
 
