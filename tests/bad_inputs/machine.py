@@ -253,14 +253,14 @@ def source_deleted(room: Room) -> Arguments:
 def tokenizer_deleted(room: Room) -> Arguments:
     from merge.engine import run
 
-    check = run.check_space
+    read = run.side_file_bytes
 
-    def then(*arguments: object) -> None:
+    def then(plan: Any) -> dict[str, bytes]:
         (room.path / "a" / "tokenizer.json").unlink()
-        check(*arguments)
+        return read(plan)
 
     room.watch = False
-    room.patch("merge.engine.run.check_space", then)
+    room.patch("merge.engine.run.side_file_bytes", then)
     return _to(room, "-o", "out")
 
 
