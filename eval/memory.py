@@ -3,7 +3,7 @@
 One SQLite file. A request's key holds the digest of the model's weights, config and tokenizer, how it is run (dtype,
 device, context length), and the whole request (prompt, continuation or generation settings). A changed task makes
 other requests, so that task versions need no key of their own. Every answer is stored as it comes: an evaluation that
-is killed goes on where it was. Several processes may use one file.
+is killed resumes where it stopped. Several processes may use one file.
 """
 
 from __future__ import annotations

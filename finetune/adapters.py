@@ -21,7 +21,7 @@ def adapter_defaults(folder: Path) -> dict[str, Any]:
     """Keys of a config as this adapter was trained, as far as its record says; its kind and base in any case.
 
     Raises:
-        CheckpointError: not an adapter, or one that cannot be gone on with.
+        CheckpointError: not an adapter, or one that cannot be continued.
     """
     kept: dict[str, Any] = {}
     if (folder / MANIFEST).is_file():

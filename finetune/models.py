@@ -38,7 +38,7 @@ class Base:
 
 
 def open_base(text: str, folder: Path | None, adapter: str | None = None, key: str = "model") -> Base:
-    """Reads config.json and the tokenizer; that of the adapter that is gone on with, if it has one. `key`: of the
+    """Reads config.json and the tokenizer; that of the adapter being continued, if it has one. `key`: of the
     config, which messages name.
 
     Raises:
@@ -98,7 +98,7 @@ def load_model(base: Base, config: Config, model_class: str, device: str, more: 
     labels, are new, drawn by torch's seed, and listed in the model's attribute new_parameters.
 
     Raises:
-        CheckpointError: transformers cannot load it, or it lacks parameters that cannot be made anew.
+        CheckpointError: transformers cannot load it, or it lacks parameters that cannot be initialised.
     """
     settings: dict[str, Any] = {"config": copy.deepcopy(base.config), "attn_implementation": config.attention}
     for name, value in (more or {}).items():
@@ -123,7 +123,7 @@ def load_model(base: Base, config: Config, model_class: str, device: str, more: 
 
 
 def keep_4_bit_layout(model: Any, trained: bool = True) -> None:
-    """bitsandbytes would lay 4-bit weights out anew for AVX-512 at the first evaluation, for good.
+    """bitsandbytes would permanently rearrange 4-bit weights for AVX-512 at the first evaluation.
 
     The product with that layout has no gradient: training would go on without most of it. And there is no such layout
     for rows that are no multiple of 32, which it does not look at before.

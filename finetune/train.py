@@ -4,8 +4,8 @@
     model, with what is to be trained; transformers' loop   trainables.py, trainer.py
     OUT.partial: checkpoints, result/ -> OUT                output.py, result.py
 
-Killed and started again, it goes on from the last complete checkpoint; on a processor, with the same number of threads,
-to the same bits.
+Killed and started again, it resumes from the last complete checkpoint; on CPU, with the same number of threads,
+the result is identical bit for bit.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ _OWN = {
     "workers": Key("int", "processes of the parallel strategy", low=1, high=64),
 }
 _WEIGHT = Key("float", "share of a task in the simultaneous mixture", above=0)
-# One value for all tasks: models are compared, gone on with and merged.
+# One value for all tasks: models are compared, continued and merged.
 _SHARED = ("model", "out", "train", "adapter", "seed", "new_tokens", "eos_token", "pad_token", "chat_template")
 _SHAPE = ("format", "prompt", "completion", "text")
 _SEQUENTIAL = ("full", "partial", "bitfit", "lora", "qlora", "ia3", "prompt", "prefix", "bottleneck")

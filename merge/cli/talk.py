@@ -59,7 +59,7 @@ def _line() -> str | None:
     while True:
         try:
             return input("> ")
-        except KeyboardInterrupt:  # begins the line anew
+        except KeyboardInterrupt:  # clears the line
             click.echo()
         except EOFError:
             click.echo()

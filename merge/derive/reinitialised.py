@@ -1,4 +1,4 @@
-"""A matrix of an MLP in which some neurons are drawn anew: Drop-Upcycling's partial re-initialisation.
+"""A matrix of an MLP in which some neurons are redrawn at random: Drop-Upcycling's partial re-initialisation.
 
 Source: Nakamura et al. 2025, "Drop-Upcycling" (arXiv:2502.19261), section 3.2. floor(ratio * n) of the n neurons are
 chosen at random, the same ones in all matrices of an expert's MLP; their entries are replaced by normal numbers of the

@@ -53,7 +53,7 @@ def arguments(context: Context, index: int, step: Step) -> dict[str, Any]:
 
 
 def run_definition(method: Method, step: Step, inputs: Any, keywords: dict[str, Any]) -> Any:
-    """The definition's result; what goes wrong in one that a user wrote is told with the tensor's name."""
+    """The definition's result; errors in a user's method get the tensor's name."""
     import torch
 
     if not method.origin:

@@ -70,7 +70,7 @@ def run_plan(
     """Carries out a plan.
 
     Args:
-        out: directory to make, or another sink; `out`.partial holds unfinished work, which the same call goes on with.
+        out: directory to make, or another sink; `out`.partial holds unfinished work, which the same call resumes.
         threads: worker threads; all processors by default.
         max_ram: bytes of resident memory to stay within; see merge.engine.memory.
         device: "cpu" or a torch device such as "cuda".

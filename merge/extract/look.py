@@ -16,7 +16,7 @@ from merge.plan import TensorRef
 def look_into(adapter: Adapter) -> list[dict[str, Any]]:
     """{name, kind, rank, scaling, parameters, norm} of each part.
 
-    norm: ‖scaling · B·A‖, of which DoRA sets the lengths anew; None for what takes a tensor's place.
+    norm: ‖scaling · B·A‖, whose row lengths DoRA replaces; None for what takes a tensor's place.
     """
     rows: list[dict[str, Any]] = []
     with SourceReader(adapter.files) as reader:

@@ -2,7 +2,7 @@
 
 The C library chooses its code by the processor (with or without fused multiply-add), and numpy and torch bring
 functions of their own, so their results differ in the last bit from machine to machine. IEEE 754 fixes additions,
-products, divisions and square roots to the bit, and nothing else is used here. Errors are at most 8 units in the last
+products, divisions and square roots bit for bit, and nothing else is used here. Errors are at most 8 units in the last
 place.
 """
 

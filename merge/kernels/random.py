@@ -1,7 +1,7 @@
 """Normal and uniform numbers as functions of (key, element index): the same on any machine, in blocks of any size.
 
 32 random bits come from the mixer that random masks use; the normal number is their quantile. Only additions, products,
-divisions and square roots are used, which IEEE fixes to the bit; a logarithm from a library would differ by machine.
+divisions and square roots are used, which IEEE defines exactly; a logarithm from a library would differ by machine.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Checks that a checkpoint has all weights of the class it is loaded as, so that none starts at random.
 
 transformers leaves out what its own tables call harmless (tied weights, buffers that are computed). Of the rest, what
-belongs to one task's head is told from what belongs to the model by the architecture's other classes: a head is what
-not all of them have. Llama's `score` is one, its final norm is none.
+belongs to one task's head is distinguished from what belongs to the model by the architecture's other classes: a head
+is what not all of them have. Llama's `score` is one, its final norm is none.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ Formula: with the thin SVD of a matrix sum_i w_i d_i = U S V^T, and s the mean o
 The nuclear norm of the sum stays. Each matrix of a tensor with more dimensions (fused experts) is one of its own.
 Deviations: directions below 1e-6 of the largest singular value are rounding noise and stay out, and the mean is over
 the others; the paper's program gives them full strength in directions that the SVD happens to return. A task vector
-saved in bfloat16 has full rank by its rounding, whatever trained it (LoRA): there noise is amplified, here as there.
+saved in bfloat16 has full rank by its rounding, also after LoRA: this amplifies noise, here as there.
 Embeddings are matrices like others.
 Cost: an eigendecomposition of the shorter side in float64, whatever the number of models.
 """

@@ -1,6 +1,6 @@
 """What a config says of single layers, for layers that were rearranged: counts, lists, lists of indices, patterns.
 
-A list with one entry for each layer takes each layer's entry along; a list of layer numbers is numbered anew. A rule
+A list with one entry for each layer takes each layer's entry along; a list of layer numbers is renumbered. A rule
 that gives every k-th layer another kind is kept where it still describes the layers. Where it does not, the layers are
 listed one by one if the architecture can read that, and otherwise the recipe is refused: a config that is not true to
 the weights loads and computes nonsense.

@@ -88,7 +88,7 @@ class ExpertSteps:
     def _changed(
         self, ref: TensorRef, expert: Expert, number: int, layer: int, projection: str, name: str
     ) -> TensorRef:
-        """The tensor with some neurons drawn anew, and with noise, where the recipe wants it."""
+        """The tensor with some neurons redrawn, and with noise, where the recipe wants it."""
         seed, ratio = self._recipe.seed, self._mixture.reinit
         if ratio and number < len(self._mixture.experts):
             parameters = {

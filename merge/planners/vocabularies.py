@@ -118,7 +118,7 @@ def _is(ref: ModelRef, model: ModelRef) -> bool:
 def _choose(
     recipe: Recipe, inputs: Inputs, tokenizers: Sequence[Tokenizer], owner: int | None, other: ModelRef | None
 ) -> Vocabulary:
-    """The output's tokenizer: one model's own, or made anew where tokens are added or have no row."""
+    """The output's tokenizer: one model's own, or a new one where tokens are added or have no row."""
     extra = tuple(recipe.tokenizer.tokens) if recipe.tokenizer is not None else ()
     if recipe.tokenizer_source == "union":
         chosen = list({id(tokenizer): tokenizer for tokenizer in tokenizers}.values())

@@ -2,7 +2,7 @@
 
 Pati, Rezaiifar and Krishnaprasad 1993; for embeddings: Goddard and Fernandes Neto 2025, "Training-Free Tokenizer
 Transplantation via Orthogonal Matching Pursuit" (arXiv:2506.06607), section 3. In each round the atom whose inner
-product with what is left is largest joins the others, and all coefficients are fitted anew.
+product with what is left is largest joins the others, and all coefficients are fitted again.
 """
 
 from __future__ import annotations
