@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from eval.models import Subject, directory, is_recipe, subjects
 from merge import build_plan
 from merge.errors import UsageError
-from merge.recipe import made_recipe
+from merge.planners.resolve import made_recipe, reference
+from merge.recipe.model import Recipe, Source
 
 
-def blend_recipe(models: Sequence[str], weights: Sequence[float], name: str) -> str:
-    """A recipe's text; a model of weight 0 is left out, since its weights play no part."""
-    lines = [f"name: {json.dumps(name)}", "merge_method: linear", "models:"]
-    for model, weight in zip(models, weights, strict=True):
-        if weight:
-            lines += [f"  - model: {json.dumps(model, ensure_ascii=False)}", f"    parameters: {{weight: {weight!r}}}"]
-    return "\n".join(lines) + "\n"
+def blend_recipe(models: Sequence[str], weights: Sequence[float], name: str) -> Recipe:
+    """A weighted average; a model of weight 0 is left out, since its weights play no part."""
+    sources = [
+        Source(reference(model), parameters={"weight": weight})
+        for model, weight in zip(models, weights, strict=True)
+        if weight
+    ]
+    return Recipe("linear", tuple(sources), name=name)
 
 
 def blend(models: Sequence[str], weights: Sequence[float], name: str) -> Subject:

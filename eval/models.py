@@ -125,10 +125,10 @@ def _subject(text: str) -> Subject:
         raise UsageError(f"{error}. Name a model directory, a hub id, model+adapter, or a recipe file.") from None
     if ref.adapter is not None:
         from merge import build_plan
-        from merge.recipe import made_recipe
+        from merge.planners.resolve import made_recipe
+        from merge.recipe.model import Recipe, Source
 
-        recipe = f"merge_method: passthrough\nmodels:\n  - model: {json.dumps(text)}\n"
-        plan = build_plan(made_recipe(recipe))
+        plan = build_plan(made_recipe(Recipe("passthrough", (Source(ref),))))
         return Subject(text, Path(ref.adapter.path).name, plan=plan)
     path = Path(locate(ref).path)
     refuse_alone(str(path))

@@ -19,6 +19,8 @@ from eval.results import Results, Verdicts
 from eval.settings import Settings
 from merge.errors import SourceChanged, UsageError
 from merge.plan import Plan, SourceFile
+from merge.recipe.model import Recipe
+from merge.recipe.text import text_of
 
 Judge = Callable[[Sequence[Subject], Settings], Results]
 
@@ -45,7 +47,7 @@ class Soup:
         singles: the models on the held-out items, in the order they were named.
         steps: in the order they were tried; the first is the best model by itself.
         members: the models of the soup, as they were named.
-        recipe: that makes it.
+        average: its recipe; where members are to be made first, its text says so.
         report: soup and models on the other items.
         files: the models' weight files, as they were before the first was judged.
     """
@@ -53,16 +55,21 @@ class Soup:
     singles: Results
     steps: tuple[Step, ...]
     members: tuple[str, ...]
-    recipe: str
+    average: Recipe
     report: Results
     files: tuple[SourceFile, ...]
+
+    @property
+    def recipe(self) -> str:
+        """The text of the recipe that makes it."""
+        return self.average.text + text_of(self.average)
 
     def plan(self) -> Plan:
         """Of the recipe. Raises SourceChanged if a member is not what was judged."""
         from merge import build_plan
-        from merge.recipe import made_recipe
+        from merge.planners.resolve import made_recipe
 
-        plan = build_plan(made_recipe(self.recipe))
+        plan = build_plan(made_recipe(self.average))
         for file in (file for model in plan.models for file in model.files):
             if file not in self.files:
                 raise SourceChanged(f"{file.path}: changed since the models were judged. Run again.")
@@ -116,7 +123,7 @@ def _blend(members: Sequence[Subject], name: str) -> Subject:
     return blend([member.text for member in members], [1.0] * len(members), name)
 
 
-def _recipe(named: Sequence[str], chosen: Sequence[Subject], name: str, keep: Path | None) -> str:
+def _recipe(named: Sequence[str], chosen: Sequence[Subject], name: str, keep: Path | None) -> Recipe:
     """The soup's recipe; members that are recipes themselves, and were not kept, are to be run first."""
     texts, first = [], ""
     for text, subject in zip(named, chosen, strict=True):
@@ -124,7 +131,7 @@ def _recipe(named: Sequence[str], chosen: Sequence[Subject], name: str, keep: Pa
             first += f"# First: merge run {text} -o merged/{subject.name}\n"
             text = f"merged/{subject.name}"
         texts.append(subject.text if is_recipe(text) else text)
-    return first + blend_recipe(texts, [1.0] * len(texts), name)
+    return dataclasses.replace(blend_recipe(texts, [1.0] * len(texts), name), text=first)
 
 
 def _step(results: Results, model: Verdicts, name: str, score: float, kept: bool) -> Step:

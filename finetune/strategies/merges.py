@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 _TAG = "tag:yaml.org,2002:"
 _LORA = ("lora", "qlora")
+_STAND_IN = "task:"  # begins what stands for a model to be trained; no hub id has a colon
 _FILLED = ("models", "slices", "modules")
 
 
@@ -139,27 +140,25 @@ def _check(place: ConfigReader, merge: Merge, tasks: Sequence[str]) -> None:
     """Reads the recipe as if the tasks were trained: everything that its text can have wrong is said now."""
     from merge.methods import get_method
     from merge.planners.adapter_inputs import refused_models, unfit
-    from merge.recipe import recipe_of
+    from merge.planners.resolve import resolve
+    from merge.recipe import draft_of
 
-    with scratch("merge-finetune-") as folder:
-        for name in ("base", *tasks):
-            (folder / f"model-{name}").mkdir()
-            if not merge.fold and name != "base":
-                (folder / f"model-{name}" / "adapter_config.json").write_text("{}")
-        inputs = {task: str(folder / f"model-{task}") for task in tasks}
-        try:
-            recipe = recipe_of(merge.recipe(str(folder / "model-base"), inputs), "", merge.file, opens=False)
-            method = get_method(recipe.merge_method)
-            assert method is not None, recipe.merge_method  # the recipe was checked against the registry
-            if not merge.fold and (problems := list(unfit(recipe, method))):
-                raise RecipeError(problems)
-            if merge.fold and method.inputs == "adapters":
-                said = f"{method.name} merges LoRA adapters, and these are models."
-                raise RecipeError(Problem(said, recipe.where("merge_method"), 'Use train: lora and "fold: false".'))
-            if merge.fold and (problems := refused_models(recipe, method)):
-                raise RecipeError(problems)
-        except RecipeError as error:
-            place._problems += [(_line(one.where), one) for one in _by_task(error, f"{folder}/model-")]
+    inputs = {task: _STAND_IN + task for task in tasks}
+    base = _STAND_IN + "base"
+    try:
+        draft = draft_of(merge.recipe(base, inputs), "", merge.file)
+        recipe = resolve(draft, {base: False} | dict.fromkeys(inputs.values(), not merge.fold))
+        method = get_method(recipe.merge_method)
+        assert method is not None, recipe.merge_method  # the recipe was checked against the registry
+        if not merge.fold and (problems := list(unfit(recipe, method))):
+            raise RecipeError(problems)
+        if merge.fold and method.inputs == "adapters":
+            said = f"{method.name} merges LoRA adapters, and these are models."
+            raise RecipeError(Problem(said, recipe.where("merge_method"), 'Use train: lora and "fold: false".'))
+        if merge.fold and (problems := refused_models(recipe, method)):
+            raise RecipeError(problems)
+    except RecipeError as error:
+        place._problems += [(_line(one.where), one) for one in _by_task(error, _STAND_IN)]
 
 
 def _by_task(error: RecipeError, stand_in: str) -> list[Problem]:
@@ -175,7 +174,8 @@ def check_merges(merges: Sequence[Merge], prepared: Mapping[str, Prepared]) -> N
         MergeError: what does not fit this model, or what make_trainable raises.
     """
     from merge.planners.build import build_plan
-    from merge.recipe import recipe_of
+    from merge.planners.resolve import resolve
+    from merge.recipe import draft_of
 
     if not merges:
         return
@@ -190,7 +190,7 @@ def check_merges(merges: Sequence[Merge], prepared: Mapping[str, Prepared]) -> N
                 Path(path).symlink_to(Path(base).absolute(), target_is_directory=True)
         for merge in merges:
             listed = merge.listed(base, inputs, adapters)
-            recipe = recipe_of(merge.recipe(base, listed), merge.text(base, listed), merge.file)
+            recipe = resolve(draft_of(merge.recipe(base, listed), merge.text(base, listed), merge.file))
             grown = any(one.new_ids for one in prepared.values()) and not adapters
             if grown and recipe.base_model is not None and not (recipe.tokenizer_source or recipe.tokenizer):
                 said = "the trained models have new_tokens that the base lacks."
@@ -242,7 +242,8 @@ def run_merge(merge: Merge, base: str, inputs: Mapping[str, str], out: Path, *, 
     from merge.output.manifest import MANIFEST, read_manifest
     from merge.output.workspace import settle
     from merge.planners.build import build_plan
-    from merge.recipe import parse_recipe
+    from merge.planners.resolve import resolve
+    from merge.recipe import draft_of
 
     text = merge.text(base, inputs)
     if not again and (out / MANIFEST).is_file() and read_manifest(out).get("recipe") == text:
@@ -250,5 +251,5 @@ def run_merge(merge: Merge, base: str, inputs: Mapping[str, str], out: Path, *, 
         return False
     from merge.engine.run import run_plan
 
-    run_plan(build_plan(parse_recipe(text)), out, force=True, **options)
+    run_plan(build_plan(resolve(draft_of(merge.recipe(base, inputs), text, None))), out, force=True, **options)
     return True

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -58,18 +58,19 @@ def fold(
     """Write MODEL with ADAPTER folded in: what PEFT's merge_and_unload makes of it, streamed."""
     from merge.engine.run import run_plan
     from merge.planners.build import build_plan
-    from merge.recipe import made_recipe
+    from merge.planners.resolve import made_recipe
+    from merge.recipe.fields import stored_dtype
+    from merge.recipe.model import Recipe, Source
 
-    recipe: dict[str, Any] = {
-        "merge_method": "passthrough",
-        "name": out.name or "folded",
-        "models": [{"model": {"model": _parts(model), "lora": _parts(adapter)}}],
-    }
-    if dtype is not None:
-        recipe["dtype"] = dtype
-    if adapter_tokenizer:
-        recipe["tokenizer_source"] = _text(adapter)
-    plan = build_plan(made_recipe(json.dumps(recipe, indent=2, ensure_ascii=False)), shard_bytes=shard_size)
+    base, change = (_plain(text) for text in (model, adapter))
+    recipe = Recipe(
+        "passthrough",
+        (Source(dataclasses.replace(base, text=f"{base.text}+{change.text}", adapter=change)),),
+        name=out.name or "folded",
+        dtype=None if dtype is None else stored_dtype(dtype),
+        tokenizer_source=change.text if adapter_tokenizer else None,
+    )
+    plan = build_plan(made_recipe(recipe), shard_bytes=shard_size)
     show_notes(plan.notes, quiet)
     with progress_bar(plan.name, plan.bytes_written, quiet or not sys.stderr.isatty()) as progress:
         report = run_plan(plan, out, threads=threads, force=force, progress=progress)
@@ -245,20 +246,14 @@ def _reference(text: str) -> ModelRef:
         raise UsageError(f"{error}.") from None
 
 
-def _parts(text: str) -> dict[str, str]:
-    """For the recipe: a directory that may have "@" and "+" in its path, or a hub id."""
+def _plain(text: str) -> ModelRef:
+    """A model or an adapter by itself."""
     ref = _reference(text)
     if ref.adapter is not None:
         from merge.errors import UsageError
 
         raise UsageError(f'"{text}" has an adapter already. Fold that one first.')
-    return {"path": ref.path} | ({"revision": ref.revision} if ref.revision is not None else {})
-
-
-def _text(text: str) -> str:
-    """For the recipe: the reference as it can be parsed anywhere."""
-    ref = _reference(text)
-    return ref.path if ref.revision is None else f"{ref.path}@{ref.revision}"
+    return dataclasses.replace(ref, text=ref.path if ref.revision is None else f"{ref.path}@{ref.revision}")
 
 
 def _rank_pattern(text: str) -> tuple[str, int]:

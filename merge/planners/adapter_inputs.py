@@ -15,7 +15,6 @@ from merge.methods.registry import OUTPUT_RANK
 from merge.plan import SourceModel
 from merge.planners.adapters import open_model
 from merge.quoting import some
-from merge.recipe.adapters import adapters_of
 from merge.recipe.model import ModelRef, Recipe, Source, resolve
 
 FOLD = "Fold it: list BASE+ADAPTER in a recipe of models, and make an adapter of the result with `merge lora extract`."
@@ -58,7 +57,7 @@ def open_inputs(recipe: Recipe) -> AdapterInputs:
     Raises:
         CheckpointError: an adapter, or the base that the recipe names, cannot be opened.
     """
-    sources = adapters_of(recipe.models, recipe.base_model)
+    sources = [source for source in recipe.models if source.model != recipe.base_model]
     opened: dict[tuple[str, str | None], Adapter] = {}
     failures: list[CheckpointError] = []
     for source in sources:

@@ -16,6 +16,7 @@ from merge.planners.adapter_output import build_adapter_plan
 from merge.planners.align import align_targets
 from merge.planners.donors import donor_notes
 from merge.planners.inputs import Inputs
+from merge.planners.kind import are_adapters
 from merge.planners.same_architecture import different_architectures
 from merge.planners.side_files import side_files
 from merge.planners.steps import StepBuilder
@@ -25,7 +26,6 @@ from merge.planners.tokenizers import check_adapters, check_tokenizers, copied_f
 from merge.planners.towers import lay_out_targets
 from merge.planners.upscale import upscaled
 from merge.planners.vocabularies import plan_vocabulary
-from merge.recipe.adapters import adapters_of
 from merge.recipe.model import Recipe
 
 SHARD_BYTES = 5_000_000_000
@@ -55,7 +55,7 @@ def build_plan(
         return build_mixture(recipe, functools.partial(build_plan, shard_bytes=shard_bytes), shard_bytes=shard_bytes)
     method = get_method(recipe.merge_method)
     assert method is not None, recipe.merge_method  # the recipe was checked against the registry
-    if adapters_of(recipe.models, recipe.base_model):
+    if are_adapters(recipe.models, recipe.base_model):
         return build_adapter_plan(recipe, method, recipe.name or _default_name(recipe))
     inputs = Inputs(recipe, known)
     problems = list(different_architectures(recipe, inputs))

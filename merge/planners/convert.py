@@ -9,14 +9,14 @@ from collections.abc import Sequence
 
 from merge.checkpoint.adapter import refuse_alone
 from merge.checkpoint.side_files import MODULES
-from merge.dtypes import RECIPE_NAMES, torch_name
-from merge.errors import UsageError
+from merge.dtypes import torch_name
 from merge.jsontext import parse_json
 from merge.output.task import task_of
 from merge.plan import Plan, SideFile
 from merge.planners.build import SHARD_BYTES, build_plan
-from merge.recipe import made_recipe
-from merge.recipe.names import suggest
+from merge.planners.resolve import made_recipe, reference
+from merge.recipe.fields import stored_dtype
+from merge.recipe.model import Recipe, Source
 
 
 def convert_plan(
@@ -35,18 +35,15 @@ def convert_plan(
     """
     if os.path.isdir(model):
         refuse_alone(os.path.abspath(model))
-    stored = None if dtype is None else RECIPE_NAMES.get(dtype.removeprefix("torch."))
-    if dtype is not None and stored is None:
-        raise UsageError(f'unknown dtype "{dtype}"; {suggest(dtype, list(RECIPE_NAMES))}')
     name = os.path.basename(os.path.abspath(model.split("@")[0])) or "model"
-    lines = [
-        f"name: {json.dumps(name + (f'-{dtype}' if dtype else ''), ensure_ascii=False)}",
-        "merge_method: passthrough",
-        f"models: [{{model: {json.dumps(model, ensure_ascii=False)}}}]",
-        *([f"dtype: {torch_name(stored)}"] if stored else []),
-        *([f"allow: [{', '.join(allow)}]"] if allow else []),
-    ]
-    plan = build_plan(made_recipe("\n".join(lines) + "\n"), shard_bytes=shard_bytes)
+    recipe = Recipe(
+        "passthrough",
+        (Source(reference(model)),),
+        name=name + (f"-{dtype}" if dtype else ""),
+        dtype=None if dtype is None else stored_dtype(dtype),
+        allow=tuple(allow),
+    )
+    plan = build_plan(made_recipe(recipe), shard_bytes=shard_bytes)
     texts = {side.name: side.text for side in plan.side_files}
     task = task_of(parse_json(texts["config.json"] or "{}"), embeds=MODULES in texts)
     files = tuple(

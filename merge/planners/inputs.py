@@ -11,9 +11,10 @@ from merge.architecture import Architecture, Stack, architecture_of, find_stacks
 from merge.checkpoint import Checkpoint
 from merge.plan import SourceModel, TensorRef
 from merge.planners.common_names import common_names
-from merge.planners.models import key_of, open_models
+from merge.planners.models import open_models
 from merge.planners.ties import Named, resolve_ties
 from merge.quoting import some
+from merge.recipe.mentioned import key_of
 from merge.recipe.model import ModelRef, Recipe
 
 

@@ -12,34 +12,10 @@ from merge.errors import CheckpointError, Problem, RecipeError
 from merge.methods import get_method
 from merge.planners.adapter_inputs import refused_models
 from merge.planners.adapters import open_model
-from merge.recipe.adapters import adapters_of
-from merge.recipe.model import ModelRef, Module, Recipe
+from merge.planners.kind import are_adapters
+from merge.recipe.mentioned import key_of, mentioned
+from merge.recipe.model import ModelRef, Recipe
 from merge.recipe.references import parse_reference
-
-Key = tuple[str, str | None, "Key | None"]
-
-
-def key_of(ref: ModelRef) -> Key:
-    return ref.path, ref.revision, key_of(ref.adapter) if ref.adapter is not None else None
-
-
-def mentioned(recipe: Recipe) -> dict[Key, tuple[ModelRef, str | None]]:
-    """Every model, once, with its place in the recipe: config donor, base, then as they are listed."""
-    listed: list[tuple[ModelRef, int]] = []
-    parts: list[Recipe | Module] = [recipe, *recipe.modules.values()]
-    for part in parts:
-        listed += [(source.model, source.line) for source in part.models]
-        for piece in part.slices:
-            listed += [(piece.base_model, piece.line)] if piece.base_model is not None else []
-            listed += [(source.model, source.line) for source in piece.sources]
-    for key in ("base_model", "config_donor"):
-        ref: ModelRef | None = getattr(recipe, key)
-        if ref is not None:
-            listed.insert(0, (ref, recipe.lines.get(key, 0)))
-    unique: dict[Key, tuple[ModelRef, str | None]] = {}
-    for ref, line in listed:
-        unique.setdefault(key_of(ref), (ref, f"{recipe.file}:{line}" if recipe.file and line else recipe.file))
-    return unique
 
 
 def first_model(recipe: Recipe) -> ModelRef:
@@ -109,7 +85,7 @@ def problems_of_models(recipe: Recipe) -> list[Problem]:
     problems: list[Problem] = []
     method = get_method(recipe.merge_method)
     if all(os.path.isdir(ref.path) for ref, _ in refs.values()):
-        if adapters_of(recipe.models, recipe.base_model):
+        if are_adapters(recipe.models, recipe.base_model):
             return []
         problems = refused_models(recipe, method) if method is not None else []
     for ref, where in refs.values():

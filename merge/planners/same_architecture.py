@@ -11,7 +11,7 @@ from typing import Any
 from merge.architecture import LAYER_COUNT_KEYS, is_embedding
 from merge.errors import Problem
 from merge.planners.inputs import Input, Inputs
-from merge.planners.models import mentioned
+from merge.recipe.mentioned import mentioned
 from merge.recipe.model import Recipe
 
 _SIZES = (

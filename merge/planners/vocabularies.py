@@ -9,9 +9,10 @@ from pathlib import Path
 from merge.checkpoint.hub import locate_tokenizer
 from merge.errors import Problem, RecipeError
 from merge.planners.inputs import Input, Inputs
-from merge.planners.models import first_model, key_of
+from merge.planners.models import first_model
 from merge.planners.token_rows import Arranger, Vocabulary, vocabulary_rows
 from merge.quoting import quoted
+from merge.recipe.mentioned import key_of
 from merge.recipe.model import ModelRef, Recipe, TokenizerSettings
 from merge.recipe.references import parse_reference
 from merge.vocabulary.files import check_loads, named_in

@@ -16,8 +16,8 @@ model.py       the dataclasses, and settings -> one number
 
 from __future__ import annotations
 
-import dataclasses
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
@@ -25,7 +25,6 @@ import yaml
 from merge.errors import Problem, RecipeError
 from merge.methods.registry import all_methods
 from merge.recipe.build import build, written_compat
-from merge.recipe.check import check
 from merge.recipe.document import read_document, read_text
 from merge.recipe.mixture import build_mixture, is_mixture
 from merge.recipe.model import (
@@ -49,6 +48,7 @@ from merge.recipe.references import StageNames, parse_reference
 __all__ = [
     "ALLOW",
     "Conditional",
+    "Draft",
     "ModelRef",
     "Module",
     "Recipe",
@@ -57,12 +57,11 @@ __all__ = [
     "Settings",
     "Slice",
     "Source",
+    "draft_of",
     "evaluate",
     "load_recipe",
-    "made_recipe",
     "parse_recipe",
     "parse_reference",
-    "recipe_of",
     "resolve",
 ]
 
@@ -92,43 +91,30 @@ def parse_recipe(text: str, file: str | None = None, compat: str | None = None) 
     Raises:
         RecipeError: with every problem of the recipe, in its order.
     """
-    return recipe_of(read_document(text, file), text, file, compat=compat)
+    from merge.planners.resolve import resolve
+
+    return resolve(draft_of(read_document(text, file), text, file, compat=compat))
 
 
-def made_recipe(text: str) -> Recipe:
-    """A recipe that a command makes of its arguments; as `parse_recipe`, but problems name no line of it."""
-    try:
-        return parse_recipe(text)
-    except RecipeError as error:
-        raise RecipeError([dataclasses.replace(problem, where=None) for problem in error.problems]) from None
+@dataclass(frozen=True)
+class Draft:
+    """A recipe as it is written: nothing was looked for yet, on the disk or the hub.
 
-
-def recipe_of(
-    root: yaml.MappingNode,
-    text: str,
-    file: str | None,
-    stages: StageNames | None = None,
-    compat: str | None = None,
-    opens: bool = True,
-) -> Recipe:
-    """A document's tree -> Recipe.
-
-    Args:
-        stages: what the other documents of its file are called.
-        opens: where something is wrong, look also at the models that are on the disk, so that all is told at once.
+    Attributes:
+        recipe: its references are as written; see ModelRef.
+        reader: where everything stands, and what is wrong with the text.
     """
-    reader = Reader(file, all_methods(), stages, compat or written_compat(root))
-    if is_mixture(root):
-        recipe = build_mixture(reader, root, text)
-    else:
-        recipe = build(reader, root, text)
-        check(reader, recipe)
-    if opens and reader.is_wrong:
-        from merge.planners.models import problems_of_models
 
-        reader.add(problems_of_models(recipe))
-    reader.raise_if_any()
-    return recipe
+    recipe: Recipe
+    reader: Reader
+
+
+def draft_of(
+    root: yaml.MappingNode, text: str, file: str | None, stages: StageNames | None = None, compat: str | None = None
+) -> Draft:
+    """A document's tree -> Draft, by its text alone; `stages`: what the other documents of its file are called."""
+    reader = Reader(file, all_methods(), stages, compat or written_compat(root))
+    return Draft((build_mixture if is_mixture(root) else build)(reader, root, text), reader)
 
 
 def find_recipe(path: Path) -> Path:

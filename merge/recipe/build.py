@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 
 import yaml
@@ -10,10 +9,9 @@ import yaml
 from merge.methods.registry import Method
 from merge.quoting import clipped
 from merge.recipe import names
-from merge.recipe.adapters import adapters_of
 from merge.recipe.document import line_of
-from merge.recipe.fields import read_align, read_allow, read_compat, read_donor, read_dtype, read_name
-from merge.recipe.model import COMPAT, ModelRef, Module, Recipe, Slice, Source, Upscale
+from merge.recipe.fields import read_align, read_allow, read_compat, read_dtype, read_name
+from merge.recipe.model import COMPAT, Module, Recipe, Slice, Source, Upscale
 from merge.recipe.reader import NULL, UNREADABLE, Reader, as_integer, join, shown
 from merge.recipe.settings import boolean, read_settings
 from merge.recipe.tokenizer import read_source, read_template, read_tokenizer
@@ -29,21 +27,16 @@ def build(reader: Reader, root: yaml.MappingNode, text: str) -> Recipe:
     reader.in_use = tuple(dict.fromkeys(_methods_in(reader, root)))
     fields = reader.mapping(root, "", "recipe")
     merge_method = _method(reader, root, fields.get("merge_method"), "upscale" in fields)
-    base = reader.reference(fields.get("base_model"), "base_model")
-    models = _with_base(reader, _models(reader, fields.get("models"), "models"), base)
-    slices = _slices(reader, fields.get("slices"), "slices")
-    modules = _modules(reader, fields.get("modules"), base)
-    listed = _listed(base, models, slices, modules)
     return Recipe(
         merge_method=merge_method,
-        models=models,
-        slices=slices,
-        modules=modules,
-        base_model=base,
+        models=_models(reader, fields.get("models"), "models"),
+        slices=_slices(reader, fields.get("slices"), "slices"),
+        modules=_modules(reader, fields.get("modules")),
+        base_model=reader.reference(fields.get("base_model"), "base_model"),
         parameters=read_settings(reader, fields.get("parameters"), "parameters", "shared"),
         dtype=read_dtype(reader, fields.get("dtype"), "dtype"),
         out_dtype=read_dtype(reader, fields.get("out_dtype"), "out_dtype"),
-        tokenizer_source=read_source(reader, fields, listed),
+        tokenizer_source=read_source(reader, fields),
         tokenizer=read_tokenizer(reader, fields.get("tokenizer")),
         chat_template=read_template(reader, fields.get("chat_template")),
         name=read_name(reader, fields.get("name")),
@@ -51,8 +44,8 @@ def build(reader: Reader, root: yaml.MappingNode, text: str) -> Recipe:
         allow=read_allow(reader, fields.get("allow")),
         align=read_align(reader, fields.get("align")),
         upscale=_upscale(reader, fields.get("upscale")),
-        config_donor=read_donor(reader, fields.get("config_donor"), "config_donor", listed),
-        tokenizer_donor=read_donor(reader, fields.get("tokenizer_donor"), "tokenizer_donor", listed),
+        config_donor=reader.reference(fields.get("config_donor"), "config_donor"),
+        tokenizer_donor=reader.reference(fields.get("tokenizer_donor"), "tokenizer_donor"),
         compat=read_compat(reader, fields.get("compat")),
         notes=reader.notes(),
         text=text,
@@ -141,15 +134,13 @@ def _source(reader: Reader, node: yaml.Node, path: str, level: str) -> Source:
 
 
 def _statistics(reader: Reader, node: yaml.Node | None, path: str) -> str | None:
-    """The file of a source's statistics: as a model's directory, looked for here and then beside the recipe."""
+    """The file of a source's statistics, as it is written."""
     text = reader.text(node, path)
     if node is None or text is None:
         if node is not None:
             reader.broken.add(path)
         return None
-    expanded = os.path.expanduser(text)
-    beside = os.path.join(reader.folder or "", expanded)
-    return os.path.abspath(beside if os.path.isfile(beside) and not os.path.isfile(expanded) else expanded)
+    return text
 
 
 def _layer_range(reader: Reader, around: yaml.Node, node: yaml.Node | None, source_path: str) -> tuple[int, int] | None:
@@ -180,16 +171,6 @@ def _range_shown(node: yaml.Node) -> str:
     return shown(node)
 
 
-def _with_base(reader: Reader, models: tuple[Source, ...], base: ModelRef | None) -> tuple[Source, ...]:
-    """`models` and the base, where the base is an input of the method and is not listed (as mergekit has it)."""
-    method = reader.method
-    if not models or base is None or method is None or not method.base_is_input:
-        return models
-    if any(source.model == base for source in models) or adapters_of(models, base):
-        return models
-    return (*models, Source(base, line=reader.line("base_model")))
-
-
 def _slices(reader: Reader, node: yaml.Node | None, path: str) -> tuple[Slice, ...]:
     items = reader.items(node, path, "slices")
     return tuple(_slice(reader, item, join(path, str(i))) for i, item in enumerate(items))
@@ -215,19 +196,19 @@ def _scoped_slice(reader: Reader, node: yaml.Node, path: str) -> Slice:
     )
 
 
-def _modules(reader: Reader, node: yaml.Node | None, base: ModelRef | None) -> Mapping[str, Module]:
+def _modules(reader: Reader, node: yaml.Node | None) -> Mapping[str, Module]:
     modules = {}
     for name, _, value in reader.pairs(node, "modules", '"modules"') if node is not None else ():
         with reader.scope(_method_at(reader, value, reader.method), *_methods_in(reader, value)):
-            modules[name] = _module(reader, value, join("modules", name), base)
+            modules[name] = _module(reader, value, join("modules", name))
     return modules
 
 
-def _module(reader: Reader, node: yaml.Node, path: str, base: ModelRef | None) -> Module:
+def _module(reader: Reader, node: yaml.Node, path: str) -> Module:
     fields = reader.mapping(node, path, "module")
     return Module(
         slices=_slices(reader, fields.get("slices"), join(path, "slices")),
-        models=_with_base(reader, _models(reader, fields.get("models"), join(path, "models")), base),
+        models=_models(reader, fields.get("models"), join(path, "models")),
         parameters=read_settings(reader, fields.get("parameters"), join(path, "parameters"), "shared"),
         merge_method=_own_method(reader, fields.get("merge_method"), join(path, "merge_method")),
     )
@@ -253,16 +234,6 @@ def _upscale(reader: Reader, node: yaml.Node | None) -> Upscale | None:
     if zero is not None and "insert_every" not in fields:
         reader.problem(zero, '"zero_init" is for layers that are inserted; give it with insert_every')
     return Upscale(**numbers, zero_init=flag is not False)
-
-
-def _listed(
-    base: ModelRef | None, models: tuple[Source, ...], slices: tuple[Slice, ...], modules: Mapping[str, Module]
-) -> tuple[ModelRef, ...]:
-    for module in modules.values():
-        models, slices = (*models, *module.models), (*slices, *module.slices)
-    sources = (*models, *(source for piece in slices for source in piece.sources))
-    bases = (base, *(piece.base_model for piece in slices))
-    return tuple(model for model in (*bases, *(source.model for source in sources)) if model is not None)
 
 
 def written_compat(root: yaml.MappingNode) -> str | None:

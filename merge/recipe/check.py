@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from merge.methods.registry import Method, Parameter
-from merge.recipe.adapters import adapters_of
 from merge.recipe.build import PASSTHROUGH
 from merge.recipe.model import Conditional, ModelRef, Module, Recipe, Setting, Settings, Source
 from merge.recipe.reader import UNREADABLE, Reader, join
 
+AreAdapters = Callable[[Sequence[Source], ModelRef | None], bool]
 _VARIES = object()  # a value that is not the same for every tensor
 
 
@@ -40,8 +40,8 @@ class Group:
         return self.base is not None and source.model == self.base
 
 
-def check(reader: Reader, recipe: Recipe) -> None:
-    """Notes every problem that shows only when the recipe is seen whole."""
+def check(reader: Reader, recipe: Recipe, are_adapters: AreAdapters) -> None:
+    """Notes every problem that shows only when the recipe is seen whole, its models located."""
     _one_of_models_and_slices(reader, recipe)
     _upscale(reader, recipe)
     if reader.method is None or reader.broken.intersection(("models", "slices", "modules")):
@@ -55,7 +55,7 @@ def check(reader: Reader, recipe: Recipe) -> None:
         if group.path in reader.broken or group.path.rpartition(".")[0] in reader.broken:
             continue
         method = group.method
-        _base(reader, group, method)
+        _base(reader, group, method, are_adapters)
         _count(reader, group, method)
         _required(reader, group, method)
         _statistics(reader, group, method)
@@ -129,7 +129,7 @@ def _one_of_models_and_slices(reader: Reader, recipe: Recipe) -> None:
             reader.problem(reader.line(at), f'module "{name}" needs either "models" or "slices", and has {found}')
 
 
-def _base(reader: Reader, group: Group, method: Method) -> None:
+def _base(reader: Reader, group: Group, method: Method, are_adapters: AreAdapters) -> None:
     n_bases = sum(group.is_base(source) for source in group.sources)
     line = reader.line(group.path)
     if group.base == UNREADABLE:
@@ -144,7 +144,7 @@ def _base(reader: Reader, group: Group, method: Method) -> None:
         return
     if method.base != "required" and (group.base is None or not method.base_apart):
         return
-    if group.base is None and method.base_apart and adapters_of(group.sources, None):
+    if group.base is None and method.base_apart and are_adapters(group.sources, None):
         return  # their changes are task vectors already
     if group.base is None:
         meaning = "the model at the t = 0 end" if method.base_is_input else "the model the others were fine-tuned from"
@@ -184,9 +184,8 @@ def _count(reader: Reader, group: Group, method: Method) -> None:
 
 
 def _required(reader: Reader, group: Group, method: Method) -> None:
-    outer = [path for path, _ in group.outer]
     for parameter in method.parameters:
-        if not parameter.required or any(_written(reader, path, parameter) for path in outer):
+        if not parameter.required or any(_written(reader, path, settings, parameter) for path, settings in group.outer):
             continue
         if not parameter.per_model:
             message = f'{method.name} needs the parameter "{parameter.name}": write it under "parameters"'
@@ -197,7 +196,11 @@ def _required(reader: Reader, group: Group, method: Method) -> None:
             path = group.source_path(i)
             # A problem already, where it stands.
             misplaced = reader.compat is None and join(path, parameter.name) in reader.lines
-            if path in reader.broken or misplaced or _written(reader, f"{path}.parameters", parameter):
+            if (
+                path in reader.broken
+                or misplaced
+                or _written(reader, f"{path}.parameters", source.parameters, parameter)
+            ):
                 continue
             message = f'{method.name} needs the parameter "{parameter.name}" for model "{source.model.text}"'
             if path not in reader.lines:
@@ -205,10 +208,10 @@ def _required(reader: Reader, group: Group, method: Method) -> None:
             reader.problem(source.line, message)
 
 
-def _written(reader: Reader, path: str, parameter: Parameter) -> bool:
+def _written(reader: Reader, path: str, settings: Settings, parameter: Parameter) -> bool:
     """Whether a level has the parameter, right or wrong; a wrong one is a problem already."""
     key = join(path, parameter.name)
-    return path in reader.broken or key in reader.broken or key in reader.lines
+    return parameter.name in settings or path in reader.broken or key in reader.broken or key in reader.lines
 
 
 def _statistics(reader: Reader, group: Group, method: Method) -> None:
@@ -270,7 +273,7 @@ def _resolved(reader: Reader, levels: list[tuple[str, Settings]], parameter: Par
     for path, settings in levels:
         if parameter.name in settings:
             return _constant(settings[parameter.name])
-        if _written(reader, path, parameter):
+        if _written(reader, path, settings, parameter):
             return _VARIES
     return _VARIES if parameter.required else parameter.default
 
@@ -282,3 +285,20 @@ def _constant(setting: Setting) -> Any:
     if isinstance(first, Conditional):
         return _constant(first.value) if first.filter in (None, "*") else _VARIES
     return first if all(point == first for point in setting) else _VARIES
+
+
+def check_attention(reader: Reader, recipe: Recipe) -> None:
+    """Whether the method that merges what is no expert's takes this many models."""
+    method = reader.methods.get(recipe.merge_method)
+    if recipe.mixture is None or method is None or method.name == PASSTHROUGH:
+        return
+    experts = recipe.models[: len(recipe.mixture.experts)]
+    fewest, most = method.n_models
+    n = sum(not method.base_apart or source.model != recipe.base_model for source in experts)
+    if not fewest <= n <= most:
+        takes = f"exactly {fewest}" if fewest == most else f"at least {fewest}" if n < fewest else f"at most {most}"
+        besides = " besides the base" if method.base_apart else ""
+        reader.problem(
+            reader.line("attention"),
+            f"{method.name} merges {takes} models{besides}, and the recipe lists {n} as experts",
+        )

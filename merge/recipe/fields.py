@@ -5,19 +5,28 @@ from __future__ import annotations
 import yaml
 
 from merge.dtypes import RECIPE_NAMES
+from merge.errors import UsageError
 from merge.recipe import names
-from merge.recipe.model import ALIGN, ALLOW, COMPAT, ModelRef
-from merge.recipe.reader import UNREADABLE, Reader, shown
+from merge.recipe.model import ALIGN, ALLOW, COMPAT
+from merge.recipe.reader import Reader, shown
 
 
 def read_dtype(reader: Reader, node: yaml.Node | None, path: str) -> str | None:
-    """Any name torch or people use -> the safetensors name."""
     text = reader.text(node, path)
     if node is None or text is None:
         return None
+    try:
+        return stored_dtype(text, path)
+    except UsageError as error:
+        reader.problem(node, str(error), path)
+        return None
+
+
+def stored_dtype(text: str, key: str = "dtype") -> str:
+    """Any name torch or people use -> the safetensors name. Raises UsageError for another."""
     found = RECIPE_NAMES.get(text.removeprefix("torch."))
     if found is None:
-        reader.problem(node, f'unknown {path} "{text}"; {names.suggest(text, list(RECIPE_NAMES))}', path)
+        raise UsageError(f'unknown {key} "{text}"; {names.suggest(text, list(RECIPE_NAMES))}')
     return found
 
 
@@ -26,9 +35,13 @@ def read_name(reader: Reader, node: yaml.Node | None) -> str | None:
     text = reader.text(node, "name")
     if node is None or text is None:
         return None
-    if text in (".", "..") or "/" in text or "\\" in text or not text.isprintable():
+    if not is_file_name(text):
         reader.problem(node, f'"name" must be usable as the name of a directory, not {shown(node)}', "name")
     return text
+
+
+def is_file_name(text: str) -> bool:
+    return text not in (".", "..") and "/" not in text and "\\" not in text and text.isprintable()
 
 
 def read_align(reader: Reader, node: yaml.Node | None) -> str | None:
@@ -50,17 +63,6 @@ def read_allow(reader: Reader, node: yaml.Node | None) -> tuple[str, ...]:
         elif text is not None and text not in found:
             found.append(text)
     return tuple(found)
-
-
-def read_donor(reader: Reader, node: yaml.Node | None, key: str, listed: tuple[ModelRef, ...]) -> ModelRef | None:
-    """The model of the recipe whose config.json, or tokenizer, the result gets."""
-    ref = reader.reference(node, key)
-    if ref is None or ref == UNREADABLE or UNREADABLE in listed or ref in listed:
-        return ref
-    assert node is not None
-    known = list(dict.fromkeys(model.text for model in listed))
-    reader.problem(node, f'"{key}" must be a model of this recipe, not "{ref.text}"; {names.suggest(ref.text, known)}')
-    return None
 
 
 def read_compat(reader: Reader, node: yaml.Node | None) -> str | None:

@@ -257,14 +257,13 @@ def _with_attention(reader: Reader, node: yaml.Node | None, recipe: Recipe) -> R
     weight = method.parameter("weight")
     if weight is not None and weight.required and "parameters.weight" not in reader.lines:
         parameters["weight"] = 1.0
-    _check_attention(reader, node, method, parameters, recipe)
+    reader.lines["attention"] = line_of(node)
+    _check_attention(reader, node, method, parameters)
     return dataclasses.replace(recipe, merge_method=name, parameters=parameters)
 
 
-def _check_attention(
-    reader: Reader, node: yaml.Node, method: Method, parameters: Mapping[str, object], recipe: Recipe
-) -> None:
-    """Whether the method can merge this many experts with what it is given."""
+def _check_attention(reader: Reader, node: yaml.Node, method: Method, parameters: Mapping[str, object]) -> None:
+    """Whether the method can merge experts with what it is given."""
     if method.name == "passthrough":
         reader.problem(
             node, 'passthrough merges nothing; "attention: base" takes everything but the experts from the base'
@@ -279,11 +278,3 @@ def _check_attention(
             reader.problem(node, message)
     if method.statistics is not None:
         reader.problem(node, f'{method.name} needs statistics of each model, which "attention" cannot name')
-    assert recipe.mixture is not None
-    experts = recipe.models[: len(recipe.mixture.experts)]
-    fewest, most = method.n_models
-    n = sum(not method.base_apart or source.model != recipe.base_model for source in experts)
-    if not fewest <= n <= most:
-        takes = f"exactly {fewest}" if fewest == most else f"at least {fewest}" if n < fewest else f"at most {most}"
-        besides = " besides the base" if method.base_apart else ""
-        reader.problem(node, f"{method.name} merges {takes} models{besides}, and the recipe lists {n} as experts")

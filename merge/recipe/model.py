@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from merge.recipe.mixture import Mixture
@@ -34,6 +34,9 @@ class ModelRef:
 
     `text` is what the recipe wrote; `path` is absolute for a local directory, else the hub id. Two references are equal
     when they mean the same model, however they are written. `override_architecture` is read and has no effect.
+
+    As it is parsed, `path` is what is written, and `written` says how that is to be read: a "reference", which may have
+    an adapter and a revision in it, or the "path" of one model. What is resolved has "".
     """
 
     text: str = field(compare=False)
@@ -41,6 +44,8 @@ class ModelRef:
     revision: str | None = None
     adapter: ModelRef | None = None
     override_architecture: str | None = field(default=None, compare=False)
+    written: Literal["", "reference", "path"] = field(default="", compare=False)
+    line: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 import yaml
 
 from merge.errors import Problem, RecipeError
-from merge.recipe import find_recipe, recipe_of
+from merge.recipe import Draft, draft_of, find_recipe
 from merge.recipe.document import Document, line_of, place, read_documents, read_text
 from merge.recipe.model import Recipe
 from merge.recipe.reader import MAX_PROBLEMS
@@ -61,26 +61,18 @@ def load_pipeline(path_or_name: str | Path, compat: str | None = None) -> Pipeli
 
 def parse_pipeline(text: str, file: str | None = None, compat: str | None = None) -> Pipeline:
     """A text of one document or several -> Pipeline; arguments and errors as for `parse_recipe`."""
+    from merge.planners.resolve import resolve
+
     documents = read_documents(text, file)
-    if len(documents) == 1:
-        recipe = recipe_of(documents[0].root, text, file, compat=compat)
-        return Pipeline((Stage(recipe.name, recipe, (), 1),), (), text, file)
     names = [_name(document) for document in documents]
     problems = list(_name_problems(documents, names, file))
-    circles = _circles(documents, names)
     advice: list[str] = []
     stages: list[Stage] = []
     notes: dict[str, None] = {}
-    for number, document in enumerate(documents):
-        earlier = tuple(dict.fromkeys(name for name in names[:number] if name is not None))
-        later = {
-            name: documents[place].line
-            for place, name in enumerate(names)
-            if place > number and name is not None and name not in (*earlier, names[number])
-        }
-        seen = StageNames(earlier, later, frozenset(circles[number]), names[number])
+    for document, draft in zip(documents, drafts_of(documents, text, file, compat), strict=False):
+        seen = draft.reader.stages
         try:
-            recipe = recipe_of(document.root, document.text, file, seen, compat)
+            recipe = resolve(draft)
         except RecipeError as error:
             problems += error.problems
             advice += error.advice
@@ -89,11 +81,28 @@ def parse_pipeline(text: str, file: str | None = None, compat: str | None = None
             continue
         for name in seen.shadowed:
             notes[f'"{name}" is the document of that name, not the directory; that would be "./{name}"'] = None
-        uses = tuple(name for name in earlier if name in seen.used)
-        stages.append(Stage(names[number], recipe, uses, document.line))
+        uses = tuple(name for name in seen.earlier if name in seen.used)
+        stages.append(Stage(seen.own, recipe, uses, document.line))
     if problems:
         raise RecipeError(problems, advice)
     return Pipeline(tuple(_with_texts(stages, text)), tuple(notes), text, file)
+
+
+def drafts_of(
+    documents: Sequence[Document], text: str, file: str | None = None, compat: str | None = None
+) -> Iterator[Draft]:
+    """Each document as it is written, with what the others are called."""
+    names = [_name(document) for document in documents]
+    circles = _circles(documents, names)
+    for number, document in enumerate(documents):
+        earlier = tuple(dict.fromkeys(name for name in names[:number] if name is not None))
+        later = {
+            name: documents[place].line
+            for place, name in enumerate(names)
+            if place > number and name is not None and name not in (*earlier, names[number])
+        }
+        seen = StageNames(earlier, later, frozenset(circles[number]), names[number])
+        yield draft_of(document.root, document.text, file, seen, compat)
 
 
 def _name(document: Document) -> str | None:

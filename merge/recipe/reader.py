@@ -19,7 +19,7 @@ from merge.quoting import clipped
 from merge.recipe import names
 from merge.recipe.document import line_of, place
 from merge.recipe.model import ModelRef
-from merge.recipe.references import NO_ADAPTER, STAGE, StageNames, parse_model_path, parse_reference
+from merge.recipe.references import StageNames
 
 NULL, _STR, _INT = "tag:yaml.org,2002:null", "tag:yaml.org,2002:str", "tag:yaml.org,2002:int"
 _MERGE = "tag:yaml.org,2002:merge"
@@ -208,48 +208,37 @@ class Reader:
         return None
 
     def reference(self, node: yaml.Node | None, path: str) -> ModelRef | None:
-        """A model: a text, or {model: ..., lora: ...} in which each is a text or {path, revision}."""
+        """A model as it is written: a text, or {model: ..., lora: ...} in which each is a text or {path, revision}."""
         if node is None:
             return None
-        try:
-            if not isinstance(node, yaml.MappingNode):
-                text = self.text(node, path)
-                return UNREADABLE if text is None else self._parsed(text)
-            values = self.mapping(node, path, "reference")
-            if "model" not in values:
-                self.problem(node, 'a model reference needs the key "model"', path)
-            model = self._model_path(values.get("model"), join(path, "model"))
-            adapter = self._model_path(values.get("lora"), join(path, "lora"))
-            if model is None or UNREADABLE in (model, adapter):
-                return UNREADABLE
-            text = model.text if adapter is None else f"{model.text}+{adapter.text}"
-            if adapter is not None and model.path.startswith(STAGE):
-                raise ValueError(NO_ADAPTER.format(model.text, text))
-            override = self.text(values.get("override_architecture"), join(path, "override_architecture"))
-            return ModelRef(text, model.path, model.revision, adapter, override)
-        except ValueError as error:
-            self.problem(node, str(error), path)
+        if not isinstance(node, yaml.MappingNode):
+            text = self.text(node, path)
+            return UNREADABLE if text is None else ModelRef(text, text, written="reference", line=line_of(node))
+        values = self.mapping(node, path, "reference")
+        if "model" not in values:
+            self.problem(node, 'a model reference needs the key "model"', path)
+        model = self._model_path(values.get("model"), join(path, "model"))
+        adapter = self._model_path(values.get("lora"), join(path, "lora"))
+        if model is None or UNREADABLE in (model, adapter):
             return UNREADABLE
+        text = model.text if adapter is None else f"{model.text}+{adapter.text}"
+        override = self.text(values.get("override_architecture"), join(path, "override_architecture"))
+        return ModelRef(text, model.path, model.revision, adapter, override, "path", line_of(node))
 
     def _model_path(self, node: yaml.Node | None, path: str) -> ModelRef | None:
         if node is None:
             return None
         if not isinstance(node, yaml.MappingNode):
             text = self.text(node, path)
-            if text is not None and (stage := self.stages.find(text, self.folder)):
-                return stage
-            return UNREADABLE if text is None else parse_model_path(text, self.folder)
+            return UNREADABLE if text is None else ModelRef(text, text, written="path")
         values = self.mapping(node, path, "model path")
         text = self.text(values.get("path"), join(path, "path"))
         revision = self.text(values.get("revision"), join(path, "revision"))
         if "path" not in values:
             self.problem(node, 'a model path needs the key "path"', path)
-        if text is not None and revision is None and (stage := self.stages.find(text, self.folder)):
-            return stage
-        return UNREADABLE if text is None else parse_model_path(text, self.folder, revision)
-
-    def _parsed(self, text: str) -> ModelRef:
-        return self.stages.find(text, self.folder) or parse_reference(text, self.folder)
+        if text is None:
+            return UNREADABLE
+        return ModelRef(text if revision is None else f"{text}@{revision}", text, revision, written="path")
 
 
 def join(path: str, key: str) -> str:

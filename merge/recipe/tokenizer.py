@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import yaml
 
 from merge.recipe import names
-from merge.recipe.model import ModelRef, TokenizerSettings, TokenRow
+from merge.recipe.model import TokenizerSettings, TokenRow
 from merge.recipe.reader import Reader, as_integer, join, shown
 from merge.vocabulary import chat
 
@@ -16,8 +16,8 @@ _KINDS = ("model_token", "zero")
 _MOST_PADDING = 1 << 20
 
 
-def read_source(reader: Reader, fields: Mapping[str, yaml.Node], listed: tuple[ModelRef, ...]) -> str | None:
-    """ "base", "union" or a model's text, from either spelling; a listed model under the text it is listed by."""
+def read_source(reader: Reader, fields: Mapping[str, yaml.Node]) -> str | None:
+    """ "base", "union" or a model's text, from either spelling."""
     node, path = fields.get("tokenizer_source"), "tokenizer_source"
     for key in ("tokenizer", "tokenizer_source"):
         if "tokenizer_donor" in fields and key in fields:
@@ -43,7 +43,7 @@ def read_source(reader: Reader, fields: Mapping[str, yaml.Node], listed: tuple[M
             return None
         node = yaml.ScalarNode(node.tag, plain, node.start_mark, node.end_mark)
     model = reader.reference(node, path)
-    return next((other.text for other in listed if other == model), model.text if model else None)
+    return model.text if model else None
 
 
 def read_tokenizer(reader: Reader, node: yaml.Node | None) -> TokenizerSettings | None:

@@ -29,9 +29,9 @@ from merge.errors import CheckpointError, RecipeError, UsageError, first_line
 from merge.plan import Plan, SourceFile, Stored, TensorRef
 from merge.planners.build import build_plan
 from merge.planners.inputs import Inputs
+from merge.planners.resolve import made_recipe
 from merge.planners.token_rows import Vocabulary, vocabulary_tensors
-from merge.recipe import made_recipe
-from merge.recipe.model import ModelRef
+from merge.recipe.model import ModelRef, Recipe, Source
 from merge.vocabulary import omp
 from merge.vocabulary.memory import tokenizer_memory
 from merge.vocabulary.new_rows import header_of
@@ -100,7 +100,7 @@ def prepare(model: ModelRef, donor: ModelRef, method: str = "omp", k: int = 64) 
         UsageError: fewer than k tokens are shared.
         RecipeError, CheckpointError: a model or tokenizer that cannot be used.
     """
-    inputs = Inputs(made_recipe(_recipe(model, donor, method, k)))
+    inputs = Inputs(_recipe(model, donor, method, k))
     ours = read_tokenizer(inputs.donor.checkpoint.path, model.text)
     directory = locate_tokenizer(donor)
     theirs = read_tokenizer(directory, donor.text)
@@ -130,13 +130,10 @@ def prepare(model: ModelRef, donor: ModelRef, method: str = "omp", k: int = 64) 
     return transplant
 
 
-def _recipe(model: ModelRef, donor: ModelRef, method: str, k: int) -> str:
+def _recipe(model: ModelRef, donor: ModelRef, method: str, k: int) -> Recipe:
     options = f"--method {method}" + (f" --k {k}" if method == "omp" else "")
-    return (
-        f"# made by: merge transplant {model.text} {donor.text} {options}\n"
-        f"merge_method: passthrough\nmodels: [{{model: {json.dumps(model.text)}}}]\n"
-        f"tokenizer_source: {json.dumps(donor.text)}\n"
-    )
+    command = f"# made by: merge transplant {model.text} {donor.text} {options}\n"
+    return made_recipe(Recipe("passthrough", (Source(model),), tokenizer_source=donor.text, text=command))
 
 
 def _embedding(tensors: Mapping[str, TensorRef], owner: str) -> TensorRef:
@@ -164,7 +161,7 @@ def _matrices(inputs: Inputs, donor: Checkpoint) -> list[Matrix]:
 
 def plan_transplant(transplant: Transplant, rows: SourceFile | None, shard_bytes: int, name: str) -> Plan:
     """The plan that writes the model with its new vocabulary."""
-    recipe = made_recipe(_recipe(transplant.model, transplant.donor, transplant.method, transplant.k))
+    recipe = _recipe(transplant.model, transplant.donor, transplant.method, transplant.k)
     recipe = dataclasses.replace(recipe, name=name)
     plan = build_plan(
         recipe,

@@ -3,16 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from merge.errors import CheckpointError
 from merge.recipe.model import ModelRef, Source
-
-
-def adapters_of(models: Iterable[Source], base: ModelRef | None) -> tuple[Source, ...]:
-    """The sources, without the base if it is listed, where all of them are adapters; else ()."""
-    sources = tuple(source for source in models if source.model != base)
-    return sources if all(is_adapter_ref(source.model) for source in sources) else ()
 
 
 def is_adapter_ref(ref: ModelRef) -> bool:
@@ -28,3 +22,11 @@ def is_adapter_ref(ref: ModelRef) -> bool:
         return is_adapter(locate(ref, adapter=True).path)
     except CheckpointError:  # what stands in the way is told when it is opened as a model
         return False
+
+
+def are_adapters(
+    models: Iterable[Source], base: ModelRef | None, is_adapter: Callable[[ModelRef], bool] = is_adapter_ref
+) -> bool:
+    """Whether there are models besides the base, and all of them are adapters."""
+    apart = [source.model for source in models if source.model != base]
+    return bool(apart) and all(map(is_adapter, apart))
