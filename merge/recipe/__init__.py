@@ -1,16 +1,18 @@
 """YAML to Recipe: strict, and all problems are reported together, with file and line.
 
-`load_recipe("ties.yaml")`.
+`load_recipe("ties.yaml")`. A text becomes a Draft by itself; merge/planners/resolve.py makes a Recipe of that, once.
 
 document.py    text -> one tree of nodes with lines; size, depth, aliases, tags
 reader.py      reads nodes, collects problems
 names.py       the keys of each level, and the nearest valid name
-references.py  directory, org/name@revision, model+adapter, the name of an earlier document
+references.py  directory, org/name@revision, model+adapter, the name of an earlier document; looks at the disk
+mentioned.py   every model that a recipe names
 pipeline.py    several documents, of which later ones use earlier ones: load_pipeline
 settings.py    scalars, gradients, conditions, held against the method's signature
 build.py       one function a level of the schema
 mixture.py     recipes with "experts": another schema
 check.py       what needs more than one place: models, base, required parameters
+text.py        a recipe made of values -> its text
 model.py       the dataclasses, and settings -> one number
 """
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import yaml
 
 from merge.errors import Problem, RecipeError
-from merge.recipe import Draft, draft_of, find_recipe
+from merge.recipe import draft_of, find_recipe
 from merge.recipe.document import Document, line_of, place, read_documents, read_text
 from merge.recipe.model import Recipe
 from merge.recipe.reader import MAX_PROBLEMS
@@ -69,10 +69,9 @@ def parse_pipeline(text: str, file: str | None = None, compat: str | None = None
     advice: list[str] = []
     stages: list[Stage] = []
     notes: dict[str, None] = {}
-    for document, draft in zip(documents, drafts_of(documents, text, file, compat), strict=False):
-        seen = draft.reader.stages
+    for document, seen in zip(documents, stage_names(documents), strict=True):
         try:
-            recipe = resolve(draft)
+            recipe = resolve(draft_of(document.root, document.text, file, seen, compat))
         except RecipeError as error:
             problems += error.problems
             advice += error.advice
@@ -82,27 +81,27 @@ def parse_pipeline(text: str, file: str | None = None, compat: str | None = None
         for name in seen.shadowed:
             notes[f'"{name}" is the document of that name, not the directory; that would be "./{name}"'] = None
         uses = tuple(name for name in seen.earlier if name in seen.used)
-        stages.append(Stage(seen.own, recipe, uses, document.line))
+        stages.append(Stage(recipe.name, recipe, uses, document.line))
     if problems:
         raise RecipeError(problems, advice)
     return Pipeline(tuple(_with_texts(stages, text)), tuple(notes), text, file)
 
 
-def drafts_of(
-    documents: Sequence[Document], text: str, file: str | None = None, compat: str | None = None
-) -> Iterator[Draft]:
-    """Each document as it is written, with what the others are called."""
+def stage_names(documents: Sequence[Document]) -> Iterator[StageNames]:
+    """For each document, what the others are called; one alone has the name of its result, which may be a model's."""
+    if len(documents) == 1:
+        yield StageNames()
+        return
     names = [_name(document) for document in documents]
     circles = _circles(documents, names)
-    for number, document in enumerate(documents):
+    for number in range(len(documents)):
         earlier = tuple(dict.fromkeys(name for name in names[:number] if name is not None))
         later = {
             name: documents[place].line
             for place, name in enumerate(names)
             if place > number and name is not None and name not in (*earlier, names[number])
         }
-        seen = StageNames(earlier, later, frozenset(circles[number]), names[number])
-        yield draft_of(document.root, document.text, file, seen, compat)
+        yield StageNames(earlier, later, frozenset(circles[number]), names[number])
 
 
 def _name(document: Document) -> str | None:
