@@ -141,7 +141,7 @@ def _check(place: ConfigReader, merge: Merge, tasks: Sequence[str]) -> None:
     from merge.methods import get_method
     from merge.planners.adapter_inputs import refused_models, unfit
     from merge.planners.resolve import resolve
-    from merge.recipe import draft_of
+    from merge.recipe.draft import draft_of
 
     inputs = {task: _STAND_IN + task for task in tasks}
     base = _STAND_IN + "base"
@@ -175,7 +175,7 @@ def check_merges(merges: Sequence[Merge], prepared: Mapping[str, Prepared]) -> N
     """
     from merge.planners.build import build_plan
     from merge.planners.resolve import resolve
-    from merge.recipe import draft_of
+    from merge.recipe.draft import draft_of
 
     if not merges:
         return
@@ -243,7 +243,7 @@ def run_merge(merge: Merge, base: str, inputs: Mapping[str, str], out: Path, *, 
     from merge.output.workspace import settle
     from merge.planners.build import build_plan
     from merge.planners.resolve import resolve
-    from merge.recipe import draft_of
+    from merge.recipe.draft import draft_of
 
     text = merge.text(base, inputs)
     if not again and (out / MANIFEST).is_file() and read_manifest(out).get("recipe") == text:

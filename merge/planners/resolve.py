@@ -15,8 +15,8 @@ from merge.errors import RecipeError
 from merge.methods.registry import Method, all_methods
 from merge.planners.kind import are_adapters, is_adapter_ref
 from merge.quoting import clipped
-from merge.recipe import Draft
 from merge.recipe.check import check, check_attention
+from merge.recipe.draft import Draft
 from merge.recipe.fields import is_file_name
 from merge.recipe.mentioned import mentioned
 from merge.recipe.model import ModelRef, Module, Recipe, Source

@@ -9,6 +9,7 @@ references.py  directory, org/name@revision, model+adapter, the name of an earli
 mentioned.py   every model that a recipe names
 pipeline.py    several documents, of which later ones use earlier ones: load_pipeline
 settings.py    scalars, gradients, conditions, held against the method's signature
+draft.py       what a text says by itself
 build.py       one function a level of the schema
 mixture.py     recipes with "experts": another schema
 check.py       what needs more than one place: models, base, required parameters
@@ -19,16 +20,11 @@ model.py       the dataclasses, and settings -> one number
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
 from merge.errors import Problem, RecipeError
-from merge.methods.registry import all_methods
-from merge.recipe.build import build, written_compat
 from merge.recipe.document import read_document, read_text
-from merge.recipe.mixture import build_mixture, is_mixture
+from merge.recipe.draft import Draft, draft_of
 from merge.recipe.model import (
     ALLOW,
     Conditional,
@@ -44,8 +40,7 @@ from merge.recipe.model import (
     resolve,
 )
 from merge.recipe.names import nearest
-from merge.recipe.reader import Reader
-from merge.recipe.references import StageNames, parse_reference
+from merge.recipe.references import parse_reference
 
 __all__ = [
     "ALLOW",
@@ -96,27 +91,6 @@ def parse_recipe(text: str, file: str | None = None, compat: str | None = None) 
     from merge.planners.resolve import resolve
 
     return resolve(draft_of(read_document(text, file), text, file, compat=compat))
-
-
-@dataclass(frozen=True)
-class Draft:
-    """A recipe as it is written: nothing was looked for yet, on the disk or the hub.
-
-    Attributes:
-        recipe: its references are as written; see ModelRef.
-        reader: where everything stands, and what is wrong with the text.
-    """
-
-    recipe: Recipe
-    reader: Reader
-
-
-def draft_of(
-    root: yaml.MappingNode, text: str, file: str | None, stages: StageNames | None = None, compat: str | None = None
-) -> Draft:
-    """A document's tree -> Draft, by its text alone; `stages`: what the other documents of its file are called."""
-    reader = Reader(file, all_methods(), stages, compat or written_compat(root))
-    return Draft((build_mixture if is_mixture(root) else build)(reader, root, text), reader)
 
 
 def find_recipe(path: Path) -> Path:

@@ -12,8 +12,9 @@ from pathlib import Path
 import yaml
 
 from merge.errors import Problem, RecipeError
-from merge.recipe import draft_of, find_recipe
+from merge.recipe import find_recipe
 from merge.recipe.document import Document, line_of, place, read_documents, read_text
+from merge.recipe.draft import draft_of
 from merge.recipe.model import Recipe
 from merge.recipe.reader import MAX_PROBLEMS
 from merge.recipe.references import StageNames
