@@ -112,7 +112,8 @@ def config_of(model: str, run: dict[str, Any], folder: str) -> Any:
 def predict(model: str, run: dict[str, Any]) -> int:
     import dataclasses
 
-    from finetune.memory import Request, estimate, request_of
+    from merge.cli.memory import request_of
+    from merge.tools.memory import Request, estimate
 
     if "train" not in run:
         return estimate(model, Request(task="inference", dtype="float32", device="cpu", **run)).total

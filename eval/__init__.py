@@ -10,6 +10,5 @@ results.py      what was found, as plain data; join.py: of several files
 difference.py   two models on the same items, with uncertainty; compare.py: merges and their parents
 tables.py, html.py (plots.py, agreement.py), card.py   what people see of it
 path.py, soup.py      interpolation paths, greedy soups; blends.py: their averages
-perplexity.py   perplexity and KL divergence; streamed.py: a layer in memory
 sandbox/        runs code that models write; exact_match.py: the skills of the quickstart family
 """

@@ -6,15 +6,12 @@ keys.py         every key of a config: type, range, default, help
 config.py       YAML and flags -> Config
 data/           files -> samples -> examples -> batches
 objectives/     what is learnt: one file an objective
-trainables.py   what is trained: full, partial, LoRA, prompts, ...; bottleneck.py is one of our own
+trainables.py   what is trained: full, partial, LoRA, prompts, bottlenecks, ...
 models.py       the base and its tokenizer
 rope.py         longer contexts
 checks.py       what only the loaded model shows: disk space, packing
 train.py        the whole way; trainer.py: the loop; adapters.py: going on from an adapter
 distributed.py  several processes; tensorboard.py: one log, also after a kill
 output.py       OUT.partial -> OUT; result.py, record.py: what is written there
-loaded.py       a model to look at: merge generate and classify; serve.py: what they do with it
 strategies/     several tasks: simultaneous, sequential, parallel and merged, in one table
-memory.py       merge memory (memory_math.py, memory_trace.py); formats.py, format_survey.py: merge formats
-quantize.py     merge quantize; quantizers.py: the formats; perplexity.py: before and after
 """

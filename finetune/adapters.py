@@ -5,13 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from finetune import bottleneck
 from finetune.config import from_record
 from finetune.keys import Config
 from finetune.record import MANIFEST
 from merge.checkpoint.files import read_json
 from merge.errors import CheckpointError, UsageError, first_line
-from merge.loading import adapter_settings, adapter_weights, load_adapter
+from merge.loading import adapter_settings, adapter_weights, bottleneck, load_adapter
 
 _PEFT = "adapter_config.json"
 _TYPES = {"LORA": "lora", "IA3": "ia3", "PROMPT_TUNING": "prompt", "PREFIX_TUNING": "prefix"}

@@ -17,6 +17,7 @@ from merge.checkpoint.hub import Place, locate
 from merge.errors import CheckpointError, UsageError
 from merge.loading import CAUSAL, known_as, load_config, load_tokenizer, remember_name
 from merge.loading import load_model as load_weights
+from merge.loading.libraries import keep_4_bit_layout
 from merge.recipe.references import parse_reference
 
 
@@ -120,17 +121,6 @@ def load_model(base: Base, config: Config, model_class: str, device: str, more: 
         model.resize_token_embeddings(len(base.tokenizer), mean_resizing=True)
     model.config.use_cache = True  # as saved; training asks for none
     return model
-
-
-def keep_4_bit_layout(model: Any, trained: bool = True) -> None:
-    """bitsandbytes would permanently rearrange 4-bit weights for AVX-512 at the first evaluation.
-
-    The product with that layout has no gradient: training would go on without most of it. And there is no such layout
-    for rows that are no multiple of 32, which it does not look at before.
-    """
-    for module in model.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu") and (trained or module.out_features % 32):
-            module.support_avx512bf16_for_cpu = False
 
 
 def pick_device(config: Config, asked: str | None) -> str:

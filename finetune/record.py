@@ -16,14 +16,14 @@ from finetune.data import Data
 from finetune.keys import Config
 from finetune.models import Base
 from finetune.sources import weight_files
+from merge.checkpoint.adapter_config import FINETUNE_RECORD
 from merge.errors import CheckpointError
 from merge.loading import code_that_ran
 
 if TYPE_CHECKING:
     from finetune.objectives import Objective
 
-MANIFEST, LOG, CURVE = "finetune_manifest.json", "training_log.json", "loss.png"
-BOTTLENECK = "bottleneck_config.json"  # of an adapter of that kind; see bottleneck.py
+MANIFEST, LOG, CURVE = FINETUNE_RECORD, "training_log.json", "loss.png"
 TENSORBOARD = "tensorboard"  # the folder of its events
 FORMAT = 1
 _PACKAGES = (

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def save_result(trainer: Any, prepared: Prepared, directory: TrainingDirectory) -> None:
     """The trained model or adapter, and its tokenizer. Sharded parameters are gathered by all processes."""
-    from finetune.bottleneck import save_bottlenecks
+    from merge.loading.bottleneck import save_bottlenecks
 
     config, base = prepared.config, prepared.base
     state = trainer.accelerator.get_state_dict(trainer.model_wrapped) if trainer.sharded else None

@@ -25,7 +25,6 @@ from finetune.data import Data, encode_samples, read_samples
 from finetune.data.encode import set_up_tokenizer
 from finetune.distributed import check_launch, is_first, known_to_all
 from finetune.keys import Config
-from finetune.libraries import quiet_libraries
 from finetune.models import Base, check_trainable, load_model, local_device, mixed_precision, open_base, pick_device
 from finetune.objectives import OBJECTIVES, Objective, bind_objective
 from finetune.objectives.base import Run
@@ -36,6 +35,7 @@ from finetune.rope import scale_rope
 from finetune.sources import SourceStates, check_sources, source_digests
 from finetune.trainables import TRAINABLES, count_parameters, make_trainable
 from merge.engine.memory import peak_resident
+from merge.loading.libraries import quiet_libraries
 from merge.output.directory import check_out
 from merge.processors import processors
 

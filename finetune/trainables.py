@@ -304,7 +304,7 @@ def _ptuning(model: Any, config: Config, task_type: str | None, new_ids: list[in
 
 
 def _bottleneck(model: Any, config: Config, task_type: str | None, new_ids: list[int]) -> Any:
-    from finetune.bottleneck import add_bottlenecks
+    from merge.loading.bottleneck import add_bottlenecks
 
     add_bottlenecks(model, config.bottleneck, config.target_modules)
     return model

@@ -390,8 +390,8 @@ def test_another_base_is_a_note(sound: Path, tmp_path: Path) -> None:
 def test_an_adapter_trained_on_four_bits_says_which_base_it_saw(
     sound: Path, tmp_path: Path, train: str, nested: bool, how: str | None
 ) -> None:
-    from finetune.quantize import quantize
     from merge.recipe.references import parse_reference
+    from merge.tools.quantize import quantize
 
     record = {"config": {"train": train, "double_quantization": nested}}
     (sound / "adapter/finetune_manifest.json").write_text(json.dumps(record), encoding="utf-8")

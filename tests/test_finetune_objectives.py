@@ -273,8 +273,8 @@ def test_an_adapter_brings_the_head_that_its_base_lacks(run: Run, ready: Ready, 
     from peft import PeftModel
     from transformers import AutoModelForSequenceClassification
 
-    from finetune.bottleneck import load_bottlenecks
-    from finetune.libraries import quiet_libraries
+    from merge.loading.bottleneck import load_bottlenecks
+    from merge.loading.libraries import quiet_libraries
 
     data = {"data": "moods", "model": "bert", "learning_rate": 1e-2, "max_steps": 6}
     for train in ("lora", "bottleneck"):
@@ -331,9 +331,9 @@ def test_dpo_starts_at_log_2_and_compares_answers_alone(run: Run, ready: Ready, 
 @pytest.mark.parametrize("train", ["lora", "bottleneck", "prompt"])
 def test_the_reference_is_the_model_without_its_adapter(ready: Ready, place: Path, train: str) -> None:
     """Rewards of a moved adapter, against log-probabilities computed here by hand."""
-    from finetune.libraries import quiet_libraries
     from finetune.models import load_model
     from finetune.trainables import make_trainable
+    from merge.loading.libraries import quiet_libraries
 
     prepared = ready(data="choices", train=train)
     base = load_model(prepared.base, prepared.config, "AutoModelForCausalLM", "cpu").eval()

@@ -109,8 +109,8 @@ def loss_of_result(out: Path, model: Path, place: Path, train: str) -> float:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    from finetune.bottleneck import load_bottlenecks
-    from finetune.libraries import quiet_libraries
+    from merge.loading.bottleneck import load_bottlenecks
+    from merge.loading.libraries import quiet_libraries
 
     flags = {"model": [str(model)], "data": [str(place / "data.jsonl")], "out": ["o"], "validation": ["0.2"]}
     data = prepare(load_config(None, flags)).data
@@ -188,7 +188,7 @@ def test_bitfit_moves_biases_only(run: Run, place: Path, tmp_path: Path) -> None
 def test_a_bottleneck_starts_as_the_base(place: Path) -> None:
     from transformers import AutoModelForCausalLM
 
-    from finetune.bottleneck import add_bottlenecks
+    from merge.loading.bottleneck import add_bottlenecks
 
     net = AutoModelForCausalLM.from_pretrained(place / "model", dtype=torch.float32).eval()
     ids = torch.arange(8, 20)[None]
@@ -206,8 +206,8 @@ def test_qlora_stays_in_4_bits_and_its_gradient_is_that_of_the_weights_it_stands
     import bitsandbytes
     from bitsandbytes.functional import dequantize_4bit
 
-    from finetune.libraries import quiet_libraries
     from finetune.models import load_model
+    from merge.loading.libraries import quiet_libraries
 
     flags = {"model": [str(place / "model")], "data": [str(place / "data.jsonl")], "out": ["o"], "train": ["qlora"]}
     prepared = prepare(load_config(None, flags))
@@ -231,8 +231,8 @@ def test_qlora_stays_in_4_bits_and_its_gradient_is_that_of_the_weights_it_stands
 def test_quantised_models_are_trained_or_refused_in_one_line(
     place: Path, tmp_path: Path, run: Run, to: str, train: str
 ) -> None:
-    from finetune.quantize import quantize
     from merge.recipe.references import parse_reference
+    from merge.tools.quantize import quantize
 
     quantize(parse_reference(str(place / "model")), tmp_path / "q", to)
     keys: dict[str, Any] = {"model": tmp_path / "q", "data": place / "data.jsonl", "train": train, "max_steps": 1}
@@ -250,7 +250,7 @@ def test_new_tokens_get_rows_of_their_own(run: Run, tmp_path: Path, tied: bool) 
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from finetune.libraries import quiet_libraries
+    from merge.loading.libraries import quiet_libraries
 
     model = make_tiny_llama(tmp_path / "model", tied=tied)
     file = write_lines(tmp_path / "d.jsonl", [{"prompt": "@a=", "completion": "@A"}] * 20)

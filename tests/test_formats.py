@@ -12,10 +12,10 @@ import pytest
 import torch
 from conftest import Output
 
-from finetune.format_survey import FORMATS, nf4_rounded, survey, tensor_class
-from finetune.formats import FLOATS, NF4, in_all_formats, in_float, in_int8, in_nf4, round_to
 from merge.checkpoint import open_checkpoint
 from merge.recipe.references import parse_reference
+from merge.tools.format_survey import FORMATS, nf4_rounded, survey, tensor_class
+from merge.tools.formats import FLOATS, NF4, in_all_formats, in_float, in_int8, in_nf4, round_to
 
 BY_NAME = {form.name: form for form in FLOATS}
 TORCH = {

@@ -15,11 +15,12 @@ from tiny_bert import make_tiny_bert
 from tiny_llama import make_tiny_llama, words, write_lines
 from toy_data import moods
 
-from finetune.loaded import load
-from finetune.serve import Sampling, _until, as_chat, classify, generate
 from merge.errors import CheckpointError, MergeError, UsageError
 from merge.planners.adapters import open_model
 from merge.recipe.references import parse_reference
+from merge.tools.classify import classify
+from merge.tools.generate import Sampling, _until, as_chat, generate
+from merge.tools.loaded import load
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # peft's, of a name in transformers
 

@@ -11,8 +11,9 @@ import pytest
 from conftest import Output, llama_config, write_json
 from headers import llama_shapes, write_headers
 
-from finetune.memory import Request, estimate
-from finetune.memory_math import (
+from merge.errors import UsageError
+from merge.tools.memory import Request, estimate
+from merge.tools.memory_math import (
     ATTENTION,
     count,
     fits,
@@ -23,7 +24,6 @@ from finetune.memory_math import (
     unknown_shapes,
     weight_bytes,
 )
-from merge.errors import UsageError
 
 LLAMA_2_13B = llama_shapes(layers=40, hidden=5120, intermediate=13824, vocabulary=32000, heads=40, kv_heads=40)
 
@@ -87,7 +87,7 @@ def test_experts_in_one_tensor_stay_in_16_bits_under_qlora(tmp_path: Path) -> No
 
 def test_a_config_of_merge_finetune_is_predicted_as_it_trains(tmp_path: Path) -> None:
     from finetune.config import load_config
-    from finetune.memory import request_of
+    from merge.cli.memory import request_of
 
     text = "model: m\ndata: d\nout: o\ntrain: qlora\nrank: 4\nbatch_size: 2\nmax_length: 64\n"
     (tmp_path / "c.yaml").write_text(text + "optimizer: adamw_8bit\ntarget_modules: [q_proj]\n")
@@ -177,7 +177,7 @@ def test_activations_are_those_that_autograd_keeps(tmp_path: Path) -> None:
     from torch.utils._pytree import tree_map_only
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from finetune.memory_trace import trace_training
+    from merge.tools.memory_trace import trace_training
 
     class Live(TorchDispatchMode):
         sizes: dict[int, int] = {}  # noqa: RUF012

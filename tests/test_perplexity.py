@@ -16,11 +16,11 @@ from conftest import VOCABULARY
 from test_adapters import make_adapter
 from test_statistics import model_of, sizes
 
-from eval.perplexity import _estimate, cut, measure
 from merge import build_plan, load_recipe, run_plan
 from merge.cli import cli
 from merge.errors import NumbersError, UsageError
 from merge.layerwise import HiddenStates
+from merge.tools.perplexity import _estimate, cut, measure
 
 
 @pytest.fixture
@@ -76,10 +76,10 @@ def test_streamed_perplexity_is_that_of_the_whole_model(
 ) -> None:
     import transformers
 
-    import eval.perplexity
+    from merge.tools import perplexity
 
-    monkeypatch.setattr(eval.perplexity, "BLOCK_ROWS", 7)  # several blocks of the vocabulary, the last one shorter
-    monkeypatch.setattr(eval.perplexity, "BATCH_TOKENS", 32)
+    monkeypatch.setattr(perplexity, "BLOCK_ROWS", 7)  # several blocks of the vocabulary, the last one shorter
+    monkeypatch.setattr(perplexity, "BATCH_TOKENS", 32)
     settings = sizes(tied)
     if kind == "GraniteConfig":
         settings |= {"logits_scaling": 3.0, "embedding_multiplier": 2.0}
@@ -115,9 +115,9 @@ def test_hidden_states_on_the_disk_give_the_same_numbers(tmp_path: Path, text: P
 
 
 def test_distance_is_that_of_the_distributions(tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import eval.perplexity
+    from merge.tools import perplexity
 
-    monkeypatch.setattr(eval.perplexity, "BLOCK_ROWS", 5)
+    monkeypatch.setattr(perplexity, "BLOCK_ROWS", 5)
     model, other = llama(tmp_path / "a"), llama(tmp_path / "b", tied=True)
     own, its, distance = measure(model, text, against=other, context=16)
     (loss, p), (its_loss, q) = direct(model, text, 16, 16), direct(other, text, 16, 16)

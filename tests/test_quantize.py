@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from conftest import Output
 
-from finetune.quantize import quantize
-from finetune.quantizers import Int4, Nf4, make_quantizer
 from merge import verify_output
 from merge.errors import CheckpointError, NumbersError, UsageError
 from merge.recipe.references import parse_reference
+from merge.tools.quantize import quantize
+from merge.tools.quantizers import Int4, Nf4, make_quantizer
 
 LAYER = "model.layers.1.mlp.down_proj"
 # What the libraries warn of when they load on a processor is not ours.
@@ -225,7 +225,7 @@ def test_the_command_says_errors_and_perplexity(model: Path, tmp_path: Path, cal
 
 
 def test_perplexity_of_a_model_that_knows_nothing_is_its_vocabulary(model: Path, tmp_path: Path) -> None:
-    from finetune.perplexity import perplexity
+    from merge.tools.short_perplexity import perplexity
 
     data = tmp_path / "text.txt"
     data.write_text("w1 w2 w3 w4 w5 w6\nw7 w8 w9\n")

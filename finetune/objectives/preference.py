@@ -154,7 +154,7 @@ class DirectPreference(Basics):
 @contextlib.contextmanager
 def without_adapter(model: Any) -> Iterator[None]:
     """The base's own computation, whatever adapter is in it."""
-    from finetune.bottleneck import silent_bottlenecks
+    from merge.loading.bottleneck import silent_bottlenecks
 
     adapter = model.disable_adapter() if hasattr(model, "disable_adapter") else silent_bottlenecks(model)
     with adapter:

@@ -21,7 +21,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from finetune.libraries import quiet_libraries
 from finetune.models import pick_device, trained_from
 from finetune.sources import model_sources
 from finetune.strategies.config import TaskSet, load_tasks, mixture
@@ -31,6 +30,7 @@ from finetune.strategies.stages import Machine, ProgressBar, Stage, train_stages
 from finetune.strategies.table import RESULTS, Result, write_results
 from finetune.train import Prepared, Progress, Say, prepare
 from merge.errors import kept_by
+from merge.loading.libraries import quiet_libraries
 from merge.output.directory import LOCK, check_partial, explained, take_lock, write_whole
 
 __all__ = ["Result", "TaskSet", "load_tasks", "run_strategies"]

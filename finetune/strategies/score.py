@@ -75,7 +75,7 @@ def _open(prepared: Prepared, path: Path | None, adapter: bool, device: str) -> 
     model = load_model(base, config, objective.model_class, device)
     if path is not None and adapter:
         if config.train == "bottleneck":
-            from finetune.bottleneck import load_bottlenecks
+            from merge.loading.bottleneck import load_bottlenecks
 
             model = load_bottlenecks(model, path)
         else:

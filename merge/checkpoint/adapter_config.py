@@ -17,6 +17,7 @@ from merge.checkpoint.patterns import patterns_of
 from merge.errors import CheckpointError
 from merge.quoting import quoted
 
+FINETUNE_RECORD = "finetune_manifest.json"  # what merge finetune writes beside weights
 # Kinds besides LoRA and merge.adapter_kinds that consist of whole tensors, or of rows of an embedding.
 _WHOLE = ("LN_TUNING", "TRAINABLE_TOKENS")
 # Kinds that change what a model reads or how it is run, so that no weights could stand for them.
@@ -143,7 +144,7 @@ def trained_on(folder: str, config: Mapping[str, Any]) -> str | None:
 
     PEFT does not record it. `merge finetune` does; others leave it in the base's name, as unsloth's "...-bnb-4bit".
     """
-    record = os.path.join(folder, "finetune_manifest.json")
+    record = os.path.join(folder, FINETUNE_RECORD)
     if os.path.isfile(record):
         told = read_json(record, unique=False).get("config")
         if isinstance(told, dict) and told.get("train") == "qlora":

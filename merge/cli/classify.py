@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from merge.cli.models import opened, read_lines
 from merge.cli.show import console, printable
 from merge.cli.trust import trust_option
 
@@ -27,10 +28,8 @@ Examples:
 @trust_option
 def command(model: str, texts: tuple[str, ...], file: Path | None, top: int, batch: int, as_json: bool) -> None:
     """Label texts with MODEL, a sequence classifier: a directory, hub id, model+adapter, or recipe."""
-    from finetune.loaded import opened
-    from finetune.serve import classify
-    from merge.cli.generate import read_lines
     from merge.errors import UsageError
+    from merge.tools.classify import classify
 
     if bool(texts) == (file is not None):
         raise UsageError("merge classify: expected --text or --file.")

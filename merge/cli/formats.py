@@ -12,8 +12,8 @@ import click
 from merge.cli.show import console, printable, progress_bar
 
 if TYPE_CHECKING:
-    from finetune.format_survey import Survey
-    from finetune.formats import InFormat
+    from merge.tools.format_survey import Survey
+    from merge.tools.formats import InFormat
 
 
 @click.command(
@@ -61,7 +61,7 @@ def _number(text: str) -> float:
 
 
 def _numbers(values: list[float], absmax: float, as_json: bool) -> None:
-    from finetune.formats import in_all_formats
+    from merge.tools.formats import in_all_formats
 
     if as_json:
         rows = [_plain(stored) for value in values for stored in in_all_formats(value, absmax)]
@@ -106,10 +106,10 @@ def _plain(stored: InFormat) -> dict[str, Any]:
 
 
 def _model(model: str, threads: int | None, quiet: bool, as_json: bool) -> None:
-    from finetune.format_survey import survey
     from merge.checkpoint import open_checkpoint
     from merge.errors import UsageError
     from merge.recipe.references import parse_reference
+    from merge.tools.format_survey import survey
 
     try:
         checkpoint = open_checkpoint(parse_reference(model))

@@ -5,18 +5,14 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
+from merge.cli.models import opened, read_lines, write
 from merge.cli.show import printable
+from merge.cli.talk import talk
 from merge.cli.trust import trust_option
-
-if TYPE_CHECKING:
-    from finetune.loaded import Loaded
-    from finetune.serve import Sampling
 
 
 @click.command(
@@ -62,10 +58,9 @@ def command(
     as_json: bool,
 ) -> None:
     """Generate text with MODEL: a directory, hub id, model+adapter, or recipe."""
-    from finetune.libraries import quiet_libraries
-    from finetune.loaded import opened
-    from finetune.serve import Sampling
     from merge.errors import UsageError
+    from merge.loading.libraries import quiet_libraries
+    from merge.tools.generate import Sampling
 
     if prompt is not None and file is not None:
         raise UsageError("--prompt and --file: give one of them.")
@@ -84,8 +79,6 @@ def command(
     first = [{"role": "system", "content": system}] if system else []
     with opened(model, say=lambda text: click.echo(printable(text), err=True)) as loaded, quiet_libraries():
         if prompts is None:
-            from merge.cli.talk import talk
-
             talk(loaded, sampling, first, chat)
             return
         for text in prompts:
@@ -95,29 +88,3 @@ def command(
                 click.echo(json.dumps({"prompt": text, "text": answer}, ensure_ascii=False))
             elif not stream:
                 click.echo(answer)
-
-
-def read_lines(path: Path) -> list[str]:
-    """The lines that are not blank. Raises UsageError if there is none, or the file is no text."""
-    from merge.errors import UsageError
-
-    try:
-        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"--file {path}: cannot be read as UTF-8 text ({error}).") from None
-    if not lines:
-        raise UsageError(f"--file {path}: expected a text in each line, found none.")
-    return lines
-
-
-def write(loaded: Loaded, what: list[dict[str, str]] | str, sampling: Sampling, show: bool) -> Iterator[str]:
-    """Pieces of what the model writes after a text or messages; `show`: also on stdout, as they come."""
-    from finetune.serve import as_chat, generate
-
-    prompt = what if isinstance(what, str) else as_chat(loaded, what)
-    for piece in generate(loaded, prompt, sampling, templated=not isinstance(what, str)):
-        if show:
-            click.echo(piece, nl=False)
-        yield piece
-    if show:
-        click.echo()

@@ -13,7 +13,8 @@ from merge.cli.show import console, printable
 from merge.cli.trust import trust_option
 
 if TYPE_CHECKING:
-    from finetune.memory import Estimate, Request
+    from finetune.keys import Config
+    from merge.tools.memory import Estimate, Request
 
 _DTYPES = ("float32", "bfloat16", "float16", "float8", "int8", "int4", "nf4")
 
@@ -83,8 +84,8 @@ def command(
     With a config, activations are those of transformers' own code, counted in one step that allocates nothing. Weights
     are not read.
     """
-    from finetune.memory import Request, estimate
-    from finetune.memory_math import fits
+    from merge.tools.memory import Request, estimate
+    from merge.tools.memory_math import fits
 
     request = Request(
         task=task,
@@ -122,7 +123,6 @@ def command(
 def _of_config(file: str, device: str) -> tuple[str, Request]:
     """The model of a config of merge finetune, and what it asks for. Raises UsageError for flags beside it."""
     from finetune.config import load_config
-    from finetune.memory import request_of
     from merge.errors import UsageError
 
     context = click.get_current_context()
@@ -138,6 +138,31 @@ def _of_config(file: str, device: str) -> tuple[str, Request]:
     beside = Path(file).parent / config.model
     model = str(beside) if not Path(config.model).exists() and beside.exists() else config.model
     return model, dataclasses.replace(request_of(config), device=device)
+
+
+def request_of(config: Config) -> Request:
+    """What a config of merge finetune asks for.
+
+    Raises:
+        UsageError: a way of training that is not predicted.
+    """
+    from merge.errors import UsageError
+    from merge.tools.memory import Request
+
+    if config.train not in ("full", "lora", "qlora"):
+        raise UsageError(f"train: {config.train} is not predicted; full, lora and qlora are.")
+    optimizers = {"adamw_8bit": "adam8bit", "paged_adamw_8bit": "adam8bit"}
+    return Request(
+        task=config.train,
+        dtype=None if config.dtype == "auto" else config.dtype,
+        context=config.max_length,
+        batch=config.batch_size,
+        optimizer=optimizers.get(config.optimizer, config.optimizer),
+        rank=config.rank,
+        targets=config.target_modules or ("all-linear",),
+        checkpointing=config.gradient_checkpointing,
+        double_quant=config.double_quantization,
+    )
 
 
 def _print(found: Estimate, cards: list[tuple[int, float, str, bool]]) -> None:

@@ -17,7 +17,7 @@ from merge.cli.show import Size, printable, progress_bar, show_notes
 from merge.cli.trust import trust_option
 
 if TYPE_CHECKING:
-    from eval.perplexity import Distance, Estimate, Perplexity
+    from merge.tools.perplexity import Distance, Estimate, Perplexity
 
 _SHOWN = 1000  # steps of the bar
 
@@ -70,8 +70,8 @@ def command(
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from eval.models import directory, subjects
-    from eval.perplexity import measure
     from merge.loading import code_that_ran
+    from merge.tools.perplexity import measure
 
     notes: list[str] = []
 

@@ -69,11 +69,11 @@ def command(
         kind = {"int8": "bitsandbytes", "nf4": "bitsandbytes", "int4": "compressed-tensors", "fp8": "fp8"}[to]
         without = "Or leave the comparison of perplexities out: --no-perplexity."
         need(f"loading {to} again", "quantize", *QUANTISED[kind], otherwise=without)
-    from finetune.perplexity import perplexity
-    from finetune.quantize import quantize
     from merge.checkpoint import open_checkpoint
     from merge.recipe.references import parse_reference
     from merge.statistics.data import read_texts
+    from merge.tools.quantize import quantize
+    from merge.tools.short_perplexity import perplexity
 
     try:
         ref = parse_reference(model)

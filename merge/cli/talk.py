@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from merge.cli.generate import write
+from merge.cli.models import write
 
 if TYPE_CHECKING:
-    from finetune.loaded import Loaded
-    from finetune.serve import Sampling
+    from merge.tools.generate import Sampling
+    from merge.tools.loaded import Loaded
 
 
 def talk(loaded: Loaded, sampling: Sampling, first: list[dict[str, str]], chat: bool | None) -> None:
@@ -25,8 +25,8 @@ def talk(loaded: Loaded, sampling: Sampling, first: list[dict[str, str]], chat: 
     Raises:
         UsageError: the template is missing, or refuses the system message.
     """
-    from finetune.serve import as_chat
     from merge.errors import UsageError
+    from merge.tools.generate import as_chat
 
     with contextlib.suppress(ImportError):  # not on Windows
         import readline  # noqa: F401  # input() edits lines and remembers them with it

@@ -4,6 +4,8 @@ trust.py       whether Python code from a model's directory may run: only if the
 pretrained.py  loading itself; nothing asks a question, and nothing comes from the network
 templates.py   chat templates, rendered within bounds of time and memory (by template_worker.py, in its own process)
 complete.py    tensors that a checkpoint lacks, or has too many of, for the class it is loaded as
+bottleneck.py  adapters of our own kind: put into a network, saved, loaded
+libraries.py   what the libraries do that users should not notice
 causal.py      whether a language model predicts each token from those before it alone
 
 A test holds that no other file loads any of it.

@@ -23,8 +23,14 @@ from kills.injector import Injector
 MODULES = (
     *("lm_eval.models.huggingface", "matplotlib.pyplot", "peft", "safetensors.numpy", "safetensors.torch"),
     *("transformers.tokenization_utils_tokenizers", "transformers.models.llama.modeling_llama"),
-    *("eval.harness", "eval.html", "eval.perplexity", "finetune.quantize", "finetune.strategies", "finetune.trainer"),
-    *("merge.engine.pipeline", "merge.extract", "merge.vocabulary.transplant"),
+    *("eval.harness", "eval.html", "finetune.strategies", "finetune.trainer"),
+    *(
+        "merge.tools.perplexity",
+        "merge.tools.quantize",
+        "merge.engine.pipeline",
+        "merge.extract",
+        "merge.vocabulary.transplant",
+    ),
 )
 
 

@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 
-from finetune.quantizers import F32, ROWS, Dequantized, Encoder, Quantizer, make_quantizer
 from merge.checkpoint import Checkpoint, open_checkpoint
 from merge.checkpoint.digest import stored_digest
 from merge.checkpoint.reader import SourceReader
@@ -36,6 +35,7 @@ from merge.output.writer import OutputDirectory
 from merge.plan import Plan, SideFile, SourceModel, Step, TensorRef
 from merge.processors import processors
 from merge.recipe.model import ModelRef
+from merge.tools.quantizers import F32, ROWS, Dequantized, Encoder, Quantizer, make_quantizer
 
 FORMATS = ("int8", "int4", "nf4", "fp8")
 _SOURCES = ("F32", "F16", "BF16")
@@ -140,8 +140,8 @@ def _choose(
     import torch
     from torch import nn
 
-    from finetune.memory_trace import build_model
     from merge.loading import check_stored, load_config
+    from merge.tools.memory_trace import build_model
 
     if "quantization_config" in checkpoint.config:
         method = (checkpoint.config["quantization_config"] or {}).get("quant_method")

@@ -1,19 +1,20 @@
-"""A model in memory, to look at: a directory, hub id, model+adapter, adapter alone, or recipe, merged on the fly."""
+"""A model in memory, to look at: a directory, hub id, model+adapter, or adapter alone."""
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
 import os
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from finetune.libraries import quiet_libraries
-from finetune.models import keep_4_bit_layout
-from finetune.record import BOTTLENECK, MANIFEST
+from merge.checkpoint.adapter_config import FINETUNE_RECORD
+from merge.checkpoint.files import read_json
+from merge.checkpoint.hub import locate
 from merge.errors import CheckpointError, UsageError
 from merge.loading import CAUSAL, check_needs, load_adapter, load_config, load_model, load_tokenizer
+from merge.loading.bottleneck import CONFIG as BOTTLENECK
+from merge.loading.bottleneck import load_bottlenecks
+from merge.loading.libraries import keep_4_bit_layout, quiet_libraries
+from merge.recipe.references import parse_reference
 
 
 @dataclass(frozen=True)
@@ -23,19 +24,6 @@ class Loaded:
     tokenizer: Any
 
 
-@contextlib.contextmanager
-def opened(text: str, kind: str = CAUSAL, say: Callable[[str], None] = lambda text: None) -> Iterator[Loaded]:
-    """As load(); a recipe, of one document or several, is merged into a directory that is removed at the end."""
-    from eval.models import directory, is_recipe, subjects
-
-    if not is_recipe(text):
-        yield load(text, kind)
-        return
-    say(f"merging {text}")
-    with directory(subjects([text])[0]) as path:
-        yield dataclasses.replace(load(str(path), kind), name=text)
-
-
 def load(text: str, kind: str = CAUSAL) -> Loaded:
     """A directory, hub id, `model+adapter`, or the directory of an adapter that names its base.
 
@@ -43,9 +31,6 @@ def load(text: str, kind: str = CAUSAL) -> Loaded:
         UsageError: not a model's name, or a package is missing.
         CheckpointError: it cannot be loaded.
     """
-    from merge.checkpoint.hub import locate
-    from merge.recipe.references import parse_reference
-
     try:
         ref = parse_reference(text)
     except ValueError as error:
@@ -78,20 +63,16 @@ def _load(text: str, path: str, adapter: str | None, kind: str) -> Loaded:
 
 def _put(network: Any, adapter: str, n_tokens: int) -> Any:
     """The network with the adapter in it, its embeddings enlarged for tokens that came with the adapter."""
-    from finetune import bottleneck
-
     if n_tokens > network.get_input_embeddings().weight.shape[0]:
         network.resize_token_embeddings(n_tokens, mean_resizing=False)
     if os.path.isfile(os.path.join(adapter, BOTTLENECK)):
-        return bottleneck.load_bottlenecks(network, adapter)
+        return load_bottlenecks(network, adapter)
     return load_adapter(network, adapter)
 
 
 def _labels(adapter: str) -> tuple[str, ...]:
     """Those that an adapter was trained on; () if its record does not say. An adapter has no config.json for them."""
-    from merge.checkpoint.files import read_json
-
-    file = os.path.join(adapter, MANIFEST)
+    file = os.path.join(adapter, FINETUNE_RECORD)
     return tuple(read_json(file, unique=False).get("labels") or ()) if os.path.isfile(file) else ()
 
 
@@ -114,8 +95,6 @@ def _adapter_config(folder: str) -> str | None:
 
 
 def _adapter_path(ref: Any) -> str:
-    from merge.checkpoint.hub import locate
-
     path = ref.path if os.path.isdir(ref.path) else locate(ref).path
     if _adapter_config(path) is None:
         raise CheckpointError(f"{path}: has no adapter_config.json, so it is no adapter.")
@@ -123,8 +102,6 @@ def _adapter_path(ref: Any) -> str:
 
 
 def _base_of(config: str) -> str:
-    from merge.checkpoint.files import read_json
-
     base = read_json(config, unique=False).get("base_model_name_or_path")
     if not isinstance(base, str) or not base:
         raise CheckpointError(f"{config}: names no base model. Write MODEL+{os.path.dirname(config)}.")

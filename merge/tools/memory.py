@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from finetune import memory_math as math_
-from finetune.keys import Config
-from finetune.memory_math import DTYPE_BYTES, Shapes
 from merge.errors import CheckpointError, UsageError
+from merge.tools import memory_math as math_
+from merge.tools.memory_math import DTYPE_BYTES, Shapes
 
 TASKS = ("inference", "full", "lora", "qlora", "merge")
 _DEFAULT_CONTEXT = 2048
@@ -156,7 +155,7 @@ def _inference(subject: _Subject) -> Estimate:
         _needs_config(subject, "context", "batch")
         parts = {"weights": subject.weights, "cache and activations (rule of thumb, 20 %)": rule - subject.weights}
         return subject.result(parts)
-    from finetune.memory_trace import trace_inference
+    from merge.tools.memory_trace import trace_inference
 
     trace = trace_inference(subject.config, dtype=subject.compute_dtype, batch=subject.batch, context=subject.context)
     text = subject.config.get_text_config().to_dict()
@@ -210,7 +209,7 @@ def _lora(subject: _Subject) -> Estimate:
 
 def _nf4_parts(subject: _Subject) -> dict[str, int]:
     """bitsandbytes quantises linear layers: experts that a class holds in one tensor stay in 16 bits."""
-    from finetune.memory_trace import parameter_shapes
+    from merge.tools.memory_trace import parameter_shapes
 
     shapes = parameter_shapes(subject.config)  # as the class has them, and not as they are stored
     experts = {name: shape for name, shape in shapes.items() if len(shape) == 3}
@@ -226,7 +225,7 @@ def _trained(subject: _Subject, parts: dict[str, int], trainable: int, *notes: s
     if subject.config is None:
         _needs_config(subject, "context", "batch")
         return subject.result(parts, trainable, *notes, "before activations: those need a config.json")
-    from finetune.memory_trace import Lora, trace_training
+    from merge.tools.memory_trace import Lora, trace_training
 
     adapted = subject.request.task != "full"
     trace = trace_training(
@@ -287,8 +286,8 @@ def _largest_linear(shapes: Shapes) -> int:
 
 
 def _read(model: str, request: Request) -> _Subject:
-    from finetune.memory_trace import parameter_shapes
     from merge.loading import load_config
+    from merge.tools.memory_trace import parameter_shapes
 
     path = _config_path(model)
     config = load_config(path)
@@ -296,28 +295,6 @@ def _read(model: str, request: Request) -> _Subject:
     found = str(getattr(config.get_text_config(), "dtype", None) or "bfloat16").removeprefix("torch.")
     dtype = request.dtype or (found if found in DTYPE_BYTES else "bfloat16")
     return _Subject(model, shapes, config, request.training_dtype if request.trains else dtype, request)
-
-
-def request_of(config: Config) -> Request:
-    """What a config of merge finetune asks for.
-
-    Raises:
-        UsageError: a way of training that is not predicted.
-    """
-    if config.train not in ("full", "lora", "qlora"):
-        raise UsageError(f"train: {config.train} is not predicted; full, lora and qlora are.")
-    optimizers = {"adamw_8bit": "adam8bit", "paged_adamw_8bit": "adam8bit"}
-    return Request(
-        task=config.train,
-        dtype=None if config.dtype == "auto" else config.dtype,
-        context=config.max_length,
-        batch=config.batch_size,
-        optimizer=optimizers.get(config.optimizer, config.optimizer),
-        rank=config.rank,
-        targets=config.target_modules or ("all-linear",),
-        checkpointing=config.gradient_checkpointing,
-        double_quant=config.double_quantization,
-    )
 
 
 def _config_path(model: str) -> str:

@@ -1,4 +1,4 @@
-"""Silences messages of the libraries that are not for the user: deprecations, and notes at import."""
+"""Silences messages of the libraries that are not for the user, and keeps bitsandbytes from changing weights' layout."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import logging
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 
 @contextlib.contextmanager
@@ -26,3 +27,14 @@ def quiet_libraries() -> Iterator[None]:
         finally:
             bitsandbytes.setLevel(before[0])
             transformers_logging.set_verbosity(before[1])
+
+
+def keep_4_bit_layout(model: Any, trained: bool = True) -> None:
+    """bitsandbytes would permanently rearrange 4-bit weights for AVX-512 at the first evaluation.
+
+    The product with that layout has no gradient: training would go on without most of it. And there is no such layout
+    for rows that are no multiple of 32, which it does not look at before.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu") and (trained or module.out_features % 32):
+            module.support_avx512bf16_for_cpu = False

@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from eval.streamed import Batch, Logits, WholeLogits, open_logits
 from merge.checkpoint.files import read_json
 from merge.errors import NumbersError, UsageError
 from merge.loading import load_tokenizer
 from merge.statistics.data import read_texts
+from merge.tools.logits import Batch, Logits, WholeLogits, open_logits
 
 F64 = npt.NDArray[np.float64]
 BUDGET = 256 << 20  # bytes of hidden states in memory

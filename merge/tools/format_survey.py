@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from finetune.formats import NF4
 from merge.architecture import is_embedding, is_head
 from merge.checkpoint import Checkpoint
 from merge.checkpoint.decode import to_float32
@@ -23,6 +22,7 @@ from merge.dtypes import DTYPES
 from merge.kernels.encode import encode
 from merge.plan import TensorRef
 from merge.processors import processors
+from merge.tools.formats import NF4
 
 F32 = npt.NDArray[np.float32]
 

@@ -17,9 +17,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from finetune.memory_math import lora_shapes
 from merge.errors import UsageError, first_line
 from merge.loading import model_from_config, own_class
+from merge.tools.memory_math import lora_shapes
 
 
 @dataclass(frozen=True)

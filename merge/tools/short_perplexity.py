@@ -30,8 +30,8 @@ def perplexity(model: str, data: Path | None, max_tokens: int = 4096, length: in
         CheckpointError: transformers cannot load the model.
         NumbersError: it gives NaN.
     """
-    from eval.perplexity import of_network
-    from finetune.loaded import load
+    from merge.tools.loaded import load
+    from merge.tools.perplexity import of_network
 
     texts = list(SAMPLE) if data is None else read_texts(data)
     try:

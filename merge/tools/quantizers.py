@@ -18,11 +18,11 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from finetune.formats import NF4
 from merge.checkpoint.decode import to_float32
 from merge.dtypes import DTYPES, torch_name
 from merge.errors import UsageError
 from merge.kernels.encode import encode
+from merge.tools.formats import NF4
 
 F32 = npt.NDArray[np.float32]
 Array = npt.NDArray[Any]

@@ -7,7 +7,7 @@
     key-value cache      2 x layers x batch x tokens x KV heads x head size; with multi-head latent attention one latent
                          vector and one rotary key a token (DeepSeek-V2, arXiv:2405.04434, section 2.1)
 
-What activations take depends on how each architecture is written; `finetune.memory_trace` counts them in one step of
+What activations take depends on how each architecture is written; `merge.tools.memory_trace` counts them in one step of
 the real code. All sizes are bytes; GB is 10^9, as model sizes are given.
 """
 

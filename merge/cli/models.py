@@ -1,0 +1,57 @@
+"""What generate and classify share: the model, opened; lines of a file; text on stdout as it comes."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from merge.tools.generate import Sampling
+    from merge.tools.loaded import Loaded
+
+
+@contextlib.contextmanager
+def opened(text: str, kind: str | None = None, say: Callable[[str], None] = lambda text: None) -> Iterator[Loaded]:
+    """As load(); a recipe, of one document or several, is merged into a directory that is removed at the end."""
+    from eval.models import directory, is_recipe, subjects
+    from merge.loading import CAUSAL
+    from merge.tools.loaded import load
+
+    kind = kind or CAUSAL
+    if not is_recipe(text):
+        yield load(text, kind)
+        return
+    say(f"merging {text}")
+    with directory(subjects([text])[0]) as path:
+        yield dataclasses.replace(load(str(path), kind), name=text)
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines that are not blank. Raises UsageError if there is none, or the file is no text."""
+    from merge.errors import UsageError
+
+    try:
+        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"--file {path}: cannot be read as UTF-8 text ({error}).") from None
+    if not lines:
+        raise UsageError(f"--file {path}: expected a text in each line, found none.")
+    return lines
+
+
+def write(loaded: Loaded, what: list[dict[str, str]] | str, sampling: Sampling, show: bool) -> Iterator[str]:
+    """Pieces of what the model writes after a text or messages; `show`: also on stdout, as they come."""
+    from merge.tools.generate import as_chat, generate
+
+    prompt = what if isinstance(what, str) else as_chat(loaded, what)
+    for piece in generate(loaded, prompt, sampling, templated=not isinstance(what, str)):
+        if show:
+            click.echo(piece, nl=False)
+        yield piece
+    if show:
+        click.echo()
