@@ -87,7 +87,7 @@ def barrier_text(found: Barrier, ends: Sequence[str]) -> str:
 
 def print_path(results: Results) -> None:
     """The table, a bar for each point of each task, and the barriers."""
-    from merge.cli.show import console
+    from merge.show.terminal import console
 
     out = console()
     out.print(score_table(results, out.width))

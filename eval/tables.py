@@ -130,7 +130,7 @@ def notes(comparison: Comparison) -> list[str]:
 
 def print_results(results: Results) -> None:
     """What each model took, the table, and each merge against its parents where they were judged too."""
-    from merge.cli.show import console
+    from merge.show.terminal import console
 
     out = console()
     for model in results.models:
@@ -140,7 +140,7 @@ def print_results(results: Results) -> None:
 
 
 def print_comparison(comparison: Comparison) -> None:
-    from merge.cli.show import console
+    from merge.show.terminal import console
 
     out = console()
     out.print(score_table(comparison.results, out.width))

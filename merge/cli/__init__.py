@@ -123,7 +123,7 @@ def _interrupted(error: BaseException) -> str:
 
 
 def _end(message: str, code: int) -> NoReturn:
-    from merge.cli.show import printable
+    from merge.show.terminal import printable
 
     click.echo("\n".join(map(printable, f"merge: {message}".split("\n"))), err=True)
     sys.exit(code)

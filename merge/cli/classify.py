@@ -8,8 +8,8 @@ from pathlib import Path
 import click
 
 from merge.cli.models import opened, read_lines
-from merge.cli.show import console, printable
-from merge.cli.trust import trust_option
+from merge.cli.options import trust_option
+from merge.show.terminal import console, printable
 
 
 @click.command(

@@ -11,7 +11,7 @@ import click
 from click.core import ParameterSource
 
 from merge.cli.judging import check_files, judging, judging_options, write_text
-from merge.cli.trust import trust_option
+from merge.cli.options import html_option, trust_option
 from merge.errors import UsageError
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ Saved results are compared as they are; models are evaluated first, with the opt
 @click.option("--parents", help="The models to compare with, separated by commas.  [default: what it was made of]")
 @click.option("--csv", "csv_file", type=click.Path(path_type=Path), help="Write the table as CSV.")
 @click.option("--markdown", type=click.Path(path_type=Path), help="Write it as Markdown.")
-@click.option("--html", type=click.Path(path_type=Path), help="Write a page with tables and plots.")
+@html_option
 @click.option("--card", type=click.Path(path_type=Path), help="Add the table to the model card of this directory.")
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="File for the results.")
 @click.option("--gate", is_flag=True, help="Exit with 1 unless the mean rises and no task falls significantly.")

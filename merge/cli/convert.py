@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from merge.cli.show import Size, console, progress_bar, show_notes
+from merge.cli.options import json_option, max_ram_option, out_option, quiet_option, shard_size_option, threads_option
+from merge.show.terminal import console, progress_bar, show_notes
 
 if TYPE_CHECKING:
     from merge.output.rounding import Rounding
@@ -28,15 +29,15 @@ Examples:
 Interrupted or killed, the same command resumes where it stopped.""",
 )
 @click.argument("model")
-@click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="Directory for the result.")
+@out_option
 @click.option("--dtype", help="bf16, fp16, fp32 or another float type.  [default: each tensor's own]")
-@click.option("--shard-size", type=Size(), default="5GB", show_default=True, help="Largest output file.")
+@shard_size_option
 @click.option("--allow", multiple=True, type=click.Choice(_ALLOW), help="Allow such numbers; may be repeated.")
-@click.option("--threads", type=click.IntRange(1, 1024), help="Worker threads.  [default: all processors]")
-@click.option("--max-ram", type=Size(), help="Limit on memory, e.g. 1GiB.")
+@threads_option
+@max_ram_option
 @click.option("--force", is_flag=True, help="Replace an existing result; discard unfinished other work.")
-@click.option("--quiet", is_flag=True, help="No progress bar and no notes.")
-@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
+@quiet_option
+@json_option
 def command(
     model: str,
     out: Path,
@@ -50,12 +51,12 @@ def command(
     as_json: bool,
 ) -> None:
     """Write MODEL as safetensors, in another dtype or other shards, and say what the rounding changed."""
-    from merge.cli.run import show_report
     from merge.engine.run import run_plan
     from merge.errors import NumbersError
     from merge.output.manifest import read_manifest
     from merge.output.rounding import rounding_of
     from merge.planners.convert import convert_plan
+    from merge.show.plan import show_report
 
     plan = convert_plan(model, dtype, shard_bytes=shard_size, allow=allow)
     show_notes(plan.notes, quiet)

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from merge.cli.show import console, printable, progress_bar, show_notes
+from merge.cli.options import quiet_option, threads_option
+from merge.show.terminal import console, printable, progress_bar, show_notes
 
 if TYPE_CHECKING:
     from merge.diff import Diff, Sums
@@ -30,9 +31,9 @@ Examples:
 @click.argument("b")
 @click.option("--base", help="The model that both were fine-tuned from: also compare task vectors.")
 @click.option("--top", type=click.IntRange(0), default=10, show_default=True, help="Most changed tensors to list.")
-@click.option("--threads", type=click.IntRange(1, 1024), help="Worker threads.  [default: all processors]")
+@threads_option
 @click.option("--exit-code", is_flag=True, help="Exit with 1 if the models differ, as git diff does.")
-@click.option("--quiet", is_flag=True, help="No progress bar and no notes.")
+@quiet_option
 @click.option("--json", "as_json", is_flag=True, help="Print everything, tensor by tensor, as JSON.")
 @click.pass_context
 def command(

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from merge.cli.judging import check_files, judging, judging_options, write_text
-from merge.cli.trust import trust_option
+from merge.cli.options import html_option, trust_option
 
 
 @click.command(
@@ -31,7 +31,7 @@ only that model. Compare saved results with merge compare.""",
     "--ensemble", "ensembles", multiple=True, metavar="A,B", help="Add a row for these models as an ensemble."
 )
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="File for the results.  [default: none]")
-@click.option("--html", type=click.Path(path_type=Path), help="Write a page with tables and plots.")
+@html_option
 @click.option("--json", "as_json", is_flag=True, help="Print the results as JSON.")
 @judging_options
 @trust_option

@@ -17,9 +17,9 @@ import click
 from finetune.before import check_packages
 from finetune.distributed import is_first
 from finetune.keys import KEYS, Config, Key
-from merge.cli.show import memory, printable
-from merge.cli.trust import trust_option
+from merge.cli.options import json_option, trust_option
 from merge.needs import need
+from merge.show.terminal import memory, printable
 
 if TYPE_CHECKING:
     from finetune.train import Prepared, Report
@@ -106,7 +106,7 @@ Interrupted or killed, the same command resumes where it stopped.""",
 @click.option("--threads", type=click.IntRange(1, 1024), help="Threads of torch.")
 @click.option("--force", is_flag=True, help="Replace an existing result; discard other unfinished work.")
 @click.option("--quiet", is_flag=True, help="No progress and no notes.")
-@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
+@json_option
 @trust_option
 def command(
     words: tuple[str, ...],

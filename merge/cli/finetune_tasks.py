@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from merge.cli.show import printable
+from merge.show.terminal import printable
 
 if TYPE_CHECKING:
     from finetune.train import Progress, Say

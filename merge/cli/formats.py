@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from merge.cli.show import console, printable, progress_bar
+from merge.cli.options import no_bar_option
+from merge.show.terminal import console, printable, progress_bar
 
 if TYPE_CHECKING:
     from merge.tools.format_survey import Survey
@@ -30,7 +31,7 @@ Examples:
 @click.option("--absmax", type=float, help="INT8's and NF4's largest magnitude.  [default: that of the numbers]")
 @click.option("--model", help="A checkpoint whose weights are rounded to each format: directory or hub id.")
 @click.option("--threads", type=click.IntRange(1, 1024), help="With --model.  [default: all processors]")
-@click.option("--quiet", is_flag=True, help="No progress bar.")
+@no_bar_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(
     numbers: tuple[str, ...], absmax: float | None, model: str | None, threads: int | None, quiet: bool, as_json: bool

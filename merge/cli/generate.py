@@ -10,9 +10,9 @@ from pathlib import Path
 import click
 
 from merge.cli.models import opened, read_lines, write
-from merge.cli.show import printable
+from merge.cli.options import trust_option
 from merge.cli.talk import talk
-from merge.cli.trust import trust_option
+from merge.show.terminal import printable
 
 
 @click.command(

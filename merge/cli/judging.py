@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from merge.cli.run import check_device
+from merge.cli.options import check_device
 from merge.jsontext import parse_json
 from merge.needs import need
 

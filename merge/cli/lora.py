@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from merge.cli.show import Size, console, printable, progress_bar, show_notes, size
+from merge.cli.options import force_option, json_option, out_option, quiet_option, shard_size_option, threads_option
+from merge.show.terminal import console, printable, progress_bar, show_notes, size
 
 if TYPE_CHECKING:
     from merge.extract import Summary
@@ -35,14 +36,14 @@ def command() -> None:
 @command.command("fold")
 @click.argument("model")
 @click.argument("adapter")
-@click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="Directory for the result.")
+@out_option
 @click.option("--dtype", help="Of the result.  [default: the model's]")
 @click.option("--adapter-tokenizer", is_flag=True, help="With the adapter's tokenizer and chat template.")
-@click.option("--threads", type=click.IntRange(1, 1024), help="Worker threads.  [default: all processors]")
-@click.option("--shard-size", type=Size(), default="5GB", show_default=True, help="Largest output file.")
+@threads_option
+@shard_size_option
 @click.option("--force", is_flag=True, help="Replace an existing result.")
-@click.option("--quiet", is_flag=True, help="No progress bar and no notes.")
-@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
+@quiet_option
+@json_option
 def fold(
     model: str,
     adapter: str,
@@ -95,7 +96,7 @@ Interrupted or killed, the same command resumes where it stopped.""",
 )
 @click.argument("finetuned")
 @click.option("--base", required=True, help="The model that it was fine-tuned from.")
-@click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="Directory for the result.")
+@out_option
 @click.option("--rank", type=click.IntRange(1), help="Rank; with --energy the largest.  [default: 16]")
 @click.option("--energy", type=click.FloatRange(0, 1, min_open=True), help="Share of each difference to keep.")
 @click.option("--rank-pattern", "patterns", multiple=True, metavar="RE=RANK", help="Rank of modules that end so.")
@@ -119,9 +120,9 @@ Interrupted or killed, the same command resumes where it stopped.""",
 )
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the randomised start.")
 @click.option("--threads", type=click.IntRange(1, 1024), help="Modules at once.  [default: all processors]")
-@click.option("--force", is_flag=True, help="Replace an existing result; discard unfinished work of another run.")
-@click.option("--quiet", is_flag=True, help="No progress bar and no notes.")
-@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
+@force_option
+@quiet_option
+@json_option
 def extract(
     finetuned: str,
     base: str,

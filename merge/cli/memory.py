@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from merge.cli.show import console, printable
-from merge.cli.trust import trust_option
+from merge.cli.options import trust_option
+from merge.show.terminal import console, printable
 
 if TYPE_CHECKING:
     from finetune.keys import Config

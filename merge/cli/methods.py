@@ -8,12 +8,13 @@ from typing import Any
 
 import click
 
-from merge.cli.show import METHOD_FILE_HELP, console
+from merge.cli.options import method_file_option
+from merge.show.terminal import console
 
 
 @click.command("methods", epilog="\b\nExamples:\n  merge methods\n  merge methods ties")
 @click.argument("name", required=False)
-@click.option("--method-file", "method_files", multiple=True, type=click.Path(path_type=Path), help=METHOD_FILE_HELP)
+@method_file_option
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
 def command(name: str | None, method_files: tuple[Path, ...], as_json: bool) -> None:
     """List the merge methods; with NAME, its parameters, formula, paper and an example recipe."""

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from merge.cli.show import Size, printable, progress_bar, show_notes
-from merge.cli.trust import trust_option
+from merge.cli.options import Size, quiet_option, refuse_above_option, trust_option
+from merge.show.terminal import printable, progress_bar, show_notes
 
 if TYPE_CHECKING:
     from merge.tools.perplexity import Distance, Estimate, Perplexity
@@ -46,9 +46,9 @@ Examples:
     show_default=True,
     help="Memory for hidden states; more goes to disk.",
 )
-@click.option("--max-ram", type=Size(), help="Refuse a model that cannot be streamed and takes more memory than this.")
+@refuse_above_option
 @click.option("--threads", type=click.IntRange(1), help="[default: all cores]")
-@click.option("--quiet", is_flag=True, help="No progress bar and no notes.")
+@quiet_option
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @trust_option
 def command(

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from merge.cli.plan import show_plan, totals_of
-from merge.cli.run import show_report
-from merge.cli.show import console, printable, progress_bar
+from merge.show.plan import show_plan, show_report, totals_of
+from merge.show.terminal import console, printable, progress_bar
 
 if TYPE_CHECKING:
     from merge.planners.pipeline import StagePlan

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import click
 
-from merge.cli.show import Size, console, printable, progress_bar, size
-from merge.cli.trust import trust_option
+from merge.cli.options import no_bar_option, out_option, shard_size_option, threads_option, trust_option
 from merge.errors import UsageError
 from merge.needs import QUANTISED, need
+from merge.show.terminal import console, printable, progress_bar, size
 
 
 @click.command(
@@ -27,7 +27,7 @@ Loading again needs bitsandbytes (int8, nf4) or compressed-tensors (int4); fp8 i
 Interrupted or killed, the same command resumes where it stopped.""",
 )
 @click.argument("model")
-@click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="Directory for the result.")
+@out_option
 @click.option("--to", required=True, type=click.Choice(["int8", "int4", "nf4", "fp8"]), help="Format of linear layers.")
 @click.option("--include", multiple=True, help="Only modules that match (model.layers.0.*); can include the head.")
 @click.option("--exclude", multiple=True, help="Modules to leave unchanged.")
@@ -35,10 +35,10 @@ Interrupted or killed, the same command resumes where it stopped.""",
 @click.option("--nested", is_flag=True, help="With nf4: quantise the scales too, as QLoRA does.")
 @click.option("--data", type=click.Path(path_type=Path), help="Texts for perplexity.  [default: a small sample]")
 @click.option("--no-perplexity", is_flag=True, help="Do not load the models to measure perplexity.")
-@click.option("--threads", type=click.IntRange(1, 1024), help="Worker threads.  [default: all processors]")
-@click.option("--shard-size", type=Size(), default="5GB", show_default=True, help="Largest output file.")
+@threads_option
+@shard_size_option
 @click.option("--force", is_flag=True, help="Replace an existing result; discard unfinished work.")
-@click.option("--quiet", is_flag=True, help="No progress bar.")
+@no_bar_option
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON, with the error of each layer.")
 @trust_option
 def command(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from merge.cli.judging import check_files, judging, judging_options, write_text
-from merge.cli.trust import trust_option
+from merge.cli.options import html_option, trust_option
 from merge.errors import UsageError
 from merge.output.directory import check_out
 
@@ -36,7 +36,7 @@ Greedy: sorted by score, each model is added if the average does not get worse. 
     show_default=True,
     help="Share of the items used to choose.",
 )
-@click.option("--html", type=click.Path(path_type=Path), help="Write a page with tables and plots.")
+@html_option
 @click.option("--force", is_flag=True, help="Replace an existing result.")
 @click.option("--json", "as_json", is_flag=True, help="Print the steps and the scores as JSON.")
 @judging_options
@@ -96,7 +96,7 @@ def _print(soup: Soup) -> None:
     from rich.text import Text
 
     from eval.tables import columns, percent_of, score_table
-    from merge.cli.show import console
+    from merge.show.terminal import console
 
     out = console()
     out.print("On the held-out items, each model by itself:")

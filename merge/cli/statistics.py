@@ -9,8 +9,8 @@ from pathlib import Path
 
 import click
 
-from merge.cli.show import Size, printable, progress_bar, show_notes
-from merge.cli.trust import trust_option
+from merge.cli.options import json_option, quiet_option, refuse_above_option, trust_option
+from merge.show.terminal import printable, progress_bar, show_notes
 
 
 @click.command(
@@ -44,10 +44,10 @@ Interrupted or killed, the same command resumes where it stopped.""",
 )
 @click.option("--batch", type=click.IntRange(1), default=8, show_default=True, help="Sequences at once (gram).")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the order of the texts.")
-@click.option("--max-ram", type=Size(), help="Refuse a model that cannot be streamed and takes more memory than this.")
+@refuse_above_option
 @click.option("--force", is_flag=True, help="Replace an existing file; discard unfinished work of another run.")
-@click.option("--quiet", is_flag=True, help="No progress bar and no notes.")
-@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
+@quiet_option
+@json_option
 @trust_option
 def command(
     model: str,

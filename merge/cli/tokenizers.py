@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
-from merge.cli.show import console, printable
-from merge.cli.trust import trust_option
+from merge.cli.options import trust_option
+from merge.show.terminal import console, printable
 
 
 @click.command(

@@ -8,8 +8,17 @@ from pathlib import Path
 
 import click
 
-from merge.cli.show import Size, memory, printable, progress_bar, show_notes, size
-from merge.cli.trust import trust_option
+from merge.cli.options import (
+    Size,
+    force_option,
+    json_option,
+    out_option,
+    quiet_option,
+    shard_size_option,
+    threads_option,
+    trust_option,
+)
+from merge.show.terminal import memory, printable, progress_bar, show_notes, size
 
 
 @click.command(
@@ -22,7 +31,7 @@ Interrupted or killed, the same command resumes where it stopped.""",
 )
 @click.argument("model")
 @click.argument("donor")
-@click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="Directory for the result.")
+@out_option
 @click.option(
     "--method",
     type=click.Choice(["omp", "mean", "zero", "copy-only"]),
@@ -37,13 +46,13 @@ Interrupted or killed, the same command resumes where it stopped.""",
     show_default=True,
     help="Shared tokens in one row's combination (omp).",
 )
-@click.option("--threads", type=click.IntRange(1, 1024), help="Worker threads.  [default: all processors]")
+@threads_option
 @click.option("--max-ram", type=Size(), help="Limit on memory, e.g. 4GiB.")
 @click.option("--device", default="cpu", show_default=True, help="cpu, or cuda to find combinations on a GPU.")
-@click.option("--shard-size", type=Size(), default="5GB", show_default=True, help="Largest output file.")
-@click.option("--force", is_flag=True, help="Replace an existing result; discard unfinished work of another run.")
-@click.option("--quiet", is_flag=True, help="No progress bar and no notes.")
-@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
+@shard_size_option
+@force_option
+@quiet_option
+@json_option
 @trust_option
 def command(
     model: str,
@@ -65,7 +74,7 @@ def command(
     DONOR's embeddings, and gets that combination of MODEL's. mean: the mean of the pieces into which MODEL's tokenizer
     cuts it. zero: zeros. copy-only: the mean of all copied rows.
     """
-    from merge.cli.run import check_device
+    from merge.cli.options import check_device
     from merge.errors import UsageError
     from merge.output.directory import check_out, partial_of
     from merge.processors import processors

@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from merge.cli.run import check_device
-from merge.cli.show import METHOD_FILE_HELP, Size, printable, progress_bar, size
-from merge.cli.trust import trust_option
+from merge.cli.options import Size, check_device, method_file_option, no_bar_option, trust_option
 from merge.errors import UsageError
+from merge.show.terminal import printable, progress_bar, size
 
 if TYPE_CHECKING:
     from merge.engine.rebuild import Rebuild
@@ -33,8 +32,8 @@ Examples:
 @click.option("--recipe-dir", type=click.Path(path_type=Path), help="Directory of the recipe, for models beside it.")
 @click.option("--max-ram", type=Size(), help="Limit on memory for --rebuild, e.g. 1GiB.")
 @click.option("--device", default="cpu", show_default=True, help="Device for --rebuild: cpu or cuda.")
-@click.option("--method-file", "method_files", multiple=True, type=click.Path(path_type=Path), help=METHOD_FILE_HELP)
-@click.option("--quiet", is_flag=True, help="No progress bar.")
+@method_file_option
+@no_bar_option
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
 @trust_option
 def command(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
@@ -13,28 +12,6 @@ import click
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-METHOD_FILE_HELP = "A Python file with merge methods; may be repeated."
-COMPAT_HELP = "Ignore keys that mergekit ignores, with a note; the same as compat: in the recipe."
-STAGES_DIR_HELP = "Directory for the stages of a pipeline that others need.  [default: OUT.stages]"
-_UNITS = {"": 1, "B": 1}
-for _power, _letter in enumerate("KMGT", 1):
-    _UNITS |= {_letter: 1000**_power, f"{_letter}B": 1000**_power, f"{_letter}IB": 1024**_power}
-
-
-class Size(click.ParamType):  # type: ignore[type-arg]  # not generic in click 8.1
-    """A number of bytes: 5GB is 5 * 10^9, 4GiB is 4 * 2^30."""
-
-    name = "size"
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        if isinstance(value, int):
-            return value
-        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(value))
-        unit = _UNITS.get(match[2].upper()) if match else None
-        if match is None or unit is None or not 1 <= float(match[1]) * unit < 1 << 63:
-            self.fail(f'"{value}" is not a size; write for example 5GB or 512MiB', param, ctx)
-        return int(float(match[1]) * unit)
 
 
 def size(n_bytes: float) -> str:

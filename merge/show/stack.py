@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from string import ascii_uppercase
 from typing import TYPE_CHECKING, Any
 
-from merge.cli.show import printable
 from merge.jsontext import parse_json
+from merge.show.terminal import printable
 
 if TYPE_CHECKING:
     from merge.architecture import Stack
