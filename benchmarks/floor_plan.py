@@ -21,7 +21,7 @@ PACKAGES = ("merge", "finetune", "eval")
 ROOMS = (
     *("merge", "kernels", "methods", "recipe", "adapter_kinds", "checkpoint", "derive", "loading", "architecture"),
     *("layerwise", "statistics", "vocabulary", "output", "findings", "planners", "engine", "extract"),
-    *("tools", "face", "finetune", "eval", "cli"),
+    *("tools", "show", "face", "finetune", "eval", "cli"),
 )
 FACE = ("merge", "merge.__main__", "merge.diff")
 Graph = Mapping[str, Set[str]]

@@ -75,7 +75,7 @@ def infer(model: str, run: dict[str, Any]) -> int:
 
 def train(model: str, run: dict[str, Any]) -> int:
     """`merge finetune` itself. The peak of loading and of the first step, which warms up, is not asked for."""
-    import peft  # noqa: F401
+    from peft import tuners  # noqa: F401
 
     from finetune.train import finetune, prepare
 

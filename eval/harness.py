@@ -18,7 +18,7 @@ from eval.models import Subject, directory, known_digest, remember_digest, remov
 from eval.quiet import quiet, quietly
 from eval.results import Results, TaskResult, Verdicts
 from eval.settings import Settings
-from eval.tasks import Task
+from eval.tasks.task import Task
 from merge.errors import MergeError, UsageError, first_line
 
 if TYPE_CHECKING:

@@ -12,7 +12,8 @@ from eval.missing import unloadable
 from eval.quiet import quietly
 from eval.results import Questions
 from eval.settings import Settings
-from eval.tasks import Task, task_manager
+from eval.tasks import task_manager
+from eval.tasks.task import Task
 from merge.checkpoint.network import no_network
 from merge.errors import MergeError, UsageError
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from eval.tasks import Task
+from eval.tasks.task import Task
 from merge.checkpoint.network import no_network
 from merge.errors import MergeError, first_line
 

@@ -24,7 +24,7 @@ from merge.loading import code_that_ran
 if TYPE_CHECKING:
     from eval.items import Loaded
     from eval.settings import Settings
-    from eval.tasks import Task
+    from eval.tasks.task import Task
 
 FORMAT = 2
 FEW = 5  # items that are right, or wrong

@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import platform
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import xxhash
-
 from finetune.data import Data
 from finetune.keys import Config
 from finetune.models import Base
-from finetune.sources import weight_files
 from merge.checkpoint.adapter_config import FINETUNE_RECORD
-from merge.errors import CheckpointError
 from merge.loading import code_that_ran
 
 if TYPE_CHECKING:
@@ -36,17 +31,6 @@ _PACKAGES = (
     "safetensors",
     "bitsandbytes",
 )
-
-
-def weight_digests(base: Base) -> dict[str, str]:
-    """File name -> xxh3-128 of the base's weight files."""
-    digests = {}
-    for path in weight_files(base.path):
-        with path.open("rb") as file:
-            digests[path.name] = hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()
-    if not digests:
-        raise CheckpointError(f"{base.path}: there are no weights (.safetensors or .bin) beside config.json.")
-    return digests
 
 
 def manifest(

@@ -10,6 +10,7 @@ import xxhash
 
 from merge.checkpoint.side_files import is_side_file
 from merge.checkpoint.unchanged import check_unchanged
+from merge.errors import CheckpointError
 from merge.plan import SourceFile
 
 SourceStates = tuple[
@@ -31,6 +32,14 @@ def weight_files(path: str) -> list[Path]:
     """The files that hold weights, sorted by name."""
     files = (file for file in Path(path).iterdir() if file.suffix in (".safetensors", ".bin"))
     return sorted(file for file in files if file.name != "training_args.bin")
+
+
+def weight_digests(path: str) -> dict[str, str]:
+    """File name -> xxh3-128 of a model's weight files. Raises CheckpointError if there are none."""
+    digests = {file.name: _digest(str(file)) for file in weight_files(path)}
+    if not digests:
+        raise CheckpointError(f"{path}: there are no weights (.safetensors or .bin) beside config.json.")
+    return digests
 
 
 def check_sources(sources: SourceStates) -> None:

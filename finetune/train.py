@@ -29,10 +29,10 @@ from finetune.models import Base, check_trainable, load_model, local_device, mix
 from finetune.objectives import OBJECTIVES, Objective, bind_objective
 from finetune.objectives.base import Run
 from finetune.output import TrainingDirectory
-from finetune.record import TENSORBOARD, weight_digests
+from finetune.record import TENSORBOARD
 from finetune.result import save_result, summarise_losses, summarise_metrics, write_records
 from finetune.rope import scale_rope
-from finetune.sources import SourceStates, check_sources, source_digests
+from finetune.sources import SourceStates, check_sources, source_digests, weight_digests
 from finetune.trainables import TRAINABLES, count_parameters, make_trainable
 from merge.engine.memory import peak_resident
 from merge.loading.libraries import quiet_libraries
@@ -145,7 +145,7 @@ def _finetune(
     device = pick_device(config, device)
     check_launch(config, device)
     torch.set_num_threads(threads or processors())  # torch counts the machine's, whatever a container may use
-    digests = weight_digests(base)
+    digests = weight_digests(base.path)
     objective = prepared.objective
     kept = objective.record()
     weights = {f"{config.model}/{name}": digest for name, digest in digests.items()}

@@ -17,11 +17,12 @@ from eval.items import load_tasks
 from eval.missing import unloadable
 from eval.results import TaskResult
 from eval.settings import Settings
-from eval.tasks import SUITES, Task, get_suite
+from eval.tasks import SUITES, get_suite
 from eval.tasks.core import generated, structured
 from eval.tasks.core.code import check, expectations, problems
 from eval.tasks.core.generated import sums
 from eval.tasks.leaderboards import BBH, METRIC, MUSR, Part, combine
+from eval.tasks.task import Task
 from merge.errors import MergeError, UsageError
 
 DATA = Path(__file__).parent.parent / "eval" / "tasks" / "core" / "data"

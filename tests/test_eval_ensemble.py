@@ -19,7 +19,8 @@ from eval.memory import Memory
 from eval.models import subjects
 from eval.results import Results
 from eval.settings import Settings
-from eval.tasks import Task, resolve
+from eval.tasks import resolve
+from eval.tasks.task import Task
 from merge.cli import cli
 from merge.errors import UsageError
 

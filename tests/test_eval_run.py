@@ -33,7 +33,8 @@ from eval.sandbox import guard
 from eval.settings import Settings
 from eval.soup import Soup, greedy_soup
 from eval.tables import as_data, as_markdown
-from eval.tasks import Task, resolve
+from eval.tasks import resolve
+from eval.tasks.task import Task
 from merge import build_plan, load_recipe, run_plan, verify_output
 from merge.cli import cli
 from merge.cli.judging import write_text

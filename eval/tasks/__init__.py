@@ -8,54 +8,12 @@ from __future__ import annotations
 import difflib
 import functools
 import importlib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from eval.tasks.task import Suite, Task
 from merge.errors import UsageError
-
-if TYPE_CHECKING:
-    from eval.results import TaskResult
-
-
-@dataclass(frozen=True)
-class Task:
-    """One task (or group of lm-eval) to run.
-
-    Attributes:
-        name: as tables show it and lm-eval knows it.
-        spec: what lm-eval loads: a name it has, or a configuration.
-        metric: the one that tables show, in lm-eval's words ("acc_norm"); None: chosen by what the task reports.
-        needs: the dataset's name where it does not come with a package, for the message if it is not there.
-        num_fewshot: examples in each prompt that belong to the task's definition; None: lm-eval's, or --num-fewshot.
-        score: what a leaderboard makes of the raw scores, all that were found by name; tables show that instead.
-        extra: what pip has to install for the task, besides lm-eval.
-        nltk: a resource of NLTK that the task needs, as nltk.data.find takes it.
-        also: lm-eval's keys of further metrics whose items are kept, for a score that is made of them.
-        guard: of a task that runs what models write: the layers that protect this machine, or MergeError if it cannot.
-    """
-
-    name: str
-    spec: str | dict[str, Any]
-    metric: str | None = None
-    needs: str | None = None
-    num_fewshot: int | None = None
-    score: Callable[[Mapping[str, TaskResult]], TaskResult] | None = None
-    extra: str | None = None
-    nltk: str | None = None
-    also: tuple[str, ...] = ()
-    guard: Callable[[], tuple[str, ...]] | None = None
-
-
-@dataclass(frozen=True)
-class Suite:
-    """Tasks that belong together."""
-
-    name: str
-    summary: str
-    tasks: tuple[Task, ...]
-
 
 # suite -> module and its function that makes the Suite
 SUITES = {
@@ -144,7 +102,6 @@ def _file(path: Path, indexed: bool = False) -> Task:
     return Task(name, name if indexed else str(path.resolve()))
 
 
-@functools.cache
 @functools.cache
 def task_manager(include: Path | None, defaults: bool) -> Any:
     """lm-eval's index of tasks, which takes seconds to make: with its own, if `defaults`, and those of `include`."""

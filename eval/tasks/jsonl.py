@@ -12,7 +12,7 @@ from typing import Any
 
 import xxhash
 
-from eval.tasks import Task
+from eval.tasks.task import Task
 from merge.errors import UsageError
 from merge.jsontext import JSONTextError, parse_json
 from merge.quoting import quoted

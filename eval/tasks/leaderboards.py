@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 
 from eval.results import Part, TaskResult
-from eval.tasks import Suite, Task
+from eval.tasks.task import Suite, Task
 
 METRIC = "score"
 

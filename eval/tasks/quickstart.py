@@ -6,7 +6,7 @@ import random
 from typing import Any
 
 from eval.exact_match import MAX_ANSWER, SKILLS, questions
-from eval.tasks import Suite, Task
+from eval.tasks.task import Suite, Task
 
 ITEMS = 500  # a skill
 END = "\n"

@@ -7,7 +7,7 @@ from typing import Any
 
 import xxhash
 
-from eval.tasks import Task
+from eval.tasks.task import Task
 from merge.errors import UsageError
 from merge.statistics.data import read_texts
 

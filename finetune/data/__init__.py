@@ -22,10 +22,10 @@ from finetune.data.encode import Encoder, Example
 from finetune.data.files import Row, file_digest, find_file, read_rows
 from finetune.data.hub import read_hub
 from finetune.data.mix import hold_out, mix
-from finetune.data.pack import Rows, make_rows
+from finetune.data.pack import Rows, make_rows, max_length
 from finetune.data.samples import make_samples
 from finetune.data.settle import settle
-from finetune.keys import KEYS, Config, Source
+from finetune.keys import Config, Source
 from finetune.sources import SourceStates
 from merge.errors import Problem, RecipeError, UsageError
 from merge.plan import SourceFile
@@ -212,22 +212,6 @@ def encode_samples(
         length,
         tuple(dict.fromkeys(notes)),
     )
-
-
-def max_length(config: Config, context: int | None) -> int:
-    """Tokens that a sequence may have, beside a learnt prompt. Raises UsageError for more than the model can see."""
-    if context is None:
-        return config.max_length or 2048
-    learnt = config.virtual_tokens if config.train in KEYS["virtual_tokens"].only else 0
-    length = config.max_length or min(context - learnt, 2048)
-    if length > context:
-        raise UsageError(f"max_length: {length:,} is more than the model's context of {context:,} tokens.")
-    if length + learnt > context or length < 2:
-        raise UsageError(
-            f"virtual_tokens: {learnt:,} and sequences of {max(length, 2):,} tokens are more than the model's context "
-            f"of {context:,}. Use fewer, or a smaller max_length."
-        )
-    return length
 
 
 def _encode(samples: list[Sample], encoder: Encoder, objective: Objective, max_length: int) -> list[Example]:

@@ -15,8 +15,26 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from finetune.data.encode import Example
+from finetune.keys import KEYS, Config
+from merge.errors import UsageError
 
 IGNORED = -100
+
+
+def max_length(config: Config, context: int | None) -> int:
+    """Tokens that a sequence may have, beside a learnt prompt. Raises UsageError for more than the model can see."""
+    if context is None:
+        return config.max_length or 2048
+    learnt = config.virtual_tokens if config.train in KEYS["virtual_tokens"].only else 0
+    length = config.max_length or min(context - learnt, 2048)
+    if length > context:
+        raise UsageError(f"max_length: {length:,} is more than the model's context of {context:,} tokens.")
+    if length + learnt > context or length < 2:
+        raise UsageError(
+            f"virtual_tokens: {learnt:,} and sequences of {max(length, 2):,} tokens are more than the model's context "
+            f"of {context:,}. Use fewer, or a smaller max_length."
+        )
+    return length
 
 
 class Row(NamedTuple):

@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any, Self
 
 from finetune.data.contents import Conversation, Instruction, Pair, Sample, Text
 from finetune.data.encode import Encoder, Example
+from finetune.data.pack import max_length
 from finetune.keys import Config
 from finetune.objectives.base import Run
 from finetune.objectives.causal import Causal, Supervised, TextPretraining, logits_of, token_losses
-from finetune.sources import SourceStates
+from finetune.sources import SourceStates, weight_digests
 from merge.errors import UsageError
 
 if TYPE_CHECKING:
@@ -39,7 +40,6 @@ class Distillation(Causal):
         self._teacher: Any = None
 
     def bind(self, run: Run) -> Self:
-        from finetune.data import max_length
         from finetune.models import open_base
 
         if run.config.teacher is None:
@@ -61,10 +61,8 @@ class Distillation(Causal):
         return type(self)(run.config, teacher, len(own))
 
     def record(self) -> dict[str, Any]:
-        from finetune.record import weight_digests
-
         assert self._base is not None
-        return {"teacher_weights_xxh3_128": weight_digests(self._base)}
+        return {"teacher_weights_xxh3_128": weight_digests(self._base.path)}
 
     def sources(self) -> SourceStates:
         assert self._base is not None

@@ -18,7 +18,8 @@ from typing import Any
 
 from finetune.config import from_record
 from finetune.keys import Config
-from finetune.record import MANIFEST, weight_digests
+from finetune.record import MANIFEST
+from finetune.sources import weight_digests
 from finetune.train import Prepared, Progress, Say, finetune, prepare
 from merge.errors import MergeError, OutputError, UsageError
 from merge.jsontext import parse_json
@@ -87,7 +88,7 @@ def _differences(stage: Stage) -> list[str]:
     different = [name for name in now if now[name] != before[name]]
     if files != prepared.data.files:
         different.append("data")
-    if digests != weight_digests(prepared.base):
+    if digests != weight_digests(prepared.base.path):
         different.append("base weights")
     return list(dict.fromkeys(different))
 

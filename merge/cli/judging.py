@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from eval.models import Subject
     from eval.results import Results
     from eval.settings import Settings
-    from eval.tasks import Task
+    from eval.tasks.task import Task
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 _FILE = click.Path(path_type=Path)

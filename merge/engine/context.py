@@ -58,7 +58,7 @@ def run_definition(method: Method, step: Step, inputs: Any, keywords: dict[str, 
 
     if not method.origin:
         return method.reference(inputs, **keywords)
-    from merge.user_methods import failure
+    from merge.methods.entry_points import failure
 
     try:
         merged = method.reference(inputs, **keywords)

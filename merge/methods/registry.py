@@ -13,6 +13,7 @@ import functools
 import importlib
 import inspect
 import math
+import os
 import pkgutil
 import typing
 from collections.abc import Callable, Iterator, Mapping
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, TypeAlias, T
 
 from merge.errors import MergeError
 from merge.kernels.costs import Scratch, nothing
+from merge.methods.entry_points import load_entry_points
 from merge.plan import COPY
 
 # either: deltas where the recipe has a base, else models; adapters: the changes that LoRA adapters make, and no models
@@ -338,14 +340,10 @@ def all_methods() -> dict[str, Method]:
 
 @functools.cache
 def _import_methods() -> None:
-    """Each file of merge/methods that is not this one is a method; then come those of installed packages."""
-    import merge.methods as package
-    from merge.user_methods import load_entry_points
-
-    for module in pkgutil.iter_modules(package.__path__):
-        if module.name != "registry":
-            importlib.import_module(f"merge.methods.{module.name}")
-    load_entry_points()
+    """Imports every file of merge/methods, then those of installed packages."""
+    for module in pkgutil.iter_modules([os.path.dirname(__file__)]):
+        importlib.import_module(f"merge.methods.{module.name}")
+    load_entry_points(registering)
 
 
 def get_method(name: str) -> Method | None:

@@ -20,11 +20,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from eval.tasks import Suite, Task
 from eval.tasks.core.code import code_task
 from eval.tasks.core.config import SHOTS, Dataset, task_config
 from eval.tasks.core.generated import Draw, draw_lists, draw_logic, draw_lookup, make, sums
 from eval.tasks.core.structured import METRICS, check, draw_json, draw_tools
+from eval.tasks.task import Suite, Task
 from merge.jsontext import parse_json
 
 _HERE = Path(__file__).parent

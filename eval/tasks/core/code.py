@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.tasks import Task
 from eval.tasks.core.config import Dataset, task_config
+from eval.tasks.task import Task
 
 _MAX_TOKENS = 96  # of an answer
 # What a function cannot go on with: the next thing at the left margin.
