@@ -1,4 +1,4 @@
-"""Silences messages of the libraries that are not for the user, and keeps bitsandbytes from changing weights' layout."""
+"""Silences messages of the libraries that are not for the user, and keeps bitsandbytes from changing weight layouts."""
 
 from __future__ import annotations
 
