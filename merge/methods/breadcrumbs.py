@@ -14,7 +14,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from merge.kernels.costs import trimming
-from merge.methods.registry import PerModel, Range, method
+from merge.methods.parameters import Gamma, KeptShare, Lambda, Normalize, Weight
+from merge.methods.registry import method
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,11 +46,11 @@ dtype: bfloat16
 def breadcrumbs(
     deltas: Tensor,
     *,
-    weight: Annotated[PerModel[float], "weight of the task vector"],
-    density: Annotated[PerModel[float], Range(0.0, 1.0), "share of entries kept"] = 1.0,
-    gamma: Annotated[PerModel[float], Range(0.0, 1.0), "share of entries dropped, the largest"] = 0.01,
-    normalize: Annotated[bool, "divide by the sum of the weights"] = False,
-    lambda_: Annotated[float, "factor of the merged task vector"] = 1.0,
+    weight: Weight,
+    density: KeptShare = 1.0,
+    gamma: Gamma = 0.01,
+    normalize: Normalize = False,
+    lambda_: Lambda = 1.0,
     rescale: Annotated[Literal[False, True, "l1"], "restore the L1 norm of the task vector"] = False,
 ) -> Tensor:
     """deltas (model, *shape) float32 -> merged task vector (*shape) float64"""

@@ -15,7 +15,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from merge.kernels.costs import trimming
-from merge.methods.registry import PerModel, Range, method
+from merge.methods.parameters import Consensus, DivideBy, Gamma, KeptShare, Lambda, MergeFunc, Normalize, Weight
+from merge.methods.registry import method
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,15 +47,15 @@ dtype: bfloat16
 def breadcrumbs_ties(
     deltas: Tensor,
     *,
-    weight: Annotated[PerModel[float], "weight of the task vector"],
-    density: Annotated[PerModel[float], Range(0.0, 1.0), "share of entries kept"] = 1.0,
-    gamma: Annotated[PerModel[float], Range(0.0, 1.0), "share of entries dropped, the largest"] = 0.01,
-    normalize: Annotated[bool, "divide by the sum of the weights"] = False,
-    lambda_: Annotated[float, "factor of the merged task vector"] = 1.0,
+    weight: Weight,
+    density: KeptShare = 1.0,
+    gamma: Gamma = 0.01,
+    normalize: Normalize = False,
+    lambda_: Lambda = 1.0,
     rescale: Annotated[Literal[False, True, "l1"], "restore the L1 norm of the task vector"] = False,
-    consensus: Annotated[Literal["sum", "count"], "sign of the weighted sum, or of most entries"] = "sum",
-    divide_by: Annotated[Literal["weights", "count"], "mean by weights, or by entries that agree"] = "weights",
-    merge_func: Annotated[Literal["normalize", "mean", "sum"], "mean or sum, overriding `normalize`"] = "normalize",
+    consensus: Consensus = "sum",
+    divide_by: DivideBy = "weights",
+    merge_func: MergeFunc = "normalize",
 ) -> Tensor:
     """deltas (model, *shape) float32 -> merged task vector (*shape) float64"""
     import torch

@@ -8,10 +8,11 @@ Cost: factors are copied; no matrix is formed.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 from merge.kernels.weights import factors_of_sum
-from merge.methods.registry import OnFactors, PerModel, method
+from merge.methods.parameters import AdapterFactor
+from merge.methods.registry import OnFactors, method
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,7 +38,7 @@ models:
 def cat(
     deltas: Tensor,
     *,
-    weight: Annotated[PerModel[float], "factor of the adapter's change; negative subtracts it"] = 1.0,
+    weight: AdapterFactor = 1.0,
 ) -> Tensor:
     """deltas (adapter, out, in) float32 -> their weighted sum (out, in) float64"""
     from merge.kernels.reference import weighted_sum

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated
 
+from merge.methods.parameters import Lambda
 from merge.methods.registry import PerModel, Range, method
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def consensus_ta(
     weight: Annotated[PerModel[float], "weight of the task vector in the sum"] = 1.0,
     mask_lambda: Annotated[PerModel[float], Range(0.0), "how close to the sum an entry must be; less: more stay"] = 0.4,
     k: Annotated[int, Range(0), "how many models must agree"] = 2,
-    lambda_: Annotated[float, "factor of the merged task vector"] = 1.0,
+    lambda_: Lambda = 1.0,
 ) -> Tensor:
     """deltas (model, *shape) float32 -> merged task vector (*shape) float64"""
     import torch

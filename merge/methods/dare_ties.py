@@ -11,10 +11,20 @@ Cost: one pass; with `rescale: l1` two.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING
 
 from merge.kernels.costs import drop_factors
-from merge.methods.registry import PerModel, Range, method
+from merge.methods.parameters import (
+    Consensus,
+    DivideBy,
+    KeptProbability,
+    Lambda,
+    MergeFunc,
+    Normalize,
+    RescaleDropped,
+    Weight,
+)
+from merge.methods.registry import method
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,14 +57,14 @@ seed: 7
 def dare_ties(
     deltas: Tensor,
     *,
-    weight: Annotated[PerModel[float], "weight of the task vector"],
-    density: Annotated[PerModel[float], Range(0.0, 1.0), "probability that an entry is kept"] = 1.0,
-    normalize: Annotated[bool, "divide by the sum of the weights"] = False,
-    lambda_: Annotated[float, "factor of the merged task vector"] = 1.0,
-    rescale: Annotated[Literal[True, False, "l1"], "true: times 1/density; l1: to the old L1 norm"] = True,
-    consensus: Annotated[Literal["sum", "count"], "sign of the weighted sum, or of most entries"] = "sum",
-    divide_by: Annotated[Literal["weights", "count"], "mean by weights, or by entries that agree"] = "weights",
-    merge_func: Annotated[Literal["normalize", "mean", "sum"], "mean or sum, overriding `normalize`"] = "normalize",
+    weight: Weight,
+    density: KeptProbability = 1.0,
+    normalize: Normalize = False,
+    lambda_: Lambda = 1.0,
+    rescale: RescaleDropped = True,
+    consensus: Consensus = "sum",
+    divide_by: DivideBy = "weights",
+    merge_func: MergeFunc = "normalize",
     _keys: tuple[int, ...] = (),
 ) -> Tensor:
     """deltas (model, *shape) float32 -> merged task vector (*shape) float64; _keys: one 64-bit key for each model"""

@@ -13,10 +13,21 @@ Cost: one pass, with a sort of each row in vector registers; with `rescale: l1` 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING
 
 from merge.kernels.costs import ranks
-from merge.methods.registry import PerModel, Range, check_rank_probabilities, method
+from merge.methods.parameters import (
+    Consensus,
+    DivideBy,
+    Epsilon,
+    Lambda,
+    MeanKeptProbability,
+    MergeFunc,
+    NormalizeAgreeing,
+    RescaleRanked,
+    Weight,
+)
+from merge.methods.registry import check_rank_probabilities, method
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,15 +61,15 @@ seed: 7
 def della(
     deltas: Tensor,
     *,
-    weight: Annotated[PerModel[float], "weight of the task vector"],
-    density: Annotated[PerModel[float], Range(0.0, 1.0), "probability that an entry is kept, on average"] = 1.0,
-    epsilon: Annotated[PerModel[float], Range(0.0, 1.0), "spread of that probability to either side"] = 0.15,
-    normalize: Annotated[bool, "divide by the sum of the weights that agree"] = True,
-    lambda_: Annotated[float, "factor of the merged task vector"] = 1.0,
-    rescale: Annotated[Literal[True, False, "l1"], "true: times 1/p of each entry; l1: to the old L1 norm"] = True,
-    consensus: Annotated[Literal["sum", "count"], "sign of the weighted sum, or of most entries"] = "sum",
-    divide_by: Annotated[Literal["weights", "count"], "mean by weights, or by entries that agree"] = "weights",
-    merge_func: Annotated[Literal["normalize", "mean", "sum"], "mean or sum, overriding `normalize`"] = "normalize",
+    weight: Weight,
+    density: MeanKeptProbability = 1.0,
+    epsilon: Epsilon = 0.15,
+    normalize: NormalizeAgreeing = True,
+    lambda_: Lambda = 1.0,
+    rescale: RescaleRanked = True,
+    consensus: Consensus = "sum",
+    divide_by: DivideBy = "weights",
+    merge_func: MergeFunc = "normalize",
     _keys: tuple[int, ...] = (),
 ) -> Tensor:
     """deltas (model, *shape) float32 -> merged task vector (*shape) float64; _keys: one 64-bit key for each model"""

@@ -12,10 +12,11 @@ Cost: one pass, with a sort of each row in vector registers; with `rescale: l1` 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING
 
 from merge.kernels.costs import ranks
-from merge.methods.registry import PerModel, Range, check_rank_probabilities, method
+from merge.methods.parameters import Epsilon, Lambda, MeanKeptProbability, Normalize, RescaleRanked, Weight
+from merge.methods.registry import check_rank_probabilities, method
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -49,12 +50,12 @@ seed: 7
 def della_linear(
     deltas: Tensor,
     *,
-    weight: Annotated[PerModel[float], "weight of the task vector"],
-    density: Annotated[PerModel[float], Range(0.0, 1.0), "probability that an entry is kept, on average"] = 1.0,
-    epsilon: Annotated[PerModel[float], Range(0.0, 1.0), "spread of that probability to either side"] = 0.15,
-    normalize: Annotated[bool, "divide by the sum of the weights"] = False,
-    lambda_: Annotated[float, "factor of the merged task vector"] = 1.0,
-    rescale: Annotated[Literal[True, False, "l1"], "true: times 1/p of each entry; l1: to the old L1 norm"] = True,
+    weight: Weight,
+    density: MeanKeptProbability = 1.0,
+    epsilon: Epsilon = 0.15,
+    normalize: Normalize = False,
+    lambda_: Lambda = 1.0,
+    rescale: RescaleRanked = True,
     _keys: tuple[int, ...] = (),
 ) -> Tensor:
     """deltas (model, *shape) float32 -> merged task vector (*shape) float64; _keys: one 64-bit key for each model"""

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated
 
+from merge.methods.parameters import Lambda
 from merge.methods.registry import Cost, PerModel, method
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def iso_c(
     deltas: Tensor,
     *,
     weight: Annotated[PerModel[float], "factor of the task vector in the sum"] = 1.0,
-    lambda_: Annotated[float, "factor of the merged task vector"] = 1.0,
+    lambda_: Lambda = 1.0,
 ) -> Tensor:
     """deltas (model, *shape) float32 -> merged task vector (*shape) float64"""
     from merge.kernels.spectral import for_each_matrix, thin_svd

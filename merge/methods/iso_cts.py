@@ -17,7 +17,8 @@ from __future__ import annotations
 from functools import reduce
 from typing import TYPE_CHECKING, Annotated
 
-from merge.methods.registry import Cost, PerModel, Range, method
+from merge.methods.parameters import Factor, Lambda
+from merge.methods.registry import Cost, Range, method
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,9 +49,9 @@ dtype: bfloat16
 def iso_cts(
     deltas: Tensor,
     *,
-    weight: Annotated[PerModel[float], "factor of the task vector"] = 1.0,
+    weight: Factor = 1.0,
     common: Annotated[float, Range(0.0, 1.0), "share of the directions that come from the sum"] = 0.8,
-    lambda_: Annotated[float, "factor of the merged task vector"] = 1.0,
+    lambda_: Lambda = 1.0,
 ) -> Tensor:
     """deltas (model, *shape) float32 -> merged task vector (*shape) float64"""
     from merge.kernels.spectral import for_each_matrix

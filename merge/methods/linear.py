@@ -12,6 +12,7 @@ import math
 from typing import TYPE_CHECKING, Annotated, Any
 
 from merge.kernels.weights import factors_of_mean
+from merge.methods.parameters import Normalize
 from merge.methods.registry import OnFactors, PerModel, method
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def linear(
     models: Tensor,
     *,
     weight: Annotated[PerModel[float], "weight of the model in the average"],
-    normalize: Annotated[bool, "divide by the sum of the weights"] = True,
+    normalize: Normalize = True,
 ) -> Tensor:
     """models (model, *shape) float32 -> (*shape) float64"""
     from merge.kernels.reference import weighted_sum

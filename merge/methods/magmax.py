@@ -8,8 +8,9 @@ Cost: one pass.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
+from merge.methods.parameters import Lambda
 from merge.methods.registry import method
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ dtype: bfloat16
     reproducible="bitwise",
     fused="merge.kernels.voting:magmax",
 )
-def magmax(deltas: Tensor, *, lambda_: Annotated[float, "factor of the merged task vector"] = 1.0) -> Tensor:
+def magmax(deltas: Tensor, *, lambda_: Lambda = 1.0) -> Tensor:
     """deltas (model, *shape) float32 -> merged task vector (*shape) float64"""
     import torch
 

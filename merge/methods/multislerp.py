@@ -19,6 +19,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any
 
 from merge.errors import NumbersError
+from merge.methods.parameters import Normalize
 from merge.methods.registry import PerModel, Range, method
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def multislerp(
     tensors: Tensor,
     *,
     weight: Annotated[PerModel[float], "weight of the direction and of the length"],
-    normalize_weights: Annotated[bool, "divide by the sum of the weights"] = True,
+    normalize_weights: Normalize = True,
     eps: Annotated[float, Range(0.0), "added to lengths; a sum of directions shorter than this has none"] = 1e-8,
 ) -> Tensor:
     """tensors (model, *shape) float32, models or task vectors -> (*shape) float64"""

@@ -15,7 +15,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated
 
-from merge.methods.registry import PerModel, Range, method
+from merge.methods.parameters import Factor, Lambda
+from merge.methods.registry import Range, method
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,9 +48,9 @@ _OUTLIERS = 1e-4
 def pcb(
     deltas: Tensor,
     *,
-    weight: Annotated[PerModel[float], "factor of the task vector"] = 1.0,
+    weight: Factor = 1.0,
     density: Annotated[float, Range(0.0, 1.0), "share of entries that compete"] = 0.1,
-    lambda_: Annotated[float, "factor of the merged task vector"] = 1.0,
+    lambda_: Lambda = 1.0,
 ) -> Tensor:
     """deltas (model, *shape) float32 -> merged task vector (*shape) float64"""
     import torch

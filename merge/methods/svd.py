@@ -12,7 +12,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated
 
 from merge.kernels.weights import factors_of_sum
-from merge.methods.registry import OnFactors, PerModel, Range, method
+from merge.methods.parameters import AdapterFactor, Normalize
+from merge.methods.registry import OnFactors, Range, method
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,8 +42,8 @@ parameters:
 def svd(
     deltas: Tensor,
     *,
-    weight: Annotated[PerModel[float], "factor of the adapter's change; negative subtracts it"] = 1.0,
-    normalize: Annotated[bool, "divide by the sum of the weights"] = False,
+    weight: AdapterFactor = 1.0,
+    normalize: Normalize = False,
     rank: Annotated[int, Range(0), "rank of the result; 0: the largest of the adapters"] = 0,
 ) -> Tensor:
     """deltas (adapter, out, in) float32 -> nearest to their weighted sum (out, in) float64"""

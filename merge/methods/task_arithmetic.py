@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated
 
 from merge.kernels.weights import factors_of_sum
+from merge.methods.parameters import Lambda, Normalize
 from merge.methods.registry import OnFactors, PerModel, Range, method
 
 if TYPE_CHECKING:
@@ -43,8 +44,8 @@ def task_arithmetic(
     deltas: Tensor,
     *,
     weight: Annotated[PerModel[float], "factor of the task vector; negative subtracts it"],
-    normalize: Annotated[bool, "divide by the sum of the weights"] = False,
-    lambda_: Annotated[float, "factor of the merged task vector"] = 1.0,
+    normalize: Normalize = False,
+    lambda_: Lambda = 1.0,
     density: Annotated[PerModel[float], Range(0.0, 1.0), "accepted for old recipes; no effect here"] = 1.0,
 ) -> Tensor:
     """deltas (model, *shape) float32 -> merged task vector (*shape) float64"""

@@ -17,6 +17,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from merge.kernels.costs import trimming
+from merge.methods.parameters import Consensus, DivideBy, Lambda, MergeFunc, NormalizeAgreeing
 from merge.methods.registry import ModelPass, PerModel, Range, method
 
 if TYPE_CHECKING:
@@ -55,13 +56,13 @@ def ties(
     *,
     weight: Annotated[PerModel[float], "weight of the task vector in election and mean"],
     density: Annotated[PerModel[float], Range(0.0, 1.0), "share of entries kept, the largest"] = 1.0,
-    normalize: Annotated[bool, "divide by the sum of the weights that agree"] = True,
-    lambda_: Annotated[float, "factor of the merged task vector"] = 1.0,
+    normalize: NormalizeAgreeing = True,
+    lambda_: Lambda = 1.0,
     rescale: Annotated[Literal[False, True, "l1"], "restore the L1 norm of the task vector"] = False,
     trim: Annotated[Literal["tensor", "model"], "threshold over each tensor, or over the model (paper)"] = "tensor",
-    consensus: Annotated[Literal["sum", "count"], "sign of the weighted sum, or of most entries"] = "sum",
-    divide_by: Annotated[Literal["weights", "count"], "mean by weights, or by entries that agree"] = "weights",
-    merge_func: Annotated[Literal["normalize", "mean", "sum"], "mean or sum, overriding `normalize`"] = "normalize",
+    consensus: Consensus = "sum",
+    divide_by: DivideBy = "weights",
+    merge_func: MergeFunc = "normalize",
     _threshold: tuple[Threshold, ...] | None = None,
 ) -> Tensor:
     """deltas (model, *shape) float32 -> merged task vector (*shape) float64"""

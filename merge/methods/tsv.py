@@ -17,7 +17,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated
 
-from merge.methods.registry import Cost, PerModel, Range, method
+from merge.methods.parameters import Factor, Lambda
+from merge.methods.registry import Cost, Range, method
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,9 +49,9 @@ dtype: bfloat16
 def tsv(
     deltas: Tensor,
     *,
-    weight: Annotated[PerModel[float], "factor of the task vector"] = 1.0,
+    weight: Factor = 1.0,
     density: Annotated[float, Range(0.0, 1.0), "share of its r/T directions that a task keeps"] = 1.0,
-    lambda_: Annotated[float, "factor of the merged task vector"] = 1.0,
+    lambda_: Lambda = 1.0,
 ) -> Tensor:
     """deltas (model, *shape) float32 -> merged task vector (*shape) float64"""
     from merge.kernels.reference import weighted_sum

@@ -20,6 +20,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Annotated
 
+from merge.methods.parameters import Lambda
 from merge.methods.registry import Cost, PerModel, Range, method
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def wudi(
     *,
     weight: Annotated[PerModel[float], Range(0.0), "how much the task counts"] = 1.0,
     ridge: Annotated[float, Range(1e-12), "pull towards the mean where task vectors are weak"] = 0.1,
-    lambda_: Annotated[float, "factor of the merged task vector"] = 1.0,
+    lambda_: Lambda = 1.0,
 ) -> Tensor:
     """deltas (model, *shape) float32 -> merged task vector (*shape) float64"""
     from merge.kernels.reference import weighted_sum
