@@ -137,18 +137,16 @@ def _subject(text: str) -> Subject:
 
 
 def _recipe(file: str) -> Subject:
-    from merge import build_plan
     from merge.planners.build import SHARD_BYTES
     from merge.planners.pipeline import PipelinePlanner, stages_dir_of
     from merge.recipe.pipeline import load_pipeline
 
     pipeline = load_pipeline(file)
-    if len(pipeline.stages) == 1:
-        plan = build_plan(pipeline.stages[0].recipe)
-        return Subject(file, plan.name, plan=plan)
     out = Path("merged")  # stands for the directory it will have, which its plans name
     *earlier, last = PipelinePlanner(pipeline, out, stages_dir_of(out), False, SHARD_BYTES).plan_all()
-    return Subject(file, last.plan.name, None, last.plan, tuple(stage.plan for stage in earlier), pipeline)
+    return Subject(
+        file, last.plan.name, None, last.plan, tuple(stage.plan for stage in earlier), pipeline if earlier else None
+    )
 
 
 @contextlib.contextmanager

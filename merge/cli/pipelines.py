@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -14,19 +13,15 @@ from merge.show.plan import show_plan, show_report, totals_of
 from merge.show.terminal import console, printable, progress_bar
 
 if TYPE_CHECKING:
-    from merge.planners.pipeline import StagePlan
-    from merge.recipe.pipeline import Pipeline
+    from merge.planners.pipeline import PipelinePlanner, StagePlan
 
 
-def run_stages(pipeline: Pipeline, out: Path | None, options: dict[str, Any], quiet: bool, as_json: bool) -> None:
-    """Carries out a pipeline; `options` are run_pipeline's."""
+def run_stages(
+    planner: PipelinePlanner, planned: tuple[StagePlan, ...], options: dict[str, Any], quiet: bool, as_json: bool
+) -> None:
+    """Carries out a pipeline; `options` are those of run_plan."""
     from merge.engine.pipeline import run_pipeline
-    from merge.planners.pipeline import PipelinePlanner
 
-    planner = PipelinePlanner(
-        pipeline, out, options["stages_dir"], options["keep_stages"], shard_bytes=options["shard_bytes"]
-    )
-    planned = planner.plan_all()
     by_name = {stage.name: stage for stage in planned}
     if not quiet:
         for stage in planned:
@@ -36,7 +31,15 @@ def run_stages(pipeline: Pipeline, out: Path | None, options: dict[str, Any], qu
     assert out is not None
     total = sum(step.nbytes for stage in planned if stage.directory is not None for step in stage.plan.steps)
     with progress_bar(planned[-1].name, total, quiet or not sys.stderr.isatty()) as progress:
-        reports = run_pipeline(pipeline, out, progress=lambda name, done: progress(done), **options)
+        reports = run_pipeline(
+            planner.pipeline,
+            out,
+            shard_bytes=planner.shard_bytes,
+            stages_dir=planner.stages_dir,
+            keep_stages=planner.keep,
+            progress=lambda name, done: progress(done),
+            **options,
+        )
     if as_json:
         click.echo(json.dumps({"stages": [dataclasses.asdict(report) for report in reports]}))
         return
@@ -53,19 +56,9 @@ def run_stages(pipeline: Pipeline, out: Path | None, options: dict[str, Any], qu
 
 
 def show_stages(
-    pipeline: Pipeline,
-    out: Path | None,
-    stages_dir: Path | None,
-    keep_stages: bool,
-    shard_bytes: int,
-    limits: tuple[int | None, int | None, str],
-    tensors: bool,
-    as_json: bool,
+    planned: tuple[StagePlan, ...], limits: tuple[int | None, int | None, str], tensors: bool, as_json: bool
 ) -> None:
     """Shows the plan of every stage; `limits` are threads, memory and device."""
-    from merge.planners.pipeline import PipelinePlanner
-
-    planned = PipelinePlanner(pipeline, out, stages_dir, keep_stages, shard_bytes).plan_all()
     totals = [totals_of(stage.plan, stage.directory, *limits) if stage.directory else None for stage in planned]
     if as_json:
         entries = [

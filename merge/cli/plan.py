@@ -62,7 +62,7 @@ def command(
 ) -> None:
     """Show what RECIPE would do: made from headers and configs only, in a second or two; nothing is written."""
     from merge.errors import RecipeError
-    from merge.planners.build import build_plan
+    from merge.planners.pipeline import PipelinePlanner
     from merge.recipe.pipeline import load_pipeline
     from merge.user_methods import load_method_file
 
@@ -70,18 +70,17 @@ def command(
         load_method_file(file)
     try:
         pipeline = load_pipeline(recipe, compat)
-        if len(pipeline.stages) > 1:
-            show_stages(
-                pipeline, out, stages_dir, keep_stages, shard_size, (threads, max_ram, device), tensors, as_json
-            )
-            return
-        plan = build_plan(pipeline.stages[0].recipe, shard_bytes=shard_size)
+        planned = PipelinePlanner(pipeline, out, stages_dir, keep_stages, shard_size).plan_all()
     except RecipeError as error:
         if not as_json:
             raise
         problems = [{"where": p.where, "message": p.message, "hint": p.hint} for p in error.problems]
         click.echo(json.dumps({"problems": problems, "advice": error.advice}, indent=2))
         ctx.exit(error.exit_code)
+    if len(planned) > 1:
+        show_stages(planned, (threads, max_ram, device), tensors, as_json)
+        return
+    plan = planned[0].plan
     totals = totals_of(plan, out or Path("merged") / plan.name, threads, max_ram, device)
     if as_json:
         click.echo(json.dumps({"problems": [], **totals, "plan": json.loads(plan.to_json())}))

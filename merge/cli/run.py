@@ -73,23 +73,22 @@ def command(
     as_json: bool,
 ) -> None:
     """Carry out RECIPE and write the merged checkpoint."""
-    from merge.planners.build import build_plan
+    from merge.planners.pipeline import PipelinePlanner
     from merge.recipe.pipeline import load_pipeline
     from merge.user_methods import load_method_file
 
     for file in method_files:
         load_method_file(file)
-    pipeline = load_pipeline(recipe, compat)
-    if len(pipeline.stages) > 1:
+    planner = PipelinePlanner(load_pipeline(recipe, compat), out, stages_dir, keep_stages, shard_size)
+    *earlier, last = planner.plan_all()
+    options = {"threads": threads, "max_ram": max_ram, "device": device, "force": force}
+    if earlier:
         check_device(device)
-        options = {"threads": threads, "max_ram": max_ram, "device": device, "force": force, "shard_bytes": shard_size}
-        run_stages(pipeline, out, options | {"stages_dir": stages_dir, "keep_stages": keep_stages}, quiet, as_json)
+        run_stages(planner, (*earlier, last), options, quiet, as_json)
         return
-    plan = build_plan(pipeline.stages[0].recipe, shard_bytes=shard_size)
-    out = out or Path("merged") / plan.name
-    show_notes(plan.notes, quiet)
+    show_notes(last.plan.notes, quiet)
     check_device(device)
-    run_single(plan, out, {"threads": threads, "max_ram": max_ram, "device": device, "force": force}, quiet, as_json)
+    run_single(last.plan, out or Path("merged") / last.plan.name, options, quiet, as_json)
 
 
 def run_single(plan: Plan, out: Path, options: dict[str, Any], quiet: bool, as_json: bool) -> None:

@@ -56,7 +56,7 @@ def build_plan(
     method = get_method(recipe.merge_method)
     assert method is not None, recipe.merge_method  # the recipe was checked against the registry
     if are_adapters(recipe.models, recipe.base_model):
-        return build_adapter_plan(recipe, method, recipe.name or _default_name(recipe))
+        return build_adapter_plan(recipe, method, recipe.name or default_name(recipe))
     inputs = Inputs(recipe, known)
     problems = list(different_architectures(recipe, inputs))
     if problems:
@@ -78,7 +78,7 @@ def build_plan(
         raise RecipeError(problems)
     modules = dict.fromkeys(folder for model in inputs.all for folder in module_folders(model.checkpoint.path))
     placed, shards = lay_out(steps, shard_bytes, modules=tuple(modules))
-    name = recipe.name or _default_name(recipe)
+    name = recipe.name or default_name(recipe)
     return Plan(
         name=name,
         method=method.name,
@@ -110,7 +110,7 @@ def _other_origins(steps: Sequence[Step], method: Method) -> dict[str, str]:
     return {name: other.origin for name, other in found.items() if other is not None and other.origin}
 
 
-def _default_name(recipe: Recipe) -> str:
+def default_name(recipe: Recipe) -> str:
     if recipe.file is None:
         return "merge"
     return recipe.file.replace("\\", "/").rsplit("/", 1)[-1].rsplit(".", 1)[0].strip(".") or "merge"

@@ -21,11 +21,11 @@ from merge.methods import get_method
 from merge.output.identity import plan_digest
 from merge.output.shards import INDEX
 from merge.plan import Plan, SourceFile, Step, Stored, TensorRef
-from merge.planners.build import SHARD_BYTES, build_plan
+from merge.planners.build import SHARD_BYTES, build_plan, default_name
 from merge.planners.side_files import RECIPE_FILE
 from merge.random_keys import random_key
 from merge.recipe.document import place
-from merge.recipe.model import ModelRef, Recipe
+from merge.recipe.model import ModelRef
 from merge.recipe.pipeline import Pipeline, Stage
 from merge.recipe.references import STAGE
 
@@ -110,6 +110,8 @@ class PipelinePlanner:
             try:
                 plans.append(self.plan(stage))
             except RecipeError as error:
+                if len(self.pipeline.stages) == 1:
+                    raise
                 problems += [_in_stage(problem, stage) for problem in error.problems]
                 lost.add(stage.name)
         if problems:
@@ -175,10 +177,6 @@ def _in_stage(problem: Problem, stage: Stage) -> Problem:
 def stages_dir_of(out: Path) -> Path:
     """Where the stages of a pipeline are written that others need."""
     return out.with_name(out.name + ".stages")
-
-
-def default_name(recipe: Recipe) -> str:
-    return Path(recipe.file or "merge").stem or "merge"
 
 
 def _times(pipeline: Pipeline, stage: Stage) -> int:
