@@ -12,7 +12,7 @@ import argparse
 import ast
 import statistics
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping, Set
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -118,6 +118,12 @@ def arrows_back(graph: Graph) -> list[str]:
     return [f"{here} -> {there}: {', '.join(sorted(each))}" for (here, there), each in sorted(found.items())]
 
 
+def used_twice(trees: Iterable[ast.AST]) -> list[str]:
+    """Names that more than one class has."""
+    classes = Counter(node.name for tree in trees for node in ast.walk(tree) if isinstance(node, ast.ClassDef))
+    return sorted(name for name, count in classes.items() if count > 1)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lists", action="store_true", help="name what is counted")
@@ -125,8 +131,7 @@ def main() -> None:
     texts = {name: path.read_text(encoding="utf-8") for name, path in files.items()}
     trees = {name: ast.parse(text) for name, text in texts.items()}
     lengths = {name: len(text.splitlines()) for name, text in texts.items()}
-    classes = Counter(node.name for tree in trees.values() for node in ast.walk(tree) if isinstance(node, ast.ClassDef))
-    twice = sorted(name for name, count in classes.items() if count > 1)
+    twice = used_twice(trees.values())
     any_uses = sum(
         isinstance(node, ast.Name) and node.id == "Any" for tree in trees.values() for node in ast.walk(tree)
     )

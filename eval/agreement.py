@@ -10,14 +10,14 @@ from eval.results import Questions, TaskResult
 
 
 @dataclass(frozen=True)
-class Row:
+class AgreementRow:
     model: str
     right: tuple[bool, ...]
     role: str
 
 
 @dataclass(frozen=True)
-class Counts:
+class AgreementCounts:
     """Of the items: merge and parent."""
 
     parent: str
@@ -38,8 +38,8 @@ class Grid:
 
     name: str
     doc_ids: tuple[int, ...]
-    rows: tuple[Row, ...]
-    counts: tuple[Counts, ...]
+    rows: tuple[AgreementRow, ...]
+    counts: tuple[AgreementCounts, ...]
     rival: str
 
 
@@ -70,7 +70,9 @@ def grids(merged: Merged, tasks: Sequence[str]) -> Iterator[Grid]:
 
         ids = tuple(sorted(shared, key=order))
         rows = tuple(
-            Row(model.name, tuple(patterns[doc][place] for doc in ids), "merge" if model is merge else "parent")
+            AgreementRow(
+                model.name, tuple(patterns[doc][place] for doc in ids), "merge" if model is merge else "parent"
+            )
             for place, model in enumerate(models)
         )
         gain = next(gain for gain in merged.gains if gain.task == name)
@@ -83,9 +85,9 @@ def _right(task: TaskResult) -> dict[int, bool] | None:
     return {doc: item == 1.0 for doc, item in zip(task.doc_ids, task.items, strict=True)}
 
 
-def _counts(parent: Row, merge: Row) -> Counts:
+def _counts(parent: AgreementRow, merge: AgreementRow) -> AgreementCounts:
     pairs = list(zip(merge.right, parent.right, strict=True))
-    return Counts(
+    return AgreementCounts(
         parent.model, *(pairs.count(kind) for kind in ((True, True), (True, False), (False, True), (False, False)))
     )
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eval.backends import fingerprint_of, load_model
-from eval.items import Loaded, load_tasks, runs_code, seed
+from eval.items import LoadedTask, load_tasks, runs_code, seed
 from eval.memory import Memory, key_of
 from eval.models import Subject, directory, known_digest, remember_digest, remove_left_models, watch
 from eval.quiet import quiet, quietly
@@ -65,7 +65,7 @@ def evaluate(
 class _Judge:
     """What is the same for all subjects of one evaluation."""
 
-    loaded: Sequence[Loaded]
+    loaded: Sequence[LoadedTask]
     settings: Settings
     memory: Memory
     keep: Path | None
@@ -138,7 +138,7 @@ def _joined(done: Sequence[dict[str, TaskResult]]) -> dict[str, TaskResult]:
     return found
 
 
-def _one_task(name: str, each: Loaded, model: Any, settings: Settings, progress: Progress) -> dict[str, TaskResult]:
+def _one_task(name: str, each: LoadedTask, model: Any, settings: Settings, progress: Progress) -> dict[str, TaskResult]:
     answered = 0
 
     def tick(n: int) -> None:
@@ -169,7 +169,7 @@ def _one_task(name: str, each: Loaded, model: Any, settings: Settings, progress:
     return found
 
 
-def _run(each: Loaded, model: Any, settings: Settings) -> dict[str, Any]:
+def _run(each: LoadedTask, model: Any, settings: Settings) -> dict[str, Any]:
     """lm-eval's own evaluation of one task, prepared as its simple_evaluate does.
 
     simple_evaluate itself would also describe the machine, which takes seconds for every call.

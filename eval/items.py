@@ -19,7 +19,7 @@ from merge.errors import MergeError, UsageError
 
 
 @dataclass
-class Loaded:
+class LoadedTask:
     """A task with its data, and which of its items are asked."""
 
     task: Task
@@ -29,7 +29,7 @@ class Loaded:
     questions: Questions = field(default_factory=dict)
 
 
-def load_tasks(tasks: Sequence[Task], settings: Settings) -> list[Loaded]:
+def load_tasks(tasks: Sequence[Task], settings: Settings) -> list[LoadedTask]:
     """Tasks with their data.
 
     Raises:
@@ -49,7 +49,7 @@ def load_tasks(tasks: Sequence[Task], settings: Settings) -> list[Loaded]:
             continue
         part = settings.limit or settings.holdout
         samples = {name: _sample(leaf, name, settings) for name, leaf in tree["tasks"].items()} if part else {}
-        found.append(Loaded(task, tree, samples))
+        found.append(LoadedTask(task, tree, samples))
     if missing:
         raise unloadable(missing, known=len(found)) from missing[0][1]
     _check_settings(found, settings)
@@ -89,7 +89,7 @@ def seed() -> None:
     set_torch_seed(DEFAULT_OTHER_SEED)
 
 
-def _check_settings(loaded: Sequence[Loaded], settings: Settings) -> None:
+def _check_settings(loaded: Sequence[LoadedTask], settings: Settings) -> None:
     """Raises UsageError for settings that a task does not allow, before a model is loaded."""
     fixed = [each.task.name for each in loaded if each.task.num_fewshot is not None]
     if fixed and settings.num_fewshot is not None:

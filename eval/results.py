@@ -22,7 +22,7 @@ from eval.sandbox import described
 from merge.loading import code_that_ran
 
 if TYPE_CHECKING:
-    from eval.items import Loaded
+    from eval.items import LoadedTask
     from eval.settings import Settings
     from eval.tasks.task import Task
 
@@ -216,7 +216,7 @@ class Results:
     path: tuple[float, ...] = ()
 
     @staticmethod
-    def of(models: Sequence[Verdicts], settings: Settings, loaded: Sequence[Loaded]) -> Results:
+    def of(models: Sequence[Verdicts], settings: Settings, loaded: Sequence[LoadedTask]) -> Results:
         said = dataclasses.asdict(settings) | {"include": settings.include and str(settings.include)}
         samples = {name: ids for each in loaded for name, ids in each.samples.items()}
         names = tuple(name for each in loaded for name in _columns(each, models))
@@ -259,7 +259,7 @@ class Results:
         )
 
 
-def _columns(each: Loaded, models: Sequence[Verdicts]) -> list[str]:
+def _columns(each: LoadedTask, models: Sequence[Verdicts]) -> list[str]:
     """What a table shows of a task: the leaderboard's score, or itself, or the parts of a group or tag without one."""
     known = models[0].tasks if models else {}
     if each.task.score is not None and known:

@@ -23,7 +23,7 @@ _OVER_UNITS = ("word_perplexity", "byte_perplexity", "bits_per_byte")  # log-lik
 
 
 @dataclass(frozen=True)
-class Samples:
+class StoredSamples:
     """One model's items of one task, in one order. `questions`: doc id -> (question, right answer)."""
 
     doc_ids: tuple[int, ...] = ()
@@ -32,7 +32,7 @@ class Samples:
     questions: Mapping[str, tuple[str, str]] | None = None
 
 
-def read_samples(logged: Sequence[Mapping[str, Any]], metric: str, value: float) -> Samples:
+def read_samples(logged: Sequence[Mapping[str, Any]], metric: str, value: float) -> StoredSamples:
     """The items of a task; none if their scores do not make up its score (f1, bleu ... are of all items together).
 
     Args:
@@ -45,13 +45,13 @@ def read_samples(logged: Sequence[Mapping[str, Any]], metric: str, value: float)
     items = [_item(sample.get(name), name) for sample in chosen]
     scores = tuple(item for item in items if item is not None)
     if not scores or len(scores) < len(items):
-        return Samples()
+        return StoredSamples()
     ids = tuple(int(sample["doc_id"]) for sample in chosen)
     pairs = as_pairs(scores)
     if not math.isclose(float(aggregate(name, *pairs.sum(axis=0))), value, rel_tol=1e-6, abs_tol=1e-9):
-        return Samples()
+        return StoredSamples()
     kept = chosen[:KEPT]
-    return Samples(
+    return StoredSamples(
         ids,
         scores,
         tuple(_answer(sample, name) for sample in kept),

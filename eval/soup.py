@@ -26,7 +26,7 @@ Judge = Callable[[Sequence[Subject], Settings], Results]
 
 
 @dataclass(frozen=True)
-class Step:
+class SoupStep:
     """One model that was tried: the soup's scores with it on the held-out items, and whether it stayed.
 
     Attributes:
@@ -53,7 +53,7 @@ class Soup:
     """
 
     singles: Results
-    steps: tuple[Step, ...]
+    steps: tuple[SoupStep, ...]
     members: tuple[str, ...]
     average: Recipe
     report: Results
@@ -134,8 +134,8 @@ def _recipe(named: Sequence[str], chosen: Sequence[Subject], name: str, keep: Pa
     return dataclasses.replace(blend_recipe(texts, [1.0] * len(texts), name), text=first)
 
 
-def _step(results: Results, model: Verdicts, name: str, score: float, kept: bool) -> Step:
-    return Step(name, tuple(model.tasks[task].value for task in results.tasks), score, kept)
+def _step(results: Results, model: Verdicts, name: str, score: float, kept: bool) -> SoupStep:
+    return SoupStep(name, tuple(model.tasks[task].value for task in results.tasks), score, kept)
 
 
 def _check_scale(results: Results) -> None:

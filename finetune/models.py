@@ -13,7 +13,7 @@ from typing import Any
 
 from finetune.keys import Config
 from finetune.sources import SourceStates, model_sources
-from merge.checkpoint.hub import Place, locate
+from merge.checkpoint.hub import ModelPlace, locate
 from merge.errors import CheckpointError, UsageError
 from merge.loading import CAUSAL, known_as, load_config, load_tokenizer, remember_name
 from merge.loading import load_model as load_weights
@@ -51,7 +51,7 @@ def open_base(text: str, folder: Path | None, adapter: str | None = None, key: s
         raise UsageError(f"{key}: {error}.") from None
     if ref.adapter is not None:
         raise UsageError(f'{key} "{text}": names an adapter. To continue one: merge finetune continue ADAPTER.')
-    place: Place = locate(ref)
+    place: ModelPlace = locate(ref)
     if not (Path(place.path) / "config.json").is_file():
         raise CheckpointError(f"{place.path}: there is no config.json. Name a directory with a model of transformers.")
     sources = model_sources(text, place.path) + (model_sources(adapter, adapter) if adapter else ())

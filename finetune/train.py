@@ -45,7 +45,7 @@ _OPTIMIZERS = {"adamw": "adamw_torch_fused", "adamw_8bit": "adamw_bnb_8bit", "pa
 
 
 @dataclass(frozen=True)
-class Report:
+class TrainingReport:
     """What came out. Losses in nats a token (or example, or pair: see objectives/); `metrics`: figures of the
     validation set before and after, by name; `tokens`: read by this process since it started or resumed."""
 
@@ -114,7 +114,7 @@ def finetune(
     force: bool = False,
     say: Say = lambda text: None,
     progress: Progress = lambda step, steps, logs: None,
-) -> Report:
+) -> TrainingReport:
     """Trains and writes config.out.
 
     Args:
@@ -133,7 +133,7 @@ def finetune(
 
 def _finetune(
     prepared: Prepared, device: str | None, threads: int | None, force: bool, say: Say, progress: Progress
-) -> Report:
+) -> TrainingReport:
     import torch
     from transformers import set_seed
 
@@ -165,7 +165,7 @@ def _finetune(
         args = arguments(prepared, device, directory.partial)
         finished = known_to_all(args, directory.finished)
         if finished is not None:
-            return Report(**finished)
+            return TrainingReport(**finished)
         trainer, resumed, seconds = _train(model, prepared, device, directory, args, say, progress)
         losses = summarise_losses(trainer.state.log_history, keeps_best(config))
         metrics = summarise_metrics(trainer.state.log_history, keeps_best(config))
@@ -184,7 +184,7 @@ def _finetune(
         if first:
             note = write_records(trainer, prepared, directory, digests, figures)
             notes += [note] if note else []
-        report = Report(
+        report = TrainingReport(
             str(out),
             trainer.state.global_step,
             resumed,

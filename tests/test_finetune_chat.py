@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from tiny_llama import make_tiny_llama
 
-from finetune.data.contents import Content, Conversation, Instruction, Judged, Pair, Preference, Sample, Turn
+from finetune.data.contents import Content, Conversation, Instruction, Judged, Preference, Sample, TextPair, Turn
 from finetune.data.encode import Encoder
 from finetune.data.settle import settle
 from finetune.keys import Config
@@ -126,19 +126,19 @@ def test_alpaca_rows_go_into_the_template_or_the_scaffold_and_a_note_says_which(
     )
     assert notes == ["alpaca rows are written in the chat template; chat: false does otherwise"]
     found, notes = settled(model, row, None)
-    assert found == Pair(
+    assert found == TextPair(
         "Be exact.\n\n### Instruction:\nHi\n\n### Response:\nHello.\n\n"
         "### Instruction:\nAdd.\n\n### Input:\n1 2\n\n### Response:\n",
         "3",
     )
     assert notes == ['alpaca rows are written in the "### Instruction:" scaffold; chat: true does otherwise']
-    assert isinstance(settled(model, row, SHORT, chat=False)[0], Pair)
+    assert isinstance(settled(model, row, SHORT, chat=False)[0], TextPair)
 
 
 def test_texts_go_into_the_template_only_if_asked(model: Path) -> None:
     turns = (Turn("user", "p"),), (Turn("assistant", "c"),), (Turn("assistant", "r"),)
-    assert settled(model, Pair("p", "c"), SHORT)[0] == Pair("p", "c")
-    assert settled(model, Pair("p", "c"), SHORT, chat=True)[0] == Conversation((*turns[0], *turns[1]))
+    assert settled(model, TextPair("p", "c"), SHORT)[0] == TextPair("p", "c")
+    assert settled(model, TextPair("p", "c"), SHORT, chat=True)[0] == Conversation((*turns[0], *turns[1]))
     assert settled(model, Preference("p", "c", "r"), SHORT, chat=True)[0] == Preference(*turns)
     with pytest.raises(UsageError, match="the tokenizer has no chat template"):
         settled(model, Preference(*turns), None)

@@ -14,9 +14,9 @@ from tiny_llama import make_tiny_llama, words, write_lines
 
 from finetune.data import Data, encode_samples, read_samples
 from finetune.data.contents import (
-    Pair,
     Sample,
     Text,
+    TextPair,
 )
 from finetune.data.encode import set_up_tokenizer
 from finetune.data.files import read_rows
@@ -164,7 +164,7 @@ def test_every_kind_of_file_gives_the_same_rows(tmp_path: Path) -> None:
 def test_templates_take_any_columns(tmp_path: Path) -> None:
     rows = read_rows(write_lines(tmp_path / "d.jsonl", [{"question": "1+1", "answer": 2}]))
     source = Source("d", prompt="Q: {question} {{x}}\nA: ", completion="{answer}")
-    assert make_samples(rows, source, Config(), [])[0].content == Pair("Q: 1+1 {x}\nA: ", "2")
+    assert make_samples(rows, source, Config(), [])[0].content == TextPair("Q: 1+1 {x}\nA: ", "2")
     assert make_samples(rows, Source("d"), Config(text="{question}={answer}"), [])[0].content == Text("1+1=2")
 
 

@@ -10,7 +10,7 @@ import pytest
 from tiny_llama import write_lines
 
 from finetune.data import read_samples
-from finetune.data.contents import Conversation, Instruction, Judged, Labelled, Pair, Preference, Text, Turn
+from finetune.data.contents import Conversation, Instruction, Judged, Labelled, Preference, Text, TextPair, Turn
 from finetune.data.files import read_rows
 from finetune.data.samples import make_samples
 from finetune.keys import Config, Source
@@ -36,9 +36,9 @@ CALL = {"type": "function", "function": {"name": "weather", "arguments": {"city"
 HH = "\n\nHuman: Hi\n\nAssistant: Hello.\n\nHuman: 1+1?\n\nAssistant: "
 TALK = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]
 GOLDEN: dict[str, tuple[dict[str, Any], Any]] = {
-    "prompt and completion": ({"prompt": "p", "completion": "c"}, Pair("p", "c")),
-    "prompt and response": ({"prompt": "p", "response": "c", "id": 3}, Pair("p", "c")),
-    "an empty completion": ({"prompt": "p", "completion": ""}, Pair("p", "")),
+    "prompt and completion": ({"prompt": "p", "completion": "c"}, TextPair("p", "c")),
+    "prompt and response": ({"prompt": "p", "response": "c", "id": 3}, TextPair("p", "c")),
+    "an empty completion": ({"prompt": "p", "completion": ""}, TextPair("p", "")),
     "prompt and completion as conversations (TRL)": (
         {"prompt": [TALK[0]], "completion": [TALK[1]]},
         Conversation((Turn("user", "Hi", False), said("Hello."))),
@@ -189,7 +189,7 @@ GOLDEN: dict[str, tuple[dict[str, Any], Any]] = {
     "text": ({"text": "t", "url": "x"}, Text("t")),
     "labelled text": ({"text": "t", "label": 2}, Labelled("t", "2")),
     "labelled sentence": ({"sentence": "t", "label": "good", "idx": 1}, Labelled("t", "good")),
-    "pairs for embeddings": ({"anchor": "a", "positive": "p"}, Pair("a", "p")),
+    "pairs for embeddings": ({"anchor": "a", "positive": "p"}, TextPair("a", "p")),
     "triplets for embeddings": ({"query": "a", "positive": "p", "negative": "n"}, Preference("a", "p", "n")),
 }
 
@@ -202,7 +202,7 @@ def test_golden_rows_of_public_formats(tmp_path: Path, kind: str) -> None:
 
 def test_null_columns_of_parquet_files_say_nothing(tmp_path: Path) -> None:
     row = {"prompt": "p", "completion": "c", "label": None, "system": None, "tools": [], "messages": None}
-    assert read(tmp_path, row) == Pair("p", "c")
+    assert read(tmp_path, row) == TextPair("p", "c")
 
 
 def test_unused_columns_are_named_once(tmp_path: Path) -> None:
@@ -268,7 +268,7 @@ def test_columns_can_be_ignored_by_name(tmp_path: Path) -> None:
     assert read(tmp_path, {"text": "t", "system": "s"}, ignore_columns=("system",)) == Text("t")
     rows = read_rows(write_lines(tmp_path / "e.jsonl", [{"prompt": "p", "completion": "c", "label": False}]))
     (sample,) = make_samples(rows, Source("e.jsonl", ignore_columns=("label",)), Config(), [])
-    assert sample.content == Pair("p", "c")
+    assert sample.content == TextPair("p", "c")
 
 
 def test_a_later_row_of_another_kind_is_refused(tmp_path: Path) -> None:

@@ -21,10 +21,10 @@ from toy_data import choices, judged, moods, rounds, shifts
 from finetune.config import load_config
 from finetune.data.pack import Row
 from finetune.objectives.classification import classification_metrics, detect_labels
-from finetune.train import Prepared, Report, finetune, prepare
+from finetune.train import Prepared, TrainingReport, finetune, prepare
 from merge.errors import MergeError, RecipeError, UsageError
 
-Run = Callable[..., Report]
+Run = Callable[..., TrainingReport]
 Ready = Callable[..., Prepared]
 MARKS = "<|fim_prefix|>,<|fim_suffix|>,<|fim_middle|>"
 
@@ -69,7 +69,7 @@ def ready(place: Path, tmp_path: Path) -> Ready:
 def run(ready: Ready, monkeypatch: pytest.MonkeyPatch) -> Run:
     monkeypatch.setattr("finetune.result.draw_losses", lambda log, path, unit: None)
 
-    def start(**keys: Any) -> Report:
+    def start(**keys: Any) -> TrainingReport:
         return finetune(ready(**{"validation": 0.25, **keys}), device="cpu", threads=1, force=True)
 
     return start

@@ -12,7 +12,7 @@ import pytest
 from tiny_llama import make_tiny_llama, words, write_lines
 
 from finetune.config import load_config
-from finetune.train import Report, finetune, prepare
+from finetune.train import TrainingReport, finetune, prepare
 from merge.errors import SourceChanged, StaleWork
 
 CHANGING = (
@@ -48,7 +48,7 @@ def room(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def train(
     room: Path, out: str = "out", at: int = 99, then: Callable[[], object] = lambda: None, adapter: bool = True
-) -> Report:
+) -> TrainingReport:
     """Four steps with a checkpoint after each; `then` is called once step `at` is done."""
     keys: dict[str, Any] = {"model": room / "model", "data": room / "data.jsonl", "out": room / out, "max_steps": 4}
     keys |= {"batch_size": 8, "save_every": 1} | ({} if adapter else {"rank": 2})

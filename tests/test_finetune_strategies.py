@@ -23,7 +23,7 @@ from finetune.config import load_config
 from finetune.keys import Source
 from finetune.strategies import Result, load_tasks, run_strategies, stages
 from finetune.strategies.config import mixture
-from finetune.strategies.score import Score, Scorer
+from finetune.strategies.score import Scorer, StrategyScore
 from finetune.strategies.table import as_json, forgetting, rows
 from finetune.train import finetune, prepare
 from merge.cli import cli
@@ -219,7 +219,7 @@ def test_exact_match_is_that_of_greedy_decoding(tmp_path: Path) -> None:
 
 def test_the_table_and_what_was_forgotten() -> None:
     def result(strategy: str, stage: str, a: float, b: float) -> Result:
-        return Result(strategy, stage, "", {"a": Score(1 - a, a, 100), "b": Score(1 - b, b, 100)})
+        return Result(strategy, stage, "", {"a": StrategyScore(1 - a, a, 100), "b": StrategyScore(1 - b, b, 100)})
 
     results = [result("base", "", 0, 0), result("sequential", "1 a", 0.9, 0.2), result("sequential", "2 b", 0.3, 0.8)]
     lost = forgetting(["a", "b"], results)

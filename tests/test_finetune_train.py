@@ -15,10 +15,10 @@ from tiny_llama import make_tiny_llama, words, write_lines
 
 from finetune.config import load_config
 from finetune.keys import TRAIN
-from finetune.train import Report, finetune, prepare
+from finetune.train import TrainingReport, finetune, prepare
 from merge.errors import CheckpointError, MergeError, NumbersError, OutputError, UsageError
 
-Run = Callable[..., Report]
+Run = Callable[..., TrainingReport]
 EXTRA: dict[str, dict[str, Any]] = {"partial": {"train_last": 1}, "ia3": {"learning_rate": 0.05}}
 
 
@@ -38,7 +38,7 @@ def run(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     """run(train="lora", out="x", ...) -> Report; flags as on the command line. No curve: it takes longest."""
     monkeypatch.setattr("finetune.result.draw_losses", lambda *_: None)
 
-    def start(*, watch: Any = None, force: bool = False, **keys: Any) -> Report:
+    def start(*, watch: Any = None, force: bool = False, **keys: Any) -> TrainingReport:
         usual = {
             "model": place / "model",
             "data": place / "data.jsonl",

@@ -23,7 +23,7 @@ from merge.methods.fisher import fisher
 from merge.methods.regmean import regmean
 from merge.plan import Plan
 from merge.recipe import parse_reference
-from merge.statistics import Summary, collect_statistics
+from merge.statistics import StatisticsSummary, collect_statistics
 from merge.statistics.parts import Parts
 
 Arrays = dict[str, npt.NDArray[np.float32]]
@@ -77,7 +77,7 @@ def data(tmp_path: Path) -> Path:
     return path
 
 
-def collect(model: Path, data: Path, out: Path, **options: Any) -> Summary:
+def collect(model: Path, data: Path, out: Path, **options: Any) -> StatisticsSummary:
     return collect_statistics(parse_reference(str(model)), data, out, **({"length": 12, "batch": 2} | options))
 
 

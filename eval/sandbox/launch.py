@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Collection
 from pathlib import Path
 
-from eval.sandbox.places import Places, places
+from eval.sandbox.places import SandboxPaths, places
 
 _HOME = "/box"  # the temporary directory as it is called within bubblewrap
 _HOME_BYTES = 16 << 20
@@ -39,7 +39,7 @@ def has_bubblewrap() -> bool:
     return shutil.which("bwrap") is not None
 
 
-def _bubblewrap(at: Places, folder: Path, own_proc: bool) -> list[str]:
+def _bubblewrap(at: SandboxPaths, folder: Path, own_proc: bool) -> list[str]:
     """No network, no other processes, and no files but those that the interpreter needs; man 1 bwrap.
 
     own_proc: namespaces within these are made through /proc; it shows the processes within only.

@@ -24,7 +24,7 @@ _ASK = "import json, site, sys; print(json.dumps([sys.path, site.getsitepackages
 
 
 @dataclass(frozen=True)
-class Places:
+class SandboxPaths:
     """
     Attributes:
         executable: Python, outside of any virtual environment.
@@ -44,7 +44,7 @@ class Places:
 
 
 @functools.cache
-def places() -> Places:
+def places() -> SandboxPaths:
     executable = os.path.realpath(getattr(sys, "_base_executable", None) or sys.executable)
     done = subprocess.run([executable, "-I", "-S", "-c", _ASK], capture_output=True, check=True, timeout=60)
     path, packages, prefix = parse_json(done.stdout)
@@ -61,7 +61,7 @@ def places() -> Places:
     listable: list[str] = []
     readable = [place for root in real for place in _without(root, hidden, listable)]
     aliases = tuple(place for place in library if os.path.realpath(place) != place)
-    return Places(executable, tuple(dict.fromkeys(roots)), hidden, tuple(readable), tuple(listable), aliases)
+    return SandboxPaths(executable, tuple(dict.fromkeys(roots)), hidden, tuple(readable), tuple(listable), aliases)
 
 
 def _within(place: str, directory: str) -> bool:

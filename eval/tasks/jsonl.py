@@ -26,7 +26,7 @@ def jsonl_task(path: Path) -> Task:
     multiple = "choices" in rows[0]
     config: dict[str, Any] = {
         "task": path.stem,
-        "custom_dataset": _Dataset(rows),
+        "custom_dataset": _JSONLDataset(rows),
         "test_split": "test",
         "doc_to_text": "question",
         "metadata": {"version": _version(rows)},
@@ -51,7 +51,7 @@ def _version(rows: list[dict[str, Any]]) -> str:
     return xxhash.xxh3_64_hexdigest(json.dumps(rows, ensure_ascii=False).encode("utf-8", "surrogatepass"))
 
 
-class _Dataset:
+class _JSONLDataset:
     def __init__(self, rows: list[dict[str, Any]]) -> None:
         self._rows = rows
 

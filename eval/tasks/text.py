@@ -24,7 +24,7 @@ def text_task(path: Path) -> Task:
     joined = "\0".join(texts).encode("utf-8", "surrogatepass")
     config: dict[str, Any] = {
         "task": path.stem,
-        "custom_dataset": _Dataset(texts),
+        "custom_dataset": _TextDataset(texts),
         "test_split": "test",
         "output_type": "loglikelihood_rolling",
         "doc_to_text": "",
@@ -38,7 +38,7 @@ def text_task(path: Path) -> Task:
     return Task(path.stem, config, "bits_per_byte", needs=None)
 
 
-class _Dataset:
+class _TextDataset:
     def __init__(self, texts: list[str]) -> None:
         self._texts = texts
 

@@ -40,7 +40,7 @@ class Conversation:
 
 
 @dataclass(frozen=True, slots=True)
-class Pair:
+class TextPair:
     prompt: str
     completion: str
 
@@ -95,7 +95,7 @@ class Labelled:
     label: str
 
 
-Content = Conversation | Pair | Instruction | Text | Preference | Judged | Labelled
+Content = Conversation | TextPair | Instruction | Text | Preference | Judged | Labelled
 
 
 @dataclass(frozen=True, slots=True)

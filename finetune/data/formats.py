@@ -15,9 +15,9 @@ from finetune.data.contents import (
     Instruction,
     Judged,
     Labelled,
-    Pair,
     Preference,
     Text,
+    TextPair,
     Turn,
     Turns,
 )
@@ -160,7 +160,7 @@ def _prompt_completion(row: Row) -> Content:
     if has(row, "system") or has(row, "tools"):
         turns = (Turn("user", text_of(row, "prompt")), Turn("assistant", text_of(row, answer)))
         return Conversation(with_system(row, turns), read_tools(row))
-    return Pair(text_of(row, "prompt"), text_of(row, answer))
+    return TextPair(text_of(row, "prompt"), text_of(row, answer))
 
 
 def _sides(row: Row, answer: str) -> tuple[Turns, Turns]:
@@ -211,7 +211,7 @@ def _anchor(row: Row) -> Content:
     anchor, positive = text_of(row, "anchor", "query"), text_of(row, "positive")
     if has(row, "negative"):
         return Preference(anchor, positive, text_of(row, "negative"))
-    return Pair(anchor, positive)
+    return TextPair(anchor, positive)
 
 
 _TALK = ("system", "tools")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import string
 from collections.abc import Callable, Collection
 
-from finetune.data.contents import Content, Pair, Sample, Text
+from finetune.data.contents import Content, Sample, Text, TextPair
 from finetune.data.files import Row
 from finetune.data.formats import FORMATS, Format, detect, names, text_of, unread
 from finetune.keys import Config, Source
@@ -55,7 +55,7 @@ def _templates(
         Template(level.prompt, "prompt", first),
         Template(level.completion or "", "completion", first),
     )
-    return lambda row: Pair(prompt(row), completion(row)), prompt.columns | completion.columns, "templates"
+    return lambda row: TextPair(prompt(row), completion(row)), prompt.columns | completion.columns, "templates"
 
 
 def _format(first: Row, source: Source, config: Config) -> Format:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from finetune.data.contents import Content, Conversation, Instruction, Judged, Pair, Preference, Sample, Turn, Turns
+from finetune.data.contents import Content, Conversation, Instruction, Judged, Preference, Sample, TextPair, Turn, Turns
 from finetune.keys import Config
 from merge.errors import UsageError
 
@@ -70,7 +70,7 @@ def _settle(sample: Sample, chat: bool, texts_too: bool) -> Content:
         return _as_turns(content) if chat else _scaffold(content, sample.place)
     if not texts_too:
         return content
-    if isinstance(content, Pair):
+    if isinstance(content, TextPair):
         return Conversation((*_turn("user", content.prompt), *_turn("assistant", content.completion)))
     if isinstance(content, Preference):
         chosen, rejected = _turn("assistant", content.chosen), _turn("assistant", content.rejected)
@@ -91,9 +91,9 @@ def _as_turns(content: Instruction) -> Conversation:
     return Conversation((*system, *before, *_turn("user", content.question), *_turn("assistant", content.output)))
 
 
-def _scaffold(content: Instruction, place: str) -> Pair:
+def _scaffold(content: Instruction, place: str) -> TextPair:
     """System prompt and earlier turns stand before the scaffold of this turn. Only the last output is learnt."""
     before = f"{content.system}\n\n" if content.system else ""
     before += "".join(ALPACA.format(instruction=asked) + f"{said}\n\n" for asked, said in content.history)
     template = ALPACA_INPUT if content.input else ALPACA
-    return Pair(before + template.format(instruction=content.instruction, input=content.input), content.output)
+    return TextPair(before + template.format(instruction=content.instruction, input=content.input), content.output)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from finetune.data.contents import Conversation, Instruction, Judged, Labelled, Pair, Preference, Sample, Text
+from finetune.data.contents import Conversation, Instruction, Judged, Labelled, Preference, Sample, Text, TextPair
 from finetune.data.encode import Encoder, Example
 from finetune.data.pack import Row
 from finetune.keys import KEYS, Config
@@ -119,7 +119,7 @@ OBJECTIVES: dict[str, Objective] = {
 
 KINDS: dict[type, Kind] = {
     Conversation: Kind("conversations", "supervised"),
-    Pair: Kind("prompts with completions", "supervised"),
+    TextPair: Kind("prompts with completions", "supervised"),
     Instruction: Kind("instructions", "supervised"),
     Text: Kind("texts", "text"),
     Preference: Kind("preference pairs", "dpo"),

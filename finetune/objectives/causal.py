@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from finetune.data.contents import Conversation, Instruction, Pair, Sample, Text
+from finetune.data.contents import Conversation, Instruction, Sample, Text, TextPair
 from finetune.data.encode import Encoder, Example
 from finetune.data.pack import IGNORED, Row, collate
 from finetune.objectives.base import Basics, model_inputs
@@ -46,7 +46,7 @@ def token_losses(logits: Any, targets: Any) -> Any:
 class Supervised(Causal):
     """Responses count 1, prompts prompt_loss_weight."""
 
-    takes: tuple[type, ...] = (Conversation, Instruction, Pair)
+    takes: tuple[type, ...] = (Conversation, Instruction, TextPair)
     too_long = "error"
 
     def encode(self, sample: Sample, encoder: Encoder) -> list[Example]:
@@ -54,7 +54,7 @@ class Supervised(Causal):
         if isinstance(content, Conversation):
             ids, weights = encoder.conversation(content, sample.place)
         else:
-            assert isinstance(content, Pair)
+            assert isinstance(content, TextPair)
             ids, weights = encoder.pair(content.prompt, content.completion)
         return encoder.fit(ids, weights, sample.place, sample.task, config.too_long or self.too_long)
 

@@ -15,7 +15,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Self
 
-from finetune.data.contents import Conversation, Instruction, Pair, Sample, Text
+from finetune.data.contents import Conversation, Instruction, Sample, Text, TextPair
 from finetune.data.encode import Encoder, Example
 from finetune.data.pack import max_length
 from finetune.keys import Config
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 class Distillation(Causal):
     """Takes what supervised training and pretraining take, with the same weights of tokens."""
 
-    takes = (Conversation, Instruction, Pair, Text)
+    takes = (Conversation, Instruction, TextPair, Text)
     too_long = "error"
 
     def __init__(self, config: Config | None = None, base: Base | None = None, vocabulary: int = 0) -> None:

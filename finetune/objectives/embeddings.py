@@ -20,7 +20,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from finetune.data.contents import Pair, Preference, Sample
+from finetune.data.contents import Preference, Sample, TextPair
 from finetune.data.encode import Encoder, Example
 from finetune.data.pack import Row
 from finetune.keys import Config
@@ -31,7 +31,7 @@ _BLOCK = 1024  # anchors that are compared with all positives at once, in metric
 
 
 class Embeddings(Basics):
-    takes = (Pair, Preference)
+    takes = (TextPair, Preference)
     too_long = "error"
     model_class = "AutoModel"
     task_type = "FEATURE_EXTRACTION"
@@ -49,14 +49,14 @@ class Embeddings(Basics):
             raise UsageError(
                 "embeddings: some data has rejected texts and some has not; give all of them one, or none."
             )
-        if run.config.batch_size < 2 and Pair in kinds:
+        if run.config.batch_size < 2 and TextPair in kinds:
             raise UsageError("batch_size: 1 leaves nothing to compare an anchor with; set at least 2, better 32.")
         return type(self)(run.config)
 
     def encode(self, sample: Sample, encoder: Encoder) -> list[Example]:
         """One example: anchor, positive, and a negative if there is one."""
         content = sample.content
-        if isinstance(content, Pair):
+        if isinstance(content, TextPair):
             texts = [content.prompt, content.completion]
         else:
             assert isinstance(content, Preference)

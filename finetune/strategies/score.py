@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.data import read_samples
-from finetune.data.contents import Instruction, Pair
+from finetune.data.contents import Instruction, TextPair
 from finetune.data.pack import IGNORED
 from finetune.models import load_model, trained_from
 from finetune.objectives import OBJECTIVES
@@ -24,7 +24,7 @@ from merge.loading import load_adapter
 
 
 @dataclass(frozen=True)
-class Score:
+class StrategyScore:
     """`loss`: nats a token; `exact`: share of right answers, None where data are no prompts with completions."""
 
     loss: float
@@ -47,13 +47,13 @@ class Scorer:
         self._prepared, self._device = dict(prepared), device
         self._exact = {
             name: all(
-                isinstance(sample.content, (Pair, Instruction))
+                isinstance(sample.content, (TextPair, Instruction))
                 for sample in read_samples(one.config, folder).validation
             )
             for name, one in prepared.items()
         }
 
-    def score(self, path: Path | None, adapter: bool = False) -> dict[str, Score]:
+    def score(self, path: Path | None, adapter: bool = False) -> dict[str, StrategyScore]:
         """A model directory, or an adapter of the base; None is the base itself."""
         import torch
 
@@ -98,7 +98,7 @@ class _Seen:
         return getattr(self._model, name)
 
 
-def _score(model: Any, prepared: Prepared, exact: bool, device: str) -> Score:
+def _score(model: Any, prepared: Prepared, exact: bool, device: str) -> StrategyScore:
     data, config = prepared.data, prepared.config
     assert data.validation is not None
     objective = OBJECTIVES[data.objective]
@@ -118,7 +118,7 @@ def _score(model: Any, prepared: Prepared, exact: bool, device: str) -> Score:
         weight += float(objective.weights(batch).double().sum())
         if exact and seen.logits is not None:
             right += _right(seen.logits, batch)
-    return Score(loss / weight, right / len(order) if exact else None, len(order))
+    return StrategyScore(loss / weight, right / len(order) if exact else None, len(order))
 
 
 def _right(logits: Any, batch: dict[str, Any]) -> int:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from finetune.strategies.score import Score
+from finetune.strategies.score import StrategyScore
 from merge.output.directory import explained, write_whole
 
 RESULTS = "results.json"
@@ -22,7 +22,7 @@ class Result:
     strategy: str
     stage: str
     path: str
-    scores: dict[str, Score]
+    scores: dict[str, StrategyScore]
 
     @property
     def name(self) -> str:

@@ -25,7 +25,7 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 @dataclass(frozen=True)
-class Place:
+class ModelPlace:
     """An absolute path, and the commit of a model from the hub."""
 
     path: str
@@ -33,7 +33,7 @@ class Place:
     notes: tuple[str, ...] = ()
 
 
-def locate(ref: ModelRef, adapter: bool = False) -> Place:
+def locate(ref: ModelRef, adapter: bool = False) -> ModelPlace:
     """The model's (or adapter's) directory; one of the hub is downloaded into the cache if it is not there.
 
     Raises:
@@ -45,7 +45,7 @@ def locate(ref: ModelRef, adapter: bool = False) -> Place:
             raise CheckpointError(
                 f'{ref.text}: is a local directory, which has no revisions. Remove "@{ref.revision}".'
             )
-        return Place(os.path.abspath(path))
+        return ModelPlace(os.path.abspath(path))
     if os.path.exists(path):
         config = "adapter_config.json" if adapter else "config.json"
         raise CheckpointError(f"{path}: is a file. Name the directory that holds {config} and the weights.")
@@ -96,7 +96,7 @@ def wanted(names: list[str], adapter: bool = False) -> list[str]:
     return [name for name in names if name in small or may_be_side_file(name) or name in weights]
 
 
-def _from_hub(ref: ModelRef, adapter: bool) -> Place:
+def _from_hub(ref: ModelRef, adapter: bool) -> ModelPlace:
     # Imported here: it takes a good part of a second, and most recipes name local directories.
     import huggingface_hub
 
@@ -124,7 +124,7 @@ def _from_hub(ref: ModelRef, adapter: bool) -> Place:
             huggingface_hub.snapshot_download(ref.path, revision=ref.revision, allow_patterns=files)
             if code == lacking_code(path, names):
                 break
-        return Place(path, os.path.basename(path))
+        return ModelPlace(path, os.path.basename(path))
     except CheckpointError:
         raise
     except Exception as error:  # the HTTP library below differs between versions, and so do its errors
@@ -134,10 +134,10 @@ def _from_hub(ref: ModelRef, adapter: bool) -> Place:
         return _from_cache(ref, cached, f"the hub gave no answer ({type(error).__name__})")
 
 
-def _from_cache(ref: ModelRef, path: str, why: str) -> Place:
+def _from_cache(ref: ModelRef, path: str, why: str) -> ModelPlace:
     """A snapshot of the cache. `why` it was not asked whether there is a newer one; "" if the user wants that."""
     commit = os.path.basename(path)
-    return Place(path, commit, (f"{ref.text}: {why}; commit {commit} of the cache is used",) if why else ())
+    return ModelPlace(path, commit, (f"{ref.text}: {why}; commit {commit} of the cache is used",) if why else ())
 
 
 def _cached(ref: ModelRef, adapter: bool) -> str | None:

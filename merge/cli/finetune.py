@@ -22,7 +22,7 @@ from merge.needs import need
 from merge.show.terminal import memory, printable
 
 if TYPE_CHECKING:
-    from finetune.train import Prepared, Report
+    from finetune.train import Prepared, TrainingReport
 
 _REPEATED = ("words", "data", "fraction|data")
 
@@ -226,7 +226,7 @@ def _show(prepared: Prepared, count: int) -> None:
     show_examples(list(prepared.data.train.examples[:count]), prepared.base.tokenizer, console)
 
 
-def _print(report: Report, as_json: bool) -> None:
+def _print(report: TrainingReport, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(dataclasses.asdict(report)))
         return

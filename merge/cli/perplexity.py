@@ -17,7 +17,7 @@ from merge.cli.options import Size, quiet_option, refuse_above_option, trust_opt
 from merge.show.terminal import printable, progress_bar, show_notes
 
 if TYPE_CHECKING:
-    from merge.tools.perplexity import Distance, Estimate, Perplexity
+    from merge.tools.perplexity import Distance, Perplexity, TokenMean
 
 _SHOWN = 1000  # steps of the bar
 
@@ -129,5 +129,5 @@ def _distance(name: str, other: str, found: Distance) -> str:
     return f"KL({printable(other)} || {printable(name)}) {_number(found.kl)} nats a token; same best token {percent}"
 
 
-def _number(found: Estimate) -> str:
+def _number(found: TokenMean) -> str:
     return f"{found.value:.5g}" + (f" ± {found.error:.2g}" if found.error is not None else "")

@@ -35,12 +35,12 @@ def find(context: Context, finding: RouterPrompts, tick: Callable[[], None]) -> 
     """Finds the rows of all routers, journals them, and hands them to the reader."""
     keys = [gate_key(layer) for layer in range(len(finding.layers))]
     if not all(key in context.out.notes for key in keys):
-        _Pass(context, finding).run(tick)
+        _RouterPass(context, finding).run(tick)
     for key in keys:
         context.reader.supply(key, np.frombuffer(base64.b64decode(context.out.notes[key]), "<f4"))
 
 
-class _Pass:
+class _RouterPass:
     def __init__(self, context: Context, gates: RouterPrompts) -> None:
         self._context, self._gates = context, gates
         self._path = context.plan.models[gates.model].path

@@ -40,7 +40,7 @@ _FREE = ("README.md", ".index.json")  # a card is prose, and sizes of shards are
 
 
 @dataclass(frozen=True)
-class Difference:
+class RebuildDifference:
     """A tensor that is not the same again: how many values differ, by at most how much, and relative to the largest."""
 
     name: str
@@ -65,8 +65,8 @@ class Rebuild:
 
     sources: tuple[str, ...] = ()
     equal: int = 0
-    within: tuple[Difference, ...] = ()
-    outside: tuple[Difference, ...] = ()
+    within: tuple[RebuildDifference, ...] = ()
+    outside: tuple[RebuildDifference, ...] = ()
     other: tuple[str, ...] = ()
     versions: tuple[str, ...] = ()
 
@@ -218,7 +218,7 @@ def _other(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[str]
 
 def _compared(
     root: Path, before: Mapping[str, Any], out: Path, after: Mapping[str, Any], exact: Mapping[str, bool]
-) -> list[tuple[Difference, bool]]:
+) -> list[tuple[RebuildDifference, bool]]:
     """Of every tensor whose digest is another: what differs, and whether it may."""
     differ = [
         name
@@ -252,7 +252,7 @@ def _refs(root: Path, manifest: Mapping[str, Any]) -> dict[str, TensorRef]:
 
 def _difference(
     reader: SourceReader, name: str, old: TensorRef, new: TensorRef, largest: float
-) -> tuple[Difference, bool]:
+) -> tuple[RebuildDifference, bool]:
     count, most, fits = 0, 0.0, True
     for start in range(0, new.size, _BLOCK):
         (codes_a, a), (codes_b, b) = (_read(reader, ref, start, min(_BLOCK, new.size - start)) for ref in (old, new))
@@ -265,7 +265,7 @@ def _difference(
         count += int(differ.sum())
         most = max(most, float(np.nan_to_num(apart, nan=np.inf).max()))
         fits &= DTYPES[new.dtype].is_float and bool(((steps <= 1) | (apart <= BOUND * largest)).all())
-    return Difference(name, count, new.size, most, most / largest if largest else float("inf")), fits
+    return RebuildDifference(name, count, new.size, most, most / largest if largest else float("inf")), fits
 
 
 def _read(reader: SourceReader, ref: TensorRef, start: int, n: int) -> tuple[npt.NDArray[Any], npt.NDArray[np.float64]]:

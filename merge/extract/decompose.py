@@ -13,7 +13,7 @@ import torch
 import xxhash
 from torch import Tensor
 
-from merge.extract.difference import Difference
+from merge.extract.difference import MatrixDifference
 from merge.kernels.spectral import thin_svd
 
 OVERSAMPLING = 10
@@ -23,7 +23,7 @@ _EXACT_FROM = 0.5  # of all singular vectors: from here the exact method costs n
 
 
 @dataclass(frozen=True)
-class Factors:
+class DecomposedFactors:
     """left (rows, rank) · right (rank, columns), float32; `energy` is ‖D‖², `lost` ‖D - left·right‖².
 
     Each has the roots of the singular values.
@@ -35,7 +35,9 @@ class Factors:
     lost: float
 
 
-def decompose(difference: Difference, rank: int | None, energy: float | None, method: str, seed: int) -> Factors | None:
+def decompose(
+    difference: MatrixDifference, rank: int | None, energy: float | None, method: str, seed: int
+) -> DecomposedFactors | None:
     """Factors of at most `rank`, and of no more than keep `energy` of ‖D‖²; None where D is zero.
 
     Args:
@@ -60,10 +62,10 @@ def decompose(difference: Difference, rank: int | None, energy: float | None, me
     roots = s[:count].sqrt()
     left, right = (u[:, :count] * roots), (v[:, :count] * roots).T
     lost = max(0.0, total - float(squares[count - 1]))
-    return Factors(left.float().contiguous(), right.float().contiguous(), total, lost)
+    return DecomposedFactors(left.float().contiguous(), right.float().contiguous(), total, lost)
 
 
-def _until(difference: Difference, wanted: int, energy: float, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+def _until(difference: MatrixDifference, wanted: int, energy: float, seed: int) -> tuple[Tensor, Tensor, Tensor]:
     """Sketches that double until they hold the energy."""
     tried = min(_FIRST, wanted)
     while True:
@@ -73,7 +75,7 @@ def _until(difference: Difference, wanted: int, energy: float, seed: int) -> tup
         tried = min(2 * tried, wanted)
 
 
-def _sketch(difference: Difference, rank: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+def _sketch(difference: MatrixDifference, rank: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
     """u (rows, k), s (k), v (columns, k) with k >= rank of D's projection on what it makes of random vectors."""
     width = rank + OVERSAMPLING
     if width >= _EXACT_FROM * min(difference.rows, difference.columns):

@@ -16,7 +16,7 @@ _BLOCK = 1 << 20  # elements of a block: 8 MiB as float64
 KEPT = 1 << 26  # elements: a matrix of at most 256 MiB in float32 is read once
 
 
-class Difference:
+class MatrixDifference:
     """D = fine-tune - base, (rows, columns).
 
     Raises, where it is first read: NumbersError for NaN and infinity.

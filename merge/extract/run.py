@@ -23,8 +23,8 @@ from merge.checkpoint.digest import value_digest
 from merge.checkpoint.reader import SourceReader
 from merge.checkpoint.safetensors_file import read_header
 from merge.errors import UsageError
-from merge.extract.decompose import Factors, decompose
-from merge.extract.difference import Difference, base_squares
+from merge.extract.decompose import DecomposedFactors, decompose
+from merge.extract.difference import MatrixDifference, base_squares
 from merge.extract.finish import Summary, finish
 from merge.extract.select import Choice, Pair, Selection, Target, select
 from merge.jsontext import parse_json
@@ -144,7 +144,7 @@ class Work:
                 pool.shutdown(cancel_futures=True)
                 raise
         for pair in self.selection.others:
-            squares = Difference(pair, self.reader).squares()
+            squares = MatrixDifference(pair, self.reader).squares()
             self.others.append((pair, squares, base_squares(pair, self.reader) if squares else 0.0))
             self._advance(pair)
             self.reader.release((pair.base, pair.tuned))
@@ -179,7 +179,7 @@ class Work:
         matrices = [pair.expert(i) for i in range(pair.base.shape[0])] if len(pair.base.shape) == 3 else [pair]
         found = []
         for matrix in matrices:
-            difference = Difference(matrix, self.reader)
+            difference = MatrixDifference(matrix, self.reader)
             found.append(decompose(difference, target.rank, self.choice.energy, self.method, self.seed))
             self.reader.release((matrix.base, matrix.tuned))
         self.reader.release((pair.base, pair.tuned))
@@ -200,7 +200,9 @@ class Work:
         kind = _torch_dtype(self.dtype)
         return (a.contiguous().to(kind), b.contiguous().to(kind)), result
 
-    def _turned(self, factors: Factors | None, target: Target, matrix: Pair, rank: int) -> tuple[Tensor, Tensor]:
+    def _turned(
+        self, factors: DecomposedFactors | None, target: Target, matrix: Pair, rank: int
+    ) -> tuple[Tensor, Tensor]:
         """A (rank, in) and B (out, rank) of a matrix, with rows and columns of zeros up to the rank."""
         rows, columns = matrix.base.shape
         left = torch.zeros(rows, rank) if factors is None else _wider(factors.left, rank)

@@ -131,7 +131,7 @@ def select(inputs: Inputs, base: Input, tuned: Input, choice: Choice) -> Selecti
     elif base.tied:
         ties = dict.fromkeys([_HEAD], next((name for name in base.tensors if is_embedding(name)), ""))
     ties = {name: source for name, source in ties.items() if all(pair.name != name for pair in pairs)}
-    judge = _Judge(base, loaded, choice)
+    judge = _ModuleJudge(base, loaded, choice)
     groups: dict[str, list[Target]] = {}
     others: list[Pair] = []
     for pair in pairs:
@@ -152,7 +152,7 @@ def select(inputs: Inputs, base: Input, tuned: Input, choice: Choice) -> Selecti
     return Selection(tuple(map(tuple, groups.values())), tuple(others), turned, notes, tuple(modules), ties)
 
 
-class _Judge:
+class _ModuleJudge:
     """Decides whether a tensor becomes factors."""
 
     def __init__(self, base: Input, loaded: Loaded | None, choice: Choice) -> None:

@@ -15,9 +15,9 @@ import numpy as np
 from merge.kernels.protocol import Block
 from merge.kernels.selection import (
     KEEP_ALL,
+    BitWindow,
     Search,
     Threshold,
-    Window,
     count_equal,
     count_kept,
     place_cuts,
@@ -54,13 +54,13 @@ def _search(context: Context, steps: Steps, tick: Callable[[], None]) -> dict[in
 
 
 def _narrow(context: Context, steps: Steps, searches: dict[int, Search], tick: Callable[[], None]) -> None:
-    totals = {model: Window(search) for model, search in searches.items()}
+    totals = {model: BitWindow(search) for model, search in searches.items()}
     lock = threading.Lock()
 
     def count(item: tuple[int, Step]) -> None:
         _, step = item
         rows = [(model, place + 1) for place, model in enumerate(step.models) if model in searches]
-        windows = {model: Window(searches[model]) for model, _ in rows}
+        windows = {model: BitWindow(searches[model]) for model, _ in rows}
         tensor = context.tensor(step)
         for chunk in range(tensor.n_chunks):
             block = tensor.load(chunk)

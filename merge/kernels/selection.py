@@ -116,7 +116,7 @@ class Search:
     def n_buckets(self) -> int:
         return ((self.high - self.low - 1) >> self.shift) + 1
 
-    def place(self, window: Window) -> None:
+    def place(self, window: BitWindow) -> None:
         """Takes what a pass counted over [low, high): moves or narrows the window, or finds the value."""
         if window.above >= self.keep:
             self.low, self.high = self.high, TOP
@@ -137,7 +137,7 @@ class Search:
         return KEEP_NONE if self.bits == NOTHING else Threshold(self.bits, self.cut)
 
 
-class Window:
+class BitWindow:
     """Counts of one input's magnitudes above a search's window, and in its buckets."""
 
     def __init__(self, search: Search) -> None:
@@ -149,7 +149,7 @@ class Window:
         low, high, shift = np.uint32(search.low), np.uint32(search.high), np.uint32(search.shift)
         self.above += _window_histogram(block.raw[0], block.raw[row], low, high, shift, self.counts)
 
-    def add(self, other: Window) -> None:
+    def add(self, other: BitWindow) -> None:
         self.above += other.above
         self.counts += other.counts
 
@@ -183,11 +183,11 @@ def _propose(searches: list[Search], tensor: Passes) -> None:
 def _narrow(searches: list[Search], tensor: Passes) -> None:
     """One pass over the tensor for all inputs whose value is not found yet."""
 
-    def update(windows: list[Window], block: Block) -> None:
+    def update(windows: list[BitWindow], block: Block) -> None:
         for search, window in zip(searches, windows, strict=True):
             window.count(block, search.model + 1, search)
 
-    states = tensor.fold_chunks(lambda: [Window(search) for search in searches], update)
+    states = tensor.fold_chunks(lambda: [BitWindow(search) for search in searches], update)
     for place, search in enumerate(searches):
         total = states[0][place]
         for state in states[1:]:

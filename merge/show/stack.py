@@ -22,7 +22,7 @@ Sources = tuple[tuple[int, int], ...]  # (model, its layer) of everything that a
 
 
 @dataclass
-class Run:
+class LayerRun:
     """Output layers in a row that are made alike, each from the source layers after those of the one before."""
 
     first: int
@@ -41,7 +41,7 @@ def pictures(plan: Plan, width: int) -> Iterator[Any]:
         yield from _picture(plan, prefix, runs, width)
 
 
-def rearranged(plan: Plan) -> Iterator[tuple[str, list[Run]]]:
+def rearranged(plan: Plan) -> Iterator[tuple[str, list[LayerRun]]]:
     """(prefix, runs) of each rebuilt stack."""
     from merge.architecture import find_stacks
 
@@ -52,19 +52,19 @@ def rearranged(plan: Plan) -> Iterator[tuple[str, list[Run]]]:
             yield stack.prefix, runs
 
 
-def stack_runs(plan: Plan, stack: Stack) -> list[Run]:
+def stack_runs(plan: Plan, stack: Stack) -> list[LayerRun]:
     layers: dict[int, list[Step]] = {}
     for step in plan.steps:
         if (place := stack.layer(step.name)) is not None:
             layers.setdefault(place[0], []).append(step)
-    runs: list[Run] = []
+    runs: list[LayerRun] = []
     for layer in sorted(layers):
         sources, method = _sources(layers[layer]), _method(layers[layer])
         last = runs[-1] if runs else None
         if last is not None and last.method == method and _moved(last.sources, last.n) == sources:
             last.last = layer
         else:
-            runs.append(Run(layer, layer, sources, method))
+            runs.append(LayerRun(layer, layer, sources, method))
     return runs
 
 
@@ -88,7 +88,7 @@ def _method(steps: list[Step]) -> str:
     return " ".join(method for method in methods if method != "copy") or "copy"
 
 
-def _picture(plan: Plan, prefix: str, runs: list[Run], width: int) -> Iterator[Any]:
+def _picture(plan: Plan, prefix: str, runs: list[LayerRun], width: int) -> Iterator[Any]:
     from rich.text import Text
 
     models = list(dict.fromkeys(model for run in runs for model, _ in run.sources))
@@ -119,7 +119,7 @@ def _picture(plan: Plan, prefix: str, runs: list[Run], width: int) -> Iterator[A
         yield Text(f"         {_SEVERAL}  several of them")
 
 
-def _few(runs: list[Run]) -> Iterator[Run | None]:
+def _few(runs: list[LayerRun]) -> Iterator[LayerRun | None]:
     """All of them, or the first and the last ones with None between."""
     if len(runs) <= _MOST_ROWS:
         yield from runs
@@ -129,7 +129,7 @@ def _few(runs: list[Run]) -> Iterator[Run | None]:
     yield from runs[-_MOST_ROWS // 2 :]
 
 
-def _said(run: Run, letters: dict[int, str]) -> str:
+def _said(run: LayerRun, letters: dict[int, str]) -> str:
     """`A 8-23`, `linear A 8-23 + B 0-15`"""
     made = " + ".join(f"{letters[model]} {_span(first, first + run.n - 1)}" for model, first in run.sources)
     return made if run.method == "copy" else f"{run.method} {made}"

@@ -10,6 +10,6 @@ A statistics file is safetensors, float32: "gram.NAME" (in, in) and "fisher.NAME
 weight's name in the checkpoint.
 """
 
-from merge.statistics.collect import Summary, collect_statistics
+from merge.statistics.collect import StatisticsSummary, collect_statistics
 
-__all__ = ["Summary", "collect_statistics"]
+__all__ = ["StatisticsSummary", "collect_statistics"]

@@ -32,7 +32,7 @@ _WHOLE_GRAM, _FISHER = "gram.safetensors", "fisher.safetensors"
 
 
 @dataclass(frozen=True)
-class Summary:
+class StatisticsSummary:
     """What was collected."""
 
     out: str
@@ -59,7 +59,7 @@ def collect_statistics(
     force: bool = False,
     say: Callable[[str], None] = lambda note: None,
     progress: Callable[[int], None] = lambda done: None,
-) -> Summary:
+) -> StatisticsSummary:
     """Writes `out`; `out`.partial holds the parts that are done, which the same call goes on with.
 
     Args:
@@ -97,7 +97,7 @@ def collect_statistics(
     work = Workspace(out, RUN, "merge statistics", identity, force=force, sources=sources, kind="file")
     with parts_of(work) as parts:
         if parts.finished is not None:
-            return Summary(**parts.finished)
+            return StatisticsSummary(**parts.finished)
         collection = _Collection(checkpoint, batches, parts, max_ram, say, advance)
         for one in KINDS[kind]:
             collection.gram() if one == "gram" else collection.fisher()
@@ -111,7 +111,7 @@ def collect_statistics(
             "seed": str(seed),
             **({"trusted_code": json.dumps(code)} if (code := code_that_ran()) else {}),
         }
-        summary = Summary(
+        summary = StatisticsSummary(
             out=str(out),
             kinds=KINDS[kind],
             tokens=batches.tokens,

@@ -33,7 +33,7 @@ CONTEXT = 1024
 
 
 @dataclass(frozen=True)
-class Estimate:
+class TokenMean:
     """A mean over scored tokens; its standard error over windows, None for a single one."""
 
     value: float
@@ -44,23 +44,23 @@ class Estimate:
 class Perplexity:
     """One model's result on a text. `nll` is the mean negative log-likelihood of a token, in nats."""
 
-    nll: Estimate
+    nll: TokenMean
     tokens: int  # scored
     windows: int
     documents: int
 
     @property
-    def perplexity(self) -> Estimate:
+    def perplexity(self) -> TokenMean:
         value = math.exp(self.nll.value) if self.nll.value < 700 else math.inf
-        return Estimate(value, None if self.nll.error is None else value * self.nll.error)
+        return TokenMean(value, None if self.nll.error is None else value * self.nll.error)
 
 
 @dataclass(frozen=True)
 class Distance:
     """How far a model is from another on the same tokens: KL(other || model) in nats, share of equal best tokens."""
 
-    kl: Estimate
-    top1: Estimate
+    kl: TokenMean
+    top1: TokenMean
 
 
 @dataclass(frozen=True)
@@ -289,11 +289,11 @@ def _by_window(values: Sequence[F64], batches: Sequence[Windows]) -> F64:
     return np.concatenate(parts)
 
 
-def _estimate(sums: F64, counts: npt.NDArray[np.int64]) -> Estimate:
+def _estimate(sums: F64, counts: npt.NDArray[np.int64]) -> TokenMean:
     """Mean of a token, from sums and counts of windows."""
     n, total = len(sums), int(counts.sum())
     mean = float(sums.sum()) / total
     if n < 2:
-        return Estimate(mean, None)
+        return TokenMean(mean, None)
     spread = float(((sums - mean * counts) ** 2).sum())
-    return Estimate(mean, math.sqrt(spread * n / (n - 1)) / total)
+    return TokenMean(mean, math.sqrt(spread * n / (n - 1)) / total)

@@ -42,7 +42,7 @@ def unite(tokenizers: Sequence[Tokenizer], extra: Sequence[str] = (), without: C
     first, *others = tokenizers
     for other in others:
         _check_family(first, other)
-    builder = _Builder(first, without)
+    builder = _UnionBuilder(first, without)
     notes = [note for other in others for note in builder.add(other)]
     builder.add_extra(extra)
     return Union(builder.finished(), builder.vocabulary, tuple(notes), builder.n_new)
@@ -69,7 +69,7 @@ def _family(tokenizer: Tokenizer) -> str:
     return f"{spelling}{tokenizer.kind}" + (f" ({', '.join(affixes)})" if affixes else "")
 
 
-class _Builder:
+class _UnionBuilder:
     def __init__(self, first: Tokenizer, without: Collection[str]) -> None:
         self.first, self.without = first, without
         vocab = first.data["model"]["vocab"]
