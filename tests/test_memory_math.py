@@ -208,6 +208,16 @@ def test_activations_are_those_that_autograd_keeps(tmp_path: Path) -> None:
     assert less.peak < trace.peak
 
 
+def test_accumulated_gradients_stay_beside_activations(tmp_path: Path) -> None:
+    write_json(tmp_path / "config.json", llama_config(4, 64, True, "float32"))
+    model = str(tmp_path)
+    once, added = (
+        estimate(model, Request(task="full", device="cpu", batch=8, context=64, accumulation=more))
+        for more in (False, True)
+    )
+    assert added.total - once.total == once.parts["gradients"]
+
+
 def test_activations_grow_with_batch_and_shrink_with_checkpointing(tmp_path: Path) -> None:
     write_json(tmp_path / "config.json", llama_config(4, 64, True, "float32"))
     model = str(tmp_path)

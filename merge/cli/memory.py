@@ -60,6 +60,7 @@ Examples:
 )
 @click.option("--rank", type=click.IntRange(1), default=8, show_default=True, help="Rank of LoRA's matrices.")
 @click.option("--targets", default="all-linear", show_default=True, help="Adapted layers, such as q_proj,v_proj.")
+@click.option("--accumulation", is_flag=True, help="Gradients of several batches are added up before a step.")
 @click.option("--checkpointing", is_flag=True, help="Gradient checkpointing: activations are computed twice.")
 @click.option("--master-weights", is_flag=True, help="Full training in 16 bits with float32 master weights and states.")
 @click.option("--json", "as_json", is_flag=True, help="Print the estimate as JSON.")
@@ -74,6 +75,7 @@ def command(
     optimizer: str,
     rank: int,
     targets: str,
+    accumulation: bool,
     checkpointing: bool,
     master_weights: bool,
     as_json: bool,
@@ -96,6 +98,7 @@ def command(
         optimizer=optimizer,
         rank=rank,
         targets=tuple(target.strip() for target in targets.split(",") if target.strip()),
+        accumulation=accumulation,
         checkpointing=checkpointing,
         master_weights=master_weights,
     )
@@ -160,6 +163,7 @@ def request_of(config: Config) -> Request:
         optimizer=optimizers.get(config.optimizer, config.optimizer),
         rank=config.rank,
         targets=config.target_modules or ("all-linear",),
+        accumulation=config.gradient_accumulation > 1,
         checkpointing=config.gradient_checkpointing,
         double_quant=config.double_quantization,
     )

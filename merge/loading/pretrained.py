@@ -132,7 +132,8 @@ def model_from_config(kind: str, config: Any, path: str, **settings: Any) -> Any
 
 def own_class(config: Any) -> str:
     """The class that config.json names if transformers has it, else the one that chooses a causal language model."""
-    named = str((getattr(config, "architectures", None) or [""])[0])
+    classes = getattr(config, "architectures", None)
+    named = str(classes[0]) if isinstance(classes, list) and classes else ""
     return named if hasattr(getattr(library(), named, None), "_from_config") else CAUSAL
 
 

@@ -26,6 +26,7 @@ class Request:
             bfloat16. A quantised one for inference only.
         device: cpu or cuda. merge finetune trains float32 weights; on a GPU it computes in bfloat16, and weights that
             are frozen are bfloat16 too.
+        accumulation: gradients of several batches are added up, so that they stay beside the activations of the next.
         context, batch: tokens of a sequence, and sequences at once; None: 2048 or what the model takes, and 1.
         master_weights: full training in 16 bits with float32 master weights and states (Rajbhandari et al., ZeRO,
             arXiv:1910.02054, section 3.1).
@@ -39,6 +40,7 @@ class Request:
     rank: int = 8
     targets: tuple[str, ...] = ("all-linear",)
     checkpointing: bool = False
+    accumulation: bool = False
     master_weights: bool = False
     double_quant: bool = True
     device: str = "cuda"
@@ -237,10 +239,12 @@ def _trained(subject: _Subject, parts: dict[str, int], trainable: int, *notes: s
         checkpointing=subject.request.checkpointing,
         mixed=not adapted and subject.request.device == "cuda" and subject.dtype == "float32",
     )
-    # Activations are at their most when gradients are few: they share the room of both. While the optimizer works,
-    # activations are gone, and it needs two numbers for each one of the largest tensor.
+    # Activations are at their most when gradients are few: they share the room of both, unless those of earlier batches
+    # are there. While the optimizer works, activations are gone, and it needs two numbers for each one of the largest
+    # tensor.
     gradients = trace.trainable_bytes
-    working = max(trace.peak - trace.weights, gradients + 2 * trace.largest)
+    before = gradients if subject.request.accumulation else 0
+    working = max(trace.peak - trace.weights + before, gradients + 2 * trace.largest)
     parts = parts | {"activations, beyond the room of gradients": working - gradients}
     return subject.result(parts, trainable, *notes)
 

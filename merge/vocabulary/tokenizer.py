@@ -165,7 +165,8 @@ def _model_vocabulary(data: dict[str, Any], path: str) -> dict[str, int]:
         if all(_is_piece(piece) for piece in vocab):
             return {piece[0]: number for number, piece in enumerate(vocab)}
     elif isinstance(vocab, dict) and all(_is_id(number) for number in vocab.values()):
-        if not all(_is_merge(merge) for merge in model.get("merges") or ()):
+        merges = model.get("merges") or []
+        if not isinstance(merges, list) or not all(_is_merge(merge) for merge in merges):
             raise CheckpointError(f"{path}: model.merges: expected pairs of tokens. Download the file again.")
         return dict(vocab)
     raise CheckpointError(
