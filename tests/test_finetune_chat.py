@@ -91,7 +91,7 @@ def test_a_developer_is_the_system_where_the_template_does_not_know_one(model: P
     ("talk", "message"),
     [
         (Conversation(TALK), 'leaves out "weather" of turn 2'),
-        (Conversation(TALK[:1] + TALK[3:], WEATHER), "no place for tools"),
+        (Conversation(TALK[:1] + TALK[3:], WEATHER), "does not support tools"),
         (
             Conversation((TALK[0], Turn("assistant", "Sun.", True, '{"reasoning_content":"It is hot."}'))),
             r'leaves out "It is hot." of turn 2 \(assistant\)',

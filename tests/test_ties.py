@@ -103,7 +103,7 @@ def test_a_head_of_its_own_is_kept_though_the_config_ties_it(tmp_path: Path, nam
     before = loaded(model, tmp_path / "a")
     assert not torch.equal(before[target], before[source])
     plan, _, _ = merged(COPY, tmp_path / "copy", a=tmp_path / "a")
-    assert any(f"config.json ties {target} to {source}" in note and "other numbers" in note for note in plan.notes)
+    assert any(f"config.json ties {target} to {source}" in note and "different values" in note for note in plan.notes)
     run_plan(convert_plan(str(tmp_path / "a")), tmp_path / "converted", threads=1)
     for out in (tmp_path / "copy", tmp_path / "converted"):
         equal(loaded(model, out), before)

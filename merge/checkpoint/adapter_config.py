@@ -18,6 +18,7 @@ from merge.errors import CheckpointError
 from merge.quoting import quoted
 
 FINETUNE_RECORD = "finetune_manifest.json"  # what merge finetune writes beside weights
+BOTTLENECK = "bottleneck_config.json"  # beside the weights of bottleneck adapters
 # Kinds besides LoRA and merge.adapter_kinds that consist of whole tensors, or of rows of an embedding.
 _WHOLE = ("LN_TUNING", "TRAINABLE_TOKENS")
 # Kinds that change what a model reads or how it is run, so that no weights could stand for them.

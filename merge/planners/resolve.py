@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from merge.errors import RecipeError
 from merge.methods.registry import Method, all_methods
 from merge.planners.kind import are_adapters, is_adapter_ref
-from merge.quoting import clipped
+from merge.quoting import quoted
 from merge.recipe.check import check, check_attention
 from merge.recipe.draft import Draft
 from merge.recipe.fields import is_file_name
@@ -66,7 +66,7 @@ def made_recipe(recipe: Recipe) -> Recipe:
     reader.method = reader.methods[recipe.merge_method]
     reader.in_use = (reader.method,)
     if recipe.name is not None and not is_file_name(recipe.name):
-        reader.problem(0, f'"name" must be usable as the name of a directory, not {clipped(recipe.name)!a}')
+        reader.problem(0, f'"name" must be usable as the name of a directory, not {quoted(recipe.name)}')
     try:
         return resolve(Draft(dataclasses.replace(recipe, text=recipe.text + text_of(recipe)), reader))
     except RecipeError as error:

@@ -6,13 +6,11 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-from merge.checkpoint.adapter_config import FINETUNE_RECORD
+from merge.checkpoint.adapter_config import BOTTLENECK, FINETUNE_RECORD
 from merge.checkpoint.files import read_json
 from merge.checkpoint.hub import locate
 from merge.errors import CheckpointError, UsageError
 from merge.loading import CAUSAL, check_needs, load_adapter, load_config, load_model, load_tokenizer
-from merge.loading.bottleneck import CONFIG as BOTTLENECK
-from merge.loading.bottleneck import load_bottlenecks
 from merge.loading.libraries import keep_4_bit_layout, quiet_libraries
 from merge.recipe.references import parse_reference
 
@@ -66,6 +64,8 @@ def _put(network: Any, adapter: str, n_tokens: int) -> Any:
     if n_tokens > network.get_input_embeddings().weight.shape[0]:
         network.resize_token_embeddings(n_tokens, mean_resizing=False)
     if os.path.isfile(os.path.join(adapter, BOTTLENECK)):
+        from merge.loading.bottleneck import load_bottlenecks  # imports torch, and needs are checked first
+
         return load_bottlenecks(network, adapter)
     return load_adapter(network, adapter)
 
