@@ -9,7 +9,7 @@ FAMILY = recipes/quickstart
 SIZE = 1b
 # Tests of one file run one after the other on one worker; the workers share the cores.
 WORKERS = auto
-PYTEST = $(OFFLINE) $(PY) -m pytest -n $(WORKERS) --maxprocesses 8 --dist loadfile --durations 20
+PYTEST = $(OFFLINE) $(PY) -m pytest -n $(WORKERS) --maxprocesses 8 --dist loadfile --no-loadscope-reorder --durations 20
 
 .PHONY: help setup demo test test-full test-machines bench check clean
 

@@ -232,3 +232,29 @@ def write_safetensors(path: Path, tensors: Mapping[str, tuple[np.ndarray, str]])
 
 def write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+# Files of few tests that take long: they begin first, so that no worker is left alone with one at the end.
+_LONG = (
+    *(
+        "test_finetune_strategies",
+        "test_eval_run",
+        "test_kill",
+        "test_kill_points",
+        "test_finetune_processes",
+        "test_fuzz",
+    ),
+    *(
+        "test_finetune_cli",
+        "test_generate_talk",
+        "test_layerwise",
+        "test_rebuild",
+        "test_bad_inputs",
+        "test_finetune_train",
+    ),
+    *("test_pipelines", "test_methods_common", "test_architectures", "test_lora_extract", "test_user_methods"),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: _LONG.index(item.path.stem) if item.path.stem in _LONG else len(_LONG))

@@ -95,6 +95,7 @@ def assert_equal(found: Path, wanted: Path) -> None:
     assert {path.name for path in found.iterdir()} == {path.name for path in wanted.iterdir()}
 
 
+@pytest.mark.full  # two processes import torch and train: 18 s
 def test_two_processes_train_as_one_does(launch: Launch, tmp_path: Path) -> None:
     assert launch("one", 1).returncode == 0
     both = launch("two", 2)
