@@ -37,9 +37,9 @@ def load_tasks(tasks: Sequence[Task], settings: Settings) -> list[LoadedTask]:
         UsageError: settings that a task does not allow.
     """
     own = [task.spec for task in tasks if isinstance(task.spec, dict)]
+    manager = task_manager(settings.include, len(own) < len(tasks))
     if len(own) < len(tasks):
         no_network()  # without one, lm-eval would retry each data set for a minute
-    manager = task_manager(settings.include, len(own) < len(tasks))
     found, missing = [], []
     for task in tasks:
         try:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.tasks.task import Suite, Task
+from merge.checkpoint.network import ask_early
 from merge.errors import UsageError
 
 # suite -> module and its function that makes the Suite
@@ -107,6 +108,8 @@ def task_manager(include: Path | None, defaults: bool) -> Any:
     """lm-eval's index of tasks, which takes seconds to make: with its own, if `defaults`, and those of `include`."""
     from lm_eval.tasks import TaskManager
 
+    if defaults:  # their data may have to come from the hub, which answers in the meantime
+        ask_early()
     return TaskManager(include_path=include and str(include), include_defaults=defaults)
 
 

@@ -12,6 +12,8 @@ import sys
 import threading
 import time
 
+from merge.errors import first_line
+
 # Of the ten seconds after which the user has the message, the rest is for imports.
 ANSWER_SECONDS = 6.0
 OFFLINE = "HF_HUB_OFFLINE is set, so nothing is downloaded"  # by the user
@@ -58,8 +60,7 @@ class _Question:
             session.timeout = ANSWER_SECONDS  # by default the later requests may hang for ever
             self._said.append(None)
         except Exception as error:  # the HTTP library differs between versions of huggingface_hub, and so do its errors
-            text = str(error).strip().splitlines()
-            self._said.append(f"{self._endpoint} cannot be reached: {text[0] if text else type(error).__name__}")
+            self._said.append(f"{self._endpoint} cannot be reached: {first_line(error)}")
 
     def answer(self) -> str | None:
         self._thread.join(max(0.0, self._until - time.monotonic()))

@@ -101,11 +101,8 @@ def judging(asked: dict[str, Any]) -> Judging:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from eval.settings import Settings
     from eval.tasks import resolve
-    from merge.checkpoint.network import ask_early
 
     names = [name.strip() for name in (asked["tasks"] or "").split(",") if name.strip()]
-    if names or (asked["suite"] or "").startswith("openllm"):
-        ask_early()  # lm-eval's index takes seconds
     tasks = resolve(names, asked["suite"], asked["include"], asked["data"])
     settings = Settings(
         backend=asked["backend"],

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from merge.checkpoint.decode import to_float32
-from merge.dtypes import DTYPES, torch_name
+from merge.dtypes import DTYPES, RECIPE_NAMES
 from merge.errors import UsageError
 from merge.kernels.encode import encode
 from merge.tools.formats import NF4
@@ -205,7 +205,7 @@ class Dequantized:
     nested: bool = False
 
     def parts(self, shape: tuple[int, int], dtype: str) -> list[Part]:
-        return [Part("weight", next(name for name in DTYPES if torch_name(name) == dtype), shape)]
+        return [Part("weight", RECIPE_NAMES[dtype], shape)]
 
     def encode(self, values: F32) -> tuple[dict[str, Array], F32]:
         meant = self.inner.encode(values)[1]
