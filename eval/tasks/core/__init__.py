@@ -11,23 +11,20 @@
     core_code         a Python function from its docstring; what it returns decides, in eval/sandbox
     core_novel, core_speech, core_reference   bits per byte of prose of three kinds
 
-data/ holds the texts; data/README.md says where they are from. functions.py holds the problems
-of core_code. Sums to tools are generated: generated.py, structured.py.
+data/ holds the texts and the functions; data/README.md says where they are from. Sums to tools are generated:
+generated.py, structured.py.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from eval.tasks.core.code import code_task
-from eval.tasks.core.config import SHOTS, Dataset, task_config
+from eval.tasks.core.config import SHOTS, Dataset, rows, task_config
 from eval.tasks.core.generated import Draw, draw_lists, draw_logic, draw_lookup, make, sums
 from eval.tasks.core.structured import METRICS, check, draw_json, draw_tools
 from eval.tasks.task import Suite, Task
-from merge.jsontext import parse_json
 
-_HERE = Path(__file__).parent
 _GENRES = ("novel", "speech", "reference")
 _N_SUMS, _N_LOGIC, _N_LISTS, _N_LOOKUP, _N_STRUCTURED = 160, 150, 120, 120, 100
 _MAX_JSON = 40  # tokens of an answer
@@ -45,15 +42,10 @@ def suite() -> Suite:
     return Suite("core", "reading, arithmetic, logic, JSON, tool calls, code that is run, prose; all offline", tasks)
 
 
-def _rows(name: str) -> list[dict[str, Any]]:
-    lines = (_HERE / "data" / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
-    return [parse_json(line) for line in lines]
-
-
 def _sentiment() -> Task:
     config = task_config(
         "core_sentiment",
-        Dataset(lambda: _rows("sentiment")),
+        Dataset(lambda: rows("sentiment")),
         {"acc": True},
         output_type="multiple_choice",
         doc_to_text='Message: "{{text}}"\nIs this message positive or negative? It is',
@@ -66,7 +58,7 @@ def _sentiment() -> Task:
 def _cloze() -> Task:
     config = task_config(
         "core_cloze",
-        Dataset(lambda: _rows("cloze")),
+        Dataset(lambda: rows("cloze")),
         {"acc": True, "acc_norm": True},
         output_type="multiple_choice",
         doc_to_text="text",
@@ -136,7 +128,7 @@ def _genre(genre: str) -> Task:
     name = f"core_{genre}"
     config = task_config(
         name,
-        Dataset(lambda: [row for row in _rows("genres") if row["genre"] == genre]),
+        Dataset(lambda: [row for row in rows("genres") if row["genre"] == genre]),
         {},
         output_type="loglikelihood_rolling",
         doc_to_text="",

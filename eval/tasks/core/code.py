@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from eval.tasks.core.config import Dataset, task_config
+from eval.tasks.core.config import Dataset, rows, task_config
 from eval.tasks.task import Task
 
 _MAX_TOKENS = 96  # of an answer
@@ -38,29 +37,13 @@ def _guard() -> tuple[str, ...]:
 
 
 def problems() -> list[dict[str, str]]:
-    """name, prompt (the function up to the end of its docstring), solution (the rest of it), tests.
+    """name, prompt (a function up to the end of its docstring), solution (the rest of it), tests.
 
-    The line break after the docstring belongs to the solution: tokenizers join it with the indentation that follows,
-    and models asked to go on from a lone one write no code.
+    A test is `assert name(arguments) == value` or `is value`, with literals: it is read as data, and floats may differ
+    by 1e-9. The line break after the docstring belongs to the solution: tokenizers join it with the indentation that
+    follows, and models asked to go on from a lone one write no code.
     """
-    source = (Path(__file__).parent / "functions.py").read_text(encoding="utf-8")
-    lines = source.splitlines(keepends=True)
-    found: list[dict[str, str]] = []
-    for node in ast.parse(source).body:
-        if isinstance(node, ast.FunctionDef):
-            docstring = node.body[0]
-            assert docstring.end_lineno is not None
-            found.append(
-                {
-                    "name": node.name,
-                    "prompt": "".join(lines[node.lineno - 1 : docstring.end_lineno]).rstrip("\n"),
-                    "solution": "\n" + "".join(lines[docstring.end_lineno : node.end_lineno]),
-                    "tests": "",
-                }
-            )
-        elif isinstance(node, ast.Assert):
-            found[-1]["tests"] += "".join(lines[node.lineno - 1 : node.end_lineno])
-    return found
+    return rows("functions")
 
 
 def expectations(tests: str) -> list[tuple[tuple[Any, ...], Any]]:

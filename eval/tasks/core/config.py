@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+from merge.jsontext import parse_json
 
 _VERSION = 2.0  # of the items: results of different versions are not compared
 SHOTS = 4  # examples in a prompt, where a task has any
@@ -24,6 +27,12 @@ class Dataset:
         if self.examples is not None:
             found["examples"] = datasets.Dataset.from_list(list(self.examples()))
         return found
+
+
+def rows(name: str) -> list[dict[str, Any]]:
+    """data/NAME.jsonl"""
+    text = (Path(__file__).parent / "data" / f"{name}.jsonl").read_text(encoding="utf-8")
+    return [parse_json(line) for line in text.splitlines()]
 
 
 def task_config(name: str, data: Dataset, metrics: Mapping[str, bool], **settings: Any) -> dict[str, Any]:
