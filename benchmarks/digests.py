@@ -3,7 +3,7 @@
     python benchmarks/digests.py OUT.json
     python benchmarks/digests.py --against OLD.json
 
-It merges the recipes of recipes/ whose models are there, those of parity_recipes.py, the example of every method, FP8
+It merges the recipes of recipes/ whose models are there, those of benchmarks/recipes/, the example of every method, FP8
 weights and views in pickles, and the tiny models of tests/architectures.py as tests/contract.py does. Manifests, cards
 and copies of recipes are left out, for they name places of this machine. A recipe that is refused is listed with its
 error. Compare lists of one machine only: decompositions differ in their last bits.
