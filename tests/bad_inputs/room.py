@@ -7,6 +7,8 @@ import hashlib
 import io
 import json
 import os
+import re
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -15,6 +17,7 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
+import yaml
 from conftest import encode, llama_config, llama_shapes, write_json, write_weights
 
 Arguments = list[str]
@@ -39,15 +42,23 @@ KINDS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16
 
 @dataclass(frozen=True)
 class Case:
-    """One input. `set_up` makes it in a room and returns the command's arguments; `words` must be in the message."""
+    """One input: an entry of a YAML file, or what the function of its name makes and returns a command for."""
 
     name: str
     what: str
-    code: int
-    words: tuple[str, ...]
-    set_up: Callable[[Room], Arguments]
-    on_stdout: bool  # the verdict of `merge verify` is its result, so it goes to stdout
-    stops_early: bool  # nothing at all may have been written, not even unfinished work
+    code: int  # 0: an odd input that must work
+    words: list[str]  # parts of the message
+    recipe: str = LINEAR  # r.yaml, beside the models a and b
+    command: str = "run r.yaml -o out --threads 2"
+    on_stdout: bool = False  # the verdict of `merge verify` is its result, so it goes to stdout
+    stops_early: bool = False  # nothing at all may have been written, not even unfinished work
+
+    def set_up(self, room: Room) -> Arguments:
+        """Makes the input in a room -> the arguments of `merge`."""
+        if self.name in SET_UPS:
+            return SET_UPS[self.name](room)
+        room.pair_and_recipe(self.recipe)
+        return shlex.split(self.command)
 
 
 @dataclass(frozen=True)
@@ -59,21 +70,26 @@ class Outcome:
     made: tuple[str, ...]  # files that were not there before
 
 
-CASES: dict[str, Case] = {}
+SET_UPS: dict[str, Callable[[Room], Arguments]] = {}
 
 
-def case(
-    what: str, code: int, *words: str, on_stdout: bool = False, stops_early: bool = False
-) -> Callable[[Callable[[Room], Arguments]], Callable[[Room], Arguments]]:
-    """Adds the decorated function to CASES. code 0: an odd input that must work."""
+def set_up(function: Callable[[Room], Arguments]) -> Callable[[Room], Arguments]:
+    """Makes the decorated function the set-up of the case of its name."""
+    assert function.__name__ not in SET_UPS, function.__name__
+    SET_UPS[function.__name__] = function
+    return function
 
-    def add(set_up: Callable[[Room], Arguments]) -> Callable[[Room], Arguments]:
-        assert set_up.__name__ not in CASES, set_up.__name__
-        assert what not in (other.what for other in CASES.values()), what
-        CASES[set_up.__name__] = Case(set_up.__name__, what, code, words, set_up, on_stdout, stops_early or code == 2)
-        return set_up
 
-    return add
+def read_cases(file: Path) -> dict[str, Case]:
+    text = file.read_text(encoding="utf-8")
+    entries: dict[str, dict[str, Any]] = yaml.safe_load(text)
+    assert list(entries) == re.findall(r"^(\w+):$", text, re.MULTILINE), "a name twice"
+    for name, entry in entries.items():
+        assert (name in SET_UPS) != bool({"recipe", "command"} & set(entry)), f"{name}: a function, or a text"
+    return {
+        name: Case(name, **{"stops_early": entry["code"] == 2} | entry)  # a wrong recipe is found before anything else
+        for name, entry in entries.items()
+    }
 
 
 class Room:

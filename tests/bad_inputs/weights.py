@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from bad_inputs.room import Arguments, Room, case, edit_header, read_parts, write_parts
+from bad_inputs.room import Arguments, Room, edit_header, read_parts, set_up, write_parts
 
 Q = "model.layers.0.self_attn.q_proj.weight"
 WEIGHTS = "model.safetensors"
@@ -47,27 +47,27 @@ def _with_index(room: Room, change: Callable[[dict[str, str]], object]) -> Argum
 # --- safetensors files -------------------------------------------------------------------------------------------
 
 
-@case("a shard cut short", 1, "b/model.safetensors", "truncated, 100 bytes are missing", "Download the file again")
+@set_up
 def truncated_shard(room: Room) -> Arguments:
     return _with_b(room, lambda b: os.truncate(b / WEIGHTS, (b / WEIGHTS).stat().st_size - 100))
 
 
-@case("a file cut inside its header", 1, "b/model.safetensors", "goes beyond the file", "Download the file again")
+@set_up
 def truncated_header(room: Room) -> Arguments:
     return _with_b(room, lambda b: os.truncate(b / WEIGHTS, 64))
 
 
-@case("header length beyond the file", 1, "b/model.safetensors", "header length 4,096 goes beyond the file")
+@set_up
 def header_beyond_file(room: Room) -> Arguments:
     return _with_bytes(room, (4096).to_bytes(8, "little") + b"{}")
 
 
-@case("header length of 2^63", 1, "b/model.safetensors", "header length 9,223,372,036,854,775,808 goes beyond")
+@set_up
 def header_of_exabytes(room: Room) -> Arguments:
     return _with_bytes(room, (1 << 63).to_bytes(8, "little") + b"{}")
 
 
-@case("header over the format's limit", 1, "more than the allowed 100,000,000 bytes")
+@set_up
 def header_over_limit(room: Room) -> Arguments:
     def change(b: Path) -> None:
         (b / WEIGHTS).write_bytes((100_000_001).to_bytes(8, "little") + b"{")
@@ -76,27 +76,27 @@ def header_over_limit(room: Room) -> Arguments:
     return _with_b(room, change)
 
 
-@case("header that is not JSON", 1, "b/model.safetensors: header is not valid JSON", "Download the file again")
+@set_up
 def header_not_json(room: Room) -> Arguments:
     return _with_b(room, lambda b: write_parts(b / WEIGHTS, b'{"a": [1, 2', b""))
 
 
-@case("header that is not text", 1, "b/model.safetensors: header is not UTF-8 text")
+@set_up
 def header_not_text(room: Room) -> Arguments:
     return _with_b(room, lambda b: write_parts(b / WEIGHTS, b"{\xff\xfe}", b""))
 
 
-@case("header nested without end", 1, "b/model.safetensors: header is not valid JSON")
+@set_up
 def header_nested(room: Room) -> Arguments:
     return _with_b(room, lambda b: write_parts(b / WEIGHTS, b'{"a":' * 100_000, b""))
 
 
-@case("header that is a list", 1, "header is a JSON list, expected an object")
+@set_up
 def header_list(room: Room) -> Arguments:
     return _with_b(room, lambda b: write_parts(b / WEIGHTS, b"[]", b""))
 
 
-@case("overlapping offsets", 1, "b/model.safetensors", "overlaps", "header is damaged: download the file again")
+@set_up
 def overlapping_offsets(room: Room) -> Arguments:
     def change(header: dict[str, Any]) -> None:
         tensors = [name for name in header if name != "__metadata__"]
@@ -107,7 +107,7 @@ def overlapping_offsets(room: Room) -> Arguments:
     return _with_header(room, change)
 
 
-@case("a hole between tensors", 1, "b/model.safetensors", "a hole of 8 bytes between")
+@set_up
 def hole(room: Room) -> Arguments:
     def change(b: Path) -> None:
         header, data = read_parts(b / WEIGHTS)
@@ -119,43 +119,43 @@ def hole(room: Room) -> Arguments:
     return _with_b(room, change)
 
 
-@case("one name twice in the header", 1, 'header is not valid JSON (duplicate: the name "x" is there twice)')
+@set_up
 def duplicate_names(room: Room) -> Arguments:
     entry = '"x":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}'
     return _with_b(room, lambda b: write_parts(b / WEIGHTS, f"{{{entry},{entry}}}".encode(), bytes(4)))
 
 
-@case("a dtype that nobody knows", 1, f"{Q}: unknown dtype 'F33'", "Known: F64, F32")
+@set_up
 def unknown_dtype(room: Room) -> Arguments:
     return _with_header(room, lambda header: header[Q].update(dtype="F33"))
 
 
-@case("a dtype of less than a byte (F4)", 1, f"{Q}: dtype F4 packs several values into a byte", "Dequantise")
+@set_up
 def packed_dtype(room: Room) -> Arguments:
     return _with_header(room, lambda header: header[Q].update(dtype="F4"))
 
 
-@case("shape and bytes that disagree", 1, f"{Q}: F32 [9, 8]: expected 288 bytes, found 256")
+@set_up
 def shape_and_bytes(room: Room) -> Arguments:
     return _with_header(room, lambda header: header[Q].update(shape=[9, 8]))
 
 
-@case("a shape that overflows", 1, f"{Q}: shape [4294967296, 4294967296, 4294967296] of F32 overflows")
+@set_up
 def shape_overflows(room: Room) -> Arguments:
     return _with_header(room, lambda header: header[Q].update(shape=[1 << 32, 1 << 32, 1 << 32]))
 
 
-@case("a shape with a text in it", 1, f"{Q}: shape: expected a list of integers")
+@set_up
 def shape_of_text(room: Room) -> Arguments:
     return _with_header(room, lambda header: header[Q].update(shape=["8", 8]))
 
 
-@case("a negative offset", 1, f"{Q}: data_offsets [-4, 0] are negative")
+@set_up
 def negative_offset(room: Room) -> Arguments:
     return _with_header(room, lambda header: header[Q].update(data_offsets=[-4, 0]))
 
 
-@case("bytes after the last tensor", 1, "b/model.safetensors: 7 trailing bytes after the last tensor")
+@set_up
 def trailing_bytes(room: Room) -> Arguments:
     def change(b: Path) -> None:
         header, data = read_parts(b / WEIGHTS)
@@ -164,22 +164,22 @@ def trailing_bytes(room: Room) -> Arguments:
     return _with_b(room, change)
 
 
-@case("an empty weight file", 1, "b/model.safetensors: is empty (0 bytes). Download the file again")
+@set_up
 def empty_weight_file(room: Room) -> Arguments:
     return _with_bytes(room, b"")
 
 
-@case("a Git LFS pointer", 1, "b/model.safetensors: is a Git LFS pointer", "git lfs pull")
+@set_up
 def lfs_pointer(room: Room) -> Arguments:
     return _with_bytes(room, b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 269060552\n")
 
 
-@case("a saved web page", 1, "b/model.safetensors: is a web page, not weights")
+@set_up
 def web_page(room: Room) -> Arguments:
     return _with_bytes(room, b"<!DOCTYPE html><html><head><title>Sign in</title></head></html>")
 
 
-@case("weights that are a directory", 1, "b/model.safetensors: is not a file")
+@set_up
 def weights_are_a_directory(room: Room) -> Arguments:
     def change(b: Path) -> None:
         (b / WEIGHTS).unlink()
@@ -188,7 +188,7 @@ def weights_are_a_directory(room: Room) -> Arguments:
     return _with_b(room, change)
 
 
-@case("weights that are a named pipe", 1, "b/model.safetensors: is not a file")
+@set_up
 def weights_are_a_pipe(room: Room) -> Arguments:
     def change(b: Path) -> None:
         (b / WEIGHTS).unlink()
@@ -201,52 +201,52 @@ def weights_are_a_pipe(room: Room) -> Arguments:
 # --- shards and indexes ------------------------------------------------------------------------------------------
 
 
-@case("an index that names a missing file", 1, INDEX, "names other.safetensors, which is not there")
+@set_up
 def index_names_missing_file(room: Room) -> Arguments:
     return _with_index(room, lambda weights: weights.update({Q: "other.safetensors"}))
 
 
-@case("an index that names ../x", 1, INDEX, '"../x.safetensors", which climbs out of the directory', "do not trust")
+@set_up
 def index_climbs_out(room: Room) -> Arguments:
     return _with_index(room, lambda weights: weights.update({Q: "../x.safetensors"}))
 
 
-@case("an index that names an absolute path", 1, INDEX, '"/etc/passwd", which is not a path inside the directory')
+@set_up
 def index_names_absolute_path(room: Room) -> Arguments:
     return _with_index(room, lambda weights: weights.update({Q: "/etc/passwd"}))
 
 
-@case("an index with a tensor that no shard has", 1, "extra.weight: listed in", "but not in the file")
+@set_up
 def index_lists_absent_tensor(room: Room) -> Arguments:
     return _with_index(room, lambda weights: weights.update({"extra.weight": SHARD}))
 
 
-@case("an index that lacks a tensor", 1, "b/model-", f"{Q}: in the file but not listed in {INDEX}")
+@set_up
 def index_lacks_tensor(room: Room) -> Arguments:
     return _with_index(room, lambda weights: weights.pop(Q))
 
 
-@case("an index that puts a tensor into another shard", 1, f"{Q}: is in this file, but {INDEX} says {SHARD}")
+@set_up
 def index_says_other_shard(room: Room) -> Arguments:
     return _with_index(room, lambda weights: weights.update({Q: SHARD}))
 
 
-@case("an index without a weight_map", 1, f'b/{INDEX}: has no "weight_map"')
+@set_up
 def index_without_map(room: Room) -> Arguments:
     return _with_b(room, lambda b: (b / INDEX).write_text("{}"), shards=2)
 
 
-@case("an index that is not JSON", 1, f"b/{INDEX}: is not valid JSON")
+@set_up
 def index_not_json(room: Room) -> Arguments:
     return _with_b(room, lambda b: (b / INDEX).write_text('{"weight_map": '), shards=2)
 
 
-@case("a shard that is not there", 1, f"b/{INDEX}", f"names {SHARD}, which is not there")
+@set_up
 def absent_shard(room: Room) -> Arguments:
     return _with_b(room, lambda b: (b / SHARD).unlink(), shards=2)
 
 
-@case("shards without an index, one missing", 1, "expected 2 shards, found 1 (shard 00002 is not there)")
+@set_up
 def absent_shard_without_index(room: Room) -> Arguments:
     def change(b: Path) -> None:
         (b / INDEX).unlink()
@@ -255,12 +255,12 @@ def absent_shard_without_index(room: Room) -> Arguments:
     return _with_b(room, change, shards=2)
 
 
-@case("an empty shard among good ones", 1, f"b/{SHARD}: is empty (0 bytes)")
+@set_up
 def empty_shard(room: Room) -> Arguments:
     return _with_b(room, lambda b: (b / SHARD).write_bytes(b""), shards=2)
 
 
-@case("one tensor in two shards", 1, "is in two files")
+@set_up
 def tensor_in_two_shards(room: Room) -> Arguments:
     def change(b: Path) -> None:
         (b / INDEX).unlink()
@@ -269,7 +269,7 @@ def tensor_in_two_shards(room: Room) -> Arguments:
     return _with_b(room, change, shards=2)
 
 
-@case("two safetensors files without an index", 1, "has 2 safetensors files (x.safetensors, y.safetensors)")
+@set_up
 def two_files_without_index(room: Room) -> Arguments:
     def change(b: Path) -> None:
         shutil.copy(b / WEIGHTS, b / "x.safetensors")
@@ -278,7 +278,7 @@ def two_files_without_index(room: Room) -> Arguments:
     return _with_b(room, change)
 
 
-@case("a weight file that links out of its directory", 1, "is a symbolic link to", "outside the model's directory")
+@set_up
 def link_out_of_directory(room: Room) -> Arguments:
     def change(b: Path) -> None:
         (b / WEIGHTS).unlink()
@@ -287,7 +287,7 @@ def link_out_of_directory(room: Room) -> Arguments:
     return _with_b(room, change)
 
 
-@case("a tokenizer that links out of its directory", 1, "a/tokenizer.json: is a symbolic link to /etc/hostname")
+@set_up
 def tokenizer_links_out(room: Room) -> Arguments:
     arguments = room.pair_and_recipe()
     (room.path / "a" / "tokenizer.json").unlink()
@@ -298,19 +298,19 @@ def tokenizer_links_out(room: Room) -> Arguments:
 # --- directories -------------------------------------------------------------------------------------------------
 
 
-@case("an empty directory", 1, "b: is empty. Name a directory with config.json and model.safetensors")
+@set_up
 def empty_directory(room: Room) -> Arguments:
     room.model("a")
     (room.path / "b").mkdir()
     return room.recipe()
 
 
-@case("a directory without weights", 1, "b: has no weights in it, only config.json, tokenizer.json")
+@set_up
 def directory_without_weights(room: Room) -> Arguments:
     return _with_b(room, lambda b: (b / WEIGHTS).unlink())
 
 
-@case("an adapter directory", 1, "b: is an adapter (adapter_config.json), not a whole model", 'Write "BASE+')
+@set_up
 def adapter_directory(room: Room) -> Arguments:
     def change(b: Path) -> None:
         (b / WEIGHTS).rename(b / "adapter_model.safetensors")
@@ -319,61 +319,61 @@ def adapter_directory(room: Room) -> Arguments:
     return _with_b(room, change)
 
 
-@case("a directory with GGUF files only", 1, "b: holds GGUF weights (q4.gguf)", "convert this one with transformers")
+@set_up
 def gguf_directory(room: Room) -> Arguments:
     return _with_b(room, lambda b: (b / WEIGHTS).rename(b / "q4.gguf"))
 
 
-@case("weights in their publisher's own format", 1, "publisher's own format (consolidated.00.pth)")
+@set_up
 def publishers_format(room: Room) -> Arguments:
     return _with_b(room, lambda b: (b / WEIGHTS).rename(b / "consolidated.00.pth"))
 
 
-@case("no config.json", 1, "b: has weights but no config.json", "Copy config.json")
+@set_up
 def no_config(room: Room) -> Arguments:
     return _with_b(room, lambda b: (b / "config.json").unlink())
 
 
-@case("config.json that is not JSON", 1, "b/config.json: is not valid JSON", "Download the file again")
+@set_up
 def broken_config(room: Room) -> Arguments:
     return _with_bytes(room, b"{broken", "config.json")
 
 
-@case("config.json that is a list", 1, "b/config.json: holds a list, expected a JSON object")
+@set_up
 def config_is_a_list(room: Room) -> Arguments:
     return _with_bytes(room, b"[]", "config.json")
 
 
-@case("config.json nested without end", 1, "b/config.json: nests deeper than 64 levels")
+@set_up
 def nested_config(room: Room) -> Arguments:
     return _with_bytes(room, b'{"a":' * 800 + b"1" + b"}" * 800, "config.json")
 
 
-@case("config.json with half a character", 1, "b/config.json: is not valid JSON")
+@set_up
 def half_a_character(room: Room) -> Arguments:
     return _with_bytes(room, rb'{"model_type": "\ud800"}', "config.json")
 
 
-@case("config.json whose text_config is no object", 1, "b/config.json: text_config: expected an object, found 'llama'")
+@set_up
 def text_config_is_text(room: Room) -> Arguments:
     return _with_bytes(room, b'{"text_config": "llama"}', "config.json")
 
 
-@case("a model quantised by GPTQ", 1, "b/config.json: quantization_config", "quantised by gptq are not read")
+@set_up
 def gptq(room: Room) -> Arguments:
     room.model("a")
     room.model("b", config={"quantization_config": {"quant_method": "gptq", "bits": 4}})
     return room.recipe()
 
 
-@case("a model quantised by AWQ", 1, "b/config.json: quantization_config", "quantised by awq are not read")
+@set_up
 def awq(room: Room) -> Arguments:
     room.model("a")
     room.model("b", config={"quantization_config": {"quant_method": "awq"}})
     return room.recipe()
 
 
-@case("FP8 without its scales", 1, f"{Q}: FP8 without its scales", f"expected {Q}_scale_inv or {Q}_scale")
+@set_up
 def fp8_without_scales(room: Room) -> Arguments:
     room.model("a")
     codes = {Q: (np.full((8, 8), 0x38, np.uint8), "float8_e4m3fn")}
@@ -381,7 +381,7 @@ def fp8_without_scales(room: Room) -> Arguments:
     return room.recipe()
 
 
-@case("a hub id that is not in the cache, offline", 1, "org/absent: not a local directory", "HF_HUB_OFFLINE is set")
+@set_up
 def hub_id_offline(room: Room) -> Arguments:
     room.model("a")
     room.patch("huggingface_hub.constants.HF_HUB_OFFLINE", True)
@@ -417,46 +417,44 @@ def _torch_save(value: Any, cut: int = 0, is_zip: bool = True) -> Callable[[Path
     return save
 
 
-@case("a pickle with code in it (zip)", 1, "contains code (posix.mkdir)", "not loaded, and nothing was run")
+@set_up
 def pickle_with_code(room: Room) -> Arguments:
     return _with_pickle(room, _torch_save({"a": Payload()}))
 
 
-@case("a pickle with code in it (before torch 1.6)", 1, "contains code (posix.mkdir)", "nothing was run")
+@set_up
 def legacy_pickle_with_code(room: Room) -> Arguments:
     return _with_pickle(room, _torch_save({"a": Payload()}, is_zip=False))
 
 
-@case("a plain pickle with code in it", 1, "pytorch_model.bin: contains code (posix.mkdir)")
+@set_up
 def plain_pickle_with_code(room: Room) -> Arguments:
     return _with_pickle(room, lambda path: path.write_bytes(pickle.dumps(Payload())))
 
 
-@case("a torch zip cut short", 1, "pytorch_model.bin: the zip is truncated or damaged", "Download the file again")
+@set_up
 def truncated_zip(room: Room) -> Arguments:
     return _with_pickle(room, _torch_save({"a": np_tensor()}, cut=700))
 
 
-@case("an old torch pickle cut short", 1, "pytorch_model.bin: storage", "truncated", "Download the file again")
+@set_up
 def truncated_legacy(room: Room) -> Arguments:
     return _with_pickle(room, _torch_save({"a": np_tensor()}, cut=700, is_zip=False))
 
 
-@case(
-    "a whole model object, not its state_dict", 1, "pytorch_model.bin: contains code (torch.nn.modules.linear.Linear)"
-)
+@set_up
 def pickled_module(room: Room) -> Arguments:
     import torch
 
     return _with_pickle(room, _torch_save(torch.nn.Linear(2, 2)))
 
 
-@case("a .bin file that is no torch file", 1, "pytorch_model.bin: is not a torch checkpoint")
+@set_up
 def not_a_torch_file(room: Room) -> Arguments:
     return _with_pickle(room, lambda path: path.write_bytes(b"hello, world"))
 
 
-@case("a tensor called __metadata__", 1, "pytorch_model.bin: __metadata__", "Rename the tensor")
+@set_up
 def tensor_called_metadata(room: Room) -> Arguments:
     return _with_pickle(room, _torch_save({"__metadata__": np_tensor()}))
 
