@@ -18,7 +18,7 @@ from safetensors import safe_open
 
 from merge import build_plan, load_recipe, run_plan
 from merge.errors import MergeError
-from merge.planners.common_names import map_prefix, rename
+from merge.planning.common_names import map_prefix, rename
 
 _DRIVER = """
 import json, sys, traceback

@@ -34,10 +34,10 @@ from safetensors.torch import load_file, save_file
 
 from merge import build_plan, load_pipeline, parse_recipe, run_pipeline, run_plan
 from merge.errors import MergeError
-from merge.extract.run import extract_adapter
-from merge.extract.select import Choice
 from merge.methods import all_methods
 from merge.recipe.model import ModelRef
+from merge.tools.extract.run import extract_adapter
+from merge.tools.extract.select import Choice
 
 ROOT = Path(__file__).parents[1]
 LEFT_OUT = {"merge_manifest.json", "merge_recipe.yaml", "README.md", "finetune_manifest.json"}

@@ -17,13 +17,13 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("merge", "finetune", "eval")
-# From the ground up; a room may import those before it. `face` is what users import: merge/__init__, diff.
+# From the ground up; a room may import those before it. `face` is what users import: merge/__init__.
 ROOMS = (
-    *("merge", "kernels", "methods", "recipe", "adapter_kinds", "checkpoint", "derive", "loading", "architecture"),
-    *("layerwise", "statistics", "vocabulary", "output", "findings", "planners", "engine", "extract"),
-    *("tools", "show", "face", "finetune", "eval", "cli"),
+    *("merge", "chat", "kernels", "methods", "recipe", "adapter_kinds", "sources", "checkpoint", "loading"),
+    *("architecture", "vocabulary", "adapters", "layerwise", "output", "statistics", "findings", "planning", "engine"),
+    *("jobs", "tools", "show", "face", "finetune", "eval", "cli"),
 )
-FACE = ("merge", "merge.__main__", "merge.diff")
+FACE = ("merge",)
 Graph = Mapping[str, Set[str]]
 
 
@@ -103,6 +103,8 @@ def circles(graph: Graph) -> list[list[str]]:
 def room(name: str) -> str:
     if name in FACE:
         return "face"
+    if name == "merge.__main__":
+        return "cli"
     first, *rest = name.split(".")
     return rest[0] if first == "merge" and rest and (ROOT / "merge" / rest[0]).is_dir() else first
 

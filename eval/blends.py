@@ -9,7 +9,7 @@ from pathlib import Path
 from eval.models import Subject, directory, is_recipe, subjects
 from merge import build_plan
 from merge.errors import UsageError
-from merge.planners.resolve import made_recipe, reference
+from merge.planning.resolve import made_recipe, reference
 from merge.recipe.model import Recipe, Source
 
 

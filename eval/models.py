@@ -18,15 +18,15 @@ from pathlib import Path
 import xxhash
 
 from eval.memory import Memory, key_of
-from merge.checkpoint.adapter import WEIGHTS as ADAPTERS
-from merge.checkpoint.adapter import refuse_alone
+from merge.adapters.files import WEIGHTS as ADAPTERS
+from merge.adapters.files import refuse_alone
 from merge.checkpoint.checkpoint import open_checkpoint
 from merge.checkpoint.files import read_json, weight_file
 from merge.checkpoint.hub import locate
 from merge.checkpoint.layout import find_weights
 from merge.checkpoint.side_files import is_weights, list_side_files, module_folders
+from merge.checkpoint.trust import is_trusted, remember_name
 from merge.errors import CheckpointError, OutputError, SourceChanged, UsageError
-from merge.loading.trust import is_trusted, remember_name
 from merge.output.manifest import read_manifest
 from merge.output.scratch import remove_left, scratch
 from merge.plan import Plan, SourceFile, SourceModel
@@ -125,7 +125,7 @@ def _subject(text: str) -> Subject:
         raise UsageError(f"{error}. Name a model directory, a hub id, model+adapter, or a recipe file.") from None
     if ref.adapter is not None:
         from merge import build_plan
-        from merge.planners.resolve import made_recipe
+        from merge.planning.resolve import made_recipe
         from merge.recipe.model import Recipe, Source
 
         plan = build_plan(made_recipe(Recipe("passthrough", (Source(ref),))))
@@ -137,9 +137,9 @@ def _subject(text: str) -> Subject:
 
 
 def _recipe(file: str) -> Subject:
-    from merge.planners.build import SHARD_BYTES
-    from merge.planners.pipeline import PipelinePlanner, stages_dir_of
-    from merge.recipe.pipeline import load_pipeline
+    from merge.jobs.build import SHARD_BYTES
+    from merge.jobs.pipelines.plan import PipelinePlanner, stages_dir_of
+    from merge.planning.load import load_pipeline
 
     pipeline = load_pipeline(file)
     out = Path("merged")  # stands for the directory it will have, which its plans name
@@ -177,7 +177,7 @@ def remove_left_models() -> None:
 
 def _make(subject: Subject, out: Path) -> None:
     if subject.pipeline is not None:
-        from merge.engine.pipeline import run_pipeline
+        from merge.jobs.pipelines.run import run_pipeline
 
         run_pipeline(subject.pipeline, out, force=True)
         return

@@ -67,7 +67,7 @@ class Soup:
     def plan(self) -> Plan:
         """Of the recipe. Raises SourceChanged if a member is not what was judged."""
         from merge import build_plan
-        from merge.planners.resolve import made_recipe
+        from merge.planning.resolve import made_recipe
 
         plan = build_plan(made_recipe(self.average))
         for file in (file for model in plan.models for file in model.files):

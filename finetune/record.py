@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from finetune.data import Data
 from finetune.keys import Config
 from finetune.models import Base
-from merge.checkpoint.adapter_config import FINETUNE_RECORD
+from merge.checkpoint.files import FINETUNE_RECORD
 from merge.loading import code_that_ran
 
 if TYPE_CHECKING:

@@ -10,16 +10,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from merge.diff import diff_models
-    from merge.engine.pipeline import run_pipeline
     from merge.engine.run import run_plan
+    from merge.jobs.build import build_plan
+    from merge.jobs.pipelines.run import run_pipeline
     from merge.methods import method
+    from merge.methods.method_file import load_method_file
     from merge.output.verify import verify_output
-    from merge.planners.build import build_plan
-    from merge.planners.convert import convert_plan
-    from merge.recipe import load_recipe, parse_recipe
-    from merge.recipe.pipeline import load_pipeline, parse_pipeline
-    from merge.user_methods import load_method_file
+    from merge.planning.load import load_pipeline, load_recipe, parse_pipeline, parse_recipe
+    from merge.tools.convert import convert_plan
+    from merge.tools.diff import diff_models
 
 __all__ = [
     "build_plan",
@@ -36,16 +35,16 @@ __all__ = [
     "verify_output",
 ]
 _HOMES = {
-    "build_plan": "merge.planners.build",
-    "convert_plan": "merge.planners.convert",
-    "diff_models": "merge.diff",
-    "load_pipeline": "merge.recipe.pipeline",
-    "parse_pipeline": "merge.recipe.pipeline",
-    "run_pipeline": "merge.engine.pipeline",
-    "load_method_file": "merge.user_methods",
-    "load_recipe": "merge.recipe",
+    "build_plan": "merge.jobs.build",
+    "convert_plan": "merge.tools.convert",
+    "diff_models": "merge.tools.diff",
+    "load_pipeline": "merge.planning.load",
+    "parse_pipeline": "merge.planning.load",
+    "run_pipeline": "merge.jobs.pipelines.run",
+    "load_method_file": "merge.methods.method_file",
+    "load_recipe": "merge.planning.load",
     "method": "merge.methods",
-    "parse_recipe": "merge.recipe",
+    "parse_recipe": "merge.planning.load",
     "run_plan": "merge.engine.run",
     "verify_output": "merge.output.verify",
 }

@@ -93,7 +93,7 @@ class Stored(TensorRef):
 
 @dataclass(frozen=True, slots=True)
 class Derived(TensorRef):
-    """Computed while it is read; see merge.derive.
+    """Computed while it is read; see merge.sources.
 
     Attributes:
         operation: name of the operation, inputs: what it takes.
@@ -230,7 +230,7 @@ class Step:
         parameters: resolved numbers; a per-model parameter is a tuple with one value for each input.
         statistics: for methods that need them, one tensor of a statistics file for each input; () where none has one.
         factor: "A" or "B" where the tensor is that factor of a combined adapter: inputs are then the changes that the
-            adapters make to one matrix, each the product of its own factors (merge/derive/low_rank.py).
+            adapters make to one matrix, each the product of its own factors (merge/sources/low_rank.py).
     """
 
     name: str
@@ -346,12 +346,12 @@ class Plan:
         return sum(step.size for step in self.steps)
 
     def __repr__(self) -> str:
-        from merge.output import summary
+        from merge import plan_summary as summary
 
         return summary.line(self)
 
     def _repr_html_(self) -> str:
-        from merge.output import summary
+        from merge import plan_summary as summary
 
         return summary.table(self)
 

@@ -19,7 +19,7 @@ from safetensors import safe_open
 from merge import build_plan, parse_recipe, run_plan
 from merge.architecture import LAYER_COUNT_KEYS, Stack, architecture_of
 from merge.methods import get_method
-from merge.planners.convert import convert_plan
+from merge.tools.convert import convert_plan
 
 Tensors = Mapping[str, Any]
 

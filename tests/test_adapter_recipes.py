@@ -14,7 +14,7 @@ import yaml
 from safetensors.numpy import load_file, save_file
 
 from merge import build_plan, parse_recipe, run_plan, verify_output
-from merge.checkpoint.adapter import open_adapter
+from merge.adapters.files import open_adapter
 from merge.engine import factors
 from merge.errors import MergeError, NumbersError, RecipeError
 from merge.methods import get_method

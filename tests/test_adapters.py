@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from merge import build_plan, parse_recipe, run_plan
-from merge.checkpoint.adapter import open_adapter
+from merge.adapters.files import open_adapter
 from merge.checkpoint.hub import wanted
 from merge.checkpoint.reader import SourceReader
 from merge.errors import CheckpointError, UsageError

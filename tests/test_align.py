@@ -13,12 +13,12 @@ from conftest import llama_config, write_json, write_safetensors
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
-import merge.engine.align
+import merge.jobs.alignment.find
 from merge import build_plan, parse_recipe, run_plan, verify_output
-from merge.derive.ordered import read_ordered
 from merge.errors import RecipeError
 from merge.findings.alignment import PermutableModule
 from merge.plan import Plan
+from merge.sources.ordered import read_ordered
 
 RECIPE = """
 merge_method: linear
@@ -158,8 +158,8 @@ align: permutation
         )
         assert after < before
     assert all(np.array_equal(np.sort(found[name], None), np.sort(second[name], None)) for name in second)
-    monkeypatch.setattr(merge.engine.align, "ALIGN_BLOCK", 40)
-    monkeypatch.setattr(merge.engine.align, "ALIGN_UNITS", 5)
+    monkeypatch.setattr(merge.jobs.alignment.find, "ALIGN_BLOCK", 40)
+    monkeypatch.setattr(merge.jobs.alignment.find, "ALIGN_UNITS", 5)
     run_plan(plan_of(tmp_path, text), tmp_path / "again", threads=3, block_chunks=7)
     assert all(
         (tmp_path / "out" / path.name).read_bytes() == path.read_bytes() for path in (tmp_path / "again").iterdir()
@@ -170,7 +170,7 @@ def test_resume_does_not_match_again(tmp_path: Path, monkeypatch: pytest.MonkeyP
     tensors = llama(1)
     save(tmp_path / "a", tensors, config())
     save(tmp_path / "b", renumbered(tensors), config())
-    match = merge.engine.align.match
+    match = merge.jobs.alignment.find.match
     calls: list[str] = []
 
     def failing(reader: Any, units: Any) -> Any:
@@ -180,7 +180,7 @@ def test_resume_does_not_match_again(tmp_path: Path, monkeypatch: pytest.MonkeyP
         calls.append(units.module)
         return match(reader, units)
 
-    monkeypatch.setattr(merge.engine.align, "match", failing)
+    monkeypatch.setattr(merge.jobs.alignment.find, "match", failing)
     plan = plan_of(tmp_path)
     with pytest.raises(OSError, match="Input/output"):
         run_plan(plan, tmp_path / "out")

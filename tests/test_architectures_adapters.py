@@ -10,9 +10,9 @@ from architectures import build, names
 from test_adapters import plan_of
 
 from merge import run_plan
-from merge.extract import extract_adapter
-from merge.extract.select import Choice
 from merge.recipe.model import ModelRef
+from merge.tools.extract import extract_adapter
+from merge.tools.extract.select import Choice
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # what transformers and peft warn of is not ours
 FEW = ("gpt2", "llava", "gemma3", "qwen2_5_vl", "qwen3_moe", "gpt_oss", "glm4_moe", "whisper")

@@ -14,13 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from merge.checkpoint.decode import to_float32
 from merge.checkpoint.reader import SourceReader
 from merge.checkpoint.safetensors_file import read_header
-from merge.derive.view import boxes, read_strided
+from merge.decode import to_float32
 from merge.dtypes import DTYPES
 from merge.errors import CheckpointError, SourceChanged
 from merge.plan import SourceFile, Stored
+from merge.sources.view import boxes, read_strided
 
 
 def source(path: Path | str) -> SourceFile:

@@ -20,7 +20,7 @@ from merge import run_plan, verify_output
 from merge.errors import MergeError, NumbersError, UsageError
 from merge.output.manifest import read_manifest
 from merge.output.rounding import rounding_of
-from merge.planners.convert import convert_plan
+from merge.tools.convert import convert_plan
 
 EXTRA = {"ids": np.arange(7), "mask": np.array([True, False]), "scalar": np.float32(0.1).reshape(())}
 

@@ -12,12 +12,12 @@ from bad_inputs.room import call
 from conftest import write_json
 from safetensors.torch import load_file
 
-from merge import diff
 from merge.chunks import CHUNK
-from merge.diff import Diff, diff_models
 from merge.errors import CheckpointError
 from merge.kernels.difference import difference_of
 from merge.recipe import parse_reference
+from merge.tools import diff
+from merge.tools.diff import Diff, diff_models
 
 
 def compare(*paths: Path, threads: int | None = None) -> Diff:

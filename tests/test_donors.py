@@ -12,10 +12,10 @@ import pytest
 from conftest import TOKENIZER, write_json, write_safetensors
 
 from merge.errors import RecipeError
+from merge.jobs.build import build_plan
 from merge.output.task import task_of
 from merge.plan import Plan
-from merge.planners.build import build_plan
-from merge.recipe import parse_recipe
+from merge.planning.load import parse_recipe
 
 LINEAR = "merge_method: linear\nmodels: [{model: ./a}, {model: ./b}]\nparameters: {weight: 1}\n"
 

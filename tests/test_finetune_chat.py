@@ -13,8 +13,8 @@ from finetune.data.contents import Content, Conversation, Instruction, Judged, P
 from finetune.data.encode import Encoder
 from finetune.data.settle import settle
 from finetune.keys import Config
+from merge.chat.named import NAMED
 from merge.errors import UsageError
-from merge.vocabulary.chat import NAMED
 
 # As the templates of Hermes and Qwen write tools.
 TOOLS = """\

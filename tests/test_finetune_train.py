@@ -514,8 +514,8 @@ def test_losses_by_task(run: Run, place: Path, tmp_path: Path) -> None:
 
 def test_a_tuned_model_and_its_base_merge(run: Run, place: Path, tmp_path: Path) -> None:
     from merge.engine.run import run_plan
-    from merge.planners.build import build_plan
-    from merge.recipe import parse_recipe
+    from merge.jobs.build import build_plan
+    from merge.planning.load import parse_recipe
 
     run(train="full", max_steps=2)
     text = f"merge_method: linear\nmodels: [{{model: {place / 'model'}}}, {{model: {tmp_path / 'out'}}}]\n"

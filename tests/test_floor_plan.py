@@ -29,6 +29,11 @@ def test_no_files_import_each_other() -> None:
     assert plan["circles"](plan["imports"](plan["modules"](), typing_too=False)) == []
 
 
+def test_no_room_imports_one_above_it() -> None:
+    plan = runpy.run_path(str(ROOT / "benchmarks" / "floor_plan.py"))
+    assert plan["arrows_back"](plan["imports"](plan["modules"]())) == []
+
+
 def test_merge_without_its_commands_knows_no_package_above_it() -> None:
     """merge/ imports neither finetune nor eval, but for merge/cli; finetune/ and eval/ import no command."""
     plan = runpy.run_path(str(ROOT / "benchmarks" / "floor_plan.py"))

@@ -15,8 +15,8 @@ from tiny_bert import make_tiny_bert
 from tiny_llama import make_tiny_llama, words, write_lines
 from toy_data import moods
 
+from merge.adapters.fold import open_model
 from merge.errors import CheckpointError, MergeError, UsageError
-from merge.planners.adapters import open_model
 from merge.recipe.references import parse_reference
 from merge.tools.classify import classify
 from merge.tools.generate import Sampling, _until, as_chat, generate

@@ -115,7 +115,7 @@ PARSERS = {
     "json.loads": (
         *("merge/jsontext.py", "merge/plan.py"),
         "merge/architecture/table.py",  # the table of this package
-        *("merge/loading/templates.py", "merge/loading/template_worker.py"),  # the pipe between two of our processes
+        *("merge/chat/render.py", "merge/chat/worker.py"),  # the pipe between two of our processes
     ),
     "yaml.compose": ("merge/recipe/document.py",),
     "yaml.compose_all": ("merge/recipe/document.py",),

@@ -140,12 +140,12 @@ def test_a_stopped_run_says_so_and_goes_on(small: Work) -> None:
     ("command", "stopped_in", "kept"),
     [
         (["verify", "made"], "merge.output.verify.stored_digest", False),
-        (["plan", "r.yaml"], "merge.planners.pipeline.build_plan", False),
-        (["diff", "a", "b"], "merge.diff.diff_models", False),
-        (["run", "r.yaml", "-o", "out"], "merge.planners.pipeline.build_plan", False),
+        (["plan", "r.yaml"], "merge.jobs.pipelines.plan.build_plan", False),
+        (["diff", "a", "b"], "merge.tools.diff.diff_models", False),
+        (["run", "r.yaml", "-o", "out"], "merge.jobs.pipelines.plan.build_plan", False),
         (["run", "r.yaml", "-o", "out"], "merge.engine.run.check_models", True),
         (["convert", "a", "-o", "out"], "merge.engine.run.check_models", True),
-        (["lora", "extract", "b", "--base", "a", "-o", "out"], "merge.extract.run.Work.run", True),
+        (["lora", "extract", "b", "--base", "a", "-o", "out"], "merge.tools.extract.run.Work.run", True),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )

@@ -13,10 +13,11 @@ import pytest
 from jinja2.exceptions import TemplateError
 from tiny_llama import make_tiny_llama, write_lines
 
+from merge.chat import render as templates
+from merge.chat.named import NAMED
+from merge.chat.render import BoundedTemplate, TemplateLimit, syntax_error
 from merge.errors import MergeError
-from merge.loading import load_tokenizer, templates
-from merge.loading.templates import BoundedTemplate, TemplateLimit, syntax_error
-from merge.vocabulary.chat import NAMED
+from merge.loading import load_tokenizer
 
 MESSAGES = [
     {"role": "system", "content": "Be brief. \ud83d\ude00 <b>"},
@@ -149,7 +150,7 @@ def test_a_process_that_died_is_started_again() -> None:
 
 def test_the_process_ends_with_the_one_that_asked() -> None:
     code = (
-        "from merge.loading.templates import BoundedTemplate, _worker\n"
+        "from merge.chat.render import BoundedTemplate, _worker\n"
         "BoundedTemplate('a').render()\nprint(_worker()._process.pid, flush=True)\n"
     )
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True)

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from tiny_llama import make_tiny_llama, write_lines
 
+from merge.checkpoint.trust import is_trusted, remember_name
 from merge.errors import CheckpointError, MergeError
 from merge.loading import CAUSAL, code_that_ran, load_config, load_model, load_tokenizer, model_from_config, trusting
-from merge.loading.trust import is_trusted, remember_name
 
 ROOT = Path(__file__).parents[1]
 

@@ -14,12 +14,12 @@ from safetensors.numpy import load_file, save_file
 from test_adapters import fold, make_adapter, make_base, read
 
 from merge import verify_output
-from merge.checkpoint.adapter import open_adapter
+from merge.adapters.files import open_adapter
 from merge.cli import cli
 from merge.errors import CheckpointError, MergeError, NumbersError, UsageError
-from merge.extract import Summary, extract_adapter
-from merge.extract.select import Choice
 from merge.recipe.model import ModelRef
+from merge.tools.extract import Summary, extract_adapter
+from merge.tools.extract.select import Choice
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # what transformers and peft warn of is not ours
 ROUNDING = 1e-7  # of an error that is the root of a difference of sums
@@ -230,7 +230,7 @@ def test_the_same_bytes_on_any_threads_and_after_a_stop(family: Path, tmp_path: 
 
 
 def test_a_large_matrix_is_read_in_blocks(family: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from merge.extract import difference
+    from merge.tools.extract import difference
 
     expected = extract(family / "folded", family / "base", tmp_path / "whole", Choice(rank=4))
     monkeypatch.setattr(difference, "_BLOCK", 1000)

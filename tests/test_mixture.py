@@ -14,13 +14,13 @@ import pytest
 from headers import MISTRAL_7B, write_llama
 from safetensors.numpy import load_file, save_file
 
-import merge.engine.gates
+import merge.jobs.mixtures.gates
 from merge import build_plan, parse_recipe, run_plan, verify_output
-from merge.derive.reinitialised import chosen
 from merge.errors import CheckpointError, RecipeError
 from merge.kernels.random import fill_normal, fill_uniform, normal_quantile, split_key
 from merge.output.writer import OutputDirectory
 from merge.plan import Derived, Plan
+from merge.sources.reinitialised import chosen
 
 TWO = """
 base_model: {root}/a
@@ -260,7 +260,9 @@ def test_a_stopped_run_goes_on_to_the_same_bytes_without_running_the_prompts_aga
         run_plan(plan, root / "out", threads=1)
     monkeypatch.setattr(OutputDirectory, "finish", finish)
     assert (root / "out.partial").is_dir()
-    monkeypatch.setattr(merge.engine.gates._RouterPass, "run", lambda *_: pytest.fail("the prompts were run again"))
+    monkeypatch.setattr(
+        merge.jobs.mixtures.gates._RouterPass, "run", lambda *_: pytest.fail("the prompts were run again")
+    )
     report = run_plan(plan, root / "out", threads=2)
     assert report.resumed_tensors == at
     whole, resumed = ({p.name: p.read_bytes() for p in (root / name).iterdir()} for name in ("whole", "out"))
@@ -269,7 +271,7 @@ def test_a_stopped_run_goes_on_to_the_same_bytes_without_running_the_prompts_aga
 
 def test_half_found_gates_are_found_again(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made(root, TWO, "hidden", out="whole")
-    keep, kept = merge.engine.gates._RouterPass._keep, []
+    keep, kept = merge.jobs.mixtures.gates._RouterPass._keep, []
 
     def stop(self: Any, number: int, states: Any) -> None:
         if number == 1 and not kept:
@@ -277,7 +279,7 @@ def test_half_found_gates_are_found_again(root: Path, monkeypatch: pytest.Monkey
             raise _Stopped
         keep(self, number, states)
 
-    monkeypatch.setattr(merge.engine.gates._RouterPass, "_keep", stop)
+    monkeypatch.setattr(merge.jobs.mixtures.gates._RouterPass, "_keep", stop)
     with pytest.raises(_Stopped):
         made(root, TWO, "hidden")
     assert b"gates 0" in (root / "out.partial" / "journal.jsonl").read_bytes()
@@ -359,13 +361,13 @@ experts:
 
 def test_the_journal_has_the_router_as_float32(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kept: dict[str, str] = {}
-    keep = merge.engine.gates._RouterPass._keep
+    keep = merge.jobs.mixtures.gates._RouterPass._keep
 
     def watch(self: Any, number: int, states: Any) -> None:
         keep(self, number, states)
         kept.update(self._context.out.notes)
 
-    monkeypatch.setattr(merge.engine.gates._RouterPass, "_keep", watch)
+    monkeypatch.setattr(merge.jobs.mixtures.gates._RouterPass, "_keep", watch)
     out = made(root, TWO, "hidden")
     for layer in range(2):
         values = np.frombuffer(base64.b64decode(kept[f"gates {layer}"]), np.float32).reshape(2, 16)

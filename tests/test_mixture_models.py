@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from merge import build_plan, parse_recipe, run_plan
-from merge.planners.moe_layouts import DEFAULTS, LAYOUTS, settled, window_of
+from merge.jobs.mixtures.layouts import DEFAULTS, LAYOUTS, settled, window_of
 
 SIZES = {
     "vocab_size": 32,

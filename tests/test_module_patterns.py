@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from merge.checkpoint.patterns import ModulePatterns
+from merge.adapter_kinds.patterns import ModulePatterns
 
 
 def as_peft_has_it(values: Mapping[str, Any], module: str) -> Any:
@@ -35,7 +35,7 @@ def test_a_pattern_for_each_of_very_many_modules() -> None:
 
 
 def test_patterns_have_a_time_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("merge.checkpoint.patterns.MAX_SECONDS", 0.05)
+    monkeypatch.setattr("merge.adapter_kinds.patterns.MAX_SECONDS", 0.05)
     endless = ModulePatterns({"((a|aa|a.?)+x?)+b": 1})
     with pytest.raises(ValueError, match="its patterns need more than"):
         endless.find("a" * 60 + "c", None)

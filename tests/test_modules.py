@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from merge import build_plan, parse_recipe, run_plan
 from merge.errors import RecipeError
-from merge.planners.modules import Modules
+from merge.jobs.stacks.modules import Modules
 
 Tensors = dict[str, torch.Tensor]
 TEXT: dict[str, Any] = {

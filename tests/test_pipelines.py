@@ -17,13 +17,13 @@ from bad_inputs.room import call
 
 import merge.output.writer
 from merge import build_plan, parse_recipe, run_plan, verify_output
-from merge.derive import held_bytes
 from merge.engine.memory import budget
-from merge.engine.pipeline import StageReport, run_pipeline
 from merge.errors import MergeError, NumbersError, RecipeError, UsageError
+from merge.jobs.pipelines.plan import PipelinePlanner, not_by_blocks
+from merge.jobs.pipelines.run import StageReport, run_pipeline
 from merge.plan import Derived, Plan
-from merge.planners.pipeline import PipelinePlanner, not_by_blocks
-from merge.recipe.pipeline import load_pipeline, parse_pipeline
+from merge.planning.load import load_pipeline, parse_pipeline
+from merge.sources import held_bytes
 
 HEAD = """
 merge_method: {method}

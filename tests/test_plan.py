@@ -21,7 +21,7 @@ from merge.engine.costs import work as matrix_cost
 from merge.engine.memory import budget
 from merge.errors import RecipeError, UsageError
 from merge.plan import Derived, Plan
-from merge.planners.common_names import map_prefix
+from merge.planning.common_names import map_prefix
 
 TINY = {"layers": 4, "hidden": 8, "intermediate": 16, "vocabulary": 32, "heads": 2, "kv_heads": 1}
 

@@ -19,10 +19,10 @@ from merge.checkpoint.digest import stored_digest
 from merge.checkpoint.reader import SourceReader
 from merge.checkpoint.safetensors_file import read_header
 from merge.dtypes import DTYPES
-from merge.engine.rebuild import BOUND
 from merge.methods import all_methods
 from merge.output.manifest import MANIFEST, sealed
 from merge.plan import SourceFile
+from merge.tools.rebuild import BOUND
 
 ISO = TASK.replace("task_arithmetic", "iso_c")
 Q, NORM = "model.layers.0.self_attn.q_proj.weight", "model.norm.weight"
@@ -201,7 +201,7 @@ def test_a_source_with_other_numbers_is_reported_first(room: Room) -> None:
 def test_files_of_another_size_are_reported_and_nothing_is_merged(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
     assert call(room.pair_and_recipe())[0] == 0
     edit_header(Path("b/model.safetensors"), lambda header: header.update(__metadata__={"format": "pt", "more": "x"}))
-    monkeypatch.setattr("merge.engine.rebuild.run_pipeline", lambda *_, **__: pytest.fail("merged"))
+    monkeypatch.setattr("merge.tools.rebuild.run_pipeline", lambda *_, **__: pytest.fail("merged"))
     code, found = again()
     assert (code, found["equal"]) == (1, 0)
     assert found["sources"] == ["b: changed since the merge: model.safetensors (another size, new or missing)"]

@@ -10,7 +10,8 @@ import pytest
 
 from merge.errors import RecipeError
 from merge.methods.registry import all_methods
-from merge.recipe import Conditional, ModelRef, Recipe, load_recipe, parse_recipe
+from merge.planning.load import load_recipe, parse_recipe
+from merge.recipe import Conditional, ModelRef, Recipe
 
 # As mergekit's users write them.
 LINEAR = """\

@@ -13,11 +13,10 @@ from click.testing import CliRunner
 
 from merge.cli import cli
 from merge.errors import RecipeError
+from merge.jobs.build import build_plan
 from merge.output.manifest import MANIFEST
-from merge.planners.build import build_plan
+from merge.planning.load import load_recipe, parse_pipeline, parse_recipe
 from merge.quoting import excerpt
-from merge.recipe import load_recipe, parse_recipe
-from merge.recipe.pipeline import parse_pipeline
 
 # What model cards on the hub write: weights for methods that have none, settings of other methods, settings at the top.
 STOCK = """\

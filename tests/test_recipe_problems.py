@@ -10,8 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from merge.errors import RecipeError
-from merge.recipe import load_recipe, parse_recipe
-from merge.recipe.pipeline import parse_pipeline
+from merge.planning.load import load_recipe, parse_pipeline, parse_recipe
 
 PART = "{model: a/b, layer_range: [0, 2]}"
 TWO = (

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from merge.methods.registry import all_methods
-from merge.planners.resolve import made_recipe, reference
-from merge.recipe import draft_of, parse_recipe
+from merge.planning.load import parse_recipe
+from merge.planning.resolve import made_recipe, reference
+from merge.recipe import draft_of
 from merge.recipe.document import read_document, read_documents
 from merge.recipe.model import ModelRef, Recipe, Source
 from merge.recipe.pipeline import stage_names

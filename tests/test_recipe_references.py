@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from merge.errors import RecipeError
-from merge.recipe import ModelRef, Recipe, parse_recipe, parse_reference
+from merge.planning.load import parse_recipe
+from merge.recipe import ModelRef, Recipe, parse_reference
 
 
 def linear(model: str) -> Recipe:

@@ -11,8 +11,8 @@ import pytest
 from conftest import write_json, write_safetensors
 
 from merge.errors import Problem, RecipeError, folded
-from merge.planners.build import build_plan
-from merge.recipe import load_recipe
+from merge.jobs.build import build_plan
+from merge.planning.load import load_recipe
 
 ALLOW = "allow: [missing_tensors, shape_mismatch]\n"
 LINEAR = "merge_method: linear\nmodels:\n- model: a\n- model: {}\nparameters: {{weight: 1}}\n"

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from memory_tensor import MemoryTensor, run_fused, to_raw
 
 from merge.engine.crew import Crew
-from merge.kernels.model_trim import thresholds
+from merge.engine.model_trim import thresholds
 from merge.kernels.selection import Threshold, count_kept, largest
 from merge.methods import get_method
 

@@ -16,10 +16,10 @@ from safetensors.numpy import load_file
 from merge.cli import cli
 from merge.engine.run import run_plan
 from merge.errors import SourceChanged
+from merge.jobs.build import build_plan
 from merge.output.manifest import MANIFEST
 from merge.output.verify import verify_output
-from merge.planners.build import build_plan
-from merge.recipe import parse_recipe
+from merge.planning.load import parse_recipe
 
 LINEAR = "merge_method: linear\nmodels: [{model: ./a}, {model: ./b}]\nparameters: {weight: 1}\n"
 SMALL = {

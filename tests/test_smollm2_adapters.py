@@ -12,9 +12,9 @@ import smollm2
 from test_adapters import make_adapter, read, steps_apart
 
 from merge import build_plan, parse_recipe, run_plan
-from merge.extract import extract_adapter
-from merge.extract.select import Choice
 from merge.recipe.model import ModelRef
+from merge.tools.extract import extract_adapter
+from merge.tools.extract.select import Choice
 
 pytestmark = [
     pytest.mark.full,

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from merge import build_plan, parse_recipe, run_plan
 from merge.errors import RecipeError
 from merge.plan import Plan
-from merge.planners.convert import convert_plan
+from merge.tools.convert import convert_plan
 
 Tensors = dict[str, torch.Tensor]
 LINEAR = "merge_method: linear\nmodels: [{{model: {a}}}, {{model: {b}}}]\nparameters: {{weight: 0.5}}\n"

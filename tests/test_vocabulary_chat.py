@@ -11,10 +11,10 @@ import pytest
 from vocabularies import give, train
 
 from merge import build_plan, parse_recipe, run_plan
+from merge.chat import named as chat
+from merge.chat.render import syntax_error
 from merge.errors import CheckpointError, RecipeError
-from merge.loading.templates import syntax_error
 from merge.recipe import parse_reference
-from merge.vocabulary import chat
 from merge.vocabulary.report import describe
 
 Make = Callable[..., Path]

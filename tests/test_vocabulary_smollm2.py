@@ -76,7 +76,7 @@ def test_union_of_models_with_added_tokens(family: Path) -> None:
 def test_the_same_model_answers_in_another_order_of_tokens(family: Path) -> None:
     """Every token gets another number: embedding and tokenizer agree, so the model says the same."""
     from merge.recipe import parse_reference
-    from merge.vocabulary.transplant import plan_transplant, prepare
+    from merge.tools.transplant.plan import plan_transplant, prepare
 
     data = json.loads((family / "base" / "tokenizer.json").read_text())
     vocabulary = data["model"]["vocab"]

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 from vocabularies import TEXTS, give, ids_of, rows_of, train
 
 from merge import verify_output
-from merge.vocabulary import omp
+from merge.tools.transplant import omp
 from merge.vocabulary.surface import same_tokens, surface, surfaces
 from merge.vocabulary.tokenizer import read_tokenizer
 
@@ -144,8 +144,8 @@ def test_the_same_bytes_from_any_threads_and_after_a_kill(
     tmp_path: Path, pair: tuple[Path, Path], call_cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from merge.recipe import parse_reference
-    from merge.vocabulary import new_rows
-    from merge.vocabulary import transplant as work
+    from merge.tools.transplant import plan as work
+    from merge.tools.transplant import rows as new_rows
 
     monkeypatch.setattr(omp, "_SCORES", 1200)  # several batches
     job = work.prepare(parse_reference(str(pair[0])), parse_reference(str(pair[1])), k=4)

@@ -138,9 +138,9 @@ def _read_merge(
 
 def _check(place: ConfigReader, merge: Merge, tasks: Sequence[str]) -> None:
     """Reads the recipe as if the tasks were trained: everything that its text can have wrong is said now."""
+    from merge.adapters.inputs import refused_models, unfit
     from merge.methods import get_method
-    from merge.planners.adapter_inputs import refused_models, unfit
-    from merge.planners.resolve import resolve
+    from merge.planning.resolve import resolve
     from merge.recipe.draft import draft_of
 
     inputs = {task: _STAND_IN + task for task in tasks}
@@ -173,8 +173,8 @@ def check_merges(merges: Sequence[Merge], prepared: Mapping[str, Prepared]) -> N
     Raises:
         MergeError: what does not fit this model, or what make_trainable raises.
     """
-    from merge.planners.build import build_plan
-    from merge.planners.resolve import resolve
+    from merge.jobs.build import build_plan
+    from merge.planning.resolve import resolve
     from merge.recipe.draft import draft_of
 
     if not merges:
@@ -239,10 +239,10 @@ def run_merge(merge: Merge, base: str, inputs: Mapping[str, str], out: Path, *, 
     Raises:
         MergeError: see merge.engine.run.
     """
+    from merge.jobs.build import build_plan
     from merge.output.manifest import MANIFEST, read_manifest
     from merge.output.workspace import settle
-    from merge.planners.build import build_plan
-    from merge.planners.resolve import resolve
+    from merge.planning.resolve import resolve
     from merge.recipe.draft import draft_of
 
     text = merge.text(base, inputs)

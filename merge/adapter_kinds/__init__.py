@@ -1,7 +1,7 @@
 """PEFT adapters other than LoRA: one file for each kind that can be folded exactly.
 
 One file a kind, named in KINDS. A kind changes runs of rows of a module's matrix, (out, in), in float64. What it needs
-for the whole matrix is computed once, when the tensor is first read (merge/derive/adapted.py).
+for the whole matrix is computed once, when the tensor is first read (merge/sources/adapted.py).
 
 The formulas are those of each kind's get_delta_weight and merge in peft 0.21.2, tuners/KIND/layer.py.
 """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from merge.adapter_kinds import F64, Kind, Module, Parts, Rows, Settings, Shape, expect, product
-from merge.checkpoint.adapter_config import by_pattern
+from merge.adapter_kinds.patterns import by_pattern
 
 _PARTS = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from merge.adapter_kinds import F64, Kind, Module, Parts, Rows, Settings, Shape, expect, product
-from merge.checkpoint.adapter_config import by_pattern
+from merge.adapter_kinds.patterns import by_pattern
 
 _PARTS = ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b")
 

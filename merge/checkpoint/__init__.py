@@ -8,12 +8,11 @@
     weight_file.py       the tensors of one of them, of whatever kind
     tensors.py           weight files -> one dictionary of tensors
     safetensors_file.py  the header of one safetensors file, checked
-    limits.py            names and shapes that no tensor has
+    trust.py             whether Python code from a model's directory may run: only if the user named the model
     pickle_file.py       the tensors of one torch pickle, without torch
     unpickler.py         the pickle reader that cannot run code
     formats/             quantised weights: one file a format
     reader.py            SourceReader: bounded reads of elements, for the engine
-    decode.py            stored numbers -> float32
 
 Nothing but reader.py reads a byte of a tensor.
 """

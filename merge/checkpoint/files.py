@@ -11,6 +11,9 @@ from merge.errors import CheckpointError
 from merge.jsontext import parse_json
 
 MAX_JSON_BYTES = 100_000_000
+ADAPTER_CONFIG = "adapter_config.json"
+BOTTLENECK_CONFIG = "bottleneck_config.json"  # beside the weights of bottleneck adapters
+FINETUNE_RECORD = "finetune_manifest.json"  # what merge finetune writes beside weights
 
 
 def inside(directory: str, name: str) -> str:

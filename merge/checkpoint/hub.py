@@ -100,7 +100,7 @@ def _from_hub(ref: ModelRef, adapter: bool) -> ModelPlace:
     # Imported here: it takes a good part of a second, and most recipes name local directories.
     import huggingface_hub
 
-    from merge.loading.trust import trusted_names
+    from merge.checkpoint.trust import trusted_names
 
     if offline := no_network():
         if cached := _cached(ref, adapter):

@@ -11,6 +11,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from merge.checkpoint.files import ADAPTER_CONFIG, read_json
 from merge.checkpoint.index import read_index
 from merge.errors import CheckpointError
 from merge.quoting import some
@@ -41,9 +42,7 @@ def find_weights(directory: str) -> Weights:
         raise CheckpointError(f"{directory}: cannot be listed ({error.strerror or error}).") from None
     weights = _choose(directory, names)
     if weights is None:
-        if "adapter_config.json" in names:
-            from merge.checkpoint.adapter import stands_alone  # it reads files as models do
-
+        if ADAPTER_CONFIG in names:
             raise stands_alone(directory)
         raise CheckpointError(f"{directory}: {_what_it_is(names)}")
     return weights
@@ -124,4 +123,17 @@ def _what_it_is(names: Sequence[str]) -> str:
         return "is empty. Name a directory with config.json and model.safetensors."
     return (
         f"has no weights in it, only {some(list(names))}. Expected model.safetensors, its shards or pytorch_model.bin."
+    )
+
+
+def stands_alone(directory: str) -> CheckpointError:
+    """What is said of an adapter in the place of a whole model."""
+    try:
+        base = read_json(os.path.join(directory, ADAPTER_CONFIG), unique=False).get("base_model_name_or_path")
+    except CheckpointError:
+        base = None
+    base = base if isinstance(base, str) and base else "BASE"
+    return CheckpointError(
+        f'{directory}: is an adapter ({ADAPTER_CONFIG}), not a whole model. Write "{base}+{directory}", which stands '
+        "for its base model with the adapter folded in."
     )

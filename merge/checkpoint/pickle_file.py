@@ -15,14 +15,14 @@ import zipfile
 from collections.abc import Callable
 from typing import IO, Any
 
-from merge.checkpoint.limits import name_error, shape_error
 from merge.checkpoint.safetensors_file import looks_like
 from merge.checkpoint.unpickler import MAX_PICKLE_BYTES, Storage, StoredTensor, load
-from merge.derive.view import strided
 from merge.dtypes import DTYPES
 from merge.errors import CheckpointError
+from merge.limits import name_error, shape_error
 from merge.plan import Stored, TensorRef
 from merge.quoting import clipped, quoted, some
+from merge.sources.view import strided
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001

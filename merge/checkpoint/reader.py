@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from merge.checkpoint.decode import F32Array, to_float32
 from merge.checkpoint.unchanged import check_unchanged, compare, gone
-from merge.derive import FOUND, Fill, operation
+from merge.decode import F32Array, to_float32
 from merge.dtypes import DTYPES
 from merge.errors import CheckpointError, SourceChanged
 from merge.plan import Derived, SourceFile, Stored, TensorRef
+from merge.sources import FOUND, Fill, operation
 
 if sys.platform != "win32":
     import resource  # here, because where files have run out no module can be loaded
@@ -112,7 +112,7 @@ class SourceReader:
                 self.release(ref.inputs)
 
     def supply(self, key: str, values: npt.NDArray[Any]) -> None:
-        """Numbers (n,) that the run has found, for tensors that are made of them; see merge.derive.found."""
+        """Numbers (n,) that the run has found, for tensors that are made of them; see merge.sources.found."""
         self._found[key] = values
 
     def will_need(self, ref: TensorRef, start: int, count: int) -> None:

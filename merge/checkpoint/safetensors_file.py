@@ -14,10 +14,10 @@ import os
 import stat
 from typing import Any
 
-from merge.checkpoint.limits import name_error, shape_error
 from merge.dtypes import DTYPES
 from merge.errors import CheckpointError
 from merge.jsontext import parse_json
+from merge.limits import name_error, shape_error
 from merge.plan import Stored
 from merge.quoting import quoted
 

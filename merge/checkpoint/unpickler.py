@@ -14,9 +14,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import IO, Any, ClassVar
 
-from merge.checkpoint.limits import MAX_SIZES
 from merge.dtypes import DTYPES
 from merge.errors import CheckpointError, first_line
+from merge.limits import MAX_SIZES
 from merge.quoting import clipped, quoted
 
 # Over 100,000 tensors. One byte of pickle is an instruction, which can make 170 bytes of objects.

@@ -55,8 +55,8 @@ def command(
     from merge.errors import NumbersError
     from merge.output.manifest import read_manifest
     from merge.output.rounding import rounding_of
-    from merge.planners.convert import convert_plan
     from merge.show.plan import show_report
+    from merge.tools.convert import convert_plan
 
     plan = convert_plan(model, dtype, shard_bytes=shard_size, allow=allow)
     show_notes(plan.notes, quiet)

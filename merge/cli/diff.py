@@ -13,7 +13,7 @@ from merge.cli.options import quiet_option, threads_option
 from merge.show.terminal import console, printable, progress_bar, show_notes
 
 if TYPE_CHECKING:
-    from merge.diff import Diff, Sums
+    from merge.tools.diff import Diff, Sums
 
 _BAR = 40
 _MOST_NAMES = 8
@@ -48,10 +48,10 @@ def command(
     as_json: bool,
 ) -> None:
     """Compare models A and B: tensors added, removed, reshaped, changed and by how much; configs; tokenizer files."""
-    from merge.diff import diff_models
+    from merge.adapters.fold import open_model
     from merge.errors import UsageError
-    from merge.planners.adapters import open_model
     from merge.recipe import parse_reference
+    from merge.tools.diff import diff_models
 
     try:
         refs = [parse_reference(text) for text in (a, b, *([base] if base is not None else []))]

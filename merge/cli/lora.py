@@ -14,8 +14,8 @@ from merge.cli.options import force_option, json_option, out_option, quiet_optio
 from merge.show.terminal import console, printable, progress_bar, show_notes, size
 
 if TYPE_CHECKING:
-    from merge.extract import Summary
     from merge.recipe.model import ModelRef
+    from merge.tools.extract import Summary
 
 
 @click.group(
@@ -58,8 +58,8 @@ def fold(
 ) -> None:
     """Write MODEL with ADAPTER folded in: what PEFT's merge_and_unload makes of it, streamed."""
     from merge.engine.run import run_plan
-    from merge.planners.build import build_plan
-    from merge.planners.resolve import made_recipe
+    from merge.jobs.build import build_plan
+    from merge.planning.resolve import made_recipe
     from merge.recipe.fields import stored_dtype
     from merge.recipe.model import Recipe, Source
 
@@ -147,10 +147,10 @@ def extract(
     For each linear layer the nearest change of that rank, with its relative error. What an adapter cannot hold (norms,
     biases) is reported with its share of the whole difference.
     """
+    from merge.adapters.fold import open_model
     from merge.dtypes import RECIPE_NAMES
-    from merge.extract import extract_adapter
-    from merge.extract.select import Choice
-    from merge.planners.adapters import open_model
+    from merge.tools.extract import extract_adapter
+    from merge.tools.extract.select import Choice
 
     tuned_ref, base_ref = _reference(finetuned), _reference(base)
     choice = Choice(
@@ -218,8 +218,8 @@ def show(adapter: str, as_json: bool) -> None:
     """Modules of ADAPTER with rank, scaling, parameters and the length of the change they make."""
     from rich.table import Table
 
-    from merge.checkpoint.adapter import open_adapter
-    from merge.extract.look import look_into
+    from merge.adapters.files import open_adapter
+    from merge.tools.extract.look import look_into
 
     opened = open_adapter(_reference(adapter))
     rows = look_into(opened)

@@ -20,8 +20,8 @@ def command(name: str | None, method_files: tuple[Path, ...], as_json: bool) -> 
     """List the merge methods; with NAME, its parameters, formula, paper and an example recipe."""
     from merge.errors import UsageError
     from merge.methods import all_methods
+    from merge.methods.method_file import load_method_file
     from merge.recipe.names import nearest
-    from merge.user_methods import load_method_file
 
     for file in method_files:
         load_method_file(file)

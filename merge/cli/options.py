@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import click
 
-from merge.loading.trust import FLAG, trusting
+from merge.checkpoint.trust import FLAG, trusting
 from merge.show.terminal import printable
 
 Function = TypeVar("Function", bound=Callable[..., Any])

@@ -13,14 +13,14 @@ from merge.show.plan import show_plan, show_report, totals_of
 from merge.show.terminal import console, printable, progress_bar
 
 if TYPE_CHECKING:
-    from merge.planners.pipeline import PipelinePlanner, StagePlan
+    from merge.jobs.pipelines.plan import PipelinePlanner, StagePlan
 
 
 def run_stages(
     planner: PipelinePlanner, planned: tuple[StagePlan, ...], options: dict[str, Any], quiet: bool, as_json: bool
 ) -> None:
     """Carries out a pipeline; `options` are those of run_plan."""
-    from merge.engine.pipeline import run_pipeline
+    from merge.jobs.pipelines.run import run_pipeline
 
     by_name = {stage.name: stage for stage in planned}
     if not quiet:

@@ -62,9 +62,9 @@ def command(
 ) -> None:
     """Show what RECIPE would do: made from headers and configs only, in a second or two; nothing is written."""
     from merge.errors import RecipeError
-    from merge.planners.pipeline import PipelinePlanner
-    from merge.recipe.pipeline import load_pipeline
-    from merge.user_methods import load_method_file
+    from merge.jobs.pipelines.plan import PipelinePlanner
+    from merge.methods.method_file import load_method_file
+    from merge.planning.load import load_pipeline
 
     for file in method_files:
         load_method_file(file)

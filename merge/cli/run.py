@@ -73,9 +73,9 @@ def command(
     as_json: bool,
 ) -> None:
     """Carry out RECIPE and write the merged checkpoint."""
-    from merge.planners.pipeline import PipelinePlanner
-    from merge.recipe.pipeline import load_pipeline
-    from merge.user_methods import load_method_file
+    from merge.jobs.pipelines.plan import PipelinePlanner
+    from merge.methods.method_file import load_method_file
+    from merge.planning.load import load_pipeline
 
     for file in method_files:
         load_method_file(file)

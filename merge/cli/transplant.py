@@ -79,8 +79,8 @@ def command(
     from merge.output.directory import check_out, partial_of
     from merge.processors import processors
     from merge.recipe.references import parse_reference
-    from merge.vocabulary import new_rows
-    from merge.vocabulary import transplant as work
+    from merge.tools.transplant import plan as work
+    from merge.tools.transplant import rows as new_rows
 
     try:
         refs = [parse_reference(text) for text in (model, donor)]

@@ -15,7 +15,7 @@ from merge.errors import UsageError
 from merge.show.terminal import printable, progress_bar, size
 
 if TYPE_CHECKING:
-    from merge.engine.rebuild import Rebuild
+    from merge.tools.rebuild import Rebuild
 
 
 @click.command(
@@ -61,8 +61,8 @@ def command(
         verdict = verify_output(directory, threads=threads, progress=lambda done, _: progress(done))
     found: Rebuild | None = None
     if again and not verdict.problems:
-        from merge.engine.rebuild import rebuild
-        from merge.user_methods import load_method_file
+        from merge.methods.method_file import load_method_file
+        from merge.tools.rebuild import rebuild
 
         check_device(device)
         for file in method_files:

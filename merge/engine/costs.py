@@ -8,11 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from merge.chunks import Chunks
-from merge.derive import held_bytes
 from merge.dtypes import DTYPES
 from merge.methods import Method, get_method
 from merge.plan import Derived, Step
-from merge.planners.factors import GROUP, is_exact, on_factors, rank_of, ranks_in
+from merge.planning.factors import GROUP, is_exact, on_factors, rank_of, ranks_in
+from merge.sources import held_bytes
 
 _SECONDS_EACH, _SECONDS_RANK = 0.5, 2.0  # for 4096 x 4096: an adapter's change in the method, the SVD for rank 32
 

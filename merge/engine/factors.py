@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from merge.checkpoint.decode import to_float32
 from merge.chunks import Chunks, digest_of, tensor_digest
+from merge.decode import to_float32
 from merge.dtypes import DTYPES
 from merge.engine.context import Context, run_definition
 from merge.engine.costs import dense_step, method_of
 from merge.engine.emit import Emitter
 from merge.one_thread import ONE_THREAD
 from merge.plan import Derived, Step, TensorRef
-from merge.planners.factors import is_exact, on_factors, rank_of
+from merge.planning.factors import is_exact, on_factors, rank_of
 from merge.random_keys import random_key
 
 if TYPE_CHECKING:

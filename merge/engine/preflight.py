@@ -7,12 +7,12 @@ import statistics
 
 import numpy as np
 
-from merge.derive.stage import looks_at_all
 from merge.engine.context import Context
 from merge.engine.tensor import StepTensor
 from merge.errors import NumbersError
 from merge.kernels.elementwise import difference_sums
 from merge.plan import Step
+from merge.sources.stage import looks_at_all
 
 _UNRELATED = 0.9  # median of ‖d‖/‖b‖ from which a base is plainly not the base; fine-tunes lie below 0.2
 _MOST_DEAR = 9

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from merge.adapter_kinds import find_kind
-from merge.derive import FOUND
 from merge.engine.costs import needs_float64
 from merge.methods import get_method
 from merge.plan import COPY, Derived, Plan, Step, TensorRef
-from merge.planners.factors import is_exact
+from merge.planning.factors import is_exact
+from merge.sources import FOUND
 
 # Variables by which MKL, OpenBLAS, torch and numpy are told to choose other code.
 SETTINGS = (

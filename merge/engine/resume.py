@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from merge.chunks import digest_of
-from merge.derive import FOUND
 from merge.dtypes import DTYPES
 from merge.engine.context import Context
 from merge.engine.executors import executor
 from merge.plan import Derived, Step, TensorRef
 from merge.quoting import some
+from merge.sources import FOUND
 
 
 def still_good(context: Context, tick: Callable[[], None]) -> int:

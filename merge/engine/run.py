@@ -15,18 +15,18 @@ from typing import Any
 
 from merge.checkpoint.reader import SourceReader
 from merge.engine import factors, memory
-from merge.engine.align import summary
 from merge.engine.context import Context, check_method
 from merge.engine.costs import Budget
 from merge.engine.crew import Crew, Worker
 from merge.engine.executors import executor
+from merge.engine.find import find_all
 from merge.engine.numbers import check_numbers
 from merge.engine.order import in_order
 from merge.engine.preflight import check_models
 from merge.engine.reproducible import conditions
 from merge.engine.resume import check_sources, still_good
 from merge.engine.space import check_space
-from merge.findings import finder
+from merge.findings.alignment import summary
 from merge.output.identity import source_files
 from merge.output.manifest import MANIFEST, manifest_bytes, side_file_bytes
 from merge.output.sink import Sink
@@ -113,14 +113,14 @@ def _run(
     with SourceReader(source_files(plan)) as reader:
         context = Context(plan, reader, worker, sink, device, budget)
         tick = _ticker(context, progress)
-        _find(context, tick, before_checks=True)
+        find_all(context, tick, before_checks=True)
         for stage in plan.stages:
             if stage.steps:  # streamed
                 check_models(Context(stage, reader, worker, sink, device, budget))
         check_models(context)
         resumed = still_good(context, tick)
         with sink.flushing():
-            _find(context, tick, before_checks=False)
+            find_all(context, tick, before_checks=False)
             check_sources(context, tick)
             sink.prove()
             todo = [(i, step) for i, step in enumerate(plan.steps) if i not in sink.records]
@@ -152,14 +152,6 @@ def _run_step(context: Context, index: int, step: Step) -> None:
     context.reader.release(step.sources)
     check_numbers(context.plan, step, record)
     context.out.finish(index, record)
-
-
-def _find(context: Context, tick: Callable[[], None], before_checks: bool) -> None:
-    """What has to be known before the steps; journaled, so that a resume does not repeat it."""
-    for finding in context.plan.findings:
-        found_by = finder(finding)
-        if before_checks == found_by.BEFORE_CHECKS:
-            found_by.find(context, finding, tick)
 
 
 def _ticker(context: Context, progress: Progress) -> Callable[[], None]:

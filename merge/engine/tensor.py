@@ -10,9 +10,9 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from merge.checkpoint.decode import to_float32
 from merge.checkpoint.reader import SourceReader
 from merge.chunks import Chunks, chunk_digest, tensor_digest
+from merge.decode import to_float32
 from merge.dtypes import DTYPES
 from merge.engine.crew import Worker
 from merge.kernels.encode import count_nonfinite

@@ -1,12 +1,13 @@
-"""The order of a module's units that brings a model nearest to the reference; merge.engine.align finds it."""
+"""The order of a module's units that brings a model nearest to the reference; merge.jobs.alignment.find finds it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
-from merge.plan import Finding, TensorRef
+from merge.plan import Finding, Plan, TensorRef
 
-FINDER = "merge.engine.align"
+FINDER = "merge.jobs.alignment.find"
 BLOCK = 1 << 20  # elements of one tensor that are compared at once, as float64
 UNITS = 2048  # units that are compared at once
 _SCIPY = 80 << 20  # with the buffers of matrix products
@@ -63,3 +64,18 @@ class PermutableModule(Finding):
 
 
 FINDING = PermutableModule
+
+
+def summary(plan: Plan, notes: dict[str, Any]) -> list[dict[str, Any]]:
+    """For the manifest: of each model and kind of module, how many units there are and how many changed places."""
+    found: dict[tuple[int, str], dict[str, Any]] = {}
+    for units in (each for each in plan.findings if isinstance(each, PermutableModule)):
+        entry = found.setdefault(
+            (units.model, units.kind),
+            {"model": plan.models[units.model].ref, "kind": units.kind, "layers": 0, "units": 0, "moved": 0},
+        )
+        _, inner = notes[units.key]
+        entry["layers"] += 1
+        entry["units"] += len(inner)
+        entry["moved"] += sum(place != unit for place, unit in enumerate(inner))
+    return [found[key] for key in sorted(found)]

@@ -1,4 +1,4 @@
-"""Hidden states of prompts in a model, which become the rows of a router; merge.engine.gates finds them."""
+"""Hidden states of prompts in a model, which become the rows of a router; merge.jobs.mixtures.gates finds them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from merge.plan import Finding, TensorRef
 
-FINDER = "merge.engine.gates"
+FINDER = "merge.jobs.mixtures.gates"
 _TRANSFORMERS = 480 << 20  # with torch, and the classes of one architecture
 
 

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from merge.kernels.bits import as_f32, kernel
+from merge.kernels.coefficients import slerp_coefficients
 from merge.kernels.encode import LANES
 from merge.kernels.protocol import Block, Combine, Floats, FusedTensor
 from merge.kernels.weights import whole
-from merge.methods.slerp import coefficients
 
 
 def linear(tensor: FusedTensor, *, weight: tuple[float, ...], normalize: bool = True) -> Combine:
@@ -30,7 +30,7 @@ def passthrough(tensor: FusedTensor, *, scale: tuple[float | None, ...] | None =
 
 def slerp(tensor: FusedTensor, *, t: float) -> Combine:
     square_a, square_b, dot = tensor.sum_chunks(pair_sums, 3)
-    return _weighted(coefficients(square_a, square_b, dot, t))
+    return _weighted(slerp_coefficients(square_a, square_b, dot, t))
 
 
 def _weighted(weights: tuple[float, ...], scale: float = 1.0) -> Combine:

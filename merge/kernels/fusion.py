@@ -12,13 +12,13 @@ import numpy as np
 import numpy.typing as npt
 
 from merge.kernels.bits import as_f32, kernel
+from merge.kernels.coefficients import FUSION_EPSILON, FUSION_SHARES, fusion_threshold
 from merge.kernels.computed import Computed
 from merge.kernels.elementwise import weighted_sum
 from merge.kernels.encode import LANES
 from merge.kernels.functions import NEAR, exp, exp_down, expm1, expm1_near, log1p
 from merge.kernels.protocol import Block, Combine, Floats, FusedTensor
 from merge.kernels.selection import kth_bits
-from merge.methods.arcee_fusion import EPSILON, SHARES, threshold
 
 _NEARLY = 0.14  # below this `_relative` is exact to rounding
 _SMALL = NEAR / 2  # largest change of a row for which the polynomials are exact to rounding
@@ -30,8 +30,8 @@ def arcee_fusion(tensor: FusedTensor) -> Combine:
         return lambda block, out: weighted_sum(block.raw[1:], (1.0,), 1.0, out)  # no divergence: all are equal
     divergences = _divergences(tensor, width)
     sizes = Computed(tensor, lambda block, out: _importance(block.raw, divergences, width, block.start, out))
-    bits = kth_bits(sizes, [tensor.size - int(share * (tensor.size - 1)) for share in SHARES])
-    least = threshold(*np.array(bits, np.uint32).view(np.float32).tolist())
+    bits = kth_bits(sizes, [tensor.size - int(share * (tensor.size - 1)) for share in FUSION_SHARES])
+    least = fusion_threshold(*np.array(bits, np.uint32).view(np.float32).tolist())
 
     def combine(block: Block, out: Floats) -> None:
         _importance(block.raw, divergences, width, block.start, out)
@@ -96,7 +96,7 @@ def _small_divergence(wide: Any, base: Any, top: Any, room: Any) -> Any:
         b, x, e = base[start : start + LANES], wide[start : start + LANES], room[start : start + LANES]
         for lane in range(len(b)):
             before = e[lane] * share
-            q = before + EPSILON
+            q = before + FUSION_EPSILON
             change = np.float64(as_f32(x[lane])) - np.float64(as_f32(b[lane]))
             r = before * expm1_near(change - shift) / q
             parts[lane] += q * _relative(r)
@@ -124,7 +124,7 @@ def _any_divergence(wide: Any, base: Any, room: Any) -> Any:
         b, x = np.float64(as_f32(base[i])), np.float64(as_f32(wide[i]))
         before = room[i] / total_b
         gained = before * expm1(x - b - shift) if most < 1 else exp(x - top_x) / total_x - before
-        q = before + EPSILON
+        q = before + FUSION_EPSILON
         r = gained / q
         total += q * (_relative(r) if abs(r) < _NEARLY else (1 + r) * log1p(r) - r)
     return total

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from merge.checkpoint.decode import to_float32
+from merge.decode import to_float32
 from merge.kernels.bits import kernel
 from merge.kernels.encode import LANES
 

@@ -15,13 +15,11 @@ import numpy as np
 import numpy.typing as npt
 
 from merge.kernels.bits import as_f32, kernel
+from merge.kernels.coefficients import KARCHER_TINY, NUSLERP_COLINEAR, multislerp_factors, nuslerp_place
 from merge.kernels.elementwise import weighted_sum
 from merge.kernels.encode import LANES
 from merge.kernels.functions import acos, cos, sin
 from merge.kernels.protocol import Block, Combine, Floats, FusedTensor
-from merge.methods.karcher import TINY
-from merge.methods.multislerp import factors
-from merge.methods.nuslerp import COLINEAR, place
 
 Matrix = npt.NDArray[np.float64]
 Rows = Sequence[Sequence[float]]
@@ -32,7 +30,7 @@ _NEARLY_ZERO = 1e-8  # |s|^2 over (sum |w|)^2 from which the Gram matrix has los
 def nuslerp(
     tensor: FusedTensor, *, weight: tuple[float, ...], nuslerp_flatten: bool = True, nuslerp_row_wise: bool = False
 ) -> Combine:
-    t = place(weight)
+    t = nuslerp_place(weight)
     if nuslerp_flatten or len(tensor.shape) < 2:
         gram = gram_matrix(tensor, 2)
         return combine_by(arc_factors(gram[0, 0], gram[1, 1], gram[0, 1], t))
@@ -61,7 +59,7 @@ def multislerp(
             (square,) = tensor.sum_chunks(lambda raw, out: _sum_squares(raw, coefficients, out), 1)
         return math.sqrt(square)
 
-    return combine_by(factors(lengths, weight, normalize_weights, eps, length_of))
+    return combine_by(multislerp_factors(lengths, weight, normalize_weights, eps, length_of))
 
 
 def karcher(tensor: FusedTensor, *, weight: tuple[float, ...], max_iter: int = 10, tol: float = 1e-5) -> Combine:
@@ -138,14 +136,14 @@ def karcher_factors(gram: Matrix, weight: tuple[float, ...], max_iter: int, tol:
 def _karcher_mean(units: Rows, shares: list[float], max_iter: int, tol: float) -> list[float]:
     """Coefficients of unit vectors in their mean, from their inner products"""
     mean, length = shares, math.sqrt(_square(units, shares))
-    mean = [1.0] + [0.0] * (len(mean) - 1) if length < TINY else [m / length for m in mean]
+    mean = [1.0] + [0.0] * (len(mean) - 1) if length < KARCHER_TINY else [m / length for m in mean]
     for _ in range(max_iter):
         cosines = [min(1.0, max(-1.0, _dot(row, mean))) for row in units]
         towards = [share * _stretch(acos(cosine)) for share, cosine in zip(shares, cosines, strict=True)]
         back = _dot(towards, cosines)
         step = [t - back * m for t, m in zip(towards, mean, strict=True)]
         length = math.sqrt(_square(units, step))
-        if length < max(tol, TINY):
+        if length < max(tol, KARCHER_TINY):
             break
         along, across = cos(length), sin(length) / length
         mean = [along * m + across * s for m, s in zip(mean, step, strict=True)]
@@ -156,9 +154,9 @@ def _karcher_mean(units: Rows, shares: list[float], max_iter: int, tol: float) -
 
 def _stretch(angle: float) -> float:
     """Length of an arc over that of its sine; 0 for opposite directions, of which none is the nearest"""
-    if math.pi - angle < TINY:
+    if math.pi - angle < KARCHER_TINY:
         return 0.0
-    return 1.0 if angle < TINY else angle / sin(angle)
+    return 1.0 if angle < KARCHER_TINY else angle / sin(angle)
 
 
 def _by_columns(tensor: FusedTensor, t: float) -> Combine:
@@ -234,7 +232,7 @@ def arc_factors(square_a: float, square_b: float, dot: float, t: float) -> Any:
         return 1 - t, t
     angle = acos(min(1.0, max(-1.0, dot / (math.sqrt(square_a) * math.sqrt(square_b)))))
     sine = sin(angle)
-    if not sine >= COLINEAR:
+    if not sine >= NUSLERP_COLINEAR:
         return 1 - t, t
     return sin((1 - t) * angle) / sine, sin(t * angle) / sine
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from merge.kernels.bits import as_f32, kernel, magnitude_bits
+from merge.kernels.coefficients import NEARSWAP_LEAST, unique_factor
 from merge.kernels.computed import Computed
 from merge.kernels.encode import LANES
 from merge.kernels.protocol import Block, Combine, Floats, FusedTensor
@@ -19,8 +20,6 @@ from merge.kernels.scratch import Scratch
 from merge.kernels.selection import KEEP_ALL, Threshold, largest
 from merge.kernels.sparsify import columns, edges
 from merge.kernels.spherical import n_inputs
-from merge.methods.nearswap import LEAST
-from merge.methods.ramplus_tl import unique_factor
 
 _scratch = Scratch()
 
@@ -105,7 +104,7 @@ def most_varying(tensor: FusedTensor, share: float, models: tuple[float, ...]) -
 def _nearswap(raw: Any, t: float, out: Any) -> None:
     for i in range(raw.shape[1]):
         base, other = np.float64(as_f32(raw[0, i])), np.float64(as_f32(raw[1, i]))
-        share = min(t / max(abs(base - other), LEAST), 1.0)
+        share = min(t / max(abs(base - other), NEARSWAP_LEAST), 1.0)
         out[i] = np.float32(share * other + (1.0 - share) * base)
 
 

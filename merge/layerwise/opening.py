@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 from merge.architecture import find_stacks, main_stack
+from merge.architecture.loaded import Makings, makings_of
 from merge.checkpoint import Checkpoint
-from merge.checkpoint.loaded import Makings, makings_of
 from merge.checkpoint.reader import SourceReader
 from merge.errors import UsageError
 from merge.layerwise.empty import empty_model

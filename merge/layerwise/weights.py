@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from merge.checkpoint.loaded import Piece
+from merge.architecture.loaded import Piece
 from merge.checkpoint.reader import SourceReader
 from merge.dtypes import DTYPES
 from merge.plan import TensorRef

@@ -1,8 +1,6 @@
 """The only place that loads configs, tokenizers, models and adapters by transformers and peft.
 
-trust.py       whether Python code from a model's directory may run: only if the user named the model
 pretrained.py  loading itself; nothing asks a question, and nothing comes from the network
-templates.py   chat templates, rendered within bounds of time and memory (by template_worker.py, in its own process)
 complete.py    tensors that a checkpoint lacks, or has too many of, for the class it is loaded as
 bottleneck.py  adapters of our own kind: put into a network, saved, loaded
 libraries.py   what the libraries do that users should not notice
@@ -11,6 +9,17 @@ causal.py      whether a language model predicts each token from those before it
 A test holds that no other file loads any of it.
 """
 
+from merge.checkpoint.trust import (
+    FLAG,
+    code_that_ran,
+    is_trusted,
+    known_as,
+    permission,
+    refusal,
+    remember_name,
+    trusted_names,
+    trusting,
+)
 from merge.loading.causal import alike_but_for_the_last, check_alike, check_causal, check_sees_no_later
 from merge.loading.complete import check_stored
 from merge.loading.pretrained import (
@@ -26,17 +35,6 @@ from merge.loading.pretrained import (
     load_tokenizer,
     model_from_config,
     own_class,
-)
-from merge.loading.trust import (
-    FLAG,
-    code_that_ran,
-    is_trusted,
-    known_as,
-    permission,
-    refusal,
-    remember_name,
-    trusted_names,
-    trusting,
 )
 
 __all__ = [

@@ -19,11 +19,10 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from merge.checkpoint.adapter_config import BOTTLENECK
-from merge.checkpoint.files import read_json
+from merge.checkpoint.files import BOTTLENECK_CONFIG, read_json
 from merge.errors import CheckpointError, UsageError
 
-CONFIG, WEIGHTS = BOTTLENECK, "bottleneck.safetensors"
+CONFIG, WEIGHTS = BOTTLENECK_CONFIG, "bottleneck.safetensors"
 NAME = "bottleneck"
 # The last linear layer of attention and of the MLP, as architectures call them: Llama and its kin, GPT-NeoX and Falcon,
 # OPT, GPT-2, BERT.

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from merge.checkpoint.files import read_json
+from merge.checkpoint.trust import note_unread, permission, refusal
 from merge.errors import CheckpointError, MergeError, UsageError, first_line
 from merge.loading.causal import check_causal
 from merge.loading.complete import check_complete
-from merge.loading.trust import note_unread, permission, refusal
 from merge.needs import QUANTISED, need
 
 CAUSAL = "AutoModelForCausalLM"
@@ -31,7 +31,7 @@ def library() -> Any:
     import transformers
     from transformers import dynamic_module_utils
 
-    from merge.loading.templates import bound_templates
+    from merge.chat.render import bound_templates
 
     # Some architectures load parts of themselves without saying whether code may run; transformers would then ask for
     # 15 seconds. With 0, which it has for its own tests, it refuses at once.

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from merge.kernels.coefficients import FUSION_EPSILON, FUSION_SHARES, fusion_threshold
 from merge.kernels.costs import searched_values
 from merge.methods.registry import method
 
@@ -28,8 +29,6 @@ models:
   - model: org/model-b
 dtype: bfloat16
 """
-EPSILON = 1e-8
-SHARES = (0.25, 0.5, 0.75)  # quartiles
 _BLOCK = 1 << 18  # elements whose divergence is computed at once
 SERIES = 1e-3  # |r| below which (1 + r) log(1 + r) - r is summed as a series
 
@@ -56,13 +55,8 @@ def arcee_fusion(models: Tensor) -> Tensor:
         return base
     size = importance(other, base)
     ordered = size.reshape(-1).sort().values
-    quartiles = (float(ordered[int(share * (len(ordered) - 1))]) for share in SHARES)
-    return torch.where(size.to(torch.float64) >= threshold(*quartiles), other, base)
-
-
-def threshold(first: float, median: float, third: float) -> float:
-    """The least importance that counts"""
-    return median + 1.5 * (third - first)
+    quartiles = (float(ordered[int(share * (len(ordered) - 1))]) for share in FUSION_SHARES)
+    return torch.where(size.to(torch.float64) >= fusion_threshold(*quartiles), other, base)
 
 
 def importance(x: Tensor, b: Tensor) -> Tensor:
@@ -90,7 +84,7 @@ def divergence(wide: Tensor, base: Tensor) -> Tensor:
     shift = torch.log1p((before * torch.expm1(change.clamp(-1, 1))).sum(dim=-1, keepdim=True))
     shift = torch.where(small, shift, wide.logsumexp(dim=-1, keepdim=True) - base.logsumexp(dim=-1, keepdim=True))
     gained = torch.where(small, before * torch.expm1(change - shift), torch.softmax(wide, dim=-1) - before)
-    q = before + EPSILON
+    q = before + FUSION_EPSILON
     r = gained / q
     series = r * r * (0.5 - r * (1 / 6 - r * (1 / 12 - r / 20)))
     exact = (1 + r) * torch.log1p(r) - r

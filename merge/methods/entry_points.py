@@ -1,4 +1,4 @@
-"""Methods of installed packages: the entry-point group `merge.methods`. See merge/user_methods.py."""
+"""Methods of installed packages: the entry-point group `merge.methods`. See merge/methods/method_file.py."""
 
 from __future__ import annotations
 

@@ -17,6 +17,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
+from merge.kernels.coefficients import KARCHER_TINY
 from merge.methods.registry import PerModel, Range, method
 
 if TYPE_CHECKING:
@@ -33,7 +34,6 @@ parameters:
   tol: 1.0e-7
 dtype: bfloat16
 """
-TINY = 1e-7  # length of a sum, or angle, that float64 sums over float32 tensors cannot tell from zero
 
 
 def _check(parameters: dict[str, Any]) -> str | None:
@@ -76,15 +76,15 @@ def karcher(
     shares = shares / shares.sum()
     units = torch.stack([flat[i] / lengths[i] for i in used])
     mean = shares @ units
-    mean = units[0] if torch.linalg.vector_norm(mean) < TINY else mean / torch.linalg.vector_norm(mean)
+    mean = units[0] if torch.linalg.vector_norm(mean) < KARCHER_TINY else mean / torch.linalg.vector_norm(mean)
     for _ in range(max_iter):
         cosines = (units @ mean).clamp(-1, 1)
         angles = torch.acos(cosines)
-        towards = shares * torch.where(angles < TINY, 1.0, angles / torch.sin(angles))
-        towards = torch.where(math.pi - angles < TINY, 0.0, towards)  # opposite: no direction is the nearest
+        towards = shares * torch.where(angles < KARCHER_TINY, 1.0, angles / torch.sin(angles))
+        towards = torch.where(math.pi - angles < KARCHER_TINY, 0.0, towards)  # opposite: no direction is the nearest
         step = towards @ units - (towards @ cosines) * mean
         length = torch.linalg.vector_norm(step)
-        if length < max(tol, TINY):
+        if length < max(tol, KARCHER_TINY):
             break
         mean = torch.cos(length) * mean + torch.sin(length) * step / length
         mean = mean / torch.linalg.vector_norm(mean)

@@ -14,11 +14,9 @@ Cost: two passes; the first sums the inputs' Gram matrix in float64. Nearly oppo
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any
 
-from merge.errors import NumbersError
+from merge.kernels.coefficients import multislerp_factors
 from merge.methods.parameters import Normalize
 from merge.methods.registry import PerModel, Range, method
 
@@ -37,7 +35,6 @@ models:
     parameters: {weight: 0.2}
 dtype: bfloat16
 """
-_ROUNDING = 1e-7  # of the length of a sum of float32 directions
 
 
 def _check(parameters: dict[str, Any]) -> str | None:
@@ -73,37 +70,7 @@ def multislerp(
         return torch.tensor(coefficients, dtype=torch.float64, device=vectors.device) @ vectors
 
     lengths = [float(torch.linalg.vector_norm(vector)) for vector in vectors]
-    found = factors(lengths, weight, normalize_weights, eps, lambda c: float(torch.linalg.vector_norm(combined(c))))
+    found = multislerp_factors(
+        lengths, weight, normalize_weights, eps, lambda c: float(torch.linalg.vector_norm(combined(c)))
+    )
     return combined(found).view(tensors.shape[1:])
-
-
-def factors(
-    lengths: list[float],
-    weight: tuple[float, ...],
-    normalize: bool,
-    eps: float,
-    length_of: Callable[[tuple[float, ...]], float],
-) -> tuple[float, ...]:
-    """What each input is multiplied with, from the inputs' lengths and the length of a sum of them.
-
-    Raises:
-        NumbersError: more than two directions cancel.
-    """
-    if len(weight) == 1:
-        return (1.0,)
-    total = math.fsum(weight) if normalize else 1.0
-    weights = tuple(w / total for w in weight)
-    units = tuple(w / (own + eps) if own > 0 else 0.0 for w, own in zip(weights, lengths, strict=True))
-    used = math.fsum(abs(unit) * own for unit, own in zip(units, lengths, strict=True))
-    if used == 0:
-        return units
-    length = length_of(units)
-    if length < max(eps, _ROUNDING) * used:
-        if len(weights) == 2:
-            return weights
-        raise NumbersError(
-            "multislerp: the directions of a tensor's inputs cancel, so that no mean direction is left. "
-            "Change the weights, or use karcher."
-        )
-    scale = math.fsum(w * own for w, own in zip(weights, lengths, strict=True)) / length
-    return tuple(unit * scale for unit in units)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated
 
+from merge.kernels.coefficients import NEARSWAP_LEAST
 from merge.methods.registry import Range, method
 
 if TYPE_CHECKING:
@@ -25,7 +26,6 @@ parameters:
   t: 0.0001
 dtype: bfloat16
 """
-LEAST = 1e-6  # distance below which the quotient does not grow
 
 
 @method(
@@ -47,5 +47,5 @@ def nearswap(
     import torch
 
     base, other = models.to(torch.float64)
-    share = (t / (base - other).abs().clamp(min=LEAST)).clamp(max=1.0)
+    share = (t / (base - other).abs().clamp(min=NEARSWAP_LEAST)).clamp(max=1.0)
     return share * other + (1 - share) * base

@@ -13,9 +13,9 @@ Cost: one pass by rows; two for whole tensors and columns, the first for sums in
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Annotated
 
+from merge.kernels.coefficients import NUSLERP_COLINEAR, nuslerp_place
 from merge.methods.registry import PerModel, method
 
 if TYPE_CHECKING:
@@ -31,8 +31,6 @@ models:
     parameters: {weight: 0.6}
 dtype: bfloat16
 """
-COLINEAR = 1e-6  # |sine| below which float32 directions have no plane
-_TINY_WEIGHT = 1e-6
 
 
 @method(
@@ -61,17 +59,11 @@ def nuslerp(
     if nuslerp_flatten or len(shape) < 2:
         first, second = first.reshape(-1), second.reshape(-1)
     along = 0 if nuslerp_row_wise or first.dim() == 1 else -1
-    t = place(weight)
+    t = nuslerp_place(weight)
     lengths = [torch.linalg.vector_norm(vector, dim=along, keepdim=True) for vector in (first, second)]
     product = lengths[0] * lengths[1]
     cosine = ((first * second).sum(dim=along, keepdim=True) / product).clamp(-1, 1)
     angle = torch.acos(cosine)
-    linear = (product == 0) | (torch.sin(angle) < COLINEAR)
+    linear = (product == 0) | (torch.sin(angle) < NUSLERP_COLINEAR)
     factors = [torch.where(linear, s, torch.sin(s * angle) / torch.sin(angle)) for s in (1 - t, t)]
     return (factors[0] * first + factors[1] * second).view(shape)
-
-
-def place(weight: tuple[float, ...]) -> float:
-    """t of the second model; halfway where the weights cancel"""
-    total = math.fsum(weight)
-    return 0.5 if abs(total) < _TINY_WEIGHT else weight[1] / total

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated
 
+from merge.kernels.coefficients import unique_factor
 from merge.kernels.costs import one_value
 from merge.methods.registry import Range, method
 
@@ -61,8 +62,3 @@ def ramplus_tl(
         unique = int((own & alone).sum())
         total = torch.where(own & alone, total * unique_factor(int(own.sum()) - unique, unique, r, alpha), total)
     return total
-
-
-def unique_factor(shared: int, unique: int, r: float, alpha: float) -> float:
-    """Factor of the entries that one model alone changed"""
-    return 1 + r * min(shared / unique, alpha) if unique else 1.0

@@ -129,7 +129,7 @@ class ModelPass:
     """Numbers over whole models that a method needs before the first tensor, where a parameter has a value.
 
     Attributes:
-        find: "module:function" that finds them; see merge.kernels.model_trim.
+        find: "module:function" that finds them; see merge.engine.model_trim.
         key, value: the parameter, and the value that asks for it.
         uniform: a parameter that must then be the same for all tensors of a model.
     """
@@ -222,7 +222,7 @@ def check_rank_probabilities(parameters: dict[str, Any]) -> str | None:
 
 
 _METHODS: dict[str, Method] = {}
-_ORIGIN = ""  # of the methods that are being registered, where it is not this package; see merge/user_methods.py
+_ORIGIN = ""  # of the methods that are being registered, where it is not this package; see merge/methods/method_file.py
 
 
 def method(

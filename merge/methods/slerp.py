@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated
 
+from merge.kernels.coefficients import slerp_coefficients
 from merge.methods.registry import Range, method
 
 if TYPE_CHECKING:
@@ -31,7 +32,6 @@ parameters:
     - value: 0.5
 dtype: bfloat16
 """
-COLINEAR = 0.9995  # |cosine| above which the two directions count as one
 
 
 @method(
@@ -54,20 +54,5 @@ def slerp(
 
     flat = models.reshape(2, -1).to(torch.float64)
     squares = (flat * flat).sum(dim=1)
-    first, second = coefficients(float(squares[0]), float(squares[1]), float(flat[0] @ flat[1]), t)
+    first, second = slerp_coefficients(float(squares[0]), float(squares[1]), float(flat[0] @ flat[1]), t)
     return (flat[0] * first + flat[1] * second).view(models.shape[1:])
-
-
-def coefficients(square_a: float, square_b: float, dot: float, t: float) -> tuple[float, float]:
-    """Factors of the two tensors from their squared norms and dot product. Golden: t=.5, (1,0), (0,2): .7071 each."""
-    import math
-
-    from merge.kernels.functions import acos, sin
-
-    if square_a == 0 or square_b == 0 or not math.isfinite(square_a * square_b):
-        return 1 - t, t
-    cosine = dot / math.sqrt(square_a) / math.sqrt(square_b)
-    if abs(cosine) > COLINEAR:
-        return 1 - t, t
-    angle = acos(cosine)
-    return sin((1 - t) * angle) / sin(angle), sin(t * angle) / sin(angle)

@@ -49,7 +49,7 @@ dtype: bfloat16
     reproducible="bitwise",
     fused="merge.kernels.task_vectors:ties",
     scratch=trimming,
-    model_pass=ModelPass("merge.kernels.model_trim:thresholds", "trim", "model", uniform="density"),
+    model_pass=ModelPass("merge.engine.model_trim:thresholds", "trim", "model", uniform="density"),
 )
 def ties(
     deltas: Tensor,

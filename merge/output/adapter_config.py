@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from merge.checkpoint.adapter import Adapter
+from merge.adapters.files import Adapter
 
 _TARGETS = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern")
 

@@ -24,7 +24,7 @@ LayerOrigins = Sequence[tuple[str, dict[str, Any], int]]
 
 @dataclass(frozen=True)
 class Restacked:
-    """A stack that was rebuilt. `module` is its name in merge.planners.modules, `n_old` the donor's layer count."""
+    """A stack that was rebuilt. `module` is its name in merge.jobs.stacks.modules, `n_old` the donor's layer count."""
 
     module: str
     n_old: int

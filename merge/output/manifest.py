@@ -15,10 +15,10 @@ from typing import Any
 
 import xxhash
 
+from merge.checkpoint.trust import code_that_ran
 from merge.checkpoint.unchanged import check_unchanged
 from merge.errors import OutputError, SourceChanged
 from merge.jsontext import parse_json
-from merge.loading.trust import code_that_ran
 from merge.plan import Plan, SourceFile
 from merge.quoting import quoted
 

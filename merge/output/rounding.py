@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from merge.tensor_kinds import KINDS, kind_of
+from merge.architecture.tensor_kinds import KINDS, kind_of
 
 
 @dataclass(frozen=True)

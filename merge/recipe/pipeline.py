@@ -7,16 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import yaml
 
-from merge.errors import Problem, RecipeError
-from merge.recipe import find_recipe
-from merge.recipe.document import Document, line_of, place, read_documents, read_text
-from merge.recipe.draft import draft_of
+from merge.errors import Problem
+from merge.recipe.document import Document, line_of, place
 from merge.recipe.model import Recipe
-from merge.recipe.reader import MAX_PROBLEMS
 from merge.recipe.references import StageNames
 
 
@@ -50,50 +46,12 @@ class Pipeline:
         return any(stage.name in other.uses for other in self.stages)
 
 
-def load_pipeline(path_or_name: str | Path, compat: str | None = None) -> Pipeline:
-    """Reads a file of one recipe or several; as `load_recipe`.
-
-    Raises:
-        RecipeError: with every problem of all documents, each with file and line.
-    """
-    path = find_recipe(Path(path_or_name))
-    return parse_pipeline(read_text(path), str(path), compat)
-
-
-def parse_pipeline(text: str, file: str | None = None, compat: str | None = None) -> Pipeline:
-    """A text of one document or several -> Pipeline; arguments and errors as for `parse_recipe`."""
-    from merge.planners.resolve import resolve
-
-    documents = read_documents(text, file)
-    names = [_name(document) for document in documents]
-    problems = list(_name_problems(documents, names, file))
-    advice: list[str] = []
-    stages: list[Stage] = []
-    notes: dict[str, None] = {}
-    for document, seen in zip(documents, stage_names(documents), strict=True):
-        try:
-            recipe = resolve(draft_of(document.root, document.text, file, seen, compat))
-        except RecipeError as error:
-            problems += error.problems
-            advice += error.advice
-            if len(problems) > MAX_PROBLEMS:
-                break
-            continue
-        for name in seen.shadowed:
-            notes[f'"{name}" is the document of that name, not the directory; that would be "./{name}"'] = None
-        uses = tuple(name for name in seen.earlier if name in seen.used)
-        stages.append(Stage(recipe.name, recipe, uses, document.line))
-    if problems:
-        raise RecipeError(problems, advice)
-    return Pipeline(tuple(_with_texts(stages, text)), tuple(notes), text, file)
-
-
 def stage_names(documents: Sequence[Document]) -> Iterator[StageNames]:
     """For each document, what the others are called; one alone has the name of its result, which may be a model's."""
     if len(documents) == 1:
         yield StageNames()
         return
-    names = [_name(document) for document in documents]
+    names = [name_of(document) for document in documents]
     circles = _circles(documents, names)
     for number in range(len(documents)):
         earlier = tuple(dict.fromkeys(name for name in names[:number] if name is not None))
@@ -105,7 +63,7 @@ def stage_names(documents: Sequence[Document]) -> Iterator[StageNames]:
         yield StageNames(earlier, later, frozenset(circles[number]), names[number])
 
 
-def _name(document: Document) -> str | None:
+def name_of(document: Document) -> str | None:
     """What the document is called, if it says so at all; whether the name is a good one is seen when it is built."""
     return next((value.value for key, value in document.root.value if _is_name(key, value)), None)
 
@@ -114,7 +72,7 @@ def _is_name(key: yaml.Node, value: yaml.Node) -> bool:
     return key.value == "name" and isinstance(value, yaml.ScalarNode) and bool(value.value)
 
 
-def _name_problems(documents: Sequence[Document], names: Sequence[str | None], file: str | None) -> Iterator[Problem]:
+def name_problems(documents: Sequence[Document], names: Sequence[str | None], file: str | None) -> Iterator[Problem]:
     first: dict[str, int] = {}
     for document, name in zip(documents, names, strict=True):
         if name is None:
@@ -175,7 +133,7 @@ def _texts(root: yaml.Node) -> list[str]:
     return found
 
 
-def _with_texts(stages: Sequence[Stage], text: str) -> Iterator[Stage]:
+def with_texts(stages: Sequence[Stage], text: str) -> Iterator[Stage]:
     """Each recipe with the text of all documents that it takes: what is written beside the result can be run again."""
     needs: dict[str, dict[str, None]] = {}  # name -> the stages it takes, itself included
     texts = {stage.name: stage.recipe.text for stage in stages}

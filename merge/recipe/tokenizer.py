@@ -6,10 +6,10 @@ from collections.abc import Mapping
 
 import yaml
 
+from merge.chat import named as chat
 from merge.recipe import names
 from merge.recipe.model import TokenizerSettings, TokenRow
 from merge.recipe.reader import Reader, as_integer, join, shown
-from merge.vocabulary import chat
 
 _OLD_PREFIX = "model:"  # as early versions of mergekit had it
 _KINDS = ("model_token", "zero")
@@ -119,7 +119,7 @@ def read_template(reader: Reader, node: yaml.Node | None) -> str | None:
     if node is None or text is None:
         return None
     if chat.is_text(text):
-        from merge.loading.templates import syntax_error
+        from merge.chat.render import syntax_error
 
         wrong = syntax_error(text)
         if wrong is not None:

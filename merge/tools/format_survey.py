@@ -15,9 +15,9 @@ import numpy.typing as npt
 
 from merge.architecture import is_embedding, is_head
 from merge.checkpoint import Checkpoint
-from merge.checkpoint.decode import to_float32
 from merge.checkpoint.reader import SourceReader
 from merge.chunks import Chunks
+from merge.decode import to_float32
 from merge.dtypes import DTYPES
 from merge.kernels.encode import encode
 from merge.plan import TensorRef

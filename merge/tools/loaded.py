@@ -6,8 +6,7 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-from merge.checkpoint.adapter_config import BOTTLENECK, FINETUNE_RECORD
-from merge.checkpoint.files import read_json
+from merge.checkpoint.files import BOTTLENECK_CONFIG, FINETUNE_RECORD, read_json
 from merge.checkpoint.hub import locate
 from merge.errors import CheckpointError, UsageError
 from merge.loading import CAUSAL, check_needs, load_adapter, load_config, load_model, load_tokenizer
@@ -63,7 +62,7 @@ def _put(network: Any, adapter: str, n_tokens: int) -> Any:
     """The network with the adapter in it, its embeddings enlarged for tokens that came with the adapter."""
     if n_tokens > network.get_input_embeddings().weight.shape[0]:
         network.resize_token_embeddings(n_tokens, mean_resizing=False)
-    if os.path.isfile(os.path.join(adapter, BOTTLENECK)):
+    if os.path.isfile(os.path.join(adapter, BOTTLENECK_CONFIG)):
         from merge.loading.bottleneck import load_bottlenecks  # imports torch, and needs are checked first
 
         return load_bottlenecks(network, adapter)
@@ -90,7 +89,7 @@ def _saved_with(adapter: str | None) -> set[str]:
 
 def _adapter_config(folder: str) -> str | None:
     """The file that makes a directory an adapter."""
-    files = (os.path.join(folder, name) for name in ("adapter_config.json", BOTTLENECK))
+    files = (os.path.join(folder, name) for name in ("adapter_config.json", BOTTLENECK_CONFIG))
     return next((file for file in files if os.path.isfile(file)), None)
 
 

@@ -308,7 +308,7 @@ def _config_path(model: str) -> str:
         return str(path)
     if path.is_dir():
         if not (path / "config.json").is_file():
-            from merge.checkpoint.adapter import refuse_alone
+            from merge.adapters.files import refuse_alone
 
             refuse_alone(str(path))
             raise CheckpointError(f"{path}: has no config.json. Name a model's directory, or the file itself.")

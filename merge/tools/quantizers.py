@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from merge.checkpoint.decode import to_float32
+from merge.decode import to_float32
 from merge.dtypes import DTYPES, RECIPE_NAMES
 from merge.errors import UsageError
 from merge.kernels.encode import encode

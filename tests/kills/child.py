@@ -27,9 +27,9 @@ MODULES = (
     *(
         "merge.tools.perplexity",
         "merge.tools.quantize",
-        "merge.engine.pipeline",
-        "merge.extract",
-        "merge.vocabulary.transplant",
+        "merge.jobs.pipelines.run",
+        "merge.tools.extract",
+        "merge.tools.transplant.plan",
     ),
 )
 

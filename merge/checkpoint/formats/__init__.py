@@ -1,6 +1,6 @@
 """Quantised weights: one file a format, which recognises it and makes its tensors into sources that decode them.
 
-A format is this file and one operation of merge/derive; it is found by being here. It has what QuantizedFormat says.
+A format is this file and one operation of merge/sources; it is found by being here. It has what QuantizedFormat says.
 """
 
 from __future__ import annotations

@@ -12,10 +12,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from merge.checkpoint.formats import Quantization, Tensors
-from merge.derive.scaled import scaled
 from merge.errors import CheckpointError
 from merge.plan import TensorRef
 from merge.quoting import quoted, some
+from merge.sources.scaled import scaled
 
 NAME = "FP8"
 _DEFAULT_BLOCK = (128, 128)

@@ -1,0 +1,1 @@
+"""Which tensors an output has: slices, modules, depth up-scaling."""

@@ -1,0 +1,138 @@
+"""The targets of a recipe: of one list of models or slices, or of several, each for a tower of the model."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Iterator
+
+from merge.errors import Problem
+from merge.jobs.stacks.modules import (
+    DECODER,
+    DEFAULT,
+    ENCODER,
+    SIDE_MODULES,
+    Chosen,
+    Modules,
+    inputs_modules,
+    side_modules,
+)
+from merge.jobs.stacks.slices import slice_targets
+from merge.methods import get_method
+from merge.output.layers import Restacked
+from merge.planning.inputs import Inputs
+from merge.planning.targets import Layout, Slot, Target, Tower, model_targets, place_of
+from merge.recipe.model import Module, Recipe
+
+
+def lay_out_targets(recipe: Recipe, inputs: Inputs, problems: list[Problem]) -> Layout:
+    if recipe.modules:
+        return _modules(recipe, inputs, problems)
+    if (found := list(_towers_beside_the_donor(recipe, inputs))) and "missing_tensors" not in recipe.allow:
+        problems += found
+        return Layout(())
+    tower = Tower(
+        *("", DEFAULT, recipe.models, recipe.slices, recipe.merge_method, (recipe.parameters,)),
+        owns=lambda name: True,
+        stack=lambda model: model.main,
+    )
+    if not recipe.slices:
+        return Layout(_with_lacking(inputs, model_targets(recipe, inputs, tower)))
+    modules = inputs_modules(inputs).found
+    if ENCODER in modules and DECODER in modules:
+        message = f'{inputs.donor.ref.text} has several stacks of layers; say which ones by "modules": encoder, decoder'
+        problems.append(Problem(message, recipe.where("slices")))
+        return Layout(())
+    layout = slice_targets(recipe, inputs, tower, problems)
+    return Layout(_with_lacking(inputs, layout.targets), layout.stacks)
+
+
+def _modules(recipe: Recipe, inputs: Inputs, problems: list[Problem]) -> Layout:
+    """The towers that the recipe lists; what belongs to none of them is copied from the donor."""
+    chosen = Chosen(recipe, inputs, problems)
+    targets: dict[str, Target] = {}
+    stacks: tuple[Restacked, ...] = ()
+    for key, module in recipe.modules.items():
+        tower = _tower(recipe, key, module, chosen)
+        made = (
+            Layout(model_targets(recipe, inputs, tower))
+            if module.models
+            else slice_targets(recipe, inputs, tower, problems)
+        )
+        if not made.targets and not problems:
+            message = f'module "{key}" has no tensors in the models that it lists'
+            problems.append(Problem(message, recipe.where(f"modules.{key}")))
+        targets.update((target.name, target) for target in made.targets)
+        stacks += made.stacks
+    if problems:
+        return Layout(())
+    copied: Counter[str] = Counter()
+    sorter = inputs_modules(inputs)
+    for name in inputs.donor.tensors:
+        if chosen.key_of(name) is None or name in inputs.copied:
+            targets[name] = _copy(inputs, name)
+            copied[sorter.of(name)] += 1
+    if copied:
+        listed = ", ".join(f"{module} ({count} tensors)" for module, count in copied.items())
+        inputs.notes.append(f"not among the modules, copied from {inputs.donor.ref.text}: {listed}")
+    order = {name: place for place, name in enumerate(inputs.names())}
+    return Layout(tuple(sorted(targets.values(), key=lambda target: order.get(target.name, len(order)))), stacks)
+
+
+def _tower(recipe: Recipe, key: str, module: Module, chosen: Chosen) -> Tower:
+    return Tower(
+        path=f"modules.{key}.",
+        kind=chosen.kind(key),
+        models=module.models,
+        slices=module.slices,
+        method=module.merge_method or recipe.merge_method,
+        settings=(module.parameters, recipe.parameters),
+        owns=lambda name: chosen.key_of(name) == key,
+        stack=lambda model: chosen.stack(key, model),
+    )
+
+
+def _copy(inputs: Inputs, name: str) -> Target:
+    """A tensor of the donor as it is."""
+    layer, t = place_of(name, inputs.donor.stacks)
+    return Target(name, (Slot(0, name, ()),), None, (), t, layer, "passthrough")
+
+
+def _towers_beside_the_donor(recipe: Recipe, inputs: Inputs) -> Iterator[Problem]:
+    """Towers that an input has and the donor of the config has not: there is no place for them in the result."""
+    known = inputs_modules(inputs).found
+    for model in inputs.all[1:]:
+        more = [module for module in Modules(model.tensors).found if module in SIDE_MODULES and module not in known]
+        if more:
+            donor = inputs.donor.ref.text
+            message = f"{model.ref.text} has a {' and a '.join(more)}, and {donor}, which gives config.json, has none."
+            where = recipe.where("base_model" if recipe.base_model else "models")
+            yield Problem(message, where, "Name the model that has it as base_model, or list it first.")
+
+
+def _with_lacking(inputs: Inputs, targets: tuple[Target, ...]) -> tuple[Target, ...]:
+    """A tower that the donor has and plain language models have not is merged from the models that have it, if any."""
+    targets = tuple(_copy(inputs, target.name) if target.name in inputs.copied else target for target in targets)
+    lacking = side_modules(inputs)
+    if not lacking:
+        return targets
+    sorter = inputs_modules(inputs)
+    for name, without in lacking.items():
+        names = ", ".join(inputs.all[i].ref.text for i in sorted(without))
+        how = "copied" if len(inputs.all) - len(without) < 2 else "merged from those that have it"
+        inputs.notes.append(f"{names}: no {name}; it is {how}")
+    return tuple(
+        _without(inputs, target, lacking[module]) if (module := sorter.of(target.name)) in lacking else target
+        for target in targets
+    )
+
+
+def _without(inputs: Inputs, target: Target, without: frozenset[int]) -> Target:
+    slots = tuple(slot for slot in target.slots if slot.model not in without)
+    method = get_method(target.method)
+    assert method is not None, target.method
+    base = target.base
+    inputs_left = [slot for slot in slots if not (method.base_apart and base is not None and slot.model == base.model)]
+    models = {slot.model for slot in (*slots, *([base] if base is not None else []))} - without
+    too_few = len(models) < 2 or len(inputs_left) < method.n_models[0]
+    return _copy(inputs, target.name) if too_few else dataclasses.replace(target, slots=slots)

@@ -1,0 +1,91 @@
+"""upscale: depth up-scaling written as slices, in this one place, so that the plan shows what it comes to.
+
+`overlap: m` is the stack of SOLAR (Kim et al. 2023, arXiv:2312.15166, section 2): of n layers the first n - m and then
+the last n - m. `layers: N` finds m. `insert_every: k` is the block expansion of LLaMA Pro (Wu et al. 2024,
+arXiv:2401.02415, section 3.2): after every k layers the last of them again, with the matrices zero through which its
+attention and its MLP write to the residual stream, so that the larger model computes what the smaller one does.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from merge.errors import Problem
+from merge.planning.inputs import Input, Inputs
+from merge.recipe.model import Conditional, Recipe, Settings, Slice, Source
+
+# What attention and MLP write through, by the names it goes by; a layer has one of each.
+_ATTENTION_OUT = ("o_proj", "out_proj", "attn.c_proj", "attention.dense", "attention.wo", "out_lin")
+_MLP_OUT = ("down_proj", "mlp.c_proj", "dense_4h_to_h", "fc2", ".w2", "fc_out", "lin2")
+
+
+def upscaled(recipe: Recipe, inputs: Inputs, problems: list[Problem]) -> Recipe:
+    """The recipe with slices in place of `upscale`; as it is if it has none, or where a problem was found."""
+    upscale = recipe.upscale
+    if upscale is None:
+        return recipe
+    source = recipe.models[0]
+    model = inputs.all[inputs.place(source.model)]
+    if model.main is None:
+        message = f"{model.ref.text} has no stack of layers that its config confirms"
+        problems.append(Problem(message, recipe.where("upscale")))
+        return recipe
+    n = model.main.n_layers
+    if upscale.insert_every is not None:
+        parts = _inserted(recipe, source, model, upscale.insert_every, n, problems)
+    else:
+        overlap = _overlap(recipe, model, n, problems)
+        if overlap is None:
+            return recipe
+        parts = [_slice(source, 0, n - overlap), _slice(source, overlap, n)]
+    return dataclasses.replace(recipe, models=(), slices=tuple(parts))
+
+
+def _slice(source: Source, start: int, end: int, parameters: Settings | None = None) -> Slice:
+    return Slice((dataclasses.replace(source, layer_range=(start, end)),), None, parameters or {}, source.line)
+
+
+def _overlap(recipe: Recipe, model: Input, n: int, problems: list[Problem]) -> int | None:
+    """Layers that each of the two copies goes without."""
+    assert recipe.upscale is not None
+    overlap, wanted = recipe.upscale.overlap, recipe.upscale.layers
+    if overlap is not None:
+        if 2 * overlap < n:
+            return overlap
+        message = f"an overlap of {overlap} leaves {2 * max(0, n - overlap)} layers; {model.ref.text} has {n} already."
+        hint = f"The largest overlap that makes it deeper is {(n - 1) // 2}."
+        problems.append(Problem(message, recipe.where("upscale.overlap"), hint))
+        return None
+    assert wanted is not None
+    if n < wanted <= 2 * n and wanted % 2 == 0:
+        return n - wanted // 2
+    message = f"{wanted} layers cannot be made of two copies of {model.ref.text}, which has {n} layers."
+    hint = f"Write an even number from {n + 2 - n % 2} to {2 * n}."
+    problems.append(Problem(message, recipe.where("upscale.layers"), hint))
+    return None
+
+
+def _inserted(recipe: Recipe, source: Source, model: Input, every: int, n: int, problems: list[Problem]) -> list[Slice]:
+    assert recipe.upscale is not None
+    if every > n:
+        message = f"{model.ref.text} has {n} layers, so that none is inserted after every {every}."
+        problems.append(Problem(message, recipe.where("upscale.insert_every"), f"Write a number from 1 to {n}."))
+    silent = _silent(recipe, model, problems) if recipe.upscale.zero_init else {}
+    parts = []
+    for end in range(every, n + 1, every):
+        parts += [_slice(source, end - every, end), _slice(source, end - 1, end, silent)]
+    rest = n % every
+    return parts + ([_slice(source, n - rest, n)] if rest else [])
+
+
+def _silent(recipe: Recipe, model: Input, problems: list[Problem]) -> Settings:
+    """Parameters of passthrough that make a layer the identity."""
+    filters = [name for name in (*_ATTENTION_OUT, *_MLP_OUT) if any(name in tensor for tensor in model.tensors)]
+    if not set(filters) & set(_ATTENTION_OUT) or not set(filters) & set(_MLP_OUT):
+        message = (
+            f"zero_init: the names of {model.ref.text} do not show the matrices through which its attention and its "
+            "MLP write."
+        )
+        hint = 'Set "zero_init: false", or write slices with "scale: [{filter: NAME, value: 0}]".'
+        problems.append(Problem(message, recipe.where("upscale"), hint))
+    return {"scale": tuple(Conditional(name, 0.0) for name in filters)}

@@ -1,1 +1,0 @@
-"""Recipe and headers to Plan: each output tensor's sources, method, parameters and offset."""

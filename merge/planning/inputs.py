@@ -1,0 +1,172 @@
+"""The input models, opened, with their tensors under common names: names mapped, ties resolved."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from merge.architecture import Architecture, Stack, architecture_of, find_stacks, is_input_side, main_stack
+from merge.checkpoint import Checkpoint
+from merge.plan import SourceModel, TensorRef
+from merge.planning.common_names import common_names
+from merge.planning.models import open_models
+from merge.planning.ties import Named, resolve_ties
+from merge.quoting import some
+from merge.recipe.mentioned import key_of
+from merge.recipe.model import ModelRef, Recipe
+
+
+@dataclass(frozen=True)
+class Input:
+    """One input model.
+
+    Attributes:
+        architecture: what transformers says of its class.
+        tensors: common name -> where it is stored; see merge.planning.ties.
+        tied: whether the model has no head of its own.
+        stacks, main: its layer stacks under common names, and the one that layer_range counts.
+    """
+
+    checkpoint: Checkpoint
+    architecture: Architecture
+    tensors: Mapping[str, TensorRef]
+    tied: bool
+    stacks: tuple[Stack, ...]
+    main: Stack | None
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return self.checkpoint.config
+
+    @property
+    def ref(self) -> ModelRef:
+        return self.checkpoint.ref
+
+    def source_model(self) -> SourceModel:
+        checkpoint = self.checkpoint
+        return SourceModel(checkpoint.ref.text, checkpoint.path, checkpoint.revision, checkpoint.files)
+
+
+def _input(model: Named, tied: bool, stacks: tuple[Stack, ...]) -> Input:
+    main = main_stack(stacks, model.checkpoint.config)
+    return Input(model.checkpoint, model.architecture, model.tensors, tied, stacks, main)
+
+
+class Inputs:
+    """All input models of a recipe; the first one is the donor of names, config and tokenizer.
+
+    Attributes:
+        copied: tensors of the donor's that loading ignores and some other input lacks: copied, not merged.
+        tie_flags: sections of the config -> what tie_word_embeddings becomes there; see merge.planning.ties.
+    """
+
+    def __init__(self, recipe: Recipe, known: Mapping[str, Checkpoint] | None = None) -> None:
+        """known: checkpoints that no directory holds (yet), by the path of their references."""
+        checkpoints = open_models(recipe, known)
+        self.notes: list[str] = []
+        models = self._named(checkpoints)
+        ties = resolve_ties(models)
+        stacks = [find_stacks(model.tensors, model.checkpoint.config) for model in models]
+        self.copied = self._leave_out_unread(models, stacks)
+        self.tie_flags = ties.flags
+        self.notes += ties.notes
+        self.all = [_input(*each) for each in zip(models, ties.tied, stacks, strict=True)]
+        self._places = {key_of(model.ref): i for i, model in enumerate(self.all)}
+        self._suffixes: dict[tuple[int, Stack], dict[int, list[str]]] = {}
+        for model in self.all:
+            self.notes += [f"{model.ref.text}: {note}" for note in model.checkpoint.notes]
+            if model.ref.override_architecture is not None:
+                self.notes.append(
+                    f"{model.ref.text}: override_architecture has no effect: structure is read from tensor names"
+                )
+
+    @property
+    def donor(self) -> Input:
+        return self.all[0]
+
+    def place(self, ref: ModelRef) -> int:
+        """Index of a model in `all` and in Plan.models."""
+        return self._places[key_of(ref)]
+
+    @property
+    def tied(self) -> bool:
+        """Whether the output has no head of its own: if no input has one."""
+        return all(model.tied for model in self.all)
+
+    def suffixes(self, place: int, stack: Stack, layer: int) -> list[str]:
+        """What stands behind the layer's number in the tensors of one layer of an input."""
+        found = self._suffixes.get((place, stack))
+        if found is None:
+            found = self._suffixes[place, stack] = {}
+            for name in self.all[place].tensors:
+                if (at := stack.layer(name)) is not None:
+                    found.setdefault(at[0], []).append(at[1])
+        return found.get(layer, [])
+
+    def names(self) -> list[str]:
+        """The union of the inputs' tensors, in the order of the computation: embeddings, layers by number, the rest."""
+        union = dict.fromkeys(name for model in self.all for name in model.tensors)
+        return sorted(union, key=self._rank)  # stable: else the donor's order, then what only others have
+
+    def _rank(self, name: str) -> tuple[int, int]:
+        for stack in self.donor.stacks:
+            if (found := stack.layer(name)) is not None:
+                return 1, found[0]
+        return (0, 0) if is_input_side(name) else (2, 0)
+
+    def _named(self, checkpoints: Sequence[Checkpoint]) -> list[Named]:
+        """Every input's tensors under the first one's names."""
+        found: list[Named] = []
+        for checkpoint in checkpoints:
+            architecture = architecture_of(checkpoint.config, checkpoint.tensors)
+            common = {name: name for name in checkpoint.tensors}
+            if found and checkpoint.tensors.keys() != found[0].tensors.keys():
+                donor = found[0]
+                mapped = common_names(list(checkpoint.tensors), architecture, list(donor.tensors), donor.architecture)
+                common = mapped.names
+                to_match = f"tensor names, to match {donor.checkpoint.ref.text}"
+                self.notes += [f"{checkpoint.ref.text}: {change} {to_match}" for change in mapped.changes]
+            tensors = {common[name]: ref for name, ref in checkpoint.tensors.items()}
+            found.append(Named(checkpoint, architecture, tensors, common))
+        return found
+
+    def _leave_out_unread(self, models: Sequence[Named], stacks: Sequence[Sequence[Stack]]) -> frozenset[str]:
+        """Takes out what loading ignores or computes and the first input lacks; returns what only some others lack.
+
+        Layers that a model's own config does not count, for multi-token prediction, are among it.
+
+        Args:
+            stacks: of each model.
+        """
+        donor, architecture = models[0], models[0].architecture
+        counts = Counter(name for model in models for name in model.tensors)
+        unread = [
+            name
+            for name, count in counts.items()
+            if count < len(models)
+            and (
+                architecture.is_unread(architecture.loaded_name(name))
+                or all(
+                    any(stack.is_beyond(name) for stack in found)
+                    for model, found in zip(models, stacks, strict=True)
+                    if name in model.tensors
+                )
+            )
+        ]
+        for model in models[1:]:
+            gone = [name for name in unread if name not in donor.tensors and name in model.tensors]
+            for name in gone:
+                del model.tensors[name]
+            if gone:
+                self.notes.append(
+                    f"{model.checkpoint.ref.text}: {some(gone)}: left out: models of this architecture do not read them"
+                )
+        kept = [name for name in unread if name in donor.tensors]
+        if kept:
+            self.notes.append(
+                f"{donor.checkpoint.ref.text}: {some(kept)}: copied: not in every input, and models of this "
+                "architecture do not read them"
+            )
+        return frozenset(kept)

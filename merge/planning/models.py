@@ -1,0 +1,99 @@
+"""The models that a recipe names, opened; what stands in the way of any of them is reported together."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from merge.adapters.fold import open_model
+from merge.adapters.inputs import refused_models
+from merge.checkpoint import Checkpoint
+from merge.errors import CheckpointError, Problem, RecipeError
+from merge.methods import get_method
+from merge.planning.kind import are_adapters
+from merge.recipe.mentioned import key_of, mentioned
+from merge.recipe.model import ModelRef, Recipe
+from merge.recipe.references import parse_reference
+
+
+def first_model(recipe: Recipe) -> ModelRef:
+    """The base, or else the model listed first."""
+    listed = mentioned(dataclasses.replace(recipe, config_donor=None))
+    return next(ref for ref, _ in listed.values())
+
+
+def open_models(recipe: Recipe, known: Mapping[str, Checkpoint] | None = None) -> list[Checkpoint]:
+    """Opens every model of a recipe, the donor of config.json first.
+
+    Args:
+        known: checkpoints that no directory holds (yet), by the path of their references.
+
+    Raises:
+        CheckpointError: models that cannot be opened, all of them.
+        RecipeError: the same and, with them, what is wrong with the recipe's choice of models.
+    """
+    method = get_method(recipe.merge_method)
+    assert method is not None, recipe.merge_method  # the recipe was checked against the registry
+    problems = refused_models(recipe, method)
+    checkpoints, failures = [], []
+    for ref, where in mentioned(recipe).values():
+        try:
+            checkpoints.append(open_model(ref, known or {}))
+        except CheckpointError as error:
+            failures.append((where, error))
+    if problems:
+        told = [Problem(str(error), where) for where, error in failures if not _is_told(where, problems)]
+        raise RecipeError([*problems, *told])
+    if failures:
+        raise CheckpointError("\n".join(str(error) for _, error in failures)) from failures[0][1]
+    if not checkpoints:
+        raise RecipeError(Problem("the recipe names no model"))
+    return _donor_first(recipe, [_with_chosen_tokenizer(checkpoint, recipe) for checkpoint in checkpoints])
+
+
+def _with_chosen_tokenizer(checkpoint: Checkpoint, recipe: Recipe) -> Checkpoint:
+    """A model with an adapter has that one's tokenizer if the recipe's tokenizer_source names the adapter."""
+    adapter, source = checkpoint.ref.adapter, recipe.tokenizer_source
+    if adapter is None or source in (None, "base", "union"):
+        return checkpoint
+    try:
+        ref = parse_reference(str(source), None if recipe.file is None else Path(recipe.file).parent)
+    except ValueError:  # said where it is looked for
+        return checkpoint
+    is_it = key_of(ref) == key_of(adapter)
+    return dataclasses.replace(checkpoint, own_tokenizer=checkpoint.adapter_path) if is_it else checkpoint
+
+
+def _donor_first(recipe: Recipe, checkpoints: list[Checkpoint]) -> list[Checkpoint]:
+    """A config without a model_type loads nowhere: unless the recipe chooses, a model that has one goes first."""
+    if recipe.config_donor is not None or checkpoints[0].config.get("model_type"):
+        return checkpoints
+    typed = next((one for one in checkpoints if one.config.get("model_type")), checkpoints[0])
+    return [typed, *(one for one in checkpoints if one is not typed)]
+
+
+def _is_told(where: str | None, problems: list[Problem]) -> bool:
+    """Whether a model's line has a problem already: a lone adapter cannot be opened as a model either."""
+    return where is not None and any(problem.where == where for problem in problems)
+
+
+def problems_of_models(recipe: Recipe) -> list[Problem]:
+    """What would be said of the models if the recipe were right, so that it is said at once. Nothing is downloaded."""
+    refs = {key: found for key, found in mentioned(recipe).items() if found[0].path}  # "": not readable as a reference
+    problems: list[Problem] = []
+    method = get_method(recipe.merge_method)
+    if all(os.path.isdir(ref.path) for ref, _ in refs.values()):
+        if are_adapters(recipe.models, recipe.base_model):
+            return []
+        problems = refused_models(recipe, method) if method is not None else []
+    for ref, where in refs.values():
+        try:
+            if os.path.isdir(ref.path) and (ref.adapter is None or os.path.isdir(ref.adapter.path)):
+                open_model(ref)
+            elif os.path.isdir(folder := os.path.dirname(ref.path)):
+                problems.append(Problem(f'there is no directory "{ref.path}", while there is "{folder}"', where))
+        except CheckpointError as error:
+            problems += [] if _is_told(where, problems) else [Problem(str(error), where)]
+    return problems

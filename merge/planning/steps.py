@@ -1,0 +1,241 @@
+"""Targets -> steps: which tensors are really there, with which numbers they are combined, in which dtype."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from merge.architecture import is_embedding, is_head
+from merge.dtypes import DTYPES
+from merge.errors import Problem
+from merge.methods import Method, Parameter, get_method
+from merge.methods.registry import ModelPass, StatisticsKind
+from merge.plan import COPY, SourceFile, Step, TensorRef
+from merge.planning.inputs import Inputs
+from merge.planning.statistics import Statistics
+from merge.planning.targets import Slot, Target
+from merge.recipe.model import Recipe, resolve
+
+
+class StepBuilder:
+    """Turns targets into steps, and collects what stands in the way."""
+
+    def __init__(self, recipe: Recipe, inputs: Inputs, problems: list[Problem]) -> None:
+        self.recipe, self.inputs, self.problems = recipe, inputs, problems
+        self.dtype = recipe.out_dtype or recipe.dtype
+        self._statistics: dict[StatisticsKind, Statistics] = {}
+        self._lenient: Counter[str] = Counter()
+        self._unset: dict[tuple[str, str], list[str]] = {}
+
+    def step(self, target: Target) -> Step | None:
+        """The step of one target; None if a problem was found, or if nothing is to be written."""
+        slots, base = self._ordered(target)
+        slots, base, whole = self._present(target, slots, base)
+        if not slots and base is None:
+            return None
+        present = ([base] if base else []) + slots
+        refs = [self._ref(slot) for slot in present]
+        if any(not DTYPES[ref.dtype].is_float for ref in refs):
+            return self._exact(target, present, refs)
+        if not whole:
+            return self._single(target, present[0])
+        if any(ref.shape != refs[0].shape for ref in refs):
+            return self._mismatch(target, present, refs)
+        return self._merge(target, slots, base)
+
+    def _ref(self, slot: Slot) -> TensorRef:
+        return slot.made or self.inputs.all[slot.model].tensors[slot.name]
+
+    def _has(self, slot: Slot) -> bool:
+        return slot.made is not None or slot.name in self.inputs.all[slot.model].tensors
+
+    def _model_name(self, slot: Slot) -> str:
+        return self.inputs.all[slot.model].ref.text
+
+    def _ordered(self, target: Target) -> tuple[list[Slot], Slot | None]:
+        """Inputs and base as the method takes them: the base apart (deltas), first (slerp), or one of the inputs."""
+        slots, base = list(target.slots), target.base
+        method = _method(target)
+        if method.base_apart:
+            return [slot for slot in slots if base is None or slot.model != base.model], base
+        if method.base == "required" and base is not None:
+            slots.sort(key=lambda slot: slot.model != base.model)
+        return slots, None
+
+    def _present(self, target: Target, slots: list[Slot], base: Slot | None) -> tuple[list[Slot], Slot | None, bool]:
+        """What is really there; False if the method cannot be applied to it and one tensor is copied instead."""
+        every = ([base] if base else []) + slots
+        missing = [slot for slot in every if not self._has(slot)]
+        if not missing:
+            return slots, base, True
+        if "missing_tensors" not in self.recipe.allow:
+            owners = ", ".join(self._model_name(slot) for slot in every if self._has(slot))
+            lacking = ", ".join(dict.fromkeys(self._model_name(slot) for slot in missing))
+            self.problems.append(
+                Problem(
+                    f"missing from {lacking}; found in {owners or 'no model'}.",
+                    target.name,
+                    'Set "allow: [missing_tensors]" to merge it from the models that have it.',
+                )
+            )
+            return [], None, False
+        self._lenient["tensor(s) missing from some inputs, merged from those that have them"] += 1
+        slots = [slot for slot in slots if self._has(slot)]
+        lost_base = base is not None and not self._has(base)
+        fewest, _ = _method(target).n_models
+        return slots, None if lost_base else base, len(slots) >= fewest and not lost_base
+
+    def _exact(self, target: Target, present: list[Slot], refs: list[TensorRef]) -> Step | None:
+        """Integers and masks: one value, on which all inputs must agree."""
+        kinds = {(ref.dtype, ref.shape) for ref in refs}
+        if len(kinds) > 1 and "integer_mismatch" not in self.recipe.allow:
+            found = ", ".join(
+                f"{self._model_name(s)} {r.dtype} {list(r.shape)}" for s, r in zip(present, refs, strict=True)
+            )
+            hint = 'Set "allow: [integer_mismatch]" to copy the first.'
+            self.problems.append(Problem(f"integer tensors differ in dtype or shape: {found}.", target.name, hint))
+            return None
+        agree = "integer_mismatch" not in self.recipe.allow
+        kept = present if agree else present[:1]
+        return self._make(target, COPY, kept, None, {}, refs[0].dtype)
+
+    def _mismatch(self, target: Target, present: list[Slot], refs: list[TensorRef]) -> Step | None:
+        if "shape_mismatch" not in self.recipe.allow:
+            found = ", ".join(f"{self._model_name(s)} {list(r.shape)}" for s, r in zip(present, refs, strict=True))
+            hint = 'Set "allow: [shape_mismatch]" to copy it from the base (else the first model).'
+            if len({ref.shape[1:] for ref in refs}) == 1 and (is_embedding(target.name) or is_head(target.name)):
+                arrange = 'Set "tokenizer_source: union" (or base, or a model) to arrange the rows by token. '
+                hint = "The vocabularies differ in size. " + arrange + hint
+            self.problems.append(Problem(f"shapes differ: {found}.", target.name, hint))
+            return None
+        self._lenient["tensor(s) of different shapes, copied from the first"] += 1
+        return self._single(target, present[0])
+
+    def _single(self, target: Target, slot: Slot) -> Step:
+        """One input's tensor as it is, in the output's dtype."""
+        ref = self._ref(slot)
+        dtype = self._out_dtype(target, ref)
+        if self.dtype in ("BF16", "F16") and dtype == "F32" and ref.dtype in ("BF16", "F16"):
+            dtype = ref.dtype  # kept for its precision, of which a copy loses none
+        return self._make(target, COPY if ref.copies_to(dtype) else "passthrough", [slot], None, {}, dtype)
+
+    def _merge(self, target: Target, slots: list[Slot], base: Slot | None) -> Step | None:
+        method = _method(target)
+        parameters = self._parameters(method, target, slots)
+        if parameters is None:
+            return None
+        if method.copies(parameters):
+            return self._single(target, slots[0])
+        if (message := method.check(parameters) if method.check else None) is not None:
+            self.problems.append(Problem(message, target.name))
+            return None
+        owners = [(slot.statistics, self._model_name(slot), self._ref(slot)) for slot in slots]
+        statistics = self._statistics_of(method, target.name, owners)
+        donor = self._ref(base or self._donor_slot(slots))
+        step = self._make(target, method.name, slots, base, parameters, self._out_dtype(target, donor))
+        return dataclasses.replace(step, statistics=statistics)
+
+    def _statistics_of(self, method: Method, name: str, owners: list[Any]) -> tuple[TensorRef, ...]:
+        kind = method.statistics
+        if kind is None:
+            return ()
+        if kind not in self._statistics:
+            self._statistics[kind] = Statistics(self.recipe, kind, self.problems)
+        return self._statistics[kind].of(name, owners)
+
+    def statistics_files(self) -> tuple[SourceFile, ...]:
+        return tuple(dict.fromkeys(file for each in self._statistics.values() for file in each.files))
+
+    def _donor_slot(self, slots: list[Slot]) -> Slot:
+        return min(slots, key=lambda slot: slot.model)
+
+    def _out_dtype(self, target: Target, ref: TensorRef) -> str:
+        if self.dtype is not None:
+            kept = self.inputs.donor.architecture.stays_float32(target.name, self.dtype)
+            return "F32" if kept else self.dtype
+        return ref.dtype
+
+    def _make(
+        self, target: Target, method: str, slots: list[Slot], base: Slot | None, parameters: dict[str, Any], dtype: str
+    ) -> Step:
+        refs = [self._ref(slot) for slot in slots]
+        return Step(
+            name=target.name,
+            shape=refs[0].shape,
+            dtype=dtype,
+            file="",
+            offset=0,
+            method=method,
+            inputs=tuple(refs),
+            models=tuple(slot.model for slot in slots),
+            base=None if base is None else self._ref(base),
+            base_model=None if base is None else base.model,
+            parameters=parameters,
+        )
+
+    def _parameters(self, method: Method, target: Target, slots: list[Slot]) -> dict[str, Any] | None:
+        """Every parameter of the method as a number (a tuple of one for each input, if it is per model)."""
+        values: dict[str, Any] = {}
+        complete = True
+        for parameter in method.parameters:
+            if parameter.per_model:
+                found = tuple(
+                    self._value(parameter, slot.settings, self._ref(slot).name, target.t, self._model_name(slot))
+                    for slot in slots
+                )
+                complete = complete and not (parameter.required and None in found)
+                if any(value is not None for value in found):
+                    values[parameter.name] = found
+            else:
+                value = self._value(parameter, target.settings, target.name, target.t, "the recipe")
+                complete = complete and not (parameter.required and value is None)
+                if value is not None:
+                    values[parameter.name] = value
+        return values if complete else None
+
+    def _value(self, parameter: Parameter, levels: Sequence[Any], tensor_name: str, t: float, owner: str) -> Any:
+        value = resolve(levels, parameter.name, tensor_name, t)
+        if value is None:
+            if parameter.required:
+                self._unset.setdefault((parameter.name, owner), []).append(tensor_name)
+            return parameter.default
+        if parameter.kind is bool:
+            return bool(value)
+        return float(value) if parameter.kind is float else value
+
+    def check_whole(self, steps: list[Step]) -> None:
+        """Problems that only show over all tensors."""
+        for (key, owner), names in self._unset.items():
+            some = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+            hint = "Add a value without a filter."
+            self.problems.append(
+                Problem(f'"{key}" of {owner} has no value for {some}.', self.recipe.where("parameters"), hint)
+            )
+        if not steps and not self.problems:
+            self.problems.append(Problem("the recipe produces no tensors", self.recipe.file))
+        self._check_model_pass(steps)
+
+    def _check_model_pass(self, steps: list[Step]) -> None:
+        """A number found over a whole model needs the same parameter in all of its tensors."""
+        found: dict[tuple[ModelPass, int], dict[float, None]] = {}
+        for step in steps:
+            method = get_method(step.method)
+            if method is not None and method.model_pass is not None and method.looks_at_model(step.parameters):
+                for model, value in zip(step.models, step.parameters[method.model_pass.uniform], strict=True):
+                    found.setdefault((method.model_pass, model), {})[value] = None
+        for (look, model), values in found.items():
+            if len(values) > 1:
+                said = f'"{look.key}: {look.value}" needs one {look.uniform} for a model; '
+                said += f"{self.inputs.all[model].ref.text} has {sorted(values)}."
+                self.problems.append(Problem(said, self.recipe.file))
+
+    def notes(self) -> list[str]:
+        return [f"{count} {what}" for what, count in self._lenient.items()]
+
+
+def _method(target: Target) -> Method:
+    method = get_method(target.method)
+    assert method is not None, target.method  # the recipe was checked against the registry
+    return method

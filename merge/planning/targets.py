@@ -1,0 +1,106 @@
+"""Which source tensors go into which output tensor, of whole models; merge.jobs.stacks.slices has stacks of layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from merge.architecture import Stack
+from merge.output.layers import Restacked
+from merge.plan import TensorRef
+from merge.planning.inputs import Input, Inputs
+from merge.recipe.model import Recipe, Settings, Slice, Source
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One source of an output tensor: the model (index in Inputs.all), the common name there, its settings and file."""
+
+    model: int
+    name: str
+    settings: tuple[Settings, ...]  # innermost first
+    statistics: str | None = None
+    made: TensorRef | None = None  # in place of the model's tensor of that name
+
+
+@dataclass(frozen=True)
+class Target:
+    """One output tensor before its numbers are resolved.
+
+    Attributes:
+        slots: its sources in the recipe's order; the base is among them if the recipe lists it.
+        base: the base's slot, where the recipe has a base.
+        settings: levels of shared parameters, innermost first.
+        t: place in the slice, 0 to 1; 0 outside the layers.
+        method: name of its merge method: the slice's, the module's or the recipe's.
+    """
+
+    name: str
+    slots: tuple[Slot, ...]
+    base: Slot | None
+    settings: tuple[Settings, ...]
+    t: float
+    layer: int | None
+    method: str
+
+
+@dataclass(frozen=True)
+class Layout:
+    """All targets; `stacks` says where each output layer comes from, for stacks that are not the donor's own."""
+
+    targets: tuple[Target, ...]
+    stacks: tuple[Restacked, ...] = ()
+
+
+@dataclass(frozen=True)
+class Tower:
+    """What one list of models or slices makes: the whole output, or a module of it.
+
+    Attributes:
+        path: in front of "slices.0" in Recipe.lines: "" or "modules.NAME.".
+        kind: the module's name in merge.jobs.stacks.modules, by which the config is found.
+        settings: levels of shared parameters outside the slices, innermost first.
+        owns: whether a tensor belongs to it.
+        stack: its layers in one of the inputs.
+    """
+
+    path: str
+    kind: str
+    models: tuple[Source, ...]
+    slices: tuple[Slice, ...]
+    method: str
+    settings: tuple[Settings, ...]
+    owns: Callable[[str], bool]
+    stack: Callable[[Input], Stack | None]
+
+
+def model_targets(recipe: Recipe, inputs: Inputs, tower: Tower) -> tuple[Target, ...]:
+    """Every tensor of the union, from every model under the same name."""
+    base = None if recipe.base_model is None else inputs.place(recipe.base_model)
+    places = {inputs.place(source.model) for source in tower.models} | ({base} if base is not None else set())
+    targets = []
+    for name in inputs.names():
+        if not tower.owns(name) or not any(name in inputs.all[place].tensors for place in places if place is not None):
+            continue
+        layer, t = place_of(name, inputs.donor.stacks)
+        slots = tuple(
+            Slot(inputs.place(source.model), name, (source.parameters, *tower.settings), source.statistics)
+            for source in tower.models
+        )
+        base_slot = None if base is None else Slot(base, name, tower.settings)
+        targets.append(Target(name, slots, base_slot, tower.settings, t, layer, tower.method))
+    return tuple(targets)
+
+
+def place_of(name: str, stacks: Sequence[Stack]) -> tuple[int | None, float]:
+    """(layer, its place t) of a tensor; (None, 0) outside the layers."""
+    for stack in stacks:
+        found = stack.layer(name)
+        if found is not None:
+            return found[0], gradient_place(found[0], stack.n_layers)
+    return None, 0.0
+
+
+def gradient_place(layer: int, n_layers: int) -> float:
+    """t = i / (L - 1); a slice of one layer is at 1."""
+    return layer / (n_layers - 1) if n_layers > 1 else 1.0
