@@ -238,6 +238,6 @@ def test_lines_are_right_with_windows_line_ends() -> None:
 
 
 def test_reading_a_recipe_imports_nothing_heavy() -> None:
-    code = f"import sys; from merge.recipe import parse_recipe; parse_recipe({LINEAR!r}); print(*sys.modules)"
+    code = f"import sys; from merge import parse_recipe; parse_recipe({LINEAR!r}); print(*sys.modules)"
     modules = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
     assert not {"torch", "numba", "numpy", "transformers", "huggingface_hub"}.intersection(modules)

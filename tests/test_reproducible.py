@@ -21,9 +21,9 @@ from conftest import llama_config, llama_shapes, write_json, write_safetensors, 
 
 from merge import build_plan, parse_recipe, run_plan
 from merge.kernels import functions
+from merge.kernels.coefficients import slerp_coefficients
 from merge.kernels.spherical import arc_factors, karcher_factors
 from merge.methods import Method, all_methods
-from merge.methods.slerp import coefficients
 
 F32 = npt.NDArray[np.float32]
 METHODS = {name: method for name, method in all_methods().items() if method.reproducible == "bitwise"}
@@ -89,7 +89,7 @@ def test_coefficients_have_the_same_bits_on_every_machine() -> None:
         gram = np.array([[float((a * b).sum()) for b in rows] for a in rows])  # whole numbers: any order of sums
         found += karcher_factors(gram, tuple(range(1, n + 1)), 10, 1e-5)
         found += arc_factors(gram[0, 0], gram[1, 1], gram[0, 1], 0.3)
-        found += coefficients(float(gram[0, 0]), float(gram[1, 1]), float(gram[0, 1]), 0.3)
+        found += slerp_coefficients(float(gram[0, 0]), float(gram[1, 1]), float(gram[0, 1]), 0.3)
     assert sha("".join(float(x).hex() for x in found)) == "074d8b23f6e25e89"
 
 
