@@ -97,6 +97,28 @@ def test_generated_items_are_those_of_their_digest(name: str, monkeypatch: pytes
         items(name)
 
 
+@pytest.mark.parametrize("name", [*GENERATED[:1], *GENERATED[2:]])
+def test_a_perfect_model_scores_all_points_and_a_wrong_one_none(name: str) -> None:
+    """By lm-eval's filters and metrics. Models write a space before the answer, and may end it with a full stop."""
+    (task,) = [task for task in get_suite("core").tasks if task.name == name]
+    (loaded,) = load_tasks([task], Settings())
+    (ours,) = loaded.tree["tasks"].values()
+    docs = list(ours.test_docs())
+    stop = "" if name in ("core_json", "core_tools") else "."
+    for right, text in (
+        (1.0, lambda doc: f" {ours.doc_to_target(doc)}"),
+        (1.0, lambda doc: f"{ours.doc_to_target(doc)}{stop}"),
+        (0.0, lambda doc: f" {ours.doc_to_target(doc)} more"),
+        (0.0, lambda doc: ""),
+    ):
+        answers = [[text(doc)] for doc in docs]
+        (filters,) = ours._filters
+        for each in filters.filters:
+            answers = list(each().apply(answers, docs))
+        scores = [ours.process_results(doc, [answer]) for doc, answer in zip(docs, answers, strict=True)]
+        assert {score["exact_match"] for score in scores} == {right}, scores[0]
+
+
 def test_logic_is_right_and_balanced() -> None:
     asked, _ = items("core_logic")
     assert Counter(row["answer"] for row in asked) == {0: 50, 1: 50, 2: 50}

@@ -17,8 +17,6 @@ generated.py, structured.py.
 
 from __future__ import annotations
 
-from typing import Any
-
 from eval.tasks.core.code import code_task
 from eval.tasks.core.config import SHOTS, Dataset, rows, task_config
 from eval.tasks.core.generated import Draw, draw_lists, draw_logic, draw_lookup, make, sums
@@ -69,12 +67,8 @@ def _cloze() -> Task:
 
 
 def _arithmetic() -> Task:
-    # The whole answer has to be a number.
-    number = {"function": "regex", "regex_pattern": r"^\s*(-?\d+)\s*\.?\s*$"}
-    filters = [{"name": "number", "filter": [number, {"function": "take_first"}]}]
-    return _written(
-        "core_arithmetic", Dataset(lambda: sums(_N_SUMS), lambda: sums(SHOTS, "examples")), filter_list=filters
-    )
+    data = Dataset(lambda: sums(_N_SUMS), lambda: sums(SHOTS, "examples"))
+    return _written("core_arithmetic", data, ("number", r"^\s*(-?\d+)\s*\.?\s*$"))
 
 
 def _logic() -> Task:
@@ -94,8 +88,14 @@ def _drawn(name: str, n: int, draw: Draw) -> Dataset:
     return Dataset(lambda: make(name, n, draw), lambda: make(name, SHOTS, draw, part="examples"))
 
 
-def _written(name: str, data: Dataset, tokens: int = 8, **more: Any) -> Task:
-    """A question whose answer is written, on one line."""
+# The words of the line, without the space before them and a full stop.
+_LINE = ("line", r"^\s*(.*?)\s*\.?\s*$")
+
+
+def _written(name: str, data: Dataset, answer: tuple[str, str] = _LINE, tokens: int = 8) -> Task:
+    """A question whose answer is written, on one line; `answer`: a name, and what of the whole line counts."""
+    kind, pattern = answer
+    found = {"function": "regex", "regex_pattern": pattern}
     config = task_config(
         name,
         data,
@@ -104,7 +104,7 @@ def _written(name: str, data: Dataset, tokens: int = 8, **more: Any) -> Task:
         doc_to_text="Question: {{question}}\nAnswer:",
         doc_to_target="{{answer}}",
         generation_kwargs={"until": ["\n"], "max_gen_toks": tokens, "do_sample": False},
-        **more,
+        filter_list=[{"name": kind, "filter": [found, {"function": "take_first"}]}],
     )
     return Task(name, config, "exact_match", num_fewshot=SHOTS)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from merge.jsontext import parse_json
 
-_VERSION = 2.0  # of the items: results of different versions are not compared
+_VERSION = 3.0  # of the items: results of different versions are not compared
 SHOTS = 4  # examples in a prompt, where a task has any
 
 
