@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 
-from finetune.keys import KEYS, SOURCE_KEYS, Config, Key
+from finetune.keys import KEYS, SOURCE_KEYS, Config, ConfigKey
 from merge.cli import VERBS
 from merge.methods import Method, all_methods
 
@@ -90,19 +90,11 @@ def finetune_keys() -> str:
     return "\n\n".join(f"## {group}\n\n{head}" + "\n".join(rows) for group, rows in groups.items())
 
 
-def key_row(name: str, key: Key, default: object) -> str:
-    value = ", ".join(f"`{choice}`" for choice in key.choices) or KINDS[key.kind]
+def key_row(name: str, key: ConfigKey, default: object) -> str:
+    value = ", ".join(f"`{choice}`" for choice in key.choices) or f"{KINDS[key.kind]} {key.span}".rstrip()
     shown = "" if default in (None, (), "") else f"`{str(default).lower() if isinstance(default, bool) else default}`"
     of = ", ".join(f"`{one}`" for one in (*key.only, *key.objectives))
-    return f"| `{name}` | {cell(value + bounds(key))} | {shown} | {cell(key.help)} | {of} |"
-
-
-def bounds(key: Key) -> str:
-    if key.above is not None:
-        return f", above {key.above:g}" + (f", at most {key.high:g}" if key.high is not None else "")
-    if key.low is not None:
-        return f", {key.low:g} to {key.high:.10g}" if key.high is not None else f", at least {key.low:g}"
-    return ""
+    return f"| `{name}` | {cell(value)} | {shown} | {cell(key.help)} | {of} |"
 
 
 KINDS = {

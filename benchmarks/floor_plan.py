@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = ("merge", "finetune", "eval")
 # From the ground up; a room may import those before it. `face` is what users import: merge/__init__.
 ROOMS = (
-    *("merge", "chat", "kernels", "methods", "recipe", "adapter_kinds", "sources", "checkpoint", "loading"),
+    *("merge", "schema", "chat", "kernels", "methods", "recipe", "adapter_kinds", "sources", "checkpoint", "loading"),
     *("architecture", "vocabulary", "adapters", "layerwise", "output", "statistics", "findings", "planning", "engine"),
     *("jobs", "tools", "show", "face", "finetune", "eval", "cli"),
 )

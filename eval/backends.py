@@ -9,9 +9,9 @@ from typing import Any
 from eval.models import Subject, check_files
 from eval.quiet import quietly
 from eval.settings import Settings
-from eval.tasks import suggest
 from merge.errors import MergeError, UsageError, first_line
 from merge.loading import FLAG, permission, refusal
+from merge.schema.names import suggest
 
 _SMALL = 20_000_000  # parameters
 
@@ -29,7 +29,7 @@ def load_model(path: Path, settings: Settings) -> Any:
     try:
         kind = get_model(settings.backend)
     except (ValueError, KeyError):
-        near = suggest(settings.backend, sorted(model_registry), 100)
+        near = suggest(settings.backend, sorted(model_registry))
         raise UsageError(f"--backend {settings.backend}: lm-eval has none of that name; {near}") from None
     arguments: dict[str, Any] = dict(settings.model_args)
     if "trust_remote_code" in arguments:

@@ -25,7 +25,11 @@ def adapter_defaults(folder: Path) -> dict[str, Any]:
     kept: dict[str, Any] = {}
     if (folder / MANIFEST).is_file():
         record = _json(folder / MANIFEST)
-        kept = from_record(record.get("config", {}))
+        try:
+            trained = from_record(record.get("config", {}))
+        except ValueError as error:
+            raise CheckpointError(f"{folder / MANIFEST}: no record of a training ({error}).") from None
+        kept = {name: value for name, value in vars(trained).items() if value is not None}
         if record.get("labels"):  # as its head has them
             kept["labels"] = tuple(record["labels"])
     for name in ("out", "adapter", "new_tokens"):

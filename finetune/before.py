@@ -9,15 +9,16 @@ import yaml
 from finetune.keys import Config
 from merge.errors import RecipeError
 from merge.needs import need
-from merge.recipe.document import compose_value, read_text
+from merge.schema.document import FileKind, compose_value, read_text
 
+CONFIG = FileKind("config", "model: org/base", "model and data")
 TASK_KEYS = ("tasks", "strategy", "merge", "workers")
 
 
 def is_task_file(file: str | None) -> bool:
     """Whether a config names tasks; False for what is not readable, which the usual reader then says."""
     try:
-        root = compose_value(read_text(Path(file))) if file else None
+        root = compose_value(read_text(Path(file), CONFIG)) if file else None
     except RecipeError:
         return False
     return isinstance(root, yaml.MappingNode) and any(key.value in TASK_KEYS for key, _ in root.value)

@@ -1,44 +1,68 @@
 """Reads YAML and flags into a Config. Strict: reports all problems together, with file and line or the flag.
 
-The YAML is read with the pieces that read recipes (merge/recipe/document.py, reader.py); a flag is a node of its own.
+A flag is a node of its own, which the reader of the YAML reads (merge/schema).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from finetune.before import CONFIG
 from finetune.foreign import ours
-from finetune.keys import KEYS, SOURCE_KEYS, Config, Key, Source
-from merge.errors import Problem
-from merge.recipe.document import Kind, compose_value, read_document, read_text
-from merge.recipe.names import suggest
-from merge.recipe.reader import MAX_DIGITS, Reader, as_integer, one_of, shown
+from finetune.keys import KEYS, SOURCE_KEYS, Config, Source
+from merge.codec import decode
+from merge.schema.document import compose_value, read_document, read_text
+from merge.schema.keys import Key
+from merge.schema.names import one_of, suggest
+from merge.schema.reader import Fields, Reader, join
+from merge.schema.scalars import SEQ, STR, as_number
 
-KIND = Kind("config", "model: org/base", "model and data")
-_TAG = "tag:yaml.org,2002:"
-_NULL, _STR = f"{_TAG}null", f"{_TAG}str"
-WRONG = object()  # a value with a problem; the default stands in until all problems are raised
+_SHARE = Key("float", above=0, high=0.9)
 
 
 class ConfigReader(Reader):
-    """A recipe reader whose problems may stand at a flag instead of a line."""
+    """Reads sources of data too, and knows the names that other tools have for our keys."""
 
-    def __init__(self, file: str | None) -> None:
-        super().__init__(file, {})
-        self.flag: str | None = None
+    def value(self, node: yaml.Node, path: str, key: Key) -> Any:
+        if key.kind == "fraction|data" and _is_number(node):
+            return self.number(node, path, _SHARE)
+        return self._sources(node, path) if key.kind in ("data", "fraction|data") else super().value(node, path, key)
 
-    def problem(self, at: yaml.Node | int, message: str, broken: str | None = None) -> None:
-        if self.flag is None:
-            super().problem(at, message, broken)
-        else:
-            self._problems.append((0, Problem(message, self.flag)))
+    def known(self, node: yaml.Node, path: str, keys: Mapping[str, Key], what: str) -> Fields:
+        """The keys of a config or of a source."""
+
+        def unknown(key: str, key_node: yaml.Node, value: yaml.Node) -> None:
+            self.problem(key_node, f'unknown key "{key}"; {ours(key) or suggest(key, keys)}')
+
+        return self.fields(node, path, keys, what, unknown)
+
+    def _sources(self, node: yaml.Node, path: str) -> tuple[Source, ...] | None:
+        items = self.items(node, path) if isinstance(node, yaml.SequenceNode) else [node]
+        if not items:
+            self.problem(node, f'"{path}" is empty; name at least one file', path)
+        found = [self._source(item, path, join(path, str(i))) for i, item in enumerate(items)]
+        sources = tuple(source for source in found if source is not None)
+        return sources if sources and len(sources) == len(found) else None
+
+    def _source(self, node: yaml.Node, data: str, path: str) -> Source | None:
+        if not isinstance(node, yaml.MappingNode):
+            text = self.text(node, path)
+            return None if text is None else Source(text)
+        fields = self.known(node, path, SOURCE_KEYS, f'an entry of "{data}"')
+        values = {name: fields.value(name) for name in fields}
+        if "path" not in values:
+            self.problem(node, f'an entry of "{data}" needs the key "path": the file, or a hub id')
+        return None if "path" not in values or None in values.values() else Source(**values)
+
+
+def _is_number(node: yaml.Node) -> bool:
+    return isinstance(node, yaml.ScalarNode) and as_number(node) is not None
 
 
 def load_config(
@@ -56,7 +80,7 @@ def load_config(
     place = ConfigReader(file)
     root = None
     if file is not None:
-        root = read_document(read_text(Path(file), KIND), file, KIND)
+        root = read_document(read_text(Path(file), CONFIG), file, CONFIG)
     config = read_config(place, root, flags, defaults)
     place.raise_if_any()
     return config
@@ -71,13 +95,12 @@ def read_config(
     """As load_config, from a node; what is wrong goes to `place`."""
     values: dict[str, Any] = {}
     if root is not None:
-        for name, node in _known(place, root, "", KEYS, "the config"):
-            values[name] = read_value(place, node, name, KEYS[name])
+        fields = place.known(root, "", KEYS, "the config")
+        values = {name: fields.value(name) for name in fields}
     for name, texts in (flags or {}).items():
-        place.flag = f"--{name.replace('_', '-')}"
-        values[name] = _flag(place, texts, name, KEYS[name])
-    place.flag = None
-    good = {name: value for name, value in values.items() if value is not WRONG}
+        with place.at_flag(_flag(name)):
+            values[name] = place.value(flag_node(texts, name, KEYS[name]), name, KEYS[name])
+    good = {name: value for name, value in values.items() if value is not None}
     config = Config(**{**(defaults or {}), **good})
     problem = _Complaints(place, values, flags or {})
     if config.adapter and defaults and config.train != defaults.get("train", config.train):
@@ -91,144 +114,31 @@ def to_json(config: Config) -> str:
     return json.dumps(dataclasses.asdict(config), sort_keys=True)
 
 
-def from_record(values: Mapping[str, Any]) -> dict[str, Any]:
-    """What a record keeps (dataclasses.asdict of a Config) -> keyword arguments for Config again."""
-    read: dict[str, Any] = {}
-    for name, value in values.items():
-        if name not in KEYS or value is None:
-            continue
-        if isinstance(value, list):
-            value = tuple(_source(item) if isinstance(item, dict) else item for item in value)
-        read[name] = value
-    return read
+def from_record(values: object) -> Config:
+    """What a record keeps (dataclasses.asdict of a Config) -> Config. Raises ValueError for anything else."""
+    return decode(values, Config)
 
 
-def _source(item: Mapping[str, Any]) -> Source:
-    values: dict[str, Any] = {name: tuple(one) if isinstance(one, list) else one for name, one in item.items()}
-    return Source(**values)
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
-def _known(
-    place: ConfigReader, node: yaml.Node, path: str, keys: Mapping[str, Key], what: str
-) -> list[tuple[str, yaml.Node]]:
-    found = []
-    for name, key_node, value in place.pairs(node, path, what):
-        if name not in keys:
-            place.problem(key_node, f'unknown key "{name}"; {ours(name) or suggest(name, list(keys))}')
-        elif value.tag != _NULL:
-            found.append((name, value))
-    return found
-
-
-def _flag(place: ConfigReader, texts: Sequence[str], name: str, key: Key) -> Any:
+def flag_node(texts: Sequence[str], name: str, key: Key) -> yaml.Node:
     """A flag's texts are read as YAML reads them, so that both ways have the same rules."""
     if key.kind in ("str", "data", "fraction|data"):
         if name in ("prompt", "completion", "text"):  # a shell does not write line breaks easily
             texts = [text.replace("\\n", "\n").replace("\\t", "\t") for text in texts]
-        nodes: list[yaml.Node] = [yaml.ScalarNode(_STR, text, *_MARKS) for text in texts]
-        if key.kind == "fraction|data" and len(texts) == 1 and _number(_plain(texts[0])) is not None:
-            nodes = [_plain(texts[0])]
+        nodes: list[yaml.Node] = [yaml.ScalarNode(STR, text, *_MARKS) for text in texts]
     elif key.kind == "words":
-        nodes = [yaml.ScalarNode(_STR, word, *_MARKS) for text in texts for word in text.split(",") if word]
+        nodes = [yaml.ScalarNode(STR, word, *_MARKS) for text in texts for word in text.split(",") if word]
     else:
-        nodes = [_plain(text) for text in texts]
+        nodes = [compose_value(text) or yaml.ScalarNode(STR, text, *_MARKS) for text in texts]
     single = len(nodes) == 1 and key.kind not in ("words", "data")
-    return read_value(place, nodes[0] if single else yaml.SequenceNode(f"{_TAG}seq", nodes, *_MARKS), name, key)
+    return nodes[0] if single else yaml.SequenceNode(SEQ, nodes, *_MARKS)
 
 
 _MARK = yaml.Mark("", 0, 0, 0, None, 0)
 _MARKS = (_MARK, _MARK)
-
-
-def _plain(text: str) -> yaml.Node:
-    return compose_value(text) or yaml.ScalarNode(_STR, text, *_MARKS)
-
-
-def read_value(place: ConfigReader, node: yaml.Node, path: str, key: Key) -> Any:
-    kind = key.kind
-    if kind == "str":
-        text = place.text(node, path)
-        if text is None:
-            return WRONG
-        if key.choices and text not in key.choices:
-            place.problem(node, f'"{path}" is "{text}"; {suggest(text, key.choices)}')
-            return WRONG
-        return text
-    if kind == "bool":
-        if isinstance(node, yaml.ScalarNode) and node.tag == f"{_TAG}bool":
-            return node.value.lower() in ("true", "yes", "on")
-        place.problem(node, f'"{path}" must be true or false, not {shown(node)}')
-        return WRONG
-    if kind in ("int", "float"):
-        return _ranged(place, node, path, key)
-    if kind == "words":
-        items = place.items(node, path, path) if isinstance(node, yaml.SequenceNode) else [node]
-        words = [place.text(item, path) for item in items]
-        return WRONG if None in words else tuple(words)
-    if kind == "table":
-        found = {name: _ranged(place, value, f"{path}.{name}", key) for name, _, value in place.pairs(node, path, path)}
-        return WRONG if not found or WRONG in found.values() else found
-    if kind == "fraction|data" and _number(node) is not None:
-        return _ranged(place, node, path, dataclasses.replace(key, kind="float", above=0, high=0.9))
-    return _sources(place, node, path)
-
-
-def _ranged(place: ConfigReader, node: yaml.Node, path: str, key: Key) -> Any:
-    value: float | None = as_integer(node) if key.kind == "int" else _number(node)
-    good = (
-        value is not None
-        and math.isfinite(value)
-        and (key.low is None or value >= key.low)
-        and (key.high is None or value <= key.high)
-        and (key.above is None or value > key.above)
-    )
-    if good:
-        return value
-    limits = [
-        f"{word} {limit:.10g}"
-        for word, limit in (("at least", key.low), ("above", key.above), ("at most", key.high))
-        if limit is not None
-    ]
-    span = f" {' and '.join(limits)}" if limits else ""
-    whole = "whole number" if key.kind == "int" else "number"
-    place.problem(node, f'"{path}" must be a {whole}{span}, not {shown(node)}')
-    return WRONG
-
-
-def _number(node: yaml.Node) -> float | None:
-    """YAML 1.1 takes 2e-4 for a text; here it is the number that was meant."""
-    if not isinstance(node, yaml.ScalarNode) or node.tag not in (f"{_TAG}int", f"{_TAG}float", _STR):
-        return None
-    if len(node.value) > MAX_DIGITS:
-        return None
-    try:
-        return float(node.value)
-    except ValueError:
-        return None
-
-
-def _sources(place: ConfigReader, node: yaml.Node, path: str) -> Any:
-    items = place.items(node, path, path) if isinstance(node, yaml.SequenceNode) else [node]
-    if not items:
-        place.problem(node, f'"{path}" is empty; name at least one file')
-    sources = []
-    for i, item in enumerate(items):
-        here = f"{path}.{i}"
-        if not isinstance(item, yaml.MappingNode):
-            text = place.text(item, here)
-            sources.append(WRONG if text is None else Source(text))
-            continue
-        values = {
-            name: read_value(place, value, f"{here}.{name}", SOURCE_KEYS[name])
-            for name, value in _known(place, item, here, SOURCE_KEYS, f'an entry of "{path}"')
-        }
-        if "path" not in values:
-            place.problem(item, f'an entry of "{path}" needs the key "path": the file, or a hub id')
-        if "path" not in values or WRONG in values.values():
-            sources.append(WRONG)
-        else:
-            sources.append(Source(**values))
-    return WRONG if not sources or WRONG in sources else tuple(sources)
 
 
 class _Complaints:
@@ -236,17 +146,15 @@ class _Complaints:
 
     def __init__(self, place: ConfigReader, values: Mapping[str, Any], flags: Mapping[str, Any]) -> None:
         self._place, self._flags = place, flags
-        self.given = [name for name, value in values.items() if value is not WRONG]
-        self.wrong = [name for name, value in values.items() if value is WRONG]
+        self.given = [name for name, value in values.items() if value is not None]
+        self.wrong = [name for name, value in values.items() if value is None]
 
     def __call__(self, name: str, message: str) -> None:
         if name in self.wrong:  # said already
             return
-        self._place.flag = f"--{name.replace('_', '-')}" if name in self._flags else None
-        if self._place.flag is None and self._place.file is None:
-            self._place.flag = "config"
-        self._place.problem(self._place.line(name), message)
-        self._place.flag = None
+        flag = _flag(name) if name in self._flags else "config" if self._place.file is None else None
+        with self._place.at_flag(flag):
+            self._place.problem(self._place.line(name), message)
 
 
 def _check_together(problem: _Complaints, config: Config) -> None:

@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from merge.schema.keys import Key
+
 # The values of `train`, in the order that `--help` shows; finetune/trainables.py does it.
 TRAIN = (*("full", "partial", "bitfit", "lora", "qlora", "ia3", "prompt", "prefix", "ptuning", "bottleneck"),)
 FORMATS = (
@@ -37,27 +39,19 @@ _PROMPTS = ("prompt", "prefix", "ptuning")
 
 
 @dataclass(frozen=True)
-class Key:
-    """One key of a config.
+class ConfigKey(Key):
+    """One key of a config. Its kind may also be `data` or `fraction|data`.
 
-    `kind` is str, int, float, bool, words (a list of strings), table (strings to numbers), data or fraction|data.
-    `only` lists the ways of training that the key belongs to, `objectives` the objectives; () means all. `low` and
-    `high` are inclusive, `above` is exclusive.
+    `only` lists the ways of training that the key belongs to, `objectives` the objectives; () means all.
     """
 
-    kind: str
-    help: str
-    choices: tuple[str, ...] = ()
-    low: float | None = None
-    high: float | None = None
-    above: float | None = None
     only: tuple[str, ...] = ()
     objectives: tuple[str, ...] = ()
     group: str = ""
 
 
 def key(default: Any, kind: str, help: str, **more: Any) -> Any:
-    return field(default=default, metadata={"key": Key(kind, help, **more)})
+    return field(default=default, metadata={"key": ConfigKey(kind, help, **more)})
 
 
 @dataclass(frozen=True)
@@ -342,16 +336,16 @@ class Config:
     )
 
 
-KEYS: dict[str, Key] = {one.name: one.metadata["key"] for one in fields(Config)}
-SOURCE_KEYS: dict[str, Key] = {
-    "path": Key("str", "The file, or a hub id."),
-    "subset": Key("str", "Subset of a data set on the hub."),
-    "split": Key("str", "Split of a data set on the hub; default: train."),
-    "format": Key("str", "Format of this file.", choices=FORMATS),
-    "prompt": Key("str", "Template of the prompt."),
-    "completion": Key("str", "Template of the completion."),
-    "text": Key("str", "Template of a text."),
-    "ignore_columns": Key("words", "Columns to leave out."),
-    "weight": Key("float", "Relative share in the mixture.", above=0),
-    "task": Key("str", "Name of the task, for losses by task."),
+KEYS: dict[str, ConfigKey] = {one.name: one.metadata["key"] for one in fields(Config)}
+SOURCE_KEYS: dict[str, ConfigKey] = {
+    "path": ConfigKey("str", "The file, or a hub id."),
+    "subset": ConfigKey("str", "Subset of a data set on the hub."),
+    "split": ConfigKey("str", "Split of a data set on the hub; default: train."),
+    "format": ConfigKey("str", "Format of this file.", choices=FORMATS),
+    "prompt": ConfigKey("str", "Template of the prompt."),
+    "completion": ConfigKey("str", "Template of the completion."),
+    "text": ConfigKey("str", "Template of a text."),
+    "ignore_columns": ConfigKey("words", "Columns to leave out."),
+    "weight": ConfigKey("float", "Relative share in the mixture.", above=0),
+    "task": ConfigKey("str", "Name of the task, for losses by task."),
 }

@@ -15,7 +15,7 @@ from finetune.adapters import put_adapter
 from finetune.keys import _LORA, Config
 from merge.errors import UsageError
 from merge.quoting import excerpt
-from merge.recipe.names import suggest
+from merge.schema.names import suggest
 
 
 @dataclass(frozen=True)

@@ -90,7 +90,7 @@ def test_what_only_writes_is_asked_every_time(judge: Any) -> None:
 
 
 def test_an_unknown_backend_has_suggestions(judge: Any) -> None:
-    with pytest.raises(UsageError, match=r"--backend local-completion: .*did you mean local-completions"):
+    with pytest.raises(UsageError, match=r"--backend local-completion: .*did you mean .local-completions."):
         judge(CHOICES, "local-completion")
 
 

@@ -315,9 +315,9 @@ def test_broken_lines_are_named(tmp_path: Path) -> None:
 
 
 def test_unknown_names_have_suggestions(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r'unknown task "arc_esay"; did you mean arc_easy'):
+    with pytest.raises(UsageError, match=r'unknown task "arc_esay"; did you mean "arc_easy"'):
         resolve(["arc_esay"], None)
-    with pytest.raises(UsageError, match=r'unknown suite "quikstart"; did you mean quickstart\?'):
+    with pytest.raises(UsageError, match=r'unknown suite "quikstart"; did you mean "quickstart"\?'):
         resolve([], "quikstart")
     with pytest.raises(UsageError, match="there is no such task file"):
         resolve([str(tmp_path / "none.jsonl")], None)

@@ -74,14 +74,14 @@ def test_data_entries_have_keys_of_their_own(tmp_path: Path) -> None:
     ("text", "expected"),
     [
         ("modle: x\n" + GOOD, ['c.yaml:1: unknown key "modle"; did you mean "model"?']),
-        (GOOD + "rank: 0\n", ['c.yaml:4: "rank" must be a whole number at least 1, not 0']),
-        (GOOD + "rank: many\n", ['c.yaml:4: "rank" must be a whole number at least 1, not "many"']),
-        (GOOD + "train: loar\n", ['c.yaml:4: "train" is "loar"; did you mean "lora"?']),
+        (GOOD + "rank: 0\n", ['c.yaml:4: "rank" must be a whole number of at least 1, not 0']),
+        (GOOD + "rank: many\n", ['c.yaml:4: "rank" must be a whole number of at least 1, not "many"']),
+        (GOOD + "train: loar\n", ['c.yaml:4: unknown train "loar"; did you mean "lora"?']),
         (GOOD + "train: full\nrank: 8\n", ['c.yaml:5: "rank" belongs to train: lora or qlora; this is train: full']),
         ("data: a.jsonl\nout: o\n", ['c.yaml:1: "model" is missing: what to train']),
         (
             GOOD + "prompt_loss_weight: 1.5\n",
-            ['c.yaml:4: "prompt_loss_weight" must be a number at least 0 and at most 1, not 1.5'],
+            ['c.yaml:4: "prompt_loss_weight" must be a number from 0 to 1, not 1.5'],
         ),
         (GOOD + "epochs: .inf\n", ['c.yaml:4: "epochs" must be a number above 0, not .inf']),
         (GOOD + "dora: maybe\n", ['c.yaml:4: "dora" must be true or false, not "maybe"']),
@@ -132,7 +132,7 @@ def test_every_problem_is_said_at_once(tmp_path: Path) -> None:
 
 def test_a_wrong_flag_is_named(tmp_path: Path) -> None:
     assert problems(tmp_path, GOOD, batch_size=["none"]) == [
-        '--batch-size: "batch_size" must be a whole number at least 1, not "none"'
+        '--batch-size: "batch_size" must be a whole number of at least 1, not "none"'
     ]
 
 
@@ -166,7 +166,7 @@ def test_a_record_gives_the_config_back() -> None:
     config = Config(model="m", data=(Source("a"),), out="o", validation=(Source("b"),), new_tokens=("x",))
     import json
 
-    assert Config(**from_record(json.loads(json.dumps(dataclasses.asdict(config))))) == config
+    assert from_record(json.loads(json.dumps(dataclasses.asdict(config)))) == config
 
 
 def test_tables_and_keys_name_the_same_things() -> None:

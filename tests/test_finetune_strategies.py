@@ -260,7 +260,7 @@ TWO = "tasks:\n  a: {data: a.jsonl}\n  b: {data: b.jsonl}\n"
     ("text", "message"),
     [
         (f"{HEAD}{TWO}", 't.yaml:1: "strategy" is missing: one or several of simultaneous, sequential, parallel'),
-        (f"{HEAD}strategy: paralel\n{TWO}", 't.yaml:4: "strategy" is "paralel"; did you mean "parallel"?'),
+        (f"{HEAD}strategy: paralel\n{TWO}", 't.yaml:4: unknown strategy "paralel"; did you mean "parallel"?'),
         (f"{HEAD}strategy: parallel\n", '"tasks" is missing: a name for each, with its data'),
         (f"{HEAD}strategy: parallel\ntasks: {{a: {{data: a}}}}\n", "t.yaml:5: 1 task; several tasks are trained"),
         (f"{HEAD}strategy: parallel\ntaks: 3\n{TWO}", 't.yaml:5: unknown key "taks"; did you mean "tasks"?'),
@@ -301,7 +301,7 @@ TWO = "tasks:\n  a: {data: a.jsonl}\n  b: {data: b.jsonl}\n"
         ),
         (
             f"{HEAD}strategy: parallel\ntrain: full\n{TWO}merge: {{merge_method: ties, fold: false}}\n",
-            '"fold" is true or false',
+            '"fold" belongs to train: lora or qlora',
         ),
         (
             f"{HEAD}strategy: parallel\ntrain: full\n{TWO}merge: {{merge_method: ties, tasks: {{x: {{weight: 1}}}}}}\n",
@@ -309,7 +309,7 @@ TWO = "tasks:\n  a: {data: a.jsonl}\n  b: {data: b.jsonl}\n"
         ),
         (f"{HEAD}strategy: simultaneous\n{TWO}  c: {{data: x, weight: 2}}\n", 'give every task a "weight", or none'),
         (f"{HEAD}strategy: simultaneous\n{TWO}  c: {{data: x, validation: y}}\n", "give every task the same share"),
-        (f"{HEAD}strategy: parallel\nworkers: 0\n{TWO}", '"workers" must be a whole number at least 1 and at most 64'),
+        (f"{HEAD}strategy: parallel\nworkers: 0\n{TWO}", '"workers" must be a whole number from 1 to 64'),
     ],
 )
 def test_what_is_wrong_is_said_with_its_line(tmp_path: Path, text: str, message: str) -> None:

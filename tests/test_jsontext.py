@@ -117,9 +117,9 @@ PARSERS = {
         "merge/architecture/table.py",  # the table of this package
         *("merge/chat/render.py", "merge/chat/worker.py"),  # the pipe between two of our processes
     ),
-    "yaml.compose": ("merge/recipe/document.py",),
-    "yaml.compose_all": ("merge/recipe/document.py",),
-    "yaml.parse": ("merge/recipe/document.py",),
+    "yaml.compose": ("merge/schema/document.py",),
+    "yaml.compose_all": ("merge/schema/document.py",),
+    "yaml.parse": ("merge/schema/document.py",),
     "yaml.load": (),
     "yaml.load_all": (),
     "yaml.safe_load": (),
@@ -160,7 +160,7 @@ WRITTEN_OUT = {
     "merge/__init__.py": {"__name__", "name"},
     "merge/cli/formats.py": {"value"},
     "merge/quoting.py": {"value[:_STRING]"},
-    "merge/recipe/document.py": {"found.group()"},
+    "merge/schema/document.py": {"found.group()"},
     "merge/recipe/references.py": {"clipped(text)"},
     "finetune/data/mix.py": {"sample.content"},
     "eval/blends.py": {"weight"},

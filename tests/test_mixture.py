@@ -430,7 +430,7 @@ BAD = {
         BASE + "experts: [{{source_model: {root}/a, noise_scale: -1}}, {{source_model: {root}/b}}]\n",
         ':3: "noise_scale" must be a number of at least 0, not -1',
     ),
-    "ratio": (BASE + ONE + "reinit: {{ratio: 1.5}}\n", ':4: "ratio" must be a number between 0 and 1, not 1.5'),
+    "ratio": (BASE + ONE + "reinit: {{ratio: 1.5}}\n", ':4: "ratio" must be a number from 0 to 1, not 1.5'),
     "no_ratio": (BASE + ONE + "reinit: {{}}\n", ':4: "reinit" needs the key "ratio"'),
     "attention_word": (BASE + ONE + "attention: mean\n", ':4: unknown attention "mean"; known: base, average'),
     "attention_method": (

@@ -15,9 +15,10 @@ from merge.methods.registry import all_methods
 from merge.planning.load import parse_recipe
 from merge.planning.resolve import made_recipe, reference
 from merge.recipe import draft_of
-from merge.recipe.document import read_document, read_documents
 from merge.recipe.model import ModelRef, Recipe, Source
+from merge.recipe.names import RECIPE
 from merge.recipe.pipeline import stage_names
+from merge.schema.document import read_document, read_documents
 
 ROOT = Path(__file__).parents[1]
 ASKING = [
@@ -38,7 +39,7 @@ def test_parsing_asks_neither_the_disk_nor_the_network(monkeypatch: pytest.Monke
     with monkeypatch.context() as patched:
         for module, name in ASKING:
             patched.setattr(module, name, refuse)
-        documents = [read_documents(text, None) for text in texts]
+        documents = [read_documents(text, None, RECIPE) for text in texts]
         drafts = [
             draft_of(document.root, document.text, None, seen)
             for several in documents
@@ -47,12 +48,12 @@ def test_parsing_asks_neither_the_disk_nor_the_network(monkeypatch: pytest.Monke
         with pytest.raises(AssertionError, match="asked for"):
             parse_recipe("merge_method: passthrough\nmodels: [{model: somewhere}]\n")
     assert len(drafts) > len(texts) > 60
-    assert not any(draft.reader.is_wrong for draft in drafts)
+    assert not any(draft.reader.n_problems for draft in drafts)
 
 
 def test_references_are_kept_as_they_are_written() -> None:
     text = "merge_method: linear\nmodels: [{model: ./here+org/lora@v1}, {model: {model: {path: a, revision: b}}}]\n"
-    first, second = draft_of(read_document(text, None), text, None).recipe.models
+    first, second = draft_of(read_document(text, None, RECIPE), text, None).recipe.models
     assert (first.model.path, first.model.adapter, first.model.line) == ("./here+org/lora@v1", None, 2)
     assert (second.model.text, second.model.path, second.model.revision) == ("a@b", "a", "b")
 

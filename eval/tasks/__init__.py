@@ -5,7 +5,6 @@ resolve(["arc_easy"], suite="quickstart", include=...) -> Tasks
 
 from __future__ import annotations
 
-import difflib
 import functools
 import importlib
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from typing import Any
 from eval.tasks.task import Suite, Task
 from merge.checkpoint.network import ask_early
 from merge.errors import UsageError
+from merge.schema.names import suggest
 
 # suite -> module and its function that makes the Suite
 SUITES = {
@@ -28,7 +28,7 @@ SUITES = {
 def get_suite(name: str) -> Suite:
     """Raises UsageError for a name that is none."""
     if name not in SUITES:
-        raise UsageError(f'unknown suite "{name}"; {suggest(name, list(SUITES))}')
+        raise UsageError(f'unknown suite "{name}"; {suggest(name, SUITES)}')
     module, _, function = SUITES[name].partition(":")
     found: Suite = getattr(importlib.import_module(module), function)()
     return found
@@ -89,9 +89,10 @@ def _file(path: Path, indexed: bool = False) -> Task:
         from eval.tasks.jsonl import jsonl_task
 
         return jsonl_task(path)
-    from merge.recipe.document import Kind, read_document, read_text, texts_of
+    from merge.schema.document import FileKind, read_document, read_text, texts_of
 
-    kind = Kind("task file", "task: my_task", "task or group", tags=("!function",))  # lm-eval's, for Python's functions
+    # The tag is lm-eval's, for Python's functions.
+    kind = FileKind("task file", "task: my_task", "task or group", tags=("!function",))
     named = texts_of(read_document(read_text(path, kind), str(path), kind))
     name = named.get("group") or named.get("task")
     if name is None:
@@ -116,12 +117,5 @@ def task_manager(include: Path | None, defaults: bool) -> Any:
 def _check_known(name: str, own: list[str]) -> None:
     known = task_manager(None, True).all_tasks
     if name not in known:
-        raise UsageError(f'unknown task "{name}"; {suggest(name, [*own, *known])}')
-
-
-def suggest(name: str, known: list[str], most: int = 20) -> str:
-    """What might have been meant."""
-    near = difflib.get_close_matches(name, known, 3, 0.6)
-    if near:
-        return f"did you mean {' or '.join(near)}?"
-    return f"known: {', '.join(known)}" if len(known) < most else "`lm-eval ls tasks` lists what there is."
+        near = suggest(name, [*own, *known], "lm-eval ls tasks")
+        raise UsageError(f'unknown task "{name}"; {near}')

@@ -21,7 +21,7 @@ from finetune.data.turns import REASONING
 from finetune.keys import Config
 from merge.errors import UsageError
 from merge.jsontext import parse_json
-from merge.recipe.names import suggest
+from merge.schema.names import suggest
 
 # The format of OpenAI's chat markup, as the templates of Qwen and SmolLM write it.
 CHATML = (

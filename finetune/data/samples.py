@@ -14,7 +14,7 @@ from finetune.data.files import Row
 from finetune.data.formats import FORMATS, Format, detect, names, text_of, unread
 from finetune.keys import Config, Source
 from merge.errors import UsageError
-from merge.recipe.names import suggest
+from merge.schema.names import suggest
 
 
 def make_samples(rows: list[Row], source: Source, config: Config, notes: list[str]) -> list[Sample]:

@@ -26,7 +26,7 @@ from finetune.objectives.masked import MaskedLanguageModelling
 from finetune.objectives.preference import DirectPreference
 from finetune.sources import SourceStates
 from merge.errors import UsageError
-from merge.recipe.reader import one_of
+from merge.schema.names import one_of
 
 if TYPE_CHECKING:
     from finetune.data import Data

@@ -19,7 +19,7 @@ from finetune.data.pack import Row
 from finetune.keys import Config
 from finetune.objectives.base import Basics, Run, inputs_of, model_inputs
 from merge.errors import UsageError
-from merge.recipe.names import suggest
+from merge.schema.names import suggest
 
 _MOST = 1000  # more labels than this are a column of something else
 

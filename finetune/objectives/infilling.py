@@ -23,7 +23,7 @@ from finetune.data.encode import Encoder, Example
 from finetune.objectives.base import Run
 from finetune.objectives.causal import Causal
 from merge.errors import UsageError
-from merge.recipe.names import suggest
+from merge.schema.names import suggest
 
 # (prefix, suffix, middle) of the tokenizers of Qwen and Gemma, StarCoder, SantaCoder, DeepSeek and Code Llama.
 KNOWN = (

@@ -18,19 +18,18 @@ from typing import Any
 
 import yaml
 
-from finetune.before import TASK_KEYS
-from finetune.config import KIND, WRONG, ConfigReader, read_config, read_value
-from finetune.keys import KEYS, Config, Key, Source
+from finetune.before import CONFIG, TASK_KEYS
+from finetune.config import ConfigReader, flag_node, read_config
+from finetune.keys import KEYS, Config, Source
 from finetune.strategies.merges import Merge, read_merges
 from finetune.trainables import TRAINABLES
-from merge.recipe.document import read_document, read_text
-from merge.recipe.names import suggest
+from merge.schema.document import read_document, read_text
+from merge.schema.keys import Key
+from merge.schema.names import suggest
 
 STRATEGIES = ("simultaneous", "sequential", "parallel")
-_OWN = {
-    "strategy": Key("words", "how several tasks are trained"),
-    "workers": Key("int", "processes of the parallel strategy", low=1, high=64),
-}
+_STRATEGY = Key("words", "how several tasks are trained", choices=STRATEGIES)
+_WORKERS = Key("int", "processes of the parallel strategy", low=1, high=64)
 _WEIGHT = Key("float", "share of a task in the simultaneous mixture", above=0)
 # One value for all tasks: models are compared, continued and merged.
 _SHARED = ("model", "out", "train", "adapter", "seed", "new_tokens", "eos_token", "pad_token", "chat_template")
@@ -75,7 +74,7 @@ def load_tasks(file: str, flags: Mapping[str, Sequence[str]] | None = None, stra
         RecipeError: everything that is wrong, with file and line.
     """
     flags = dict(flags or {})
-    kind = dataclasses.replace(KIND, needs="model and tasks")
+    kind = dataclasses.replace(CONFIG, needs="model and tasks")
     root = read_document(read_text(Path(file), kind), file, kind)
     place = ConfigReader(file)
     shared: list[tuple[yaml.Node, yaml.Node]] = []
@@ -91,9 +90,8 @@ def load_tasks(file: str, flags: Mapping[str, Sequence[str]] | None = None, stra
             shared.append((key_node, value))
     for name in ("data", "adapter"):
         if name in flags:
-            place.flag = f"--{name}"
-            place.problem(0, f"the config has tasks; {_INSTEAD[name]}")
-            place.flag = None
+            with place.at_flag(f"--{name}"):
+                place.problem(0, f"the config has tasks; {_INSTEAD[name]}")
     strategies = _strategies(place, own.get("strategy"), root, strategy)
     tasks = _tasks(place, own.get("tasks"), root, shared, flags, strategies)
     base = _shared_config(place, root, shared, flags, tasks)
@@ -102,7 +100,7 @@ def load_tasks(file: str, flags: Mapping[str, Sequence[str]] | None = None, stra
         if "parallel" not in strategies:
             place.problem(place.lines["merge"], '"merge" belongs to strategy: parallel')
         merges = read_merges(place, own["merge"], [task.name for task in tasks], base.train)
-    workers = read_value(place, own["workers"], "workers", _OWN["workers"]) if "workers" in own else 1
+    workers = place.integer(own.get("workers"), "workers", _WORKERS) or 1
     _check_tasks(place, tasks, strategies, base)
     place.raise_if_any()
     return TaskSet(tuple(tasks), strategies, merges, workers, base, Path(file).parent)
@@ -116,23 +114,15 @@ _INSTEAD = {
 
 def _strategies(place: ConfigReader, node: yaml.Node | None, root: yaml.Node, flag: str | None) -> tuple[str, ...]:
     if flag is not None:
-        words: Any = tuple(word for word in flag.split(",") if word)
-    elif node is None:
+        node = flag_node([flag], "strategy", _STRATEGY)
+    if node is None:
         place.problem(root, f'"strategy" is missing: one or several of {", ".join(STRATEGIES)}')
         return ()
-    else:
-        words = read_value(place, node, "strategy", _OWN["strategy"])
-    if words is WRONG:
-        return ()
-    place.flag = None if flag is None else "--strategy"
-    at: yaml.Node = root if node is None else node
-    for word in words:
-        if word not in STRATEGIES:
-            place.problem(at, f'"strategy" is "{word}"; {suggest(word, STRATEGIES)}')
-    if not words:
-        place.problem(at, f'"strategy" is empty; one or several of {", ".join(STRATEGIES)}')
-    place.flag = None
-    return tuple(dict.fromkeys(words))
+    with place.at_flag(None if flag is None else "--strategy"):
+        words = place.words(node, "strategy", _STRATEGY)
+        if words == ():
+            place.problem(node, f'"strategy" is empty; one or several of {", ".join(STRATEGIES)}')
+    return tuple(dict.fromkeys(words or ()))
 
 
 def _tasks(
@@ -147,7 +137,7 @@ def _tasks(
         place.problem(root, '"tasks" is missing: a name for each, with its data')
         return []
     tasks: list[Task] = []
-    lines = len(place._problems)
+    problems = place.n_problems
     for name, key_node, value in place.pairs(node, "tasks", '"tasks"'):
         if not name or name.startswith(".") or set(name) - set(_NAME):
             place.problem(key_node, f'a task is named by letters, digits, "-", "_" and ".", not "{name}"')
@@ -155,7 +145,7 @@ def _tasks(
         task = _task(place, name, key_node, value, shared, flags, strategies)
         if task is not None:
             tasks.append(task)
-    if len(tasks) < 2 and len(place._problems) == lines:
+    if len(tasks) < 2 and place.n_problems == problems:
         place.problem(node, f"{len(tasks)} task; several tasks are trained and compared: name at least 2")
     return tasks
 
@@ -172,12 +162,12 @@ def _task(
     if not isinstance(node, yaml.MappingNode):
         place.problem(node, f'task "{name}" must be a mapping with its data, such as {{data: {name}.jsonl}}')
         return None
-    weight: Any = None
+    weight: float | None = None
     kept: list[tuple[yaml.Node, yaml.Node]] = []
     adapters = "sequential" in strategies
     for key, key_node, value in place.pairs(node, f"tasks.{name}", f'task "{name}"'):
         if key == "weight":
-            weight = read_value(place, value, f"tasks.{name}.weight", _WEIGHT)
+            weight = place.number(value, f"tasks.{name}.weight", _WEIGHT)
         elif key not in KEYS:
             place.problem(key_node, f'unknown key "{key}" of task "{name}"; {suggest(key, ["weight", *KEYS])}')
         elif key in _SHARED or (adapters and KEYS[key].group == "Adapters"):
@@ -189,12 +179,12 @@ def _task(
     part = ConfigReader(place.file)
     merged = yaml.MappingNode(node.tag, pairs, at.start_mark, node.end_mark)
     config = read_config(part, merged, flags)
-    if config.validation is None and not part._problems:
+    if config.validation is None and not part.n_problems:
         part.problem(
             at, f'task "{name}" has no "validation": a file, or a share such as 0.05, on which models are scored'
         )
     place.take_problems(part)
-    return Task(name, config, None if weight is WRONG else weight)
+    return Task(name, config, weight)
 
 
 def _shared_config(

@@ -20,12 +20,13 @@ from merge.errors import Problem, RecipeError
 from merge.loading import model_from_config
 from merge.output.scratch import scratch
 from merge.output.shards import header_text
+from merge.schema.reader import join
+from merge.schema.scalars import MAP, SEQ, STR
 
 if TYPE_CHECKING:
     from finetune.config import ConfigReader
     from finetune.train import Prepared
 
-_TAG = "tag:yaml.org,2002:"
 _LORA = ("lora", "qlora")
 _STAND_IN = "task:"  # begins what stands for a model to be trained; no hub id has a colon
 _FILLED = ("models", "slices", "modules")
@@ -53,9 +54,9 @@ class Merge:
             source: list[tuple[yaml.Node, yaml.Node]] = [(self._text("model"), self._text(model))]
             if task in self.parameters:
                 source.append((self._text("parameters"), self.parameters[task]))
-            models.append(yaml.MappingNode(f"{_TAG}map", source, *self._marks()))
-        pairs.append((self._text("models"), yaml.SequenceNode(f"{_TAG}seq", models, *self._marks())))
-        return yaml.MappingNode(f"{_TAG}map", pairs, *self._marks())
+            models.append(yaml.MappingNode(MAP, source, *self._marks()))
+        pairs.append((self._text("models"), yaml.SequenceNode(SEQ, models, *self._marks())))
+        return yaml.MappingNode(MAP, pairs, *self._marks())
 
     def listed(self, base: str, outs: Mapping[str, str], adapters: bool) -> dict[str, str]:
         """task -> how the recipe calls its result, which lies in `outs`."""
@@ -74,12 +75,12 @@ class Merge:
         return self.node.start_mark, self.node.end_mark
 
     def _text(self, text: str) -> yaml.ScalarNode:
-        return yaml.ScalarNode(f"{_TAG}str", text, *self._marks())
+        return yaml.ScalarNode(STR, text, *self._marks())
 
 
 def read_merges(place: ConfigReader, node: yaml.Node, tasks: Sequence[str], train: str) -> tuple[Merge, ...]:
     """One part, or a list; problems go to `place`, those of the recipes too, with their lines."""
-    parts = place.items(node, "merge", "merge") if isinstance(node, yaml.SequenceNode) else [node]
+    parts = place.items(node, "merge") if isinstance(node, yaml.SequenceNode) else [node]
     if not parts:
         place.problem(node, '"merge" is empty; give it a recipe such as {merge_method: ties}')
     if TRAINABLES[train].adapter and train not in _LORA:
@@ -112,10 +113,12 @@ def _read_merge(
             for task in parameters.keys() - set(tasks):
                 place.problem(value, f'"{task}" is not a task; there are {", ".join(tasks)}')
         elif key == "fold":
-            if value.tag != f"{_TAG}bool" or train not in _LORA:
-                place.problem(value, '"fold" is true or false, and belongs to train: lora or qlora')
+            given = place.boolean(value, join(path, "fold"))
+            if given is not None and train not in _LORA:
+                place.problem(value, '"fold" belongs to train: lora or qlora')
+            if given is None or train not in _LORA:
                 return None
-            fold = not (isinstance(value, yaml.ScalarNode) and value.value.lower() in ("false", "no", "off"))
+            fold = given
         else:
             kept.append((key_node, value))
             if isinstance(value, yaml.ScalarNode):
@@ -158,7 +161,7 @@ def _check(place: ConfigReader, merge: Merge, tasks: Sequence[str]) -> None:
         if merge.fold and (problems := refused_models(recipe, method)):
             raise RecipeError(problems)
     except RecipeError as error:
-        place._problems += [(_line(one.where), one) for one in _by_task(error, _STAND_IN)]
+        place.add(_by_task(error, _STAND_IN))
 
 
 def _by_task(error: RecipeError, stand_in: str) -> list[Problem]:
@@ -225,12 +228,6 @@ def _adapter_headers(prepared: Prepared, folder: Path) -> None:
 def base_of(prepared: Mapping[str, Prepared]) -> str:
     """All tasks have one base."""
     return next(iter(prepared.values())).base.path
-
-
-def _line(where: str | None) -> int:
-    """Of file:line."""
-    number = (where or "").rpartition(":")[2]
-    return int(number) if number.isdigit() else 0
 
 
 def run_merge(merge: Merge, base: str, inputs: Mapping[str, str], out: Path, *, again: bool, **options: Any) -> bool:

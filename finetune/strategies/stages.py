@@ -78,7 +78,7 @@ def is_done(stage: Stage, force: bool) -> bool:
 def _differences(stage: Stage) -> list[str]:
     try:
         found = parse_json((stage.out / MANIFEST).read_bytes())
-        before = dataclasses.asdict(Config(**from_record(found["config"])))
+        before = dataclasses.asdict(from_record(found["config"]))
         files, digests = found["data"]["files_sha256"], found["base"]["weights_xxh3_128"]
     except (OSError, ValueError, KeyError, TypeError):
         return ["an unreadable manifest"]

@@ -53,10 +53,10 @@ class _Verbs(click.Group):
             formatter.write_dl([(name, text) for name, (_, text) in VERBS.items()])
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
-        import difflib
+        from merge.schema.names import nearest
 
-        if args and args[0] not in VERBS and (near := difflib.get_close_matches(args[0], VERBS, 1)):
-            ctx.fail(f'no such command "{args[0]}"; did you mean "{near[0]}"?')
+        if args and args[0] not in VERBS and (near := nearest(args[0], VERBS)):
+            ctx.fail(f'no such command "{args[0]}"; did you mean "{near}"?')
         return super().resolve_command(ctx, args)
 
 

@@ -16,7 +16,7 @@ import click
 
 from finetune.before import check_packages
 from finetune.distributed import is_first
-from finetune.keys import KEYS, Config, Key
+from finetune.keys import KEYS, Config, ConfigKey
 from merge.cli.options import json_option, trust_option
 from merge.needs import need
 from merge.show.terminal import memory, printable
@@ -54,7 +54,7 @@ class _Grouped(click.Command):
                 formatter.write_dl(groups[group])
 
 
-def _option(name: str, key: Key) -> Callable[[Any], Any]:
+def _option(name: str, key: ConfigKey) -> Callable[[Any], Any]:
     flag = name.replace("_", "-")
     names = [f"--{flag}", *(["-o"] if name == "out" else [])]
     default = next(field.default for field in dataclasses.fields(Config) if field.name == name)

@@ -21,16 +21,13 @@ def command(name: str | None, method_files: tuple[Path, ...], as_json: bool) -> 
     from merge.errors import UsageError
     from merge.methods import all_methods
     from merge.methods.method_file import load_method_file
-    from merge.recipe.names import nearest
+    from merge.schema.names import suggest
 
     for file in method_files:
         load_method_file(file)
     methods = all_methods()
     if name is not None and name not in methods:
-        near = nearest(name, list(methods))
-        raise UsageError(
-            f'unknown method "{name}"' + (f'; did you mean "{near}"?' if near else f"; known: {', '.join(methods)}")
-        )
+        raise UsageError(f'unknown method "{name}"; {suggest(name, methods)}')
     if as_json:
         chosen = [methods[name]] if name else list(methods.values())
         click.echo(json.dumps([_as_dict(method) for method in chosen], indent=2))

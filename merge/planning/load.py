@@ -7,12 +7,13 @@ from pathlib import Path
 
 from merge.errors import Problem, RecipeError
 from merge.planning.resolve import resolve
-from merge.recipe.document import read_document, read_documents, read_text
 from merge.recipe.draft import draft_of
 from merge.recipe.model import Recipe
-from merge.recipe.names import nearest
+from merge.recipe.names import RECIPE
 from merge.recipe.pipeline import Pipeline, Stage, name_of, name_problems, stage_names, with_texts
-from merge.recipe.reader import MAX_PROBLEMS
+from merge.schema.document import read_document, read_documents, read_text
+from merge.schema.names import nearest
+from merge.schema.reader import MAX_PROBLEMS
 
 
 def load_recipe(path_or_name: str | Path, compat: str | None = None) -> Recipe:
@@ -26,7 +27,7 @@ def load_recipe(path_or_name: str | Path, compat: str | None = None) -> Recipe:
         RecipeError: with every problem of the recipe, each with file and line.
     """
     path = find_recipe(Path(path_or_name))
-    return parse_recipe(read_text(path), str(path), compat)
+    return parse_recipe(read_text(path, RECIPE), str(path), compat)
 
 
 def parse_recipe(text: str, file: str | None = None, compat: str | None = None) -> Recipe:
@@ -40,7 +41,7 @@ def parse_recipe(text: str, file: str | None = None, compat: str | None = None) 
     Raises:
         RecipeError: with every problem of the recipe, in its order.
     """
-    return resolve(draft_of(read_document(text, file), text, file, compat=compat))
+    return resolve(draft_of(read_document(text, file, RECIPE), text, file, compat=compat))
 
 
 def load_pipeline(path_or_name: str | Path, compat: str | None = None) -> Pipeline:
@@ -50,12 +51,12 @@ def load_pipeline(path_or_name: str | Path, compat: str | None = None) -> Pipeli
         RecipeError: with every problem of all documents, each with file and line.
     """
     path = find_recipe(Path(path_or_name))
-    return parse_pipeline(read_text(path), str(path), compat)
+    return parse_pipeline(read_text(path, RECIPE), str(path), compat)
 
 
 def parse_pipeline(text: str, file: str | None = None, compat: str | None = None) -> Pipeline:
     """A text of one document or several -> Pipeline; arguments and errors as for `parse_recipe`."""
-    documents = read_documents(text, file)
+    documents = read_documents(text, file, RECIPE)
     names = [name_of(document) for document in documents]
     problems = list(name_problems(documents, names, file))
     advice: list[str] = []

@@ -20,10 +20,10 @@ from merge.recipe.draft import Draft
 from merge.recipe.fields import is_file_name
 from merge.recipe.mentioned import mentioned
 from merge.recipe.model import ModelRef, Module, Recipe, Source
-from merge.recipe.names import suggest
-from merge.recipe.reader import UNREADABLE, Reader
+from merge.recipe.reader import UNREADABLE, RecipeReader
 from merge.recipe.references import NO_ADAPTER, STAGE, parse_model_path, parse_reference
 from merge.recipe.text import text_of
+from merge.schema.names import suggest
 
 T = TypeVar("T")
 
@@ -48,7 +48,7 @@ def resolve(draft: Draft, given: Mapping[str, bool] | None = None) -> Recipe:
         check(reader, recipe, disk.are_adapters)
     else:
         check_attention(reader, recipe)
-    if reader.is_wrong and not given:
+    if reader.n_problems and not given:
         from merge.planning.models import problems_of_models
 
         reader.add(problems_of_models(recipe))
@@ -62,7 +62,7 @@ def made_recipe(recipe: Recipe) -> Recipe:
     Raises:
         RecipeError: as for `resolve`; problems name no line.
     """
-    reader = Reader(None, all_methods())
+    reader = RecipeReader(None, all_methods())
     reader.method = reader.methods[recipe.merge_method]
     reader.in_use = (reader.method,)
     if recipe.name is not None and not is_file_name(recipe.name):
@@ -81,7 +81,7 @@ def reference(text: str) -> ModelRef:
 class _Disk:
     """Locates the models of one recipe; each is asked once whether it is an adapter."""
 
-    def __init__(self, reader: Reader, given: Mapping[str, bool]) -> None:
+    def __init__(self, reader: RecipeReader, given: Mapping[str, bool]) -> None:
         self._reader, self._given = reader, given
         self._adapters: dict[ModelRef, bool] = {}
 
@@ -139,7 +139,7 @@ class _Disk:
         return self._adapters[ref]
 
 
-def _with_bases(reader: Reader, disk: _Disk, recipe: Recipe) -> Recipe:
+def _with_bases(reader: RecipeReader, disk: _Disk, recipe: Recipe) -> Recipe:
     """The base among the models where it is an input of the method and is not listed (as mergekit has it)."""
     base = recipe.base_model
 
@@ -160,7 +160,7 @@ def _with_bases(reader: Reader, disk: _Disk, recipe: Recipe) -> Recipe:
     return dataclasses.replace(recipe, models=models(recipe, reader.method), modules=modules)
 
 
-def _with_donors(reader: Reader, disk: _Disk, recipe: Recipe) -> Recipe:
+def _with_donors(reader: RecipeReader, disk: _Disk, recipe: Recipe) -> Recipe:
     """Those whose config.json and tokenizer the result gets are models of the recipe, and are called as these are."""
     listed = [ref for ref, _ in mentioned(dataclasses.replace(recipe, config_donor=None)).values()]
     changes: dict[str, Any] = {}

@@ -9,18 +9,19 @@ import yaml
 from merge.methods.registry import Method
 from merge.quoting import clipped
 from merge.recipe import names
-from merge.recipe.document import line_of
-from merge.recipe.fields import read_align, read_allow, read_compat, read_dtype, read_name
+from merge.recipe.fields import read_allow, read_compat, read_dtype, read_name
 from merge.recipe.model import COMPAT, Module, Recipe, Slice, Source, Upscale
-from merge.recipe.reader import NULL, UNREADABLE, Reader, as_integer, join, shown
-from merge.recipe.settings import boolean, read_settings
+from merge.recipe.reader import UNREADABLE, RecipeReader
+from merge.recipe.settings import read_settings
 from merge.recipe.tokenizer import read_source, read_template, read_tokenizer
+from merge.schema.document import line_of
+from merge.schema.reader import join
+from merge.schema.scalars import NULL, as_integer, shown
 
-MAX_SEED = (1 << 64) - 1
 PASSTHROUGH = "passthrough"  # what `upscale` means where no method is written
 
 
-def build(reader: Reader, root: yaml.MappingNode, text: str) -> Recipe:
+def build(reader: RecipeReader, root: yaml.MappingNode, text: str) -> Recipe:
     """Reads every level; what is wrong goes to the reader, and the rest of the recipe is still built."""
     # Methods come first: they decide what is known and where, whatever the order of the keys.
     reader.method = _method_at(reader, root, reader.methods.get(PASSTHROUGH) if _value(root, "upscale") else None)
@@ -29,24 +30,24 @@ def build(reader: Reader, root: yaml.MappingNode, text: str) -> Recipe:
     merge_method = _method(reader, root, fields.get("merge_method"), "upscale" in fields)
     return Recipe(
         merge_method=merge_method,
-        models=_models(reader, fields.get("models"), "models"),
-        slices=_slices(reader, fields.get("slices"), "slices"),
+        models=_models(reader, *fields.at("models")),
+        slices=_slices(reader, *fields.at("slices")),
         modules=_modules(reader, fields.get("modules")),
-        base_model=reader.reference(fields.get("base_model"), "base_model"),
-        parameters=read_settings(reader, fields.get("parameters"), "parameters", "shared"),
-        dtype=read_dtype(reader, fields.get("dtype"), "dtype"),
-        out_dtype=read_dtype(reader, fields.get("out_dtype"), "out_dtype"),
+        base_model=reader.reference(*fields.at("base_model")),
+        parameters=read_settings(reader, *fields.at("parameters"), "shared"),
+        dtype=read_dtype(reader, *fields.at("dtype")),
+        out_dtype=read_dtype(reader, *fields.at("out_dtype")),
         tokenizer_source=read_source(reader, fields),
         tokenizer=read_tokenizer(reader, fields.get("tokenizer")),
         chat_template=read_template(reader, fields.get("chat_template")),
         name=read_name(reader, fields.get("name")),
-        seed=reader.integer(fields.get("seed"), "seed", '"seed"', 0, MAX_SEED) or 0,
+        seed=fields.integer("seed") or 0,
         allow=read_allow(reader, fields.get("allow")),
-        align=read_align(reader, fields.get("align")),
+        align=fields.word("align"),
         upscale=_upscale(reader, fields.get("upscale")),
-        config_donor=reader.reference(fields.get("config_donor"), "config_donor"),
-        tokenizer_donor=reader.reference(fields.get("tokenizer_donor"), "tokenizer_donor"),
-        compat=read_compat(reader, fields.get("compat")),
+        config_donor=reader.reference(*fields.at("config_donor")),
+        tokenizer_donor=reader.reference(*fields.at("tokenizer_donor")),
+        compat=read_compat(reader, fields),
         notes=reader.notes(),
         text=text,
         file=reader.file,
@@ -64,7 +65,7 @@ def _value(node: yaml.Node, key: str) -> yaml.Node | None:
     return next((value for found, _, value in _plain_pairs(node) if found == key), None)
 
 
-def _method_at(reader: Reader, node: yaml.Node, outer: Method | None) -> Method | None:
+def _method_at(reader: RecipeReader, node: yaml.Node, outer: Method | None) -> Method | None:
     """The method of a recipe, module or slice: its own, or else that of what is around it."""
     named = _value(node, "merge_method")
     if named is None or named.tag == NULL:
@@ -72,7 +73,7 @@ def _method_at(reader: Reader, node: yaml.Node, outer: Method | None) -> Method 
     return reader.methods.get(named.value) if isinstance(named.value, str) else None
 
 
-def _methods_in(reader: Reader, node: yaml.Node, outer: Method | None = None) -> Iterator[Method]:
+def _methods_in(reader: RecipeReader, node: yaml.Node, outer: Method | None = None) -> Iterator[Method]:
     """The methods of a recipe or module and of what is in it, its own first."""
     method = _method_at(reader, node, outer or reader.method)
     if method is not None:
@@ -85,7 +86,7 @@ def _methods_in(reader: Reader, node: yaml.Node, outer: Method | None = None) ->
         yield from _methods_in(reader, module, method)
 
 
-def _own_method(reader: Reader, node: yaml.Node | None, path: str) -> str | None:
+def _own_method(reader: RecipeReader, node: yaml.Node | None, path: str) -> str | None:
     """The merge_method that a slice or a module has of its own."""
     name = reader.text(node, path)
     if node is not None and name and name not in reader.methods:
@@ -94,7 +95,7 @@ def _own_method(reader: Reader, node: yaml.Node | None, path: str) -> str | None
     return name
 
 
-def _method(reader: Reader, root: yaml.Node, node: yaml.Node | None, implied: bool) -> str:
+def _method(reader: RecipeReader, root: yaml.Node, node: yaml.Node | None, implied: bool) -> str:
     if node is None and implied:
         return PASSTHROUGH
     if node is None:
@@ -107,12 +108,12 @@ def _method(reader: Reader, root: yaml.Node, node: yaml.Node | None, implied: bo
     return name
 
 
-def _models(reader: Reader, node: yaml.Node | None, path: str) -> tuple[Source, ...]:
-    items = reader.items(node, path, "models")
+def _models(reader: RecipeReader, node: yaml.Node | None, path: str) -> tuple[Source, ...]:
+    items = reader.items(node, path)
     return tuple(_source(reader, item, join(path, str(i)), "model") for i, item in enumerate(items))
 
 
-def _source(reader: Reader, node: yaml.Node, path: str, level: str) -> Source:
+def _source(reader: RecipeReader, node: yaml.Node, path: str, level: str) -> Source:
     """An entry of `models` or of `sources`; the latter has a layer_range."""
     if isinstance(node, yaml.ScalarNode):
         message = f'{names.LEVELS[level]} must be a mapping, not {shown(node)}; write "- model: {clipped(node.value)}"'
@@ -125,25 +126,17 @@ def _source(reader: Reader, node: yaml.Node, path: str, level: str) -> Source:
     if level == "source":
         layer_range = _layer_range(reader, node, fields.get("layer_range"), path)
     return Source(
-        model=reader.reference(fields.get("model"), join(path, "model")) or UNREADABLE,
+        model=reader.reference(*fields.at("model")) or UNREADABLE,
         layer_range=layer_range,
-        parameters=read_settings(reader, fields.get("parameters"), join(path, "parameters"), "model"),
+        parameters=read_settings(reader, *fields.at("parameters"), "model"),
         line=line_of(node),
-        statistics=_statistics(reader, fields.get("statistics"), join(path, "statistics")),
+        statistics=fields.text("statistics"),
     )
 
 
-def _statistics(reader: Reader, node: yaml.Node | None, path: str) -> str | None:
-    """The file of a source's statistics, as it is written."""
-    text = reader.text(node, path)
-    if node is None or text is None:
-        if node is not None:
-            reader.broken.add(path)
-        return None
-    return text
-
-
-def _layer_range(reader: Reader, around: yaml.Node, node: yaml.Node | None, source_path: str) -> tuple[int, int] | None:
+def _layer_range(
+    reader: RecipeReader, around: yaml.Node, node: yaml.Node | None, source_path: str
+) -> tuple[int, int] | None:
     path = join(source_path, "layer_range")
     if node is None:
         if source_path not in reader.broken:
@@ -171,32 +164,32 @@ def _range_shown(node: yaml.Node) -> str:
     return shown(node)
 
 
-def _slices(reader: Reader, node: yaml.Node | None, path: str) -> tuple[Slice, ...]:
-    items = reader.items(node, path, "slices")
+def _slices(reader: RecipeReader, node: yaml.Node | None, path: str) -> tuple[Slice, ...]:
+    items = reader.items(node, path)
     return tuple(_slice(reader, item, join(path, str(i))) for i, item in enumerate(items))
 
 
-def _slice(reader: Reader, node: yaml.Node, path: str) -> Slice:
+def _slice(reader: RecipeReader, node: yaml.Node, path: str) -> Slice:
     with reader.scope(_method_at(reader, node, reader.method)):
         return _scoped_slice(reader, node, path)
 
 
-def _scoped_slice(reader: Reader, node: yaml.Node, path: str) -> Slice:
+def _scoped_slice(reader: RecipeReader, node: yaml.Node, path: str) -> Slice:
     fields = reader.mapping(node, path, "slice")
-    sources_path = join(path, "sources")
-    sources = reader.items(fields.get("sources"), sources_path, "sources")
+    node_of_sources, sources_path = fields.at("sources")
+    sources = reader.items(node_of_sources, sources_path)
     if not sources and path not in reader.broken and sources_path not in reader.broken:
         reader.problem(node, 'an entry of "slices" needs "sources", a list of {model, layer_range}', sources_path)
     return Slice(
         sources=tuple(_source(reader, item, join(sources_path, str(i)), "source") for i, item in enumerate(sources)),
-        base_model=reader.reference(fields.get("base_model"), join(path, "base_model")),
-        parameters=read_settings(reader, fields.get("parameters"), join(path, "parameters"), "shared"),
+        base_model=reader.reference(*fields.at("base_model")),
+        parameters=read_settings(reader, *fields.at("parameters"), "shared"),
         line=line_of(node),
-        merge_method=_own_method(reader, fields.get("merge_method"), join(path, "merge_method")),
+        merge_method=_own_method(reader, *fields.at("merge_method")),
     )
 
 
-def _modules(reader: Reader, node: yaml.Node | None) -> Mapping[str, Module]:
+def _modules(reader: RecipeReader, node: yaml.Node | None) -> Mapping[str, Module]:
     modules = {}
     for name, _, value in reader.pairs(node, "modules", '"modules"') if node is not None else ():
         with reader.scope(_method_at(reader, value, reader.method), *_methods_in(reader, value)):
@@ -204,36 +197,31 @@ def _modules(reader: Reader, node: yaml.Node | None) -> Mapping[str, Module]:
     return modules
 
 
-def _module(reader: Reader, node: yaml.Node, path: str) -> Module:
+def _module(reader: RecipeReader, node: yaml.Node, path: str) -> Module:
     fields = reader.mapping(node, path, "module")
     return Module(
-        slices=_slices(reader, fields.get("slices"), join(path, "slices")),
-        models=_models(reader, fields.get("models"), join(path, "models")),
-        parameters=read_settings(reader, fields.get("parameters"), join(path, "parameters"), "shared"),
-        merge_method=_own_method(reader, fields.get("merge_method"), join(path, "merge_method")),
+        slices=_slices(reader, *fields.at("slices")),
+        models=_models(reader, *fields.at("models")),
+        parameters=read_settings(reader, *fields.at("parameters"), "shared"),
+        merge_method=_own_method(reader, *fields.at("merge_method")),
     )
 
 
-def _upscale(reader: Reader, node: yaml.Node | None) -> Upscale | None:
+def _upscale(reader: RecipeReader, node: yaml.Node | None) -> Upscale | None:
     if node is None:
         return None
     fields = reader.mapping(node, "upscale", "upscale")
-    numbers = {
-        key: reader.integer(fields.get(key), join("upscale", key), f'"{key}"', low)
-        for key, low in (("overlap", 0), ("layers", 2), ("insert_every", 1))
-    }
+    numbers = {key: fields.integer(key) for key in ("overlap", "layers", "insert_every")}
     given = [key for key in numbers if key in fields]
     if len(given) != 1 and "upscale" not in reader.broken:
         found = f", not {' and '.join(given)}" if given else ""
         message = f'"upscale" needs one of overlap, layers and insert_every{found}; for example upscale: {{overlap: 8}}'
         reader.problem(node, message, "upscale")
-    zero = fields.get("zero_init")
-    flag = boolean(zero) if isinstance(zero, yaml.ScalarNode) else None
-    if zero is not None and flag is None:
-        reader.problem(zero, f'"zero_init" must be true or false, not {shown(zero)}')
-    if zero is not None and "insert_every" not in fields:
-        reader.problem(zero, '"zero_init" is for layers that are inserted; give it with insert_every')
-    return Upscale(**numbers, zero_init=flag is not False)
+    zero_init = fields.boolean("zero_init")
+    if "zero_init" in fields and "insert_every" not in fields:
+        message = '"zero_init" is for layers that are inserted; give it with insert_every'
+        reader.problem(fields["zero_init"], message)
+    return Upscale(**numbers, zero_init=zero_init is not False)
 
 
 def written_compat(root: yaml.MappingNode) -> str | None:

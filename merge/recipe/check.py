@@ -9,7 +9,8 @@ from typing import Any
 from merge.methods.registry import Method, Parameter
 from merge.recipe.build import PASSTHROUGH
 from merge.recipe.model import Conditional, ModelRef, Module, Recipe, Setting, Settings, Source
-from merge.recipe.reader import UNREADABLE, Reader, join
+from merge.recipe.reader import UNREADABLE, RecipeReader
+from merge.schema.reader import join
 
 AreAdapters = Callable[[Sequence[Source], ModelRef | None], bool]
 _VARIES = object()  # a value that is not the same for every tensor
@@ -40,7 +41,7 @@ class Group:
         return self.base is not None and source.model == self.base
 
 
-def check(reader: Reader, recipe: Recipe, are_adapters: AreAdapters) -> None:
+def check(reader: RecipeReader, recipe: Recipe, are_adapters: AreAdapters) -> None:
     """Notes every problem that shows only when the recipe is seen whole, its models located."""
     _one_of_models_and_slices(reader, recipe)
     _upscale(reader, recipe)
@@ -63,7 +64,7 @@ def check(reader: Reader, recipe: Recipe, are_adapters: AreAdapters) -> None:
         _method_s_own(reader, group, method)
 
 
-def _groups(reader: Reader, recipe: Recipe) -> Iterator[Group]:
+def _groups(reader: RecipeReader, recipe: Recipe) -> Iterator[Group]:
     top = (("parameters", recipe.parameters),)
     yield from _groups_in(reader, recipe, "", recipe, top, (recipe.merge_method, "merge_method"))
     for name, module in recipe.modules.items():
@@ -77,7 +78,7 @@ def _groups(reader: Reader, recipe: Recipe) -> Iterator[Group]:
 
 
 def _groups_in(
-    reader: Reader,
+    reader: RecipeReader,
     recipe: Recipe,
     prefix: str,
     part: Recipe | Module,
@@ -101,7 +102,7 @@ def _groups_in(
             yield Group(f"{at}.sources", what, piece.sources, base, base_path, levels, known, named_at)
 
 
-def _upscale(reader: Reader, recipe: Recipe) -> None:
+def _upscale(reader: RecipeReader, recipe: Recipe) -> None:
     if recipe.upscale is None:
         return
     line = reader.line("upscale")
@@ -112,7 +113,7 @@ def _upscale(reader: Reader, recipe: Recipe) -> None:
         reader.problem(line, '"upscale" makes the slices itself: list its only model under "models"')
 
 
-def _one_of_models_and_slices(reader: Reader, recipe: Recipe) -> None:
+def _one_of_models_and_slices(reader: RecipeReader, recipe: Recipe) -> None:
     parts = (("models", recipe.models), ("slices", recipe.slices), ("modules", recipe.modules))
     given = [key for key, value in parts if value or key in reader.broken]
     if len(given) > 1:
@@ -129,7 +130,7 @@ def _one_of_models_and_slices(reader: Reader, recipe: Recipe) -> None:
             reader.problem(reader.line(at), f'module "{name}" needs either "models" or "slices", and has {found}')
 
 
-def _base(reader: Reader, group: Group, method: Method, are_adapters: AreAdapters) -> None:
+def _base(reader: RecipeReader, group: Group, method: Method, are_adapters: AreAdapters) -> None:
     n_bases = sum(group.is_base(source) for source in group.sources)
     line = reader.line(group.path)
     if group.base == UNREADABLE:
@@ -163,7 +164,7 @@ def _inputs(group: Group, method: Method) -> list[tuple[int, Source]]:
     return [(i, source) for i, source in enumerate(group.sources) if not (apart and group.is_base(source))]
 
 
-def _count(reader: Reader, group: Group, method: Method) -> None:
+def _count(reader: RecipeReader, group: Group, method: Method) -> None:
     fewest, most = method.n_models
     n = len(_inputs(group, method))
     if fewest <= n <= most:
@@ -183,7 +184,7 @@ def _count(reader: Reader, group: Group, method: Method) -> None:
     reader.problem(reader.line(group.path), message)
 
 
-def _required(reader: Reader, group: Group, method: Method) -> None:
+def _required(reader: RecipeReader, group: Group, method: Method) -> None:
     for parameter in method.parameters:
         if not parameter.required or any(_written(reader, path, settings, parameter) for path, settings in group.outer):
             continue
@@ -208,13 +209,13 @@ def _required(reader: Reader, group: Group, method: Method) -> None:
             reader.problem(source.line, message)
 
 
-def _written(reader: Reader, path: str, settings: Settings, parameter: Parameter) -> bool:
+def _written(reader: RecipeReader, path: str, settings: Settings, parameter: Parameter) -> bool:
     """Whether a level has the parameter, right or wrong; a wrong one is a problem already."""
     key = join(path, parameter.name)
     return parameter.name in settings or path in reader.broken or key in reader.broken or key in reader.lines
 
 
-def _statistics(reader: Reader, group: Group, method: Method) -> None:
+def _statistics(reader: RecipeReader, group: Group, method: Method) -> None:
     """Statistics are there for every input of a method that needs them, and for no other."""
     for i, source in _inputs(group, method):
         path = group.source_path(i)
@@ -231,7 +232,7 @@ def _statistics(reader: Reader, group: Group, method: Method) -> None:
             )
 
 
-def _same_length(reader: Reader, group: Group) -> None:
+def _same_length(reader: RecipeReader, group: Group) -> None:
     """The sources of a slice are laid on each other layer by layer."""
     lengths = [source.layer_range[1] - source.layer_range[0] for source in group.sources if source.layer_range]
     if any(length != lengths[0] for length in lengths):
@@ -239,7 +240,7 @@ def _same_length(reader: Reader, group: Group) -> None:
         reader.problem(reader.line(group.path), f"{group.what}: its sources have different numbers of layers: {listed}")
 
 
-def _holds_layers(reader: Reader, recipe: Recipe) -> None:
+def _holds_layers(reader: RecipeReader, recipe: Recipe) -> None:
     """A slice may hold no layer, [n, n]; then it gives what stands before or after the layers. One has to hold some."""
     parts: list[Recipe | Module] = [recipe, *recipe.modules.values()]
     for part in parts:
@@ -249,7 +250,7 @@ def _holds_layers(reader: Reader, recipe: Recipe) -> None:
             reader.problem(sources[0].line, f'no slice holds a layer: "layer_range" is {ranges}')
 
 
-def _method_s_own(reader: Reader, group: Group, method: Method) -> None:
+def _method_s_own(reader: RecipeReader, group: Group, method: Method) -> None:
     """The method's own check (weights that sum to zero ...), where its parameters are the same for every tensor."""
     if method.check is None:
         return
@@ -268,7 +269,7 @@ def _method_s_own(reader: Reader, group: Group, method: Method) -> None:
         reader.problem(reader.line(group.path), f"{group.what}: {wrong}")
 
 
-def _resolved(reader: Reader, levels: list[tuple[str, Settings]], parameter: Parameter) -> Any:
+def _resolved(reader: RecipeReader, levels: list[tuple[str, Settings]], parameter: Parameter) -> Any:
     """The value that all tensors get; _VARIES where they differ or a problem is known."""
     for path, settings in levels:
         if parameter.name in settings:
@@ -287,7 +288,7 @@ def _constant(setting: Setting) -> Any:
     return first if all(point == first for point in setting) else _VARIES
 
 
-def check_attention(reader: Reader, recipe: Recipe) -> None:
+def check_attention(reader: RecipeReader, recipe: Recipe) -> None:
     """Whether the method that merges what is no expert's takes this many models."""
     method = reader.methods.get(recipe.merge_method)
     if recipe.mixture is None or method is None or method.name == PASSTHROUGH:

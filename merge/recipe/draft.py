@@ -10,7 +10,7 @@ from merge.methods.registry import all_methods
 from merge.recipe.build import build, written_compat
 from merge.recipe.mixture import build_mixture, is_mixture
 from merge.recipe.model import Recipe
-from merge.recipe.reader import Reader
+from merge.recipe.reader import RecipeReader
 from merge.recipe.references import StageNames
 
 
@@ -24,12 +24,12 @@ class Draft:
     """
 
     recipe: Recipe
-    reader: Reader
+    reader: RecipeReader
 
 
 def draft_of(
     root: yaml.MappingNode, text: str, file: str | None, stages: StageNames | None = None, compat: str | None = None
 ) -> Draft:
     """A document's tree -> Draft, by its text alone; `stages`: what the other documents of its file are called."""
-    reader = Reader(file, all_methods(), stages, compat or written_compat(root))
+    reader = RecipeReader(file, all_methods(), stages, compat or written_compat(root))
     return Draft((build_mixture if is_mixture(root) else build)(reader, root, text), reader)

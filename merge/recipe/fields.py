@@ -1,4 +1,4 @@
-"""The plain fields of a recipe: dtype, name, align, allow, donors, compat. What is wrong goes to the reader."""
+"""The plain fields of a recipe: dtype, name, allow, compat. What is wrong goes to the reader."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import yaml
 
 from merge.dtypes import RECIPE_NAMES
 from merge.errors import UsageError
-from merge.recipe import names
-from merge.recipe.model import ALIGN, ALLOW, COMPAT
-from merge.recipe.reader import Reader, shown
+from merge.recipe.model import ALLOW
+from merge.recipe.reader import RecipeReader
+from merge.schema.names import suggest
+from merge.schema.reader import Fields
+from merge.schema.scalars import shown
 
 
-def read_dtype(reader: Reader, node: yaml.Node | None, path: str) -> str | None:
+def read_dtype(reader: RecipeReader, node: yaml.Node | None, path: str) -> str | None:
     text = reader.text(node, path)
     if node is None or text is None:
         return None
@@ -26,11 +28,11 @@ def stored_dtype(text: str, key: str = "dtype") -> str:
     """Any name torch or people use -> the safetensors name. Raises UsageError for another."""
     found = RECIPE_NAMES.get(text.removeprefix("torch."))
     if found is None:
-        raise UsageError(f'unknown {key} "{text}"; {names.suggest(text, list(RECIPE_NAMES))}')
+        raise UsageError(f'unknown {key} "{text}"; {suggest(text, RECIPE_NAMES)}')
     return found
 
 
-def read_name(reader: Reader, node: yaml.Node | None) -> str | None:
+def read_name(reader: RecipeReader, node: yaml.Node | None) -> str | None:
     """The default output directory is ./merged/NAME, so a name is one path component."""
     text = reader.text(node, "name")
     if node is None or text is None:
@@ -44,29 +46,20 @@ def is_file_name(text: str) -> bool:
     return text not in (".", "..") and "/" not in text and "\\" not in text and text.isprintable()
 
 
-def read_align(reader: Reader, node: yaml.Node | None) -> str | None:
-    text = reader.text(node, "align")
-    if node is not None and text is not None and text not in ALIGN:
-        reader.problem(node, f'unknown way to align "{text}"; {names.suggest(text, ALIGN)}', "align")
-    return text
-
-
-def read_allow(reader: Reader, node: yaml.Node | None) -> tuple[str, ...]:
+def read_allow(reader: RecipeReader, node: yaml.Node | None) -> tuple[str, ...]:
     if isinstance(node, yaml.ScalarNode):
         reader.problem(node, f'"allow" must be a list, for example [{next(iter(ALLOW))}], not {shown(node)}')
         return ()
     found: list[str] = []
-    for i, item in enumerate(reader.items(node, "allow", "allow")):
+    for i, item in enumerate(reader.items(node, "allow")):
         text = reader.text(item, f"allow.{i}")
         if text is not None and text not in ALLOW:
-            reader.problem(item, f'unknown leniency "{text}" in "allow"; {names.suggest(text, list(ALLOW))}')
+            reader.problem(item, f'unknown leniency "{text}" in "allow"; {suggest(text, ALLOW)}')
         elif text is not None and text not in found:
             found.append(text)
     return tuple(found)
 
 
-def read_compat(reader: Reader, node: yaml.Node | None) -> str | None:
-    text = reader.text(node, "compat")
-    if node is not None and text is not None and text not in COMPAT:
-        reader.problem(node, f'unknown compat "{text}"; {names.suggest(text, COMPAT)}', "compat")
+def read_compat(reader: RecipeReader, fields: Fields) -> str | None:
+    fields.word("compat")
     return reader.compat

@@ -16,12 +16,14 @@ import yaml
 from merge.methods.registry import Method
 from merge.quoting import clipped
 from merge.recipe import names
-from merge.recipe.build import MAX_SEED
-from merge.recipe.document import line_of
 from merge.recipe.fields import read_allow, read_compat, read_dtype, read_name
 from merge.recipe.model import Recipe, Source
-from merge.recipe.reader import UNREADABLE, Reader, join, shown
-from merge.recipe.settings import as_number, read_settings
+from merge.recipe.reader import UNREADABLE, RecipeReader
+from merge.recipe.settings import read_settings
+from merge.schema.document import line_of
+from merge.schema.names import suggest
+from merge.schema.reader import Fields, join
+from merge.schema.scalars import shown
 
 # What tells this schema from the other one.
 KEYS = ("experts", "shared_experts", "gate_mode", "experts_per_token")
@@ -76,14 +78,14 @@ def is_mixture(root: yaml.MappingNode) -> bool:
     return any(key.value in KEYS for key, _ in root.value)
 
 
-def build_mixture(reader: Reader, root: yaml.MappingNode, text: str) -> Recipe:
+def build_mixture(reader: RecipeReader, root: yaml.MappingNode, text: str) -> Recipe:
     """Reads the recipe; what is wrong goes to the reader."""
     fields = reader.mapping(root, "", "mixture")
     if "base_model" not in fields:
         reader.problem(root, 'a mixture needs "base_model", whose attention, norms and embeddings it gets')
-    base = reader.reference(fields.get("base_model"), "base_model")
-    experts = _experts(reader, fields.get("experts"), "experts")
-    shared = _experts(reader, fields.get("shared_experts"), "shared_experts")
+    base = reader.reference(*fields.at("base_model"))
+    experts = _experts(reader, *fields.at("experts"))
+    shared = _experts(reader, *fields.at("shared_experts"))
     sources = (*(source for source, _ in experts), *(source for source, _ in shared))
     for i in range(len(sources)):
         place = f"experts.{i}" if i < len(experts) else f"shared_experts.{i - len(experts)}"
@@ -92,7 +94,7 @@ def build_mixture(reader: Reader, root: yaml.MappingNode, text: str) -> Recipe:
         experts=tuple(expert for _, expert in experts),
         shared=tuple(expert for _, expert in shared),
         gate_mode=_gate_mode(reader, fields.get("gate_mode")),
-        experts_per_token=_per_token(reader, fields.get("experts_per_token"), len(experts)),
+        experts_per_token=_per_token(reader, fields, len(experts)),
         architecture=_architecture(reader, fields.get("architecture")),
         reinit=_reinit(reader, fields.get("reinit")),
     )
@@ -105,12 +107,12 @@ def build_mixture(reader: Reader, root: yaml.MappingNode, text: str) -> Recipe:
         merge_method="passthrough",
         models=sources,
         base_model=base,
-        dtype=read_dtype(reader, fields.get("dtype"), "dtype"),
-        out_dtype=read_dtype(reader, fields.get("out_dtype"), "out_dtype"),
+        dtype=read_dtype(reader, *fields.at("dtype")),
+        out_dtype=read_dtype(reader, *fields.at("out_dtype")),
         name=read_name(reader, fields.get("name")),
-        seed=reader.integer(fields.get("seed"), "seed", '"seed"', 0, MAX_SEED) or 0,
+        seed=fields.integer("seed") or 0,
         allow=read_allow(reader, fields.get("allow")),
-        compat=read_compat(reader, fields.get("compat")),
+        compat=read_compat(reader, fields),
         notes=reader.notes(),
         text=text,
         file=reader.file,
@@ -120,30 +122,30 @@ def build_mixture(reader: Reader, root: yaml.MappingNode, text: str) -> Recipe:
     return _with_attention(reader, fields.get("attention"), recipe)
 
 
-def _experts(reader: Reader, node: yaml.Node | None, path: str) -> list[tuple[Source, Expert]]:
-    return [_expert(reader, item, join(path, str(i))) for i, item in enumerate(reader.items(node, path, path))]
+def _experts(reader: RecipeReader, node: yaml.Node | None, path: str) -> list[tuple[Source, Expert]]:
+    return [_expert(reader, item, join(path, str(i))) for i, item in enumerate(reader.items(node, path))]
 
 
-def _expert(reader: Reader, node: yaml.Node, path: str) -> tuple[Source, Expert]:
+def _expert(reader: RecipeReader, node: yaml.Node, path: str) -> tuple[Source, Expert]:
     fields = reader.mapping(node, path, "expert")
     if "source_model" not in fields and path not in reader.broken:
         reader.problem(node, f'{names.LEVELS["expert"]} needs the key "source_model"', path)
-    model = reader.reference(fields.get("source_model"), join(path, "source_model")) or UNREADABLE
+    model = reader.reference(*fields.at("source_model")) or UNREADABLE
     line = line_of(node)
     expert = Expert(
-        positive=_prompts(reader, fields.get("positive_prompts"), join(path, "positive_prompts")),
-        negative=_prompts(reader, fields.get("negative_prompts"), join(path, "negative_prompts")),
-        noise_scale=_number(reader, fields.get("noise_scale"), "noise_scale", 0.0, low=0.0),
-        residual_scale=_number(reader, fields.get("residual_scale"), "residual_scale", 1.0),
+        positive=_prompts(reader, *fields.at("positive_prompts")),
+        negative=_prompts(reader, *fields.at("negative_prompts")),
+        noise_scale=fields.number("noise_scale") or 0.0,
+        residual_scale=1.0 if (scale := fields.number("residual_scale")) is None else scale,
         line=line,
     )
     return Source(model, line=line), expert
 
 
-def _prompts(reader: Reader, node: yaml.Node | None, path: str) -> tuple[str, ...]:
+def _prompts(reader: RecipeReader, node: yaml.Node | None, path: str) -> tuple[str, ...]:
     key = path.rpartition(".")[2]
     found = []
-    for item in reader.items(node, path, key):
+    for item in reader.items(node, path):
         if isinstance(item, yaml.ScalarNode) and item.tag.endswith(":str"):
             found.append(str(item.value))
             continue
@@ -152,62 +154,48 @@ def _prompts(reader: Reader, node: yaml.Node | None, path: str) -> tuple[str, ..
     return tuple(found)
 
 
-def _number(
-    reader: Reader, node: yaml.Node | None, key: str, default: float, low: float = -1e30, high: float = 1e30
-) -> float:
-    """A finite number; `default` where there is none, and where it is wrong."""
-    if node is None:
-        return default
-    value = as_number(node) if isinstance(node, yaml.ScalarNode) else None
-    if value is not None and low <= value <= high:
-        return value
-    span = "" if low < -1e29 else f" of at least {low:g}" if high > 1e29 else f" between {low:g} and {high:g}"
-    reader.problem(node, f'"{key}" must be a number{span}, not {shown(node)}')
-    return default
-
-
-def _word(reader: Reader, node: yaml.Node | None, key: str, known: tuple[str, ...]) -> str | None:
+def _word(reader: RecipeReader, node: yaml.Node | None, key: str, known: tuple[str, ...]) -> str | None:
     text = reader.text(node, key)
     if text is None or text.lower() in known:
         return None if text is None else text.lower()
     assert node is not None
-    reader.problem(node, f'unknown {key} "{text}"; {names.suggest(text, known)}', key)
+    reader.problem(node, f'unknown {key} "{text}"; {suggest(text, known)}', key)
     return None
 
 
-def _gate_mode(reader: Reader, node: yaml.Node | None) -> str:
+def _gate_mode(reader: RecipeReader, node: yaml.Node | None) -> str:
     return _word(reader, node, "gate_mode", GATE_MODES) or ("zero" if "gate_mode" in reader.broken else "hidden")
 
 
-def _architecture(reader: Reader, node: yaml.Node | None) -> str | None:
+def _architecture(reader: RecipeReader, node: yaml.Node | None) -> str | None:
     word = _word(reader, node, "architecture", tuple(ARCHITECTURES))
     return None if word is None else ARCHITECTURES[word]
 
 
-def _per_token(reader: Reader, node: yaml.Node | None, n_experts: int) -> int:
-    value = reader.integer(node, "experts_per_token", '"experts_per_token"', 1)
-    if value is None and node is not None:
+def _per_token(reader: RecipeReader, fields: Fields, n_experts: int) -> int:
+    value, given = fields.integer("experts_per_token"), "experts_per_token" in fields
+    if value is None and given:
         return 1
     chosen = 2 if value is None else value
     if 0 < n_experts < chosen:
         there = "1 expert is" if n_experts == 1 else f"{n_experts} experts are"
         reader.problem(
-            reader.line("experts_per_token" if node is not None else "experts"),
-            f'"experts_per_token" is {chosen}{"" if node is not None else " by default"}, and only {there} listed',
+            reader.line("experts_per_token" if given else "experts"),
+            f'"experts_per_token" is {chosen}{"" if given else " by default"}, and only {there} listed',
         )
     return chosen
 
 
-def _reinit(reader: Reader, node: yaml.Node | None) -> float:
+def _reinit(reader: RecipeReader, node: yaml.Node | None) -> float:
     if node is None:
         return 0.0
     fields = reader.mapping(node, "reinit", "reinit")
     if "ratio" not in fields and "reinit" not in reader.broken:
         reader.problem(node, '"reinit" needs the key "ratio": the share of neurons that are drawn at random again')
-    return _number(reader, fields.get("ratio"), "ratio", 0.0, 0.0, 1.0)
+    return fields.number("ratio") or 0.0
 
 
-def _check_prompts(reader: Reader, mixture: Mixture) -> None:
+def _check_prompts(reader: RecipeReader, mixture: Mixture) -> None:
     mode = mixture.gate_mode
     for i, expert in enumerate(mixture.experts):
         path = f"experts.{i}"
@@ -230,15 +218,15 @@ def _check_prompts(reader: Reader, mixture: Mixture) -> None:
         reader.problem(reader.line("experts"), message)
 
 
-def _with_attention(reader: Reader, node: yaml.Node | None, recipe: Recipe) -> Recipe:
+def _with_attention(reader: RecipeReader, node: yaml.Node | None, recipe: Recipe) -> Recipe:
     """`attention`: base; or average, or {merge_method, parameters}, over the experts (Branch-Train-MiX)."""
     if node is None:
         return recipe
-    fields: dict[str, yaml.Node] = {}
+    fields: Mapping[str, yaml.Node] = {}
     name: str | None
     if isinstance(node, yaml.MappingNode):
         fields = reader.mapping(node, "attention", "attention")
-        name = reader.text(fields.get("merge_method"), "attention.merge_method")
+        name = fields.text("merge_method")
         if "merge_method" not in fields:
             reader.problem(node, '"attention" needs the key "merge_method"', "attention")
     else:
@@ -262,7 +250,7 @@ def _with_attention(reader: Reader, node: yaml.Node | None, recipe: Recipe) -> R
     return dataclasses.replace(recipe, merge_method=name, parameters=parameters)
 
 
-def _check_attention(reader: Reader, node: yaml.Node, method: Method, parameters: Mapping[str, object]) -> None:
+def _check_attention(reader: RecipeReader, node: yaml.Node, method: Method, parameters: Mapping[str, object]) -> None:
     """Whether the method can merge experts with what it is given."""
     if method.name == "passthrough":
         reader.problem(

@@ -6,31 +6,69 @@ import difflib
 from collections.abc import Mapping, Sequence
 
 from merge.methods.registry import Method
+from merge.recipe.model import ALIGN, COMPAT
+from merge.schema.document import FileKind
+from merge.schema.keys import Key
+from merge.schema.names import MOST, alike, nearest, suggest
 
-KEYS: dict[str, tuple[str, ...]] = {
-    "recipe": (
-        *("merge_method", "models", "slices", "modules", "base_model", "parameters", "dtype", "out_dtype"),
-        *("tokenizer_source", "tokenizer", "chat_template", "name", "seed", "allow", "align"),
-        *("upscale", "config_donor", "tokenizer_donor", "compat"),
-    ),
-    "mixture": (
-        *("base_model", "experts", "shared_experts", "gate_mode", "experts_per_token", "architecture", "attention"),
-        *("reinit", "dtype", "out_dtype", "name", "seed", "allow", "compat"),
-    ),
-    "expert": ("source_model", "positive_prompts", "negative_prompts", "noise_scale", "residual_scale"),
-    "attention": ("merge_method", "parameters"),
-    "reinit": ("ratio",),
-    "model": ("model", "parameters", "statistics"),
-    "slice": ("sources", "merge_method", "base_model", "parameters"),
-    "source": ("model", "layer_range", "parameters", "statistics"),
-    "module": ("slices", "models", "merge_method", "parameters"),
-    "upscale": ("overlap", "layers", "insert_every", "zero_init"),
-    "tokenizer": ("source", "tokens", "pad_to_multiple_of"),
-    "token": ("source", "force"),
-    "token source": ("kind", "model", "token", "token_id"),
-    "condition": ("filter", "value"),
-    "reference": ("model", "lora", "override_architecture"),
-    "model path": ("path", "revision"),
+RECIPE = FileKind(
+    *("recipe", "merge_method: linear", "merge_method and models"),
+    several="this is a pipeline; read it with load_pipeline or parse_pipeline",
+)
+_SEED = Key("int", low=0, high=(1 << 64) - 1)
+_COMPAT = Key("str", choices=COMPAT)
+_TEXT, _FLAG = Key("str"), Key("bool")
+
+
+def _own(*keys: str) -> dict[str, Key]:
+    """Keys that functions of merge/recipe read."""
+    return dict.fromkeys(keys, Key())
+
+
+# Level -> its keys.
+KEYS: dict[str, dict[str, Key]] = {
+    "recipe": {
+        **_own("merge_method", "models", "slices", "modules", "base_model", "parameters", "dtype", "out_dtype"),
+        **_own("tokenizer_source", "tokenizer", "chat_template", "name", "allow", "upscale"),
+        **_own("config_donor", "tokenizer_donor"),
+        "seed": _SEED,
+        "align": Key("str", choices=ALIGN, noun="way to align"),
+        "compat": _COMPAT,
+    },
+    "mixture": {
+        **_own("base_model", "experts", "shared_experts", "gate_mode", "architecture", "attention", "reinit"),
+        **_own("dtype", "out_dtype", "name", "allow"),
+        "experts_per_token": Key("int", low=1),
+        "seed": _SEED,
+        "compat": _COMPAT,
+    },
+    "expert": {
+        **_own("source_model", "positive_prompts", "negative_prompts"),
+        "noise_scale": Key("float", low=0),
+        "residual_scale": Key("float"),
+    },
+    "attention": {"merge_method": _TEXT, **_own("parameters")},
+    "reinit": {"ratio": Key("float", low=0, high=1)},
+    "model": {**_own("model", "parameters"), "statistics": _TEXT},
+    "slice": _own("sources", "merge_method", "base_model", "parameters"),
+    "source": {**_own("model", "layer_range", "parameters"), "statistics": _TEXT},
+    "module": _own("slices", "models", "merge_method", "parameters"),
+    "upscale": {
+        "overlap": Key("int", low=0),
+        "layers": Key("int", low=2),
+        "insert_every": Key("int", low=1),
+        "zero_init": _FLAG,
+    },
+    "tokenizer": {**_own("source", "tokens"), "pad_to_multiple_of": Key("int", low=1, high=1 << 20)},
+    "token": {**_own("source"), "force": _FLAG},
+    "token source": {
+        **_own("model", "token"),
+        "kind": Key("str", choices=("model_token", "zero")),
+        "token_id": Key("int", low=0),
+    },
+    "condition": _own("filter", "value"),
+    "reference": {**_own("model", "lora"), "override_architecture": _TEXT},
+    "model path": {"path": _TEXT, "revision": _TEXT},
 }
 # Keys of mergekit's schema that do nothing there: refused with the reason, not as unknown.
 REFUSED: dict[str, dict[str, str]] = {
@@ -56,39 +94,8 @@ LEVELS = {
 }
 
 
-_MOST = 3  # names that a message suggests
 # Parameters of mergekit, or of scripts around it, that real recipes give to any method.
 _FOREIGN = ("allow_negative_weights", "smooth", "rank", "residual_weight")
-_LONGEST = 100  # characters: no name is so long
-
-
-def suggest(word: str, names: Sequence[str]) -> str:
-    """`did you mean "density"?`, or `known: a, b, c`."""
-    near = nearest(word, names)
-    return f'did you mean "{near}"?' if near else f"known: {', '.join(names)}"
-
-
-def nearest(word: str, names: Sequence[str]) -> str | None:
-    """The name that was probably meant."""
-    return next(iter(alike(word, names)), None)
-
-
-def alike(word: str, names: Sequence[str]) -> list[str]:
-    """The names that were probably meant: letters swapped, else cut short, else alike and as much so as the nearest."""
-    if len(word) > _LONGEST:
-        return []
-    word = _fold(word)
-    for same in (lambda name: sorted(name) == sorted(word), lambda name: len(word) > 2 and name.startswith(word)):
-        if found := [name for name in names if same(_fold(name))]:
-            return found[:_MOST]
-    ratios = {name: difflib.SequenceMatcher(None, _fold(name), word).ratio() for name in names}
-    best = max(ratios.values(), default=0.0)
-    near = [name for name in names if ratios[name] >= max(0.6, best - 0.05)]
-    return sorted(near, key=lambda name: -ratios[name])[:_MOST]
-
-
-def _fold(name: str) -> str:
-    return name.lower().replace("-", "_")
 
 
 def is_ignored_elsewhere(key: str, known: Sequence[str], methods: Mapping[str, Method]) -> bool:
@@ -138,7 +145,7 @@ ALL_METHODS = "`merge methods` lists them all"
 
 def _few(others: Sequence[str], own: str) -> str:
     """`dare_ties, ties and 7 more`: those whose names are most like the method's own first."""
-    if len(others) <= _MOST + 1:
+    if len(others) <= MOST + 1:
         return ", ".join(others)
-    order = [*difflib.get_close_matches(own, others, _MOST, 0.0)]
+    order = [*difflib.get_close_matches(own, others, MOST, 0.0)]
     return f"{', '.join(order)} and {len(others) - len(order)} more"

@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 import yaml
 
 from merge.errors import Problem
-from merge.recipe.document import Document, line_of, place
 from merge.recipe.model import Recipe
 from merge.recipe.references import StageNames
+from merge.schema.document import Document, line_of, place
 
 
 @dataclass(frozen=True, slots=True)

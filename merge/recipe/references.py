@@ -15,7 +15,7 @@ from pathlib import Path
 
 from merge.quoting import clipped
 from merge.recipe.model import ModelRef
-from merge.recipe.names import nearest
+from merge.schema.names import nearest
 
 STAGE = "stage:"  # begins the path of a reference to another document's result; no hub id has a colon
 GGUF = (

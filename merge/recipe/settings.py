@@ -11,13 +11,15 @@ import yaml
 from merge.methods.registry import INT8_MASK, OUTPUT_RANK, Parameter
 from merge.recipe import names
 from merge.recipe.model import Conditional, Scalar, Setting, Settings
-from merge.recipe.reader import MAX_DIGITS, Reader, as_integer, join, one_of, shown
+from merge.recipe.reader import RecipeReader
+from merge.schema.names import nearest, one_of
+from merge.schema.reader import join
+from merge.schema.scalars import as_boolean, as_number, shown
 
 Level = Literal["model", "shared"]  # under one model or source; or under a slice, a module or the recipe
-_BOOLEANS = {"true": True, "false": False, "yes": True, "no": False, "on": True, "off": False}
 
 
-def read_settings(reader: Reader, node: yaml.Node | None, path: str, level: Level) -> Settings:
+def read_settings(reader: RecipeReader, node: yaml.Node | None, path: str, level: Level) -> Settings:
     """`parameters:` of one level. What is wrong is left out, but stays in reader.lines as written."""
     settings: dict[str, Setting] = {}
     if node is None:
@@ -42,17 +44,17 @@ def read_settings(reader: Reader, node: yaml.Node | None, path: str, level: Leve
     return settings
 
 
-def _unknown(reader: Reader, node: yaml.Node, key: str, path: str) -> None:
+def _unknown(reader: RecipeReader, node: yaml.Node, key: str, path: str) -> None:
     message = names.unknown_parameter(key, reader.in_use, reader.methods)
     known = [parameter.name for method in reader.in_use for parameter in method.parameters]
-    meant = join(path, names.nearest(key, known) or key)  # a misspelt weight is not missing too
+    meant = join(path, nearest(key, known) or key)  # a misspelt weight is not missing too
     if names.is_ignored_elsewhere(key, known, reader.methods):
         reader.ignored(node, key, message, meant)
     else:
         reader.problem(node, message, meant)
 
 
-def _misplaced(reader: Reader, key: str) -> str:
+def _misplaced(reader: RecipeReader, key: str) -> str:
     assert reader.method is not None
     return (
         f'"{key}" is one value for all models of {reader.method.name} and has no effect under one of them; '
@@ -60,7 +62,7 @@ def _misplaced(reader: Reader, key: str) -> str:
     )
 
 
-def _setting(reader: Reader, node: yaml.Node, path: str, parameter: Parameter | None) -> Setting | None:
+def _setting(reader: RecipeReader, node: yaml.Node, path: str, parameter: Parameter | None) -> Setting | None:
     """A value, a gradient or conditions. None, with a problem noted, when any leaf of it is wrong."""
     items = node.value if isinstance(node, yaml.SequenceNode) else [node]
     if not any(isinstance(item, yaml.MappingNode) for item in items):
@@ -78,7 +80,7 @@ def _key(path: str) -> str:
     return path.rpartition("parameters.")[2].partition(".")[0]
 
 
-def _condition(reader: Reader, node: yaml.Node, path: str, parameter: Parameter | None) -> Conditional | None:
+def _condition(reader: RecipeReader, node: yaml.Node, path: str, parameter: Parameter | None) -> Conditional | None:
     fields = reader.mapping(node, path, "condition")
     written = fields.get("filter")
     if written is not None and not (isinstance(written, yaml.ScalarNode) and written.tag.endswith(":str")):
@@ -92,7 +94,7 @@ def _condition(reader: Reader, node: yaml.Node, path: str, parameter: Parameter 
 
 
 def _value(
-    reader: Reader, node: yaml.Node, path: str, parameter: Parameter | None
+    reader: RecipeReader, node: yaml.Node, path: str, parameter: Parameter | None
 ) -> Scalar | tuple[Scalar, ...] | None:
     """A scalar or a gradient."""
     key = _key(path)
@@ -111,11 +113,11 @@ def _value(
     return None if None in points else tuple(point for point in points if point is not None)
 
 
-def _scalar(reader: Reader, node: yaml.ScalarNode, key: str, parameter: Parameter | None) -> Scalar | None:
+def _scalar(reader: RecipeReader, node: yaml.ScalarNode, key: str, parameter: Parameter | None) -> Scalar | None:
     """One leaf, checked for type, choices, range and NaN. None, with a problem noted, when it is wrong."""
     value, expected = _typed(node, parameter)
     if value is None:
-        near = names.nearest(node.value, [str(choice) for choice in parameter.choices]) if parameter else None
+        near = nearest(node.value, [str(choice) for choice in parameter.choices]) if parameter else None
         hint = f'; did you mean "{near}"?' if near and near != node.value else ""
         reader.problem(node, f'"{key}" must be {expected}, not {shown(node)}{hint}')
         return None
@@ -139,7 +141,7 @@ def _typed(node: yaml.ScalarNode, parameter: Parameter | None) -> tuple[Scalar |
     if parameter.choices:
         return _choice(node, parameter), one_of([_word(choice) for choice in parameter.choices])
     if parameter.kind is bool:
-        return boolean(node), "true or false"
+        return as_boolean(node), "true or false"
     if parameter.kind is int:
         return _whole(node), "a whole number"
     if parameter.kind is float:
@@ -147,39 +149,13 @@ def _typed(node: yaml.ScalarNode, parameter: Parameter | None) -> tuple[Scalar |
     return str(node.value) if node.tag.endswith(":str") else None, "a text"
 
 
-def as_number(node: yaml.ScalarNode) -> float | None:
-    """A number as float; also where YAML 1.1 sees a text, as in 1e-3 and "0.5"."""
-    kind = node.tag.rpartition(":")[2]
-    if len(node.value) > MAX_DIGITS:
-        return math.inf if kind in ("int", "float") else None
-    try:
-        if kind == "str":
-            return float(node.value)
-        if kind == "int":
-            whole = as_integer(node)
-            return None if whole is None else float(whole)
-        return float(yaml.constructor.SafeConstructor().construct_yaml_float(node)) if kind == "float" else None
-    except OverflowError:
-        return math.inf
-    except (ValueError, IndexError):  # no number; !!float before something else
-        return None
-
-
 def _whole(node: yaml.ScalarNode) -> int | None:
     number = as_number(node)
     return None if number is None or not math.isfinite(number) or number != int(number) else int(number)
 
 
-def boolean(node: yaml.ScalarNode) -> bool | None:
-    """true, false and their YAML 1.1 spellings, quoted or not; 1 and 0."""
-    number = as_number(node)
-    if number is not None:
-        return bool(number) if number in (0, 1) else None
-    return _BOOLEANS.get(node.value.lower())
-
-
 def _choice(node: yaml.ScalarNode, parameter: Parameter) -> Scalar | None:
-    flag = boolean(node)
+    flag = as_boolean(node)
     if flag is not None and any(choice is flag for choice in parameter.choices):
         return flag
     return next((str(choice) for choice in parameter.choices if choice == node.value), None)

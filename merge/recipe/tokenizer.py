@@ -7,16 +7,16 @@ from collections.abc import Mapping
 import yaml
 
 from merge.chat import named as chat
-from merge.recipe import names
 from merge.recipe.model import TokenizerSettings, TokenRow
-from merge.recipe.reader import Reader, as_integer, join, shown
+from merge.recipe.reader import RecipeReader
+from merge.schema.names import suggest
+from merge.schema.reader import join
+from merge.schema.scalars import shown
 
 _OLD_PREFIX = "model:"  # as early versions of mergekit had it
-_KINDS = ("model_token", "zero")
-_MOST_PADDING = 1 << 20
 
 
-def read_source(reader: Reader, fields: Mapping[str, yaml.Node]) -> str | None:
+def read_source(reader: RecipeReader, fields: Mapping[str, yaml.Node]) -> str | None:
     """ "base", "union" or a model's text, from either spelling."""
     node, path = fields.get("tokenizer_source"), "tokenizer_source"
     for key in ("tokenizer", "tokenizer_source"):
@@ -46,7 +46,7 @@ def read_source(reader: Reader, fields: Mapping[str, yaml.Node]) -> str | None:
     return model.text if model else None
 
 
-def read_tokenizer(reader: Reader, node: yaml.Node | None) -> TokenizerSettings | None:
+def read_tokenizer(reader: RecipeReader, node: yaml.Node | None) -> TokenizerSettings | None:
     if node is None:
         return None
     fields = reader.mapping(node, "tokenizer", "tokenizer")
@@ -56,14 +56,12 @@ def read_tokenizer(reader: Reader, node: yaml.Node | None) -> TokenizerSettings 
             found = _token(reader, value, token, join("tokenizer.tokens", token))
             if found is not None:
                 tokens[token] = found
-    padding = fields.get("pad_to_multiple_of")
-    multiple = reader.integer(padding, "tokenizer.pad_to_multiple_of", '"pad_to_multiple_of"', 1, _MOST_PADDING)
-    return TokenizerSettings(tokens, multiple)
+    return TokenizerSettings(tokens, fields.integer("pad_to_multiple_of"))
 
 
-def _token(reader: Reader, node: yaml.Node, token: str, path: str) -> TokenRow | None:
+def _token(reader: RecipeReader, node: yaml.Node, token: str, path: str) -> TokenRow | None:
     fields = reader.mapping(node, path, "token")
-    force = _flag(reader, fields.get("force"))
+    force = fields.boolean("force") or False
     source = fields.get("source")
     if source is None:
         if force:
@@ -76,23 +74,21 @@ def _token(reader: Reader, node: yaml.Node, token: str, path: str) -> TokenRow |
     return _of_kind(reader, source, join(path, "source"), force)
 
 
-def _of_kind(reader: Reader, node: yaml.Node, path: str, force: bool) -> TokenRow | None:
+def _of_kind(reader: RecipeReader, node: yaml.Node, path: str, force: bool) -> TokenRow | None:
     fields = reader.mapping(node, path, "token source")
-    kind = reader.text(fields.get("kind"), join(path, "kind"))
-    if kind not in _KINDS:
-        if kind is not None:
-            reader.problem(fields["kind"], f'unknown kind "{kind}" of a token\'s source; {names.suggest(kind, _KINDS)}')
+    kind = fields.word("kind")
+    if kind is None:
         return None
     if kind == "zero":
         if len(fields) > 1:
             reader.problem(node, 'a token\'s source of kind "zero" has no other key')
         return TokenRow("zero", force=force)
-    model = reader.reference(fields.get("model"), join(path, "model"))
+    model = reader.reference(*fields.at("model"))
     given = [key for key in ("token", "token_id") if key in fields]
     if "model" not in fields or len(given) != 1:
         reader.problem(node, 'a token\'s source of kind "model_token" needs "model" and one of "token" and "token_id"')
         return None
-    number = reader.integer(fields.get("token_id"), join(path, "token_id"), '"token_id"', 0)
+    number = fields.integer("token_id")
     text = fields.get("token")
     if text is not None and not isinstance(text, yaml.ScalarNode):
         reader.problem(text, f'"token" must be a token, not {shown(text)}')
@@ -102,18 +98,7 @@ def _of_kind(reader: Reader, node: yaml.Node, path: str, force: bool) -> TokenRo
     return TokenRow("model_token", model, None if text is None else str(text.value), number, force)
 
 
-def _flag(reader: Reader, node: yaml.Node | None) -> bool:
-    if node is None:
-        return False
-    word = str(node.value).lower() if isinstance(node, yaml.ScalarNode) else ""
-    if word in ("true", "yes", "on") or as_integer(node) == 1:
-        return True
-    if word not in ("false", "no", "off") and as_integer(node) != 0:
-        reader.problem(node, f'"force" must be true or false, not {shown(node)}')
-    return False
-
-
-def read_template(reader: Reader, node: yaml.Node | None) -> str | None:
+def read_template(reader: RecipeReader, node: yaml.Node | None) -> str | None:
     """ "auto", a known name, or a template that parses."""
     text = reader.text(node, "chat_template")
     if node is None or text is None:
@@ -127,7 +112,7 @@ def read_template(reader: Reader, node: yaml.Node | None) -> str | None:
             return None
     elif text not in ("auto", *chat.NAMED):
         known = ("auto", *chat.NAMED)
-        message = f"unknown chat_template {shown(node)}; {names.suggest(text, known)}"
+        message = f"unknown chat_template {shown(node)}; {suggest(text, known)}"
         reader.problem(node, message + " (a template of your own is Jinja, with braces)", "chat_template")
         return None
     return text

@@ -23,10 +23,10 @@ from merge.output.identity import plan_digest
 from merge.output.shards import INDEX
 from merge.plan import Plan, SourceFile, Step, Stored, TensorRef
 from merge.random_keys import random_key
-from merge.recipe.document import place
 from merge.recipe.model import ModelRef
 from merge.recipe.pipeline import Pipeline, Stage
 from merge.recipe.references import STAGE
+from merge.schema.document import place
 from merge.sources.stage import stage_tensor
 
 How = Literal["streamed", "written", "result"]

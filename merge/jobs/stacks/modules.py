@@ -13,7 +13,7 @@ from merge.architecture import Stack, find_stacks
 from merge.errors import Problem
 from merge.planning.inputs import Input, Inputs
 from merge.recipe.model import Recipe
-from merge.recipe.names import suggest
+from merge.schema.names import suggest
 
 DEFAULT, TEXT, VISION, AUDIO = "default", "text_decoder", "vision_tower", "audio_tower"
 PROJECTOR, ENCODER, DECODER, SHARED = "multi_modal_projector", "encoder", "decoder", "shared"

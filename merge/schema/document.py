@@ -31,16 +31,25 @@ _Loader: type[yaml.SafeLoader | yaml.CSafeLoader] = getattr(yaml, "CSafeLoader",
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
-    """What a file is, for messages: its name, a line it may begin with, and the keys it needs. `tags`: allowed too."""
+class FileKind:
+    """What a file is, for messages.
+
+    Attributes:
+        what: its name.
+        begins: a line it may begin with.
+        needs: the keys it needs.
+        tags: YAML tags that are allowed besides the plain ones.
+        several: what to do with a file of several documents.
+    """
 
     what: str
     begins: str
     needs: str
     tags: tuple[str, ...] = ()
+    several: str | None = None
 
 
-RECIPE = Kind("recipe", "merge_method: linear", "merge_method and models")
+_VALUE = FileKind("value", "", "")
 
 
 def line_of(node: yaml.Node) -> int:
@@ -54,7 +63,7 @@ def place(file: str | None, line: int | None) -> str | None:
     return f"line {line}" if file is None else f"{file}:{line}"
 
 
-def read_text(path: Path, kind: Kind = RECIPE) -> str:
+def read_text(path: Path, kind: FileKind) -> str:
     """The file's text. Raises RecipeError for a file that cannot be one: too large, not UTF-8, not readable."""
     try:
         with open(path, "rb") as stream:
@@ -80,7 +89,7 @@ class Document:
     line: int
 
 
-def read_document(text: str, file: str | None, kind: Kind = RECIPE) -> yaml.MappingNode:
+def read_document(text: str, file: str | None, kind: FileKind) -> yaml.MappingNode:
     """Composes the only document of `text`.
 
     Raises:
@@ -89,29 +98,27 @@ def read_document(text: str, file: str | None, kind: Kind = RECIPE) -> yaml.Mapp
     _check_text(text, file, kind)
     starts = _document_lines(text, file, kind)
     if len(starts) > 1:
-        message = "a second document starts here: this is a pipeline; read it with load_pipeline or parse_pipeline"
-        if kind is not RECIPE:
-            message = f"a second document starts here; a {kind.what} is one document"
-        raise RecipeError(Problem(message, place(file, starts[1])))
+        advice = kind.several or f"a {kind.what} is one document"
+        raise RecipeError(Problem(f"a second document starts here: {advice}", place(file, starts[1])))
     for document in _documents(text, file, starts, kind):
         return document.root
     raise _empty(file, kind)
 
 
-def read_documents(text: str, file: str | None) -> list[Document]:
+def read_documents(text: str, file: str | None, kind: FileKind) -> list[Document]:
     """Composes every document of `text`; raises RecipeError as `read_document`, and for an empty one among several."""
-    _check_text(text, file, RECIPE)
-    documents = list(_documents(text, file, _document_lines(text, file, RECIPE), RECIPE))
+    _check_text(text, file, kind)
+    documents = list(_documents(text, file, _document_lines(text, file, kind), kind))
     if not documents:
-        raise _empty(file, RECIPE)
+        raise _empty(file, kind)
     return documents
 
 
-def _empty(file: str | None, kind: Kind) -> RecipeError:
+def _empty(file: str | None, kind: FileKind) -> RecipeError:
     return RecipeError(Problem(f"the {kind.what} is empty; it needs at least {kind.needs}", place(file, None)))
 
 
-def _check_text(text: str, file: str | None, kind: Kind) -> None:
+def _check_text(text: str, file: str | None, kind: FileKind) -> None:
     if len(text) > MAX_BYTES:
         raise _too_large(file, kind)
     if found := _NOT_TEXT.search(text):
@@ -120,7 +127,7 @@ def _check_text(text: str, file: str | None, kind: Kind) -> None:
         raise RecipeError(Problem(message, place(file, line)))
 
 
-def _documents(text: str, file: str | None, starts: list[int], kind: Kind) -> Iterator[Document]:
+def _documents(text: str, file: str | None, starts: list[int], kind: FileKind) -> Iterator[Document]:
     lines = text.splitlines(keepends=True)
     try:
         for number, root in enumerate(yaml.compose_all(text, Loader=_Loader)):
@@ -135,7 +142,7 @@ def _documents(text: str, file: str | None, starts: list[int], kind: Kind) -> It
         raise _syntax_error(error, text, file) from error
 
 
-def _not_a_mapping(root: yaml.Node, number: int, line: int | None, file: str | None, kind: Kind) -> Problem:
+def _not_a_mapping(root: yaml.Node, number: int, line: int | None, file: str | None, kind: FileKind) -> Problem:
     """line: of the document, where it is one of several"""
     if line is not None and isinstance(root, yaml.ScalarNode) and not root.value:
         return Problem(f"document {number + 1} is empty; remove its line of dashes", place(file, line))
@@ -144,11 +151,11 @@ def _not_a_mapping(root: yaml.Node, number: int, line: int | None, file: str | N
     return Problem(message, place(file, line or line_of(root)))
 
 
-def _too_large(file: str | None, kind: Kind) -> RecipeError:
+def _too_large(file: str | None, kind: FileKind) -> RecipeError:
     return RecipeError(Problem(f"larger than {MAX_BYTES >> 20} MiB; a {kind.what} is a short YAML file", file))
 
 
-def _document_lines(text: str, file: str | None, kind: Kind) -> list[int]:
+def _document_lines(text: str, file: str | None, kind: FileKind) -> list[int]:
     """The line each document starts on; checks depth and size too. By the parser's events: these do not recurse."""
     depth, nodes = 0, 0
     starts: list[int] = []
@@ -188,7 +195,7 @@ def _syntax_error(error: yaml.MarkedYAMLError, text: str, file: str | None) -> R
     return RecipeError(Problem(f"not valid YAML: {', '.join(parts)}.", place(file, line), hint))
 
 
-def _check_tree(root: yaml.Node, file: str | None, kind: Kind) -> None:
+def _check_tree(root: yaml.Node, file: str | None, kind: FileKind) -> None:
     """Counts nodes with every alias written out, each node once; refuses loops and tags that ask for code."""
     sizes: dict[int, tuple[int, int]] = {}  # id of node -> (nodes, depth) below and with it
 
@@ -220,11 +227,11 @@ def _children(node: yaml.Node) -> list[yaml.Node]:
 def compose_value(text: str) -> yaml.Node | None:
     """The node of any YAML value within the bounds; None where there is none."""
     try:
-        _check_text(text, None, RECIPE)
-        _document_lines(text, None, RECIPE)
+        _check_text(text, None, _VALUE)
+        _document_lines(text, None, _VALUE)
         root = yaml.compose(text, Loader=_Loader)
         if root is not None:
-            _check_tree(root, None, RECIPE)
+            _check_tree(root, None, _VALUE)
     except (RecipeError, yaml.YAMLError):
         return None
     return root
