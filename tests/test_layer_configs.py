@@ -230,8 +230,7 @@ def test_what_is_repeated_outside_the_section_follows() -> None:
 def test_the_rest_of_the_config_stays() -> None:
     config = {"model_type": "qwen2", "num_hidden_layers": N, "rope_scaling": {"factor": 8}, "vocab_size": 5}
     stack = Restacked("default", N, [("DIR", config, layer) for layer in (0, 1)])
-    notes: list[str] = []
-    text = output_config(config, dtype="float16", tie_flags={}, vocabulary=6, stacks=[stack], notes=notes)
+    text, _, notes = output_config(config, dtype="float16", tie_flags={}, vocabulary=6, stacks=[stack])
     assert '"num_hidden_layers": 2' in text
     assert '"vocab_size": 6' in text
-    assert (config["num_hidden_layers"], notes) == (N, [])
+    assert (config["num_hidden_layers"], notes) == (N, ())

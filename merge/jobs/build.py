@@ -1,4 +1,4 @@
-"""build_plan: recipe + headers -> Plan. Every problem is collected before anything is said."""
+"""build_plan: recipe + headers -> Plan. A fold over planners, each of which returns a value, problems and notes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from merge.checkpoint import Checkpoint
 from merge.checkpoint.side_files import module_folders
-from merge.errors import Problem, RecipeError
+from merge.errors import Problem
 from merge.findings.model_pass import whole_models
 from merge.jobs.adapters import build_adapter_plan
 from merge.jobs.alignment.plan import align_targets
@@ -16,15 +16,16 @@ from merge.jobs.stacks.towers import lay_out_targets
 from merge.jobs.stacks.upscale import upscaled
 from merge.jobs.vocabulary.plan import plan_vocabulary
 from merge.jobs.vocabulary.rows import Vocabulary
-from merge.jobs.vocabulary.tokenizers import check_adapters, check_tokenizers, copied_files
+from merge.jobs.vocabulary.tokenizers import adapter_notes, check_tokenizers, copied_files
 from merge.methods import Method, get_method
 from merge.output.shards import index_text, lay_out
 from merge.plan import COPY, Finding, Plan, Step
+from merge.planned import Planned, Said
 from merge.planning.donors import donor_notes
-from merge.planning.inputs import Inputs
+from merge.planning.inputs import Inputs, open_inputs
 from merge.planning.kind import are_adapters
 from merge.planning.same_architecture import different_architectures
-from merge.planning.steps import StepBuilder
+from merge.planning.steps import build_steps
 from merge.planning.targets import Layout
 from merge.recipe.model import Recipe
 
@@ -36,14 +37,14 @@ def build_plan(
     *,
     shard_bytes: int = SHARD_BYTES,
     known: Mapping[str, Checkpoint] | None = None,
-    vocabulary_of: Callable[[Recipe, Inputs, list[Problem]], Vocabulary | None] = plan_vocabulary,
+    vocabulary_of: Callable[[Recipe, Inputs], Planned[tuple[Vocabulary | None, Inputs]]] = plan_vocabulary,
 ) -> Plan:
     """Makes the plan of a recipe from config files and tensor headers.
 
     Args:
         shard_bytes: most bytes of tensors in an output file.
         known: results of a pipeline's earlier stages, by the path of their references; see merge.jobs.pipelines.plan.
-        vocabulary_of: chooses the output's vocabulary and arranges the inputs' rows by it.
+        vocabulary_of: chooses the output's vocabulary, and gives the inputs with their rows in its order.
 
     Raises:
         RecipeError: with every problem there is.
@@ -57,49 +58,48 @@ def build_plan(
     assert method is not None, recipe.merge_method  # the recipe was checked against the registry
     if are_adapters(recipe.models, recipe.base_model):
         return build_adapter_plan(recipe, method, recipe.name or default_name(recipe))
-    inputs = Inputs(recipe, known)
-    problems = list(different_architectures(recipe, inputs))
-    if problems:
-        raise RecipeError(problems)  # anything else would be said of every tensor
-    recipe = upscaled(recipe, inputs, problems)
-    vocabulary = vocabulary_of(recipe, inputs, problems)
-    layout = Layout(()) if problems else lay_out_targets(recipe, inputs, problems)
+    said = Said()
+    inputs = said.take(open_inputs(recipe, known))
+    said.raise_if_any(different_architectures(recipe, inputs))  # anything else would be said of every tensor
+    recipe = said.take(upscaled(recipe, inputs))
+    vocabulary, inputs = said.take(vocabulary_of(recipe, inputs))
+    layout = Layout(())
     findings: tuple[Finding, ...] = ()
-    if recipe.align:
-        layout, findings = align_targets(recipe, inputs, layout, problems)
-    builder = StepBuilder(recipe, inputs, problems)
-    steps = [step for target in layout.targets if (step := builder.step(target)) is not None]
-    builder.check_whole(steps)
-    tokenizers = check_tokenizers(recipe, inputs) if vocabulary is None else vocabulary.memory
-    check_adapters(inputs)
-    inputs.notes += donor_notes(recipe, inputs)
-    copied = copied_files(recipe, inputs, vocabulary, problems)
-    if problems:
-        raise RecipeError(problems)
+    if not said.problems:
+        layout = said.take(lay_out_targets(recipe, inputs))
+        if recipe.align:
+            layout, findings = said.take(align_targets(recipe, inputs, layout))
+    made = said.take(build_steps(recipe, inputs, layout.targets))
+    if not made.steps and not said.problems:
+        said.problems.append(Problem("the recipe produces no tensors", recipe.file))
+    memory = said.take(check_tokenizers(recipe, inputs)) if vocabulary is None else vocabulary.memory
+    said.notes += [*adapter_notes(inputs), *donor_notes(recipe, inputs)]
+    copied = said.take(copied_files(recipe, inputs, vocabulary))
+    said.raise_if_any()
     modules = dict.fromkeys(folder for model in inputs.all for folder in module_folders(model.checkpoint.path))
-    placed, shards = lay_out(steps, shard_bytes, modules=tuple(modules))
+    steps, shards = lay_out(made.steps, shard_bytes, modules=tuple(modules))
     name = recipe.name or default_name(recipe)
+    index = index_text(steps, shards)
+    files = said.take(side_files(recipe, name, method, inputs, layout, steps, index, vocabulary, copied))
     return Plan(
         name=name,
         method=method.name,
         seed=recipe.seed,
         models=tuple(model.source_model() for model in inputs.all),
         base_model=None if recipe.base_model is None else inputs.place(recipe.base_model),
-        steps=placed,
+        steps=steps,
         shards=shards,
-        side_files=side_files(
-            recipe, name, method, inputs, layout, placed, index_text(placed, shards), vocabulary, copied
-        ),  # adds notes
+        side_files=files,
         allow=recipe.allow,
         compat=recipe.compat,
-        tokenizers_held=tokenizers.held,
-        tokenizers_peak=tokenizers.peak,
-        notes=(*recipe.notes, *inputs.notes, *builder.notes()),
+        tokenizers_held=memory.held,
+        tokenizers_peak=memory.peak,
+        notes=(*recipe.notes, *said.notes, *made.leniencies),
         recipe_text=recipe.text,
-        statistics_files=builder.statistics_files(),
+        statistics_files=made.statistics_files,
         method_origin=method.origin,
-        findings=(*findings, *whole_models(placed)),
-        other_origins=_other_origins(placed, method),
+        findings=(*findings, *whole_models(steps)),
+        other_origins=_other_origins(steps, method),
     )
 
 

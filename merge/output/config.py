@@ -9,6 +9,7 @@ from typing import Any
 
 from merge.architecture import config_section
 from merge.output.layers import Restacked, restack
+from merge.planned import Planned
 
 
 def output_config(
@@ -18,8 +19,7 @@ def output_config(
     tie_flags: Mapping[str, bool],
     vocabulary: int | None,
     stacks: Sequence[Restacked],
-    notes: list[str],
-) -> str:
+) -> Planned[str]:
     """Text of config.json.
 
     Args:
@@ -28,7 +28,6 @@ def output_config(
         tie_flags: sections ("" is the whole) -> what tie_word_embeddings has to become there.
         vocabulary: rows of the embedding matrix, if there is one.
         stacks: where each layer comes from, for every stack that was rebuilt.
-        notes: takes what is worth saying of layers that were rearranged.
     """
     config = copy.deepcopy(donor)
     text = config.get("text_config") or config
@@ -41,9 +40,8 @@ def output_config(
             section["tie_word_embeddings"] = flag
     if vocabulary is not None and "vocab_size" in text:
         text["vocab_size"] = vocabulary
-    for stack in stacks:
-        notes += restack(config, stack)
-    return json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+    notes = [note for stack in stacks for note in restack(config, stack)]
+    return Planned(json.dumps(config, indent=2, ensure_ascii=False) + "\n", notes=tuple(notes))
 
 
 def _set(config: dict[str, Any], text: dict[str, Any], keys: tuple[str, ...], value: Any) -> None:

@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from merge.planned import Planned
+
 # Matrices with a row for each label, in transformers' classes.
 _LABEL_HEADS = (
     *("classifier", "score", "classifier.out_proj", "classification_head.out_proj", "qa_outputs", "logits_proj"),
@@ -28,16 +30,15 @@ class Parent:
 
 
 def with_head(
-    donor: Mapping[str, Any], parents: Sequence[Parent], shapes: Mapping[str, tuple[int, ...]], notes: list[str]
-) -> dict[str, Any]:
+    donor: Mapping[str, Any], parents: Sequence[Parent], shapes: Mapping[str, tuple[int, ...]]
+) -> Planned[dict[str, Any]]:
     """The donor's config with the class and the labels of the head that the output has.
 
     Args:
         parents: all inputs, the donor first.
         shapes: of the output's tensors.
-        notes: takes what was changed.
     """
-    config = dict(donor)
+    config, notes = dict(donor), []
     heads = [name for name in shapes if _outside_layers(name)]
     if any(name not in parents[0].names for name in heads):
         whole = next((p for p in parents if p.config.get("architectures") and all(n in p.names for n in heads)), None)
@@ -46,7 +47,7 @@ def with_head(
             notes.append(f"architectures: {', '.join(map(str, config['architectures']))}, which has all of the tensors")
     rows = next((shapes[name][0] for name in shapes if _is_label_head(name) and shapes[name]), None)
     if rows is None or rows == _n_labels(config) or _scores_choices(config):
-        return config
+        return Planned(config, notes=tuple(notes))
     named = next((p.config for p in parents if _n_labels(p.config) == rows and any(map(_is_label_head, p.names))), None)
     for key in _LABEL_KEYS:
         config.pop(key, None)
@@ -57,7 +58,7 @@ def with_head(
         config["id2label"] = {str(i): label for i, label in enumerate(labels)}
         config["label2id"] = {label: i for i, label in enumerate(labels)}
     notes.append(f"labels: {rows}, as many as the head has rows")
-    return config
+    return Planned(config, notes=tuple(notes))
 
 
 def _outside_layers(name: str) -> bool:

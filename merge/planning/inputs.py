@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from merge.architecture import Architecture, Stack, architecture_of, find_stacks, is_input_side, main_stack
 from merge.checkpoint import Checkpoint
 from merge.plan import SourceModel, TensorRef
+from merge.planned import Planned, Said
 from merge.planning.common_names import common_names
 from merge.planning.models import open_models
 from merge.planning.ties import Named, resolve_ties
@@ -54,6 +55,7 @@ def _input(model: Named, tied: bool, stacks: tuple[Stack, ...]) -> Input:
     return Input(model.checkpoint, model.architecture, model.tensors, tied, stacks, main)
 
 
+@dataclass(frozen=True)
 class Inputs:
     """All input models of a recipe; the first one is the donor of names, config and tokenizer.
 
@@ -62,25 +64,11 @@ class Inputs:
         tie_flags: sections of the config -> what tie_word_embeddings becomes there; see merge.planning.ties.
     """
 
-    def __init__(self, recipe: Recipe, known: Mapping[str, Checkpoint] | None = None) -> None:
-        """known: checkpoints that no directory holds (yet), by the path of their references."""
-        checkpoints = open_models(recipe, known)
-        self.notes: list[str] = []
-        models = self._named(checkpoints)
-        ties = resolve_ties(models)
-        stacks = [find_stacks(model.tensors, model.checkpoint.config) for model in models]
-        self.copied = self._leave_out_unread(models, stacks)
-        self.tie_flags = ties.flags
-        self.notes += ties.notes
-        self.all = [_input(*each) for each in zip(models, ties.tied, stacks, strict=True)]
-        self._places = {key_of(model.ref): i for i, model in enumerate(self.all)}
-        self._suffixes: dict[tuple[int, Stack], dict[int, list[str]]] = {}
-        for model in self.all:
-            self.notes += [f"{model.ref.text}: {note}" for note in model.checkpoint.notes]
-            if model.ref.override_architecture is not None:
-                self.notes.append(
-                    f"{model.ref.text}: override_architecture has no effect: structure is read from tensor names"
-                )
+    all: tuple[Input, ...]
+    copied: frozenset[str]
+    tie_flags: Mapping[str, bool]
+    _places: Mapping[Hashable, int]
+    _suffixes: dict[tuple[int, Stack], dict[int, list[str]]] = field(default_factory=dict, init=False, compare=False)
 
     @property
     def donor(self) -> Input:
@@ -116,57 +104,87 @@ class Inputs:
                 return 1, found[0]
         return (0, 0) if is_input_side(name) else (2, 0)
 
-    def _named(self, checkpoints: Sequence[Checkpoint]) -> list[Named]:
-        """Every input's tensors under the first one's names."""
-        found: list[Named] = []
-        for checkpoint in checkpoints:
-            architecture = architecture_of(checkpoint.config, checkpoint.tensors)
-            common = {name: name for name in checkpoint.tensors}
-            if found and checkpoint.tensors.keys() != found[0].tensors.keys():
-                donor = found[0]
-                mapped = common_names(list(checkpoint.tensors), architecture, list(donor.tensors), donor.architecture)
-                common = mapped.names
-                to_match = f"tensor names, to match {donor.checkpoint.ref.text}"
-                self.notes += [f"{checkpoint.ref.text}: {change} {to_match}" for change in mapped.changes]
-            tensors = {common[name]: ref for name, ref in checkpoint.tensors.items()}
-            found.append(Named(checkpoint, architecture, tensors, common))
-        return found
 
-    def _leave_out_unread(self, models: Sequence[Named], stacks: Sequence[Sequence[Stack]]) -> frozenset[str]:
-        """Takes out what loading ignores or computes and the first input lacks; returns what only some others lack.
+def open_inputs(recipe: Recipe, known: Mapping[str, Checkpoint] | None = None) -> Planned[Inputs]:
+    """Opens the models of a recipe.
 
-        Layers that a model's own config does not count, for multi-token prediction, are among it.
+    Args:
+        known: checkpoints that no directory holds (yet), by the path of their references.
 
-        Args:
-            stacks: of each model.
-        """
-        donor, architecture = models[0], models[0].architecture
-        counts = Counter(name for model in models for name in model.tensors)
-        unread = [
-            name
-            for name, count in counts.items()
-            if count < len(models)
-            and (
-                architecture.is_unread(architecture.loaded_name(name))
-                or all(
-                    any(stack.is_beyond(name) for stack in found)
-                    for model, found in zip(models, stacks, strict=True)
-                    if name in model.tensors
-                )
+    Raises:
+        CheckpointError, RecipeError: see merge.planning.models.open_models.
+    """
+    said = Said()
+    models = said.take(_named(open_models(recipe, known)))
+    ties = resolve_ties(models)
+    stacks = [find_stacks(model.tensors, model.checkpoint.config) for model in models]
+    copied = said.take(_leave_out_unread(models, stacks))
+    said.notes += ties.notes
+    inputs = tuple(_input(*each) for each in zip(models, ties.tied, stacks, strict=True))
+    for model in inputs:
+        said.notes += [f"{model.ref.text}: {note}" for note in model.checkpoint.notes]
+        if model.ref.override_architecture is not None:
+            said.notes.append(
+                f"{model.ref.text}: override_architecture has no effect: structure is read from tensor names"
             )
-        ]
-        for model in models[1:]:
-            gone = [name for name in unread if name not in donor.tensors and name in model.tensors]
-            for name in gone:
-                del model.tensors[name]
-            if gone:
-                self.notes.append(
-                    f"{model.checkpoint.ref.text}: {some(gone)}: left out: models of this architecture do not read them"
-                )
-        kept = [name for name in unread if name in donor.tensors]
-        if kept:
-            self.notes.append(
-                f"{donor.checkpoint.ref.text}: {some(kept)}: copied: not in every input, and models of this "
-                "architecture do not read them"
+    places: dict[Hashable, int] = {key_of(model.ref): i for i, model in enumerate(inputs)}
+    return said.with_value(Inputs(inputs, copied, ties.flags, places))
+
+
+def _named(checkpoints: Sequence[Checkpoint]) -> Planned[list[Named]]:
+    """Every input's tensors under the first one's names."""
+    notes: list[str] = []
+    found: list[Named] = []
+    for checkpoint in checkpoints:
+        architecture = architecture_of(checkpoint.config, checkpoint.tensors)
+        common = {name: name for name in checkpoint.tensors}
+        if found and checkpoint.tensors.keys() != found[0].tensors.keys():
+            donor = found[0]
+            mapped = common_names(list(checkpoint.tensors), architecture, list(donor.tensors), donor.architecture)
+            common = mapped.names
+            to_match = f"tensor names, to match {donor.checkpoint.ref.text}"
+            notes += [f"{checkpoint.ref.text}: {change} {to_match}" for change in mapped.changes]
+        tensors = {common[name]: ref for name, ref in checkpoint.tensors.items()}
+        found.append(Named(checkpoint, architecture, tensors, common))
+    return Planned(found, notes=tuple(notes))
+
+
+def _leave_out_unread(models: Sequence[Named], stacks: Sequence[Sequence[Stack]]) -> Planned[frozenset[str]]:
+    """Takes out what loading ignores or computes and the first input lacks; returns what only some others lack.
+
+    Layers that a model's own config does not count, for multi-token prediction, are among it.
+
+    Args:
+        stacks: of each model.
+    """
+    notes: list[str] = []
+    donor, architecture = models[0], models[0].architecture
+    counts = Counter(name for model in models for name in model.tensors)
+    unread = [
+        name
+        for name, count in counts.items()
+        if count < len(models)
+        and (
+            architecture.is_unread(architecture.loaded_name(name))
+            or all(
+                any(stack.is_beyond(name) for stack in found)
+                for model, found in zip(models, stacks, strict=True)
+                if name in model.tensors
             )
-        return frozenset(kept)
+        )
+    ]
+    for model in models[1:]:
+        gone = [name for name in unread if name not in donor.tensors and name in model.tensors]
+        for name in gone:
+            del model.tensors[name]
+        if gone:
+            notes.append(
+                f"{model.checkpoint.ref.text}: {some(gone)}: left out: models of this architecture do not read them"
+            )
+    kept = [name for name in unread if name in donor.tensors]
+    if kept:
+        notes.append(
+            f"{donor.checkpoint.ref.text}: {some(kept)}: copied: not in every input, and models of this "
+            "architecture do not read them"
+        )
+    return Planned(frozenset(kept), notes=tuple(notes))

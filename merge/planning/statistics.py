@@ -10,14 +10,18 @@ from merge.errors import CheckpointError, Problem
 from merge.methods import get_method
 from merge.methods.registry import StatisticsKind
 from merge.plan import SourceFile, TensorRef
+from merge.planned import Planned
 from merge.recipe.model import Module, Recipe, Source
+
+_OTHER_MODEL = "Were they made of another model?"
 
 
 class Statistics:
-    """Opened when made, headers only; a file that cannot be used is a problem, said once."""
+    """Opened when made, headers only; `problems`: of files that cannot be used, once each."""
 
-    def __init__(self, recipe: Recipe, kind: StatisticsKind, problems: list[Problem]) -> None:
-        self._kind, self._problems = kind, problems
+    def __init__(self, recipe: Recipe, kind: StatisticsKind) -> None:
+        self._kind = kind
+        self.problems: list[Problem] = []
         self._tensors: dict[str, dict[str, TensorRef]] = {}
         self._files: dict[str, SourceFile] = {}
         for source in _sources_of(recipe, kind):
@@ -33,13 +37,13 @@ class Statistics:
         self._tensors[path] = {}
         make = f"Make it with `merge statistics MODEL --kind {self._kind}`."
         if not os.path.isfile(path):
-            self._problems.append(Problem(f"there is no statistics file {path}.", where, make))
+            self.problems.append(Problem(f"there is no statistics file {path}.", where, make))
             return
         try:
             file = SourceFile.now(path)
             refs, _ = read_header(path)
         except CheckpointError as error:
-            self._problems.append(Problem(str(error), where))
+            self.problems.append(Problem(str(error), where))
             return
         prefix = f"{self._kind}."
         self._tensors[path] = {ref.name.removeprefix(prefix): ref for ref in refs if ref.name.startswith(prefix)}
@@ -47,9 +51,9 @@ class Statistics:
         if not self._tensors[path]:
             kinds = dict.fromkeys(ref.name.partition(".")[0] for ref in refs)
             found = f"has {', '.join(list(kinds)[:3])}" if kinds else "is empty"
-            self._problems.append(Problem(f"{path} {found}, and {self._kind} is needed.", where, make))
+            self.problems.append(Problem(f"{path} {found}, and {self._kind} is needed.", where, make))
 
-    def of(self, name: str, owners: Sequence[tuple[str | None, str, TensorRef]]) -> tuple[TensorRef, ...]:
+    def of(self, name: str, owners: Sequence[tuple[str | None, str, TensorRef]]) -> Planned[tuple[TensorRef, ...]]:
         """The statistics of one step; () if there are none for this tensor, or if a problem was found.
 
         Args:
@@ -58,17 +62,16 @@ class Statistics:
         """
         files = [self._tensors.get(path or "", {}) for path, _, _ in owners]
         if not all(files):
-            return ()
+            return Planned(())
         found = [tensors.get(ref.name) for tensors, (_, _, ref) in zip(files, owners, strict=True)]
         if not any(found) and self._kind == "gram":
-            return ()  # not the weight of a linear layer
+            return Planned(())  # not the weight of a linear layer
         lacking = [model for statistics, (_, model, _) in zip(found, owners, strict=True) if statistics is None]
         if lacking:
             message = f"the statistics of {', '.join(lacking)} have no {self._kind} of it."
-            self._problems.append(Problem(message, name, "Were they made of another model?"))
-            return ()
+            return Planned((), (Problem(message, name, _OTHER_MODEL),))
         refs = tuple(statistics for statistics in found if statistics is not None)
-        wrong = False
+        problems = []
         for statistics, (_, model, ref) in zip(refs, owners, strict=True):
             expected = ref.shape if self._kind == "fisher" else (ref.shape[-1:] * 2)
             if statistics.shape != expected or statistics.dtype != "F32":
@@ -76,9 +79,8 @@ class Statistics:
                     f"the {self._kind} of {model} is {statistics.dtype} {list(statistics.shape)}, "
                     f"and F32 {list(expected)} is needed for a weight of shape {list(ref.shape)}."
                 )
-                self._problems.append(Problem(message, name, "Were they made of another model?"))
-                wrong = True
-        return () if wrong else refs
+                problems.append(Problem(message, name, _OTHER_MODEL))
+        return Planned(() if problems else refs, tuple(problems))
 
 
 def _sources_of(recipe: Recipe, kind: StatisticsKind) -> Iterator[Source]:

@@ -13,17 +13,36 @@ from merge.errors import Problem
 from merge.methods import Method, Parameter, get_method
 from merge.methods.registry import ModelPass, StatisticsKind
 from merge.plan import COPY, SourceFile, Step, TensorRef
+from merge.planned import Planned
 from merge.planning.inputs import Inputs
 from merge.planning.statistics import Statistics
 from merge.planning.targets import Slot, Target
 from merge.recipe.model import Recipe, resolve
 
 
-class StepBuilder:
+@dataclasses.dataclass(frozen=True)
+class Steps:
+    """All steps; `leniencies`: how often each was used; the statistics files that the steps read."""
+
+    steps: list[Step]
+    leniencies: tuple[str, ...]
+    statistics_files: tuple[SourceFile, ...]
+
+
+def build_steps(recipe: Recipe, inputs: Inputs, targets: Sequence[Target]) -> Planned[Steps]:
+    builder = _StepBuilder(recipe, inputs)
+    steps = [step for target in targets if (step := builder.step(target)) is not None]
+    builder.check_whole(steps)
+    made = Steps(steps, builder.leniencies(), builder.statistics_files())
+    return Planned(made, tuple(builder.problems))
+
+
+class _StepBuilder:
     """Turns targets into steps, and collects what stands in the way."""
 
-    def __init__(self, recipe: Recipe, inputs: Inputs, problems: list[Problem]) -> None:
-        self.recipe, self.inputs, self.problems = recipe, inputs, problems
+    def __init__(self, recipe: Recipe, inputs: Inputs) -> None:
+        self.recipe, self.inputs = recipe, inputs
+        self.problems: list[Problem] = []
         self.dtype = recipe.out_dtype or recipe.dtype
         self._statistics: dict[StatisticsKind, Statistics] = {}
         self._lenient: Counter[str] = Counter()
@@ -142,8 +161,11 @@ class StepBuilder:
         if kind is None:
             return ()
         if kind not in self._statistics:
-            self._statistics[kind] = Statistics(self.recipe, kind, self.problems)
-        return self._statistics[kind].of(name, owners)
+            self._statistics[kind] = Statistics(self.recipe, kind)
+            self.problems += self._statistics[kind].problems
+        found = self._statistics[kind].of(name, owners)
+        self.problems += found.problems
+        return found.value
 
     def statistics_files(self) -> tuple[SourceFile, ...]:
         return tuple(dict.fromkeys(file for each in self._statistics.values() for file in each.files))
@@ -213,8 +235,6 @@ class StepBuilder:
             self.problems.append(
                 Problem(f'"{key}" of {owner} has no value for {some}.', self.recipe.where("parameters"), hint)
             )
-        if not steps and not self.problems:
-            self.problems.append(Problem("the recipe produces no tensors", self.recipe.file))
         self._check_model_pass(steps)
 
     def _check_model_pass(self, steps: list[Step]) -> None:
@@ -231,8 +251,8 @@ class StepBuilder:
                 said += f"{self.inputs.all[model].ref.text} has {sorted(values)}."
                 self.problems.append(Problem(said, self.recipe.file))
 
-    def notes(self) -> list[str]:
-        return [f"{count} {what}" for what, count in self._lenient.items()]
+    def leniencies(self) -> tuple[str, ...]:
+        return tuple(f"{count} {what}" for what, count in self._lenient.items())
 
 
 def _method(target: Target) -> Method:

@@ -10,6 +10,7 @@ from typing import Any
 from merge.checkpoint.side_files import code_of, list_side_files
 from merge.errors import CheckpointError
 from merge.plan import SideFile
+from merge.planned import Planned
 from merge.quoting import quoted, some
 from merge.vocabulary.tokenizer import CONFIG, FILE, OTHER_FILES, Tokenizer
 from merge.vocabulary.union import Union
@@ -37,19 +38,17 @@ def tokenizer_code(directory: str) -> tuple[str, ...]:
     return code_of(directory, CONFIG)
 
 
-def tokenizer_files(
-    tokenizer: Tokenizer, changed: Union | None, template: str | None, notes: list[str]
-) -> tuple[SideFile, ...]:
+def tokenizer_files(tokenizer: Tokenizer, changed: Union | None, template: str | None) -> Planned[tuple[SideFile, ...]]:
     """What goes into the output of a tokenizer's directory.
 
     Args:
         changed: the contents that replace tokenizer.json; None: as it is.
         template: the chat template that replaces all others; None: as they are.
-        notes: gets a line for files that are left out.
     """
     names = [name for name in list_side_files(tokenizer.directory) if is_tokenizer_file(name)]
     config = copy.deepcopy(tokenizer.config)
     made: dict[str, str] = {}
+    notes = []
     if template is not None:
         names = [name for name in names if not is_template_file(name)]
         config.pop("chat_template", None)
@@ -64,7 +63,8 @@ def tokenizer_files(
     if config != tokenizer.config or (changed is not None and CONFIG not in names):
         made[CONFIG] = json.dumps(config, ensure_ascii=False, indent=2) + "\n"
     copied = [SideFile.copy(name, f"{tokenizer.directory}/{name}") for name in names if name not in made]
-    return (*copied, *(SideFile(name, text=text) for name, text in made.items()))
+    files = (*copied, *(SideFile(name, text=text) for name, text in made.items()))
+    return Planned(files, notes=tuple(notes))
 
 
 def _adapt(config: dict[str, Any], changed: Union) -> None:
@@ -111,13 +111,13 @@ def renumbered(
     old: Mapping[str, int],
     new: Mapping[str, int],
     named: Mapping[str, str],
-    notes: list[str],
-) -> dict[str, Any]:
+) -> Planned[dict[str, Any]]:
     """A configuration whose token ids (eos_token_id ...) are those of another vocabulary.
 
     A token that is not in it gives way to the one of the same role (`named`: {"eos_token": "</s>"}), or to null.
     """
     tokens = {number: token for token, number in old.items()}
+    notes: list[str] = []
 
     def number(key: str, value: Any) -> Any:
         if isinstance(value, list):
@@ -137,7 +137,7 @@ def renumbered(
             for key, value in part.items()
         }
 
-    return walk(config)
+    return Planned(walk(config), notes=tuple(notes))
 
 
 def _is_id_key(key: str) -> bool:

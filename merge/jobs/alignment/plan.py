@@ -16,6 +16,7 @@ from merge.dtypes import DTYPES
 from merge.errors import Problem
 from merge.findings.alignment import Member, PermutableModule
 from merge.plan import TensorRef
+from merge.planned import Planned
 from merge.planning.inputs import Inputs
 from merge.planning.targets import Layout, Slot, Target
 from merge.recipe.model import Recipe
@@ -54,29 +55,29 @@ class _Form:
 
 
 def align_targets(
-    recipe: Recipe, inputs: Inputs, layout: Layout, problems: list[Problem]
-) -> tuple[Layout, tuple[PermutableModule, ...]]:
+    recipe: Recipe, inputs: Inputs, layout: Layout
+) -> Planned[tuple[Layout, tuple[PermutableModule, ...]]]:
     """The layout with its sources marked for reading in the reference's order, and the orders to be found.
 
     The reference is the base, or else the first model of each tensor's sources.
     """
     if not layout.targets:
-        return layout, ()
+        return Planned((layout, ()))
     where = recipe.where("align")
     if any(slot.statistics is not None for target in layout.targets for slot in target.slots):
         message = "statistics are of a model as it is stored; they do not fit a model whose units are permuted"
-        problems.append(Problem(message, where, 'Remove "align".'))
-        return layout, ()
+        return Planned((layout, ()), (Problem(message, where, 'Remove "align".'),))
     aligner = _Aligner(inputs, layout.targets)
     targets = aligner.targets()
+    problems = []
     if not aligner.units and not aligner.pairs:
         message = "there is nothing to align: no tensor has two sources"
         problems.append(Problem(message, where, 'Remove "align".'))
     elif not aligner.units:
         reasons = "; ".join(aligner.refused) or "no MLP and no attention has tensor names that are known"
         problems.append(Problem(f"found no layer whose units can be permuted: {reasons}.", where, 'Remove "align".'))
-    inputs.notes += aligner.notes(targets)
-    return dataclasses.replace(layout, targets=targets), tuple(aligner.units)
+    aligned = dataclasses.replace(layout, targets=targets), tuple(aligner.units)
+    return Planned(aligned, tuple(problems), tuple(aligner.notes(targets)))
 
 
 class _Aligner:

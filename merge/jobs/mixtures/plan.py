@@ -4,10 +4,10 @@ Sparse upcycling (Komatsuzaki et al. 2022, arXiv:2212.05055): every MLP becomes 
 else is planned as a recipe of its own, of the base alone or of the experts merged (Branch-Train-MiX, Sukhbaatar et al.
 2024, arXiv:2403.07816), and its steps are taken over.
 
-moe_layouts.py  the layouts and their configs
-moe_fit.py      whether the models fit
-router.py       where the router's numbers come from
-moe_steps.py    the steps
+layouts.py  the layouts and their configs
+fit.py      whether the models fit
+router.py   where the router's numbers come from
+steps.py    the steps
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 
 import merge.output
 from merge.dtypes import torch_name
-from merge.errors import Problem, RecipeError
+from merge.errors import RecipeError
 from merge.jobs.mixtures.fit import DEAD_NEURONS, EMBEDDING, HEAD, Dense, choose_layout
 from merge.jobs.mixtures.layouts import Counts, moe_config
 from merge.jobs.mixtures.router import Router
@@ -31,7 +31,7 @@ from merge.output.config import output_config
 from merge.output.shards import INDEX, index_text, lay_out
 from merge.output.task import task_of
 from merge.plan import Experts, Plan, SideFile, Step
-from merge.planning.inputs import Inputs
+from merge.planning.inputs import open_inputs
 from merge.recipe.mixture import Mixture
 from merge.recipe.model import Recipe, Source
 
@@ -48,14 +48,13 @@ def build_mixture(recipe: Recipe, plan_rest: Callable[[Recipe], Plan], *, shard_
     """
     mixture = recipe.mixture
     assert mixture is not None
-    inputs = Inputs(recipe)
+    inputs = open_inputs(recipe).value  # what is said of the models, the plan of the rest says
     layout = choose_layout(recipe, mixture, inputs)
     rest = plan_rest(_rest(recipe, mixture))
     dense = Dense(recipe, mixture, inputs, layout, rest)
-    problems: list[Problem] = []
-    router = Router(recipe, mixture, dense.base, layout, dense.n_layers, problems)
-    if problems:
-        raise RecipeError(problems)
+    router = Router(recipe, mixture, dense.base, layout, dense.n_layers)
+    if router.problems:
+        raise RecipeError(router.problems)
     placed, shards = lay_out(list(ExpertSteps(dense, router).all()), shard_bytes)
     of_files = [f"{model.ref.text}: {note}" for model in inputs.all for note in model.checkpoint.notes]
     return dataclasses.replace(
@@ -108,8 +107,7 @@ def _side_files(dense: Dense, name: str, steps: Sequence[Step], index: str | Non
         tie_flags={"": tied},
         vocabulary=embedding.shape[0],
         stacks=(),
-        notes=[],
-    )
+    ).value
     rest = get_method(dense.recipe.merge_method)
     assert rest is not None
     method = dataclasses.replace(

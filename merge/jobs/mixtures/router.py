@@ -34,7 +34,10 @@ def random_key(seed: int, what: str, expert: int) -> int:
 
 
 class Router:
-    """Makes the tensors that a layer's gates are read from; `gates` is what the run has to find for them first."""
+    """Makes the tensors that a layer's gates are read from.
+
+    `gates` is what the run has to find for them first, `problems` what is wrong with the prompts.
+    """
 
     def __init__(
         self,
@@ -43,19 +46,19 @@ class Router:
         base: Input,
         layout: MoeLayout,
         n_layers: int,
-        problems: list[Problem],
     ) -> None:
         self._seed, self._mode, self._n = recipe.seed, mixture.gate_mode, len(mixture.experts)
         self._embedding = base.tensors["model.embed_tokens.weight"]
         self._hidden = self._embedding.shape[1]
         self.gates: RouterPrompts | None = None
+        self.problems: list[Problem] = []
         self._rows: list[tuple[Tokens, Tokens]] = []
         if self._mode not in PROMPTED:
             return
         experts: list[Expert] = [*mixture.experts]
         if layout.shared_gate:
             experts.append(mixture.shared[0] if mixture.shared else Expert())
-        prompts = _Prompts(base, self._embedding.shape[0], problems)
+        prompts = _Prompts(base, self._embedding.shape[0], self.problems)
         self._rows = [
             (prompts.tokens(expert, expert.positive, recipe), prompts.tokens(expert, expert.negative, recipe))
             for expert in experts

@@ -68,9 +68,10 @@ class Modules:
 
 
 class Chosen:
-    """The modules that a recipe lists: which of its keys a tensor belongs to."""
+    """Which of the keys of a recipe's modules a tensor belongs to; `problems`: of keys that name no module."""
 
-    def __init__(self, recipe: Recipe, inputs: Inputs, problems: list[Problem]) -> None:
+    def __init__(self, recipe: Recipe, inputs: Inputs) -> None:
+        self.problems: list[Problem] = []
         self._modules = inputs_modules(inputs)
         self._keys: dict[str, str] = {}  # module -> the recipe's key
         self._prefixes: list[tuple[str, str]] = []  # (prefix, the recipe's key), the longest first
@@ -86,9 +87,9 @@ class Chosen:
                 has = ", ".join(self._modules.described())
                 message = f'there is no module "{key}" in {inputs.donor.ref.text}, which has {has}.{near}'
                 hint = None if recipe.base_model else "Name the model that has it as base_model."
-                problems.append(Problem(message, where, hint))
+                self.problems.append(Problem(message, where, hint))
             elif module in self._keys:
-                problems.append(Problem(f'"{key}" and "{self._keys[module]}" are the same module.', where))
+                self.problems.append(Problem(f'"{key}" and "{self._keys[module]}" are the same module.', where))
             else:
                 self._keys[module] = key
         self._prefixes.sort(key=lambda pair: -len(pair[0]))

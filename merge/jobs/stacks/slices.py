@@ -11,38 +11,40 @@ from merge.jobs.stacks.first_layer import FirstLayer
 from merge.jobs.stacks.layer_parts import StackedLayer, divided_tensors, part_targets
 from merge.jobs.stacks.usage import usage_notes
 from merge.output.layers import Restacked
+from merge.planned import Planned, Said
 from merge.planning.inputs import Input, Inputs
 from merge.planning.targets import Layout, Slot, Target, Tower, gradient_place
 from merge.quoting import some
 from merge.recipe.model import ModelRef, Recipe, Settings, Slice, Source
 
 
-def slice_targets(recipe: Recipe, inputs: Inputs, tower: Tower, problems: list[Problem]) -> Layout:
-    found = list(_slice_problems(recipe, inputs, tower))
-    problems += found
+def slice_targets(recipe: Recipe, inputs: Inputs, tower: Tower) -> Planned[Layout]:
+    said = Said()
+    said.problems += _slice_problems(recipe, inputs, tower)
     stack = tower.stack(inputs.donor)
-    if found or stack is None:
-        return Layout(())
+    if said.problems or stack is None:
+        return said.with_value(Layout(()))
     first_layer = FirstLayer(inputs.donor, stack)
     targets: list[Target] = []
     layers: list[StackedLayer] = []
     for number, part in enumerate(tower.slices):
         if not any(_layers(part)):
-            inputs.notes.append(_without_layers(number, len(tower.slices)))
+            said.notes.append(_without_layers(number, len(tower.slices)))
         for t, numbers in _layers(part):
-            problems += first_layer.problems(len(layers), numbers, recipe.where("slices"))
+            said.problems += first_layer.problems(len(layers), numbers, recipe.where("slices"))
             layer = StackedLayer(part, numbers, _base_layer(recipe, inputs, part, numbers))
             targets += _layer_targets(inputs, tower, layer, t, stack, len(layers), first_layer)
             layers.append(layer)
     divided = divided_tensors(inputs, tower)
     beside: list[Target] = []
     for made in part_targets(recipe, inputs, tower, layers, divided):
-        problems.append(made) if isinstance(made, Problem) else beside.append(made)
-    before, after = _outside(recipe, inputs, tower, divided)
+        said.problems.append(made) if isinstance(made, Problem) else beside.append(made)
+    before, after = said.take(_outside(recipe, inputs, tower, divided))
     lengths = {i: its.n_layers for i, model in enumerate(inputs.all) if (its := tower.stack(model)) is not None}
-    inputs.notes += usage_notes(inputs, tower.slices, lengths)
+    said.notes += usage_notes(inputs, tower.slices, lengths)
     origins = [_origin(inputs, layer) for layer in layers]
-    return Layout((*before, *beside, *targets, *after), (Restacked(tower.kind, stack.n_layers, origins),))
+    stacks = (Restacked(tower.kind, stack.n_layers, origins),)
+    return said.with_value(Layout((*before, *beside, *targets, *after), stacks))
 
 
 def _origin(inputs: Inputs, layer: StackedLayer) -> tuple[str, dict[str, Any], int]:
@@ -166,7 +168,7 @@ def _slice_base(recipe: Recipe, part: Slice) -> ModelRef | None:
 
 def _outside(
     recipe: Recipe, inputs: Inputs, tower: Tower, divided: Container[str]
-) -> tuple[list[Target], list[Target]]:
+) -> Planned[tuple[list[Target], list[Target]]]:
     """Tensors outside the stack: embeddings with the first slice's sources, norm and head with the last one's."""
     before: list[Target] = []
     after: list[Target] = []
@@ -186,9 +188,8 @@ def _outside(
         base = None if ref is None else Slot(inputs.place(ref), name, shared)
         method = part.merge_method or tower.method
         (before if early else after).append(Target(name, slots, base, shared, 0.0, None, method))
-    if beyond:
-        inputs.notes.append(f"{some(beyond)}: left out: not among the layers that are stacked")
-    return before, after
+    left_out = (f"{some(beyond)}: left out: not among the layers that are stacked",) if beyond else ()
+    return Planned((before, after), notes=left_out)
 
 
 def _outside_slot(inputs: Inputs, source: Source, name: str, shared: tuple[Settings, ...]) -> Slot:

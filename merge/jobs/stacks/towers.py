@@ -20,36 +20,38 @@ from merge.jobs.stacks.modules import (
 from merge.jobs.stacks.slices import slice_targets
 from merge.methods import get_method
 from merge.output.layers import Restacked
+from merge.planned import Planned, Said
 from merge.planning.inputs import Inputs
 from merge.planning.targets import Layout, Slot, Target, Tower, model_targets, place_of
 from merge.recipe.model import Module, Recipe
 
 
-def lay_out_targets(recipe: Recipe, inputs: Inputs, problems: list[Problem]) -> Layout:
+def lay_out_targets(recipe: Recipe, inputs: Inputs) -> Planned[Layout]:
     if recipe.modules:
-        return _modules(recipe, inputs, problems)
+        return _modules(recipe, inputs)
     if (found := list(_towers_beside_the_donor(recipe, inputs))) and "missing_tensors" not in recipe.allow:
-        problems += found
-        return Layout(())
+        return Planned(Layout(()), tuple(found))
     tower = Tower(
         *("", DEFAULT, recipe.models, recipe.slices, recipe.merge_method, (recipe.parameters,)),
         owns=lambda name: True,
         stack=lambda model: model.main,
     )
     if not recipe.slices:
-        return Layout(_with_lacking(inputs, model_targets(recipe, inputs, tower)))
+        targets = _with_lacking(inputs, model_targets(recipe, inputs, tower))
+        return Planned(Layout(targets.value), notes=targets.notes)
     modules = inputs_modules(inputs).found
     if ENCODER in modules and DECODER in modules:
         message = f'{inputs.donor.ref.text} has several stacks of layers; say which ones by "modules": encoder, decoder'
-        problems.append(Problem(message, recipe.where("slices")))
-        return Layout(())
-    layout = slice_targets(recipe, inputs, tower, problems)
-    return Layout(_with_lacking(inputs, layout.targets), layout.stacks)
+        return Planned(Layout(()), (Problem(message, recipe.where("slices")),))
+    said = Said()
+    layout = said.take(slice_targets(recipe, inputs, tower))
+    return said.with_value(Layout(said.take(_with_lacking(inputs, layout.targets)), layout.stacks))
 
 
-def _modules(recipe: Recipe, inputs: Inputs, problems: list[Problem]) -> Layout:
+def _modules(recipe: Recipe, inputs: Inputs) -> Planned[Layout]:
     """The towers that the recipe lists; what belongs to none of them is copied from the donor."""
-    chosen = Chosen(recipe, inputs, problems)
+    chosen, said = Chosen(recipe, inputs), Said()
+    said.problems += chosen.problems
     targets: dict[str, Target] = {}
     stacks: tuple[Restacked, ...] = ()
     for key, module in recipe.modules.items():
@@ -57,15 +59,15 @@ def _modules(recipe: Recipe, inputs: Inputs, problems: list[Problem]) -> Layout:
         made = (
             Layout(model_targets(recipe, inputs, tower))
             if module.models
-            else slice_targets(recipe, inputs, tower, problems)
+            else said.take(slice_targets(recipe, inputs, tower))
         )
-        if not made.targets and not problems:
+        if not made.targets and not said.problems:
             message = f'module "{key}" has no tensors in the models that it lists'
-            problems.append(Problem(message, recipe.where(f"modules.{key}")))
+            said.problems.append(Problem(message, recipe.where(f"modules.{key}")))
         targets.update((target.name, target) for target in made.targets)
         stacks += made.stacks
-    if problems:
-        return Layout(())
+    if said.problems:
+        return said.with_value(Layout(()))
     copied: Counter[str] = Counter()
     sorter = inputs_modules(inputs)
     for name in inputs.donor.tensors:
@@ -74,9 +76,10 @@ def _modules(recipe: Recipe, inputs: Inputs, problems: list[Problem]) -> Layout:
             copied[sorter.of(name)] += 1
     if copied:
         listed = ", ".join(f"{module} ({count} tensors)" for module, count in copied.items())
-        inputs.notes.append(f"not among the modules, copied from {inputs.donor.ref.text}: {listed}")
+        said.notes.append(f"not among the modules, copied from {inputs.donor.ref.text}: {listed}")
     order = {name: place for place, name in enumerate(inputs.names())}
-    return Layout(tuple(sorted(targets.values(), key=lambda target: order.get(target.name, len(order)))), stacks)
+    ordered = sorted(targets.values(), key=lambda target: order.get(target.name, len(order)))
+    return said.with_value(Layout(tuple(ordered), stacks))
 
 
 def _tower(recipe: Recipe, key: str, module: Module, chosen: Chosen) -> Tower:
@@ -110,21 +113,23 @@ def _towers_beside_the_donor(recipe: Recipe, inputs: Inputs) -> Iterator[Problem
             yield Problem(message, where, "Name the model that has it as base_model, or list it first.")
 
 
-def _with_lacking(inputs: Inputs, targets: tuple[Target, ...]) -> tuple[Target, ...]:
+def _with_lacking(inputs: Inputs, targets: tuple[Target, ...]) -> Planned[tuple[Target, ...]]:
     """A tower that the donor has and plain language models have not is merged from the models that have it, if any."""
     targets = tuple(_copy(inputs, target.name) if target.name in inputs.copied else target for target in targets)
     lacking = side_modules(inputs)
     if not lacking:
-        return targets
+        return Planned(targets)
     sorter = inputs_modules(inputs)
+    notes = []
     for name, without in lacking.items():
         names = ", ".join(inputs.all[i].ref.text for i in sorted(without))
         how = "copied" if len(inputs.all) - len(without) < 2 else "merged from those that have it"
-        inputs.notes.append(f"{names}: no {name}; it is {how}")
-    return tuple(
+        notes.append(f"{names}: no {name}; it is {how}")
+    left = tuple(
         _without(inputs, target, lacking[module]) if (module := sorter.of(target.name)) in lacking else target
         for target in targets
     )
+    return Planned(left, notes=tuple(notes))
 
 
 def _without(inputs: Inputs, target: Target, without: frozenset[int]) -> Target:

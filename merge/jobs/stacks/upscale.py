@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 
 from merge.errors import Problem
+from merge.planned import Planned, Said
 from merge.planning.inputs import Input, Inputs
 from merge.recipe.model import Conditional, Recipe, Settings, Slice, Source
 
@@ -19,67 +20,66 @@ _ATTENTION_OUT = ("o_proj", "out_proj", "attn.c_proj", "attention.dense", "atten
 _MLP_OUT = ("down_proj", "mlp.c_proj", "dense_4h_to_h", "fc2", ".w2", "fc_out", "lin2")
 
 
-def upscaled(recipe: Recipe, inputs: Inputs, problems: list[Problem]) -> Recipe:
+def upscaled(recipe: Recipe, inputs: Inputs) -> Planned[Recipe]:
     """The recipe with slices in place of `upscale`; as it is if it has none, or where a problem was found."""
     upscale = recipe.upscale
     if upscale is None:
-        return recipe
+        return Planned(recipe)
     source = recipe.models[0]
     model = inputs.all[inputs.place(source.model)]
     if model.main is None:
         message = f"{model.ref.text} has no stack of layers that its config confirms"
-        problems.append(Problem(message, recipe.where("upscale")))
-        return recipe
-    n = model.main.n_layers
+        return Planned(recipe, (Problem(message, recipe.where("upscale")),))
+    n, said = model.main.n_layers, Said()
     if upscale.insert_every is not None:
-        parts = _inserted(recipe, source, model, upscale.insert_every, n, problems)
+        parts = said.take(_inserted(recipe, source, model, upscale.insert_every, n))
     else:
-        overlap = _overlap(recipe, model, n, problems)
+        overlap = said.take(_overlap(recipe, model, n))
         if overlap is None:
-            return recipe
+            return said.with_value(recipe)
         parts = [_slice(source, 0, n - overlap), _slice(source, overlap, n)]
-    return dataclasses.replace(recipe, models=(), slices=tuple(parts))
+    return said.with_value(dataclasses.replace(recipe, models=(), slices=tuple(parts)))
 
 
 def _slice(source: Source, start: int, end: int, parameters: Settings | None = None) -> Slice:
     return Slice((dataclasses.replace(source, layer_range=(start, end)),), None, parameters or {}, source.line)
 
 
-def _overlap(recipe: Recipe, model: Input, n: int, problems: list[Problem]) -> int | None:
+def _overlap(recipe: Recipe, model: Input, n: int) -> Planned[int | None]:
     """Layers that each of the two copies goes without."""
     assert recipe.upscale is not None
     overlap, wanted = recipe.upscale.overlap, recipe.upscale.layers
     if overlap is not None:
         if 2 * overlap < n:
-            return overlap
+            return Planned(overlap)
         message = f"an overlap of {overlap} leaves {2 * max(0, n - overlap)} layers; {model.ref.text} has {n} already."
         hint = f"The largest overlap that makes it deeper is {(n - 1) // 2}."
-        problems.append(Problem(message, recipe.where("upscale.overlap"), hint))
-        return None
+        return Planned(None, (Problem(message, recipe.where("upscale.overlap"), hint),))
     assert wanted is not None
     if n < wanted <= 2 * n and wanted % 2 == 0:
-        return n - wanted // 2
+        return Planned(n - wanted // 2)
     message = f"{wanted} layers cannot be made of two copies of {model.ref.text}, which has {n} layers."
     hint = f"Write an even number from {n + 2 - n % 2} to {2 * n}."
-    problems.append(Problem(message, recipe.where("upscale.layers"), hint))
-    return None
+    return Planned(None, (Problem(message, recipe.where("upscale.layers"), hint),))
 
 
-def _inserted(recipe: Recipe, source: Source, model: Input, every: int, n: int, problems: list[Problem]) -> list[Slice]:
+def _inserted(recipe: Recipe, source: Source, model: Input, every: int, n: int) -> Planned[list[Slice]]:
     assert recipe.upscale is not None
+    said = Said()
     if every > n:
         message = f"{model.ref.text} has {n} layers, so that none is inserted after every {every}."
-        problems.append(Problem(message, recipe.where("upscale.insert_every"), f"Write a number from 1 to {n}."))
-    silent = _silent(recipe, model, problems) if recipe.upscale.zero_init else {}
+        said.problems.append(Problem(message, recipe.where("upscale.insert_every"), f"Write a number from 1 to {n}."))
+    silent = said.take(_silent(recipe, model)) if recipe.upscale.zero_init else {}
     parts = []
     for end in range(every, n + 1, every):
         parts += [_slice(source, end - every, end), _slice(source, end - 1, end, silent)]
     rest = n % every
-    return parts + ([_slice(source, n - rest, n)] if rest else [])
+    return said.with_value(parts + ([_slice(source, n - rest, n)] if rest else []))
 
 
-def _silent(recipe: Recipe, model: Input, problems: list[Problem]) -> Settings:
+def _silent(recipe: Recipe, model: Input) -> Planned[Settings]:
     """Parameters of passthrough that make a layer the identity."""
+    problems = []
     filters = [name for name in (*_ATTENTION_OUT, *_MLP_OUT) if any(name in tensor for tensor in model.tensors)]
     if not set(filters) & set(_ATTENTION_OUT) or not set(filters) & set(_MLP_OUT):
         message = (
@@ -88,4 +88,4 @@ def _silent(recipe: Recipe, model: Input, problems: list[Problem]) -> Settings:
         )
         hint = 'Set "zero_init: false", or write slices with "scale: [{filter: NAME, value: 0}]".'
         problems.append(Problem(message, recipe.where("upscale"), hint))
-    return {"scale": tuple(Conditional(name, 0.0) for name in filters)}
+    return Planned({"scale": tuple(Conditional(name, 0.0) for name in filters)}, tuple(problems))

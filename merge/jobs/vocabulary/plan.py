@@ -9,6 +9,7 @@ from pathlib import Path
 from merge.checkpoint.hub import locate_tokenizer
 from merge.errors import Problem, RecipeError
 from merge.jobs.vocabulary.rows import Arranger, Vocabulary, vocabulary_rows
+from merge.planned import Planned, Said
 from merge.planning.inputs import Input, Inputs
 from merge.planning.models import first_model
 from merge.quoting import quoted
@@ -21,30 +22,31 @@ from merge.vocabulary.tokenizer import Tokenizer, has_tokenizer, read_tokenizer
 from merge.vocabulary.union import unite
 
 
-def plan_vocabulary(recipe: Recipe, inputs: Inputs, problems: list[Problem]) -> Vocabulary | None:
-    """The vocabulary that the recipe asks for, if any; the inputs' tensors are replaced by ones in its order.
+def plan_vocabulary(recipe: Recipe, inputs: Inputs) -> Planned[tuple[Vocabulary | None, Inputs]]:
+    """The vocabulary that the recipe asks for, if any, and the inputs with their tensors in its order.
 
     Raises:
         CheckpointError: a tokenizer is missing or damaged.
         RecipeError: tokenizers that cannot be united.
     """
     if recipe.tokenizer_source is None:
-        return None
+        return Planned((None, inputs))
     where = recipe.where("tokenizer" if recipe.tokenizer is not None else "tokenizer_source")
+    said = Said()
     try:
         owner, other = _source(recipe, inputs)
-        tokenizers = _read_all(inputs)
-        vocabulary = _choose(recipe, inputs, tokenizers, owner, other)
+        tokenizers = said.take(_read_all(inputs))
+        vocabulary = said.take(_choose(recipe, inputs, tokenizers, owner, other))
         settings = recipe.tokenizer or TokenizerSettings()
-        Arranger(recipe, inputs, tokenizers, vocabulary, settings, problems, where).arrange()
+        arranged = said.take(Arranger(recipe, inputs, tokenizers, vocabulary, settings, where).arrange())
     except RecipeError as error:
         raise RecipeError(
             [problem if problem.where else dataclasses.replace(problem, where=where) for problem in error.problems]
         ) from None
-    return vocabulary
+    return said.with_value((vocabulary, arranged))
 
 
-def _read_all(inputs: Inputs) -> list[Tokenizer]:
+def _read_all(inputs: Inputs) -> Planned[list[Tokenizer]]:
     """Every input's tokenizer; one without is taken to number tokens as the first that has one, if their rows agree."""
     having = [has_tokenizer(model.checkpoint.tokenizer_path) for model in inputs.all]
     if True not in having:
@@ -57,7 +59,7 @@ def _read_all(inputs: Inputs) -> list[Tokenizer]:
         if having[i]:
             twin = next((j for j in found if _same_files(inputs.all[j], model)), None)
             found[i] = found[twin] if twin is not None else _read(model)
-    first = having.index(True)
+    first, notes = having.index(True), []
     for i, model in enumerate(inputs.all):
         if having[i]:
             continue
@@ -67,11 +69,9 @@ def _read_all(inputs: Inputs) -> list[Tokenizer]:
                 f"{model.ref.text} has no tokenizer, and its embedding has {theirs:,} rows where {found[first].name} "
                 f"has {ours:,}, so its tokens are unknown. Copy its tokenizer's files to {model.checkpoint.path}."
             )
-        inputs.notes.append(
-            f"{model.ref.text} has no tokenizer; its rows are taken to be in {found[first].name}'s order"
-        )
+        notes.append(f"{model.ref.text} has no tokenizer; its rows are taken to be in {found[first].name}'s order")
         found[i] = found[first]
-    return [found[i] for i in range(len(inputs.all))]
+    return Planned([found[i] for i in range(len(inputs.all))], notes=tuple(notes))
 
 
 def _read(model: Input) -> Tokenizer:
@@ -118,7 +118,7 @@ def _is(ref: ModelRef, model: ModelRef) -> bool:
 
 def _choose(
     recipe: Recipe, inputs: Inputs, tokenizers: Sequence[Tokenizer], owner: int | None, other: ModelRef | None
-) -> Vocabulary:
+) -> Planned[Vocabulary]:
     """The output's tokenizer: one model's own, or a new one where tokens are added or have no row."""
     extra = tuple(recipe.tokenizer.tokens) if recipe.tokenizer is not None else ()
     if recipe.tokenizer_source == "union":
@@ -128,20 +128,22 @@ def _choose(
     else:
         assert owner is not None
         chosen = [tokenizers[owner]]
+    notes = []
     lost = _without_row(inputs, tokenizers, chosen) if owner is not None else ()
     if lost:
-        inputs.notes.append(
+        notes.append(
             f"{len(lost):,} added tokens have a number behind the last row of the embedding in every model and are "
             f"left out: {named_in(lost)}"
         )
     united = unite(chosen, extra, lost)
-    inputs.notes += united.notes
+    notes += united.notes
     changed = united if united.n_new or lost else None
     if changed is not None:
         check_loads(changed, chosen[0].name)
-        inputs.notes.append(f"the tokenizer is {chosen[0].name}'s with {united.n_new:,} tokens added")
+        notes.append(f"the tokenizer is {chosen[0].name}'s with {united.n_new:,} tokens added")
     memory = tokenizer_memory([*tokenizers, *chosen], changed)
-    return Vocabulary(chosen[0], changed, owner, united.vocabulary, tokenizers[0], memory)
+    vocabulary = Vocabulary(chosen[0], changed, owner, united.vocabulary, tokenizers[0], memory)
+    return Planned(vocabulary, notes=tuple(notes))
 
 
 def _without_row(inputs: Inputs, tokenizers: Sequence[Tokenizer], chosen: Sequence[Tokenizer]) -> tuple[str, ...]:

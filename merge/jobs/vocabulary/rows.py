@@ -19,6 +19,7 @@ import numpy.typing as npt
 from merge.architecture import is_embedding, is_head, is_input_side
 from merge.errors import Problem, RecipeError
 from merge.plan import TensorRef
+from merge.planned import Planned, Said
 from merge.planning.inputs import Input, Inputs
 from merge.quoting import quoted
 from merge.recipe.model import Recipe, TokenizerSettings, TokenRow
@@ -51,9 +52,9 @@ class Vocabulary:
     donor: Tokenizer
     memory: TokenizerMemory
 
-    def adapted(self, config: dict[str, Any], notes: list[str]) -> dict[str, Any]:
+    def adapted(self, config: dict[str, Any]) -> Planned[dict[str, Any]]:
         """A configuration of the donor with the token ids (eos_token_id ...) of this vocabulary."""
-        return renumbered(config, self.donor.vocabulary, self.ids, self.tokenizer.named, notes)
+        return renumbered(config, self.donor.vocabulary, self.ids, self.tokenizer.named)
 
 
 def vocabulary_rows(model: Input) -> int:
@@ -97,19 +98,19 @@ class Arranger:
         tokenizers: Sequence[Tokenizer],
         vocabulary: Vocabulary,
         settings: TokenizerSettings,
-        problems: list[Problem],
         where: str | None,
     ) -> None:
         self.recipe, self.inputs, self.settings = recipe, inputs, settings
         self.tokenizers, self.vocabulary = tokenizers, vocabulary
-        self.problems, self.where = problems, where
+        self.where = where
+        self.said = Said()
         self.rows = [vocabulary_rows(model) for model in inputs.all]
         self.n_tokens = max(vocabulary.ids.values(), default=-1) + 1
         self.n_rows = self._n_rows()
         self.own = [self._own_ids(i) for i in range(len(inputs.all))]
         self.has_token = np.zeros(self.n_rows, bool)
         self.has_token[list(vocabulary.ids.values())] = True
-        self.said: set[str] = set()
+        self.once: set[str] = set()
 
     def _n_rows(self) -> int:
         multiple, owner = self.settings.pad_to_multiple_of, self.vocabulary.owner
@@ -135,17 +136,18 @@ class Arranger:
         own[own >= self.rows[model]] = -1
         return own
 
-    def arrange(self) -> None:
+    def arrange(self) -> Planned[Inputs]:
         names = [vocabulary_tensors(model) for model in self.inputs.all]
         replaced = [dict(model.tensors) for model in self.inputs.all]
         for name in dict.fromkeys(name for found in names for name in found):
             for i, model in enumerate(self.inputs.all):
                 if name in model.tensors and (ref := self._arranged(i, name)) is not None:
                     replaced[i][name] = ref
-        self.inputs.all = [
+        models = (
             dataclasses.replace(model, tensors=tensors)
             for model, tensors in zip(self.inputs.all, replaced, strict=True)
-        ]
+        )
+        return self.said.with_value(dataclasses.replace(self.inputs, all=tuple(models)))
 
     def _group(self, name: str) -> list[int]:
         """The models that a tensor is merged from, the base among them."""
@@ -182,14 +184,14 @@ class Arranger:
         if sources[0].shape[0] not in (1, self.rows[model]) and not (is_embedding(name) or is_head(name)):
             said = f"{text}: a vocabulary of its own, with {sources[0].shape[0]:,} rows where the embedding has "
             said += f"{self.rows[model]:,}; which token a row is of is not known."
-            self.problems.append(Problem(said, name, 'Remove "tokenizer_source", or name this model there.'))
+            self.said.problems.append(Problem(said, name, 'Remove "tokenizer_source", or name this model there.'))
         elif len(widths) > 1:
             found = ", ".join(str(list(ref.shape)) for ref in sources)
             said = f"{text}: rows of other models have another width ({found}), and it lacks some of their tokens."
-            self.problems.append(Problem(said, name, "Merge models of one hidden size."))
+            self.said.problems.append(Problem(said, name, "Merge models of one hidden size."))
         elif any(ref.dtype == "F64" for ref in sources):
             hint = "Convert the model to float32 first."
-            self.problems.append(Problem(f"{text}: float64 rows cannot be arranged by vocabulary.", name, hint))
+            self.said.problems.append(Problem(f"{text}: float64 rows cannot be arranged by vocabulary.", name, hint))
         else:
             return True
         return False
@@ -274,9 +276,9 @@ class Arranger:
         return [(model, number)]
 
     def _wrong(self, message: str, where: str | None) -> None:
-        if message not in self.said:
-            self.said.add(message)
-            self.problems.append(Problem(message + ".", where))
+        if message not in self.once:
+            self.once.add(message)
+            self.said.problems.append(Problem(message + ".", where))
 
     def _say_nowhere(self, numbers: Sequence[int], name: str) -> None:
         tokens = {number: token for token, number in self.vocabulary.ids.items()}
@@ -285,9 +287,9 @@ class Arranger:
                 where = self.recipe.where(f"tokenizer.tokens.{tokens[number]}") or self.where
                 self._wrong(f'no model has the token {quoted(tokens[number])}: it needs a "source"', where)
         said = f"{name}: no model has {named_in(tokens[number] for number in numbers)}; their rows are zeros"
-        if said not in self.said:
-            self.said.add(said)
-            self.inputs.notes.append(said)
+        if said not in self.once:
+            self.once.add(said)
+            self.said.notes.append(said)
 
 
 def _per_token(ref: TensorRef, rows: int) -> bool:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import filecmp
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from merge.checkpoint.side_files import code_files, list_side_files
 from merge.errors import CheckpointError, Problem
 from merge.jobs.vocabulary.rows import Vocabulary
 from merge.plan import SideFile
+from merge.planned import Planned, Said
 from merge.planning.inputs import Input, Inputs
 from merge.quoting import some
 from merge.recipe.model import Recipe
@@ -30,7 +31,7 @@ _FILE = "tokenizer.json"
 _GENERATION = "generation_config.json"
 
 
-def check_tokenizers(recipe: Recipe, inputs: Inputs) -> TokenizerMemory:
+def check_tokenizers(recipe: Recipe, inputs: Inputs) -> Planned[TokenizerMemory]:
     """A note for every input that numbers tokens otherwise, for recipes that do not ask for an order of tokens.
 
     Returns: the memory that this took.
@@ -39,10 +40,11 @@ def check_tokenizers(recipe: Recipe, inputs: Inputs) -> TokenizerMemory:
     donor = keeper.checkpoint
     names = donor.side_files() if donor.own_tokenizer is None else ()
     if not has_tokenizer(donor.tokenizer_path) and not any("token" in name or "vocab" in name for name in names):
-        inputs.notes.append(f"{donor.ref.text} has no tokenizer files; the result will have none")
-        return TokenizerMemory()
+        none = f"{donor.ref.text} has no tokenizer files; the result will have none"
+        return Planned(TokenizerMemory(), notes=(none,))
+    notes = []
     if keeper is not inputs.donor and recipe.tokenizer_donor is None:
-        inputs.notes.append(f"{inputs.donor.ref.text} has no tokenizer files; those of {donor.ref.text} are taken")
+        notes.append(f"{inputs.donor.ref.text} has no tokenizer files; those of {donor.ref.text} are taken")
     ours, largest = Path(donor.tokenizer_path) / _FILE, 0
     for model in inputs.all:
         theirs = Path(model.checkpoint.tokenizer_path) / _FILE
@@ -52,11 +54,11 @@ def check_tokenizers(recipe: Recipe, inputs: Inputs) -> TokenizerMemory:
         difference = _difference(ours, theirs)
         if difference is not None:
             said = f"the tokenizers of {model.ref.text} and {donor.ref.text} differ: {difference}"
-            inputs.notes.append(
+            notes.append(
                 f"{said}; embedding rows are merged by number, and the tokenizer is that of {donor.ref.text} "
                 '("tokenizer_source: base" or "union" arranges them by token)'
             )
-    return compared_memory(largest)
+    return Planned(compared_memory(largest), notes=tuple(notes))
 
 
 def _tokenizer_donor(recipe: Recipe, inputs: Inputs) -> Input:
@@ -75,47 +77,46 @@ def _rows(model: Input) -> int:
     return next((ref.shape[0] for name, ref in model.tensors.items() if is_embedding(name) and ref.shape), 0)
 
 
-def copied_files(
-    recipe: Recipe, inputs: Inputs, vocabulary: Vocabulary | None, problems: list[Problem]
-) -> tuple[SideFile, ...]:
+def copied_files(recipe: Recipe, inputs: Inputs, vocabulary: Vocabulary | None) -> Planned[tuple[SideFile, ...]]:
     """What is copied into the output: tokenizer, templates, generation and processor files, code."""
+    said = Said()
     donor = inputs.donor.checkpoint
     keeper = _tokenizer_donor(recipe, inputs).checkpoint
     if vocabulary is not None:
         keeper = donor if vocabulary.owner is None else inputs.all[vocabulary.owner].checkpoint
-    template = _template(recipe, inputs)
+    template = said.take(_template(recipe, inputs))
     others = [name for name in donor.side_files() if not _goes_with_tokenizer(name, donor.path)]
     copied = [SideFile.copy(name, f"{donor.path}/{name}") for name in others]
     if code := code_files(donor.path):
-        inputs.notes.append(f"copied with {donor.ref.text}: code that auto_map names ({some(list(code))})")
-    _note_what_is_lacking(inputs, others)
-    copied += _generation(keeper, donor, vocabulary, inputs.notes)
+        said.notes.append(f"copied with {donor.ref.text}: code that auto_map names ({some(list(code))})")
+    said.notes += _lacking(inputs, others)
+    copied = [*copied, *said.take(_generation(keeper, donor, vocabulary))]
     if vocabulary is None and template is None:
         directory = keeper.tokenizer_path
         names = [name for name in list_side_files(directory) if _goes_with_tokenizer(name, directory)]
         kept = (SideFile.copy(name, f"{directory}/{name}") for name in names if name != _GENERATION)
-        return (*kept, *copied)
+        return said.with_value((*kept, *copied))
     if vocabulary is None and not has_tokenizer(keeper.tokenizer_path):
-        said = f"{keeper.ref.text} has no tokenizer for the chat template to go with."
-        problems.append(Problem(said, recipe.where("chat_template"), "Name a tokenizer_source that has one."))
-        return ()
+        message = f"{keeper.ref.text} has no tokenizer for the chat template to go with."
+        hint = "Name a tokenizer_source that has one."
+        said.problems.append(Problem(message, recipe.where("chat_template"), hint))
+        return said.with_value(())
     tokenizer = vocabulary.tokenizer if vocabulary else read_tokenizer(keeper.tokenizer_path, keeper.ref.text)
     changed = None if vocabulary is None else vocabulary.changed
-    return (*tokenizer_files(tokenizer, changed, template, inputs.notes), *copied)
+    return said.with_value((*said.take(tokenizer_files(tokenizer, changed, template)), *copied))
 
 
-def _generation(
-    keeper: Checkpoint, donor: Checkpoint, vocabulary: Vocabulary | None, notes: list[str]
-) -> tuple[SideFile, ...]:
+def _generation(keeper: Checkpoint, donor: Checkpoint, vocabulary: Vocabulary | None) -> Planned[tuple[SideFile, ...]]:
     """generation_config.json, with the token ids of the output's vocabulary."""
     owner = next((one for one in (keeper, donor) if _GENERATION in one.side_files()), None)
     if owner is None:
-        return ()
+        return Planned(())
     source = f"{owner.path}/{_GENERATION}"
     if vocabulary is None or (vocabulary.owner is not None and owner is keeper):
-        return (SideFile.copy(_GENERATION, source),)
-    config = vocabulary.adapted(read_json(source, unique=False), notes)
-    return (SideFile(_GENERATION, text=json.dumps(config, indent=2, ensure_ascii=False) + "\n"),)
+        return Planned((SideFile.copy(_GENERATION, source),))
+    config = vocabulary.adapted(read_json(source, unique=False))
+    text = json.dumps(config.value, indent=2, ensure_ascii=False) + "\n"
+    return Planned((SideFile(_GENERATION, text=text),), notes=config.notes)
 
 
 def _goes_with_tokenizer(name: str, directory: str) -> bool:
@@ -123,7 +124,7 @@ def _goes_with_tokenizer(name: str, directory: str) -> bool:
     return is_tokenizer_file(name) or name == _GENERATION or name in tokenizer_code(directory)
 
 
-def _note_what_is_lacking(inputs: Inputs, names: Sequence[str]) -> None:
+def _lacking(inputs: Inputs, names: Sequence[str]) -> Iterator[str]:
     """Files of other inputs that tell how the model is used, and that the donor does not have."""
     for model in inputs.all[1:]:
         path = model.checkpoint.path
@@ -133,26 +134,24 @@ def _note_what_is_lacking(inputs: Inputs, names: Sequence[str]) -> None:
             if name not in names and name.endswith((".json", ".py")) and not _goes_with_tokenizer(name, path)
         ]
         if lacking:
-            inputs.notes.append(
+            yield (
                 f"not copied, as {inputs.donor.ref.text} gives config.json and lacks them: {some(lacking)} of "
                 f'{model.ref.text} ("config_donor" chooses)'
             )
 
 
-def _template(recipe: Recipe, inputs: Inputs) -> str | None:
+def _template(recipe: Recipe, inputs: Inputs) -> Planned[str | None]:
     """The chat template that the recipe asks for; None for the tokenizer's own."""
     asked = recipe.chat_template
     if asked != "auto":
-        return asked if asked is None or chat.is_text(asked) else chat.NAMED[asked]
+        return Planned(asked if asked is None or chat.is_text(asked) else chat.NAMED[asked])
     found = chat.most_common(read_template(model.checkpoint.tokenizer_path) for model in inputs.all)
     if found is None:
-        inputs.notes.append("chat_template: auto: no model has a chat template; the result has none")
-        return None
-    inputs.notes.append(f"chat_template: auto: that of {found[1]} of {len(inputs.all)} models")
-    return found[0]
+        return Planned(None, notes=("chat_template: auto: no model has a chat template; the result has none",))
+    return Planned(found[0], notes=(f"chat_template: auto: that of {found[1]} of {len(inputs.all)} models",))
 
 
-def check_adapters(inputs: Inputs) -> None:
+def adapter_notes(inputs: Inputs) -> Iterator[str]:
     """A note for every adapter that came with a tokenizer or a chat template of its own that is not taken."""
     for model in inputs.all:
         own, theirs = model.checkpoint.adapter_path, model.checkpoint.tokenizer_path
@@ -160,7 +159,7 @@ def check_adapters(inputs: Inputs) -> None:
             continue
         differences = [found for found in (_numbering(theirs, own), _other_template(theirs, own)) if found is not None]
         if differences:
-            inputs.notes.append(
+            yield (
                 f"the adapter {model.ref.adapter.text} came with a tokenizer of its own, which is not taken "
                 f'({", and ".join(differences)}): "tokenizer_source: {model.ref.adapter.text}" takes it, and '
                 "`merge lora fold --adapter-tokenizer`"

@@ -57,7 +57,7 @@ def finish(
     saved: Mapping[str, str],
     models: tuple[Input, Input],
     asked: Mapping[str, Any],
-    notes: list[str],
+    notes: tuple[str, ...],
     began: float,
 ) -> Summary:
     """Joins `parts` to OUT.

@@ -26,7 +26,7 @@ from merge.errors import UsageError
 from merge.jsontext import parse_json
 from merge.one_thread import ONE_THREAD
 from merge.output.workspace import Workspace, resume
-from merge.planning.inputs import Input, Inputs
+from merge.planning.inputs import Input, open_inputs
 from merge.processors import processors
 from merge.recipe.model import ModelRef, Recipe, Source
 from merge.statistics.parts import RUN, Parts, parts_of
@@ -71,7 +71,7 @@ def extract_adapter(
     began = time.monotonic()
     choice = choice or Choice()
     recipe = Recipe("task_arithmetic", models=(Source(tuned),), base_model=base)
-    inputs = Inputs(recipe)
+    inputs, _, notes = open_inputs(recipe)
     first, second = inputs.all[inputs.place(base)], inputs.all[inputs.place(tuned)]
     if first is second:
         raise UsageError(f"{tuned.text} is its own base. Name the model that it was fine-tuned from with --base.")
@@ -88,7 +88,7 @@ def extract_adapter(
                 work.run(threads or processors())
                 saved = work.save() if save_modules else {}
                 reader.check_unchanged()
-            return finish(Path(out), parts, work, saved, (first, second), asked, inputs.notes, began)
+            return finish(Path(out), parts, work, saved, (first, second), asked, notes, began)
 
     return resume(run, force)
 

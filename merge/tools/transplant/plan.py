@@ -28,7 +28,8 @@ from merge.errors import CheckpointError, RecipeError, UsageError, first_line
 from merge.jobs.build import build_plan
 from merge.jobs.vocabulary.rows import Vocabulary, vocabulary_tensors
 from merge.plan import Plan, SourceFile, Stored, TensorRef
-from merge.planning.inputs import Inputs
+from merge.planned import Planned
+from merge.planning.inputs import Inputs, open_inputs
 from merge.planning.resolve import made_recipe
 from merge.recipe.model import ModelRef, Recipe, Source
 from merge.sources.rows import RowMap, rows_ref
@@ -100,7 +101,7 @@ def prepare(model: ModelRef, donor: ModelRef, method: str = "omp", k: int = 64) 
         UsageError: fewer than k tokens are shared.
         RecipeError, CheckpointError: a model or tokenizer that cannot be used.
     """
-    inputs = Inputs(_recipe(model, donor, method, k))
+    inputs = open_inputs(_recipe(model, donor, method, k)).value
     ours = read_tokenizer(inputs.donor.checkpoint.path, model.text)
     directory = locate_tokenizer(donor)
     theirs = read_tokenizer(directory, donor.text)
@@ -166,7 +167,7 @@ def plan_transplant(transplant: Transplant, rows: SourceFile | None, shard_bytes
     plan = build_plan(
         recipe,
         shard_bytes=shard_bytes,
-        vocabulary_of=lambda recipe, inputs, problems: _arrange(transplant, inputs, rows),
+        vocabulary_of=lambda recipe, inputs: Planned(_arrange(transplant, inputs, rows)),
     )
     notes = (*plan.notes, summary(transplant))
     return dataclasses.replace(plan, notes=notes, statistics_files=() if rows is None else (rows,))
@@ -182,8 +183,8 @@ def summary(transplant: Transplant) -> str:
     return said
 
 
-def _arrange(transplant: Transplant, inputs: Inputs, rows: SourceFile | None) -> Vocabulary:
-    """Replaces the model's vocabulary tensors, and gives the donor's tokenizer."""
+def _arrange(transplant: Transplant, inputs: Inputs, rows: SourceFile | None) -> tuple[Vocabulary, Inputs]:
+    """The donor's tokenizer, and the inputs with the model's vocabulary tensors in its order."""
     model = inputs.donor
     pieces = _pieces(transplant) if transplant.method in ("omp", "mean") else {}
     _, places = header_of(transplant, "0" * 64) if rows is not None else (b"", {})
@@ -204,10 +205,10 @@ def _arrange(transplant: Transplant, inputs: Inputs, rows: SourceFile | None) ->
         flat = len(ref.shape) == 2 and ref.shape[0] == 1
         whole = (1, transplant.n_rows) if flat else (transplant.n_rows, *ref.shape[1:])
         replaced[name] = rows_ref(ref.name, tuple(sources), RowMap.of(own, pairs), whole)
-    inputs.all = [dataclasses.replace(model, tensors=replaced)]
+    arranged = dataclasses.replace(inputs, all=(dataclasses.replace(model, tensors=replaced),))
     ids = dict(transplant.theirs.vocabulary)
     memory = tokenizer_memory([transplant.theirs, transplant.ours])
-    return Vocabulary(transplant.theirs, None, None, ids, transplant.ours, memory)
+    return Vocabulary(transplant.theirs, None, None, ids, transplant.ours, memory), arranged
 
 
 def _pieces(transplant: Transplant) -> dict[int, list[tuple[int, int]]]:
