@@ -143,7 +143,7 @@ def _recipe(file: str) -> Subject:
 
     pipeline = load_pipeline(file)
     out = Path("merged")  # stands for the directory it will have, which its plans name
-    *earlier, last = PipelinePlanner(pipeline, out, stages_dir_of(out), False, SHARD_BYTES).plan_all()
+    *earlier, last = PipelinePlanner(pipeline, out, stages_dir_of(out), False, SHARD_BYTES).planned
     return Subject(
         file, last.plan.name, None, last.plan, tuple(stage.plan for stage in earlier), pipeline if earlier else None
     )

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from merge.jobs.pipelines.plan import PipelinePlanner, not_by_blocks
 from merge.jobs.pipelines.run import StageReport, run_pipeline
 from merge.plan import Derived, Plan
 from merge.planning.load import load_pipeline, parse_pipeline
+from merge.recipe.model import Recipe
 from merge.sources import held_bytes
 
 HEAD = """
@@ -334,7 +336,7 @@ def test_integers_need_the_disk_and_alignment_too(family: Path, make_model: Call
         for old in (family / name).glob("model*-0*"):
             old.unlink()
         (family / name / "model.safetensors.index.json").unlink(missing_ok=True)
-    (first, _) = PipelinePlanner(parse_pipeline(two("linear", family)), family / "out").plan_all()
+    (first, _) = PipelinePlanner(parse_pipeline(two("linear", family)), family / "out").planned
     assert (first.how, first.reason) == ("written", "ids must be equal in all its models")
     reports = run_pipeline(parse_pipeline(two("linear", family)), family / "out")
     assert how(reports) == ["written", "result"]
@@ -364,7 +366,7 @@ def test_a_stage_of_whole_tensors_is_written(family: Path) -> None:
 
 def test_the_plan_survives_json_and_counts_memory(family: Path) -> None:
     planner = PipelinePlanner(parse_pipeline(two("ties", family)), family / "out")
-    first, last = planner.plan_all()
+    first, last = planner.planned
     assert Plan.from_json(last.plan.to_json()) == last.plan
     assert (first.how, last.how) == ("streamed", "result")
     step = max(last.plan.steps, key=lambda step: step.size)
@@ -372,6 +374,25 @@ def test_the_plan_survives_json_and_counts_memory(family: Path) -> None:
     assert held_bytes(streamed) > 3 * 4 * (1 << 17)
     alone = build_plan(parse_recipe(LAST.format(root=family, first=family / "a")))
     assert budget(last.plan, 2, None).peak > budget(alone, 2, None).peak
+
+
+def test_each_stage_is_planned_once_but_for_those_that_read_what_was_written(
+    family: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned: list[str] = []
+
+    def counted(recipe: Recipe, **more: Any) -> Plan:
+        planned.append(recipe.name or "last")
+        return build_plan(recipe, **more)
+
+    monkeypatch.setattr("merge.jobs.pipelines.plan.build_plan", counted)
+    file = family / "pipeline.yaml"
+    file.write_text(two("ties", family))
+    assert call(["run", str(file), "-o", str(family / "out"), "--quiet"])[0] == 0
+    assert planned == ["first", "last"]
+    planned.clear()
+    assert call(["run", str(file), "-o", str(family / "kept"), "--quiet", "--keep-stages"])[0] == 0
+    assert planned == ["first", "last", "last"]
 
 
 GOOD = """\

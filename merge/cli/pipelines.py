@@ -16,30 +16,19 @@ if TYPE_CHECKING:
     from merge.jobs.pipelines.plan import PipelinePlanner, StagePlan
 
 
-def run_stages(
-    planner: PipelinePlanner, planned: tuple[StagePlan, ...], options: dict[str, Any], quiet: bool, as_json: bool
-) -> None:
+def run_stages(planner: PipelinePlanner, options: dict[str, Any], quiet: bool, as_json: bool) -> None:
     """Carries out a pipeline; `options` are those of run_plan."""
-    from merge.jobs.pipelines.run import run_pipeline
+    from merge.jobs.pipelines.run import run_planned
 
+    planned = planner.planned
     by_name = {stage.name: stage for stage in planned}
     if not quiet:
         for stage in planned:
             for note in stage.plan.notes:
                 click.echo(f"note: {printable(f'{stage.name}: {note}')}", err=True)
-    out = planned[-1].directory
-    assert out is not None
     total = sum(step.nbytes for stage in planned if stage.directory is not None for step in stage.plan.steps)
     with progress_bar(planned[-1].name, total, quiet or not sys.stderr.isatty()) as progress:
-        reports = run_pipeline(
-            planner.pipeline,
-            out,
-            shard_bytes=planner.shard_bytes,
-            stages_dir=planner.stages_dir,
-            keep_stages=planner.keep,
-            progress=lambda name, done: progress(done),
-            **options,
-        )
+        reports = run_planned(planner, progress=lambda name, done: progress(done), **options)
     if as_json:
         click.echo(json.dumps({"stages": [dataclasses.asdict(report) for report in reports]}))
         return

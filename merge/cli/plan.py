@@ -70,7 +70,7 @@ def command(
         load_method_file(file)
     try:
         pipeline = load_pipeline(recipe, compat)
-        planned = PipelinePlanner(pipeline, out, stages_dir, keep_stages, shard_size).plan_all()
+        planned = PipelinePlanner(pipeline, out, stages_dir, keep_stages, shard_size).planned
     except RecipeError as error:
         if not as_json:
             raise

@@ -80,11 +80,11 @@ def command(
     for file in method_files:
         load_method_file(file)
     planner = PipelinePlanner(load_pipeline(recipe, compat), out, stages_dir, keep_stages, shard_size)
-    *earlier, last = planner.plan_all()
+    *earlier, last = planner.planned
     options = {"threads": threads, "max_ram": max_ram, "device": device, "force": force}
     if earlier:
         check_device(device)
-        run_stages(planner, (*earlier, last), options, quiet, as_json)
+        run_stages(planner, options, quiet, as_json)
         return
     show_notes(last.plan.notes, quiet)
     check_device(device)

@@ -158,7 +158,7 @@ def _planned(
     file = os.path.join(recipe_dir or "", f"{manifest['name']}.yaml")  # an unnamed recipe is called by its file
     try:
         pipeline = parse_pipeline(text, file, manifest.get("compat"))
-        return pipeline, PipelinePlanner(pipeline, root).plan_all()[-1].plan
+        return pipeline, PipelinePlanner(pipeline, root).planned[-1].plan
     except (RecipeError, CheckpointError) as error:
         raise OutputError(
             f"{root} cannot be merged again:\n{error}\nRelative directories are looked for here and in --recipe-dir."

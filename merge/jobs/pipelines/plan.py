@@ -7,6 +7,7 @@ its offsets before it exists, so that everything that is wrong with the whole pi
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields, replace
@@ -98,8 +99,13 @@ class PipelinePlanner:
         self._done[name] = found
         return found
 
-    def plan_all(self) -> tuple[StagePlan, ...]:
-        """Every stage; problems of all of them are collected as far as one does not follow from another."""
+    @functools.cached_property
+    def planned(self) -> tuple[StagePlan, ...]:
+        """Every stage; problems of all of them are collected as far as one does not follow from another.
+
+        Raises:
+            RecipeError, CheckpointError: see build_plan.
+        """
         plans: list[StagePlan] = []
         problems: list[Problem] = []
         lost: set[str | None] = set()
@@ -117,6 +123,10 @@ class PipelinePlanner:
         if problems:
             raise RecipeError(problems)
         return tuple(plans)
+
+    def current(self, stage: Stage, planned: StagePlan) -> StagePlan:
+        """The stage's plan, made again if stages that it reads have been written since: it then reads them there."""
+        return self.plan(stage) if any(self._done[name].how == "written" for name in self._needed(stage)) else planned
 
     def written(self, stage: StagePlan) -> None:
         """Later stages read this one from where it now is."""
@@ -139,16 +149,21 @@ class PipelinePlanner:
 
     def _embedded(self, stage: Stage) -> Iterator[Plan]:
         """The plans of all stages that this one is made from, in the pipeline's order, without their files."""
-        needed: dict[str, None] = {}
-        todo = list(stage.uses)
-        while todo:
-            name = todo.pop()
-            needed[name] = None
-            todo += self._done[name].uses
+        needed = self._needed(stage)
         for name, done in self._done.items():
             if name in needed:
                 steps = done.plan.steps if done.how == "streamed" else ()
                 yield replace(done.plan, steps=steps, shards=(), side_files=(), stages=())
+
+    def _needed(self, stage: Stage) -> set[str]:
+        """The names of all stages that this one is made from."""
+        needed: set[str] = set()
+        todo = list(stage.uses)
+        while todo:
+            name = todo.pop()
+            needed.add(name)
+            todo += self._done[name].uses
+        return needed
 
     def _obstacle(self, stage: Stage, plan: Plan) -> str:
         """Why a stage that others use cannot be computed while they read it; "" if it can."""

@@ -74,27 +74,41 @@ def run_pipeline(
     Raises:
         MergeError: see merge.errors; what is done stays, and the same call goes on with it.
     """
-    out = Path(out)
-    folder = Path(stages_dir) if stages_dir is not None else stages_dir_of(out)
-    planner = PipelinePlanner(pipeline, out, folder, keep_stages, shard_bytes)
-    planned = planner.plan_all()
+    folder = None if stages_dir is None else Path(stages_dir)
+    planner = PipelinePlanner(pipeline, Path(out), folder, keep_stages, shard_bytes)
+    return run_planned(planner, threads=threads, max_ram=max_ram, device=device, force=force, progress=progress)
+
+
+def run_planned(
+    planner: PipelinePlanner,
+    *,
+    threads: int | None = None,
+    max_ram: int | None = None,
+    device: str = "cpu",
+    force: bool = False,
+    progress: StageProgress = lambda name, done: None,
+) -> tuple[StageReport, ...]:
+    """Carries out a pipeline by its plans; arguments and errors are those of `run_pipeline`."""
+    planned = planner.planned
+    out = planned[-1].directory
+    assert out is not None
+    folder = planner.stages_dir or stages_dir_of(out)
     _check(planned, out, folder, device, threads, max_ram, force)
     made = [stage for stage in planned if stage.how != "streamed"]
     reports: dict[str, StageReport] = {}
     done = 0
     with _Stages(folder, device, needed=len(made) > 1) as stages:
-        remove = functools.partial(stages.remove, () if keep_stages else planned)
+        remove = functools.partial(stages.remove, () if planner.keep else planned)
         if placed(out) is not None:
             with OutputDirectory(planned[-1].plan, out, force, device, last=remove) as result:
                 if result.finished is not None:
                     return _finished(planned, Report(**result.finished))
-        planner.ready.clear()
-        for stage in pipeline.stages:
-            current = planner.plan(stage)
+        for stage, before in zip(planner.pipeline.stages, planned, strict=True):
+            current = planner.current(stage, before)
             if current.how == "streamed" or current.directory is None:
                 reports[current.name] = StageReport(current.name, current.how, None, False, None)
                 continue
-            is_last = stage is pipeline.stages[-1]
+            is_last = before is planned[-1]
             report = None
             if not is_last and stages.has(current):
                 settle(current.directory)
