@@ -54,16 +54,13 @@ NAMES_OF_SEVERAL_CLASSES = {
         "Example",
         "Kind",
         "Loaded",
-        "Module",
         "Part",
         "Row",
         "Run",
-        "Slot",
         "Source",
         "Stage",
         "Target",
         "Task",
-        "Weights",
     ),
 }
 

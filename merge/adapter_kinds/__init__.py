@@ -46,7 +46,7 @@ KINDS: dict[str, str] = {
 
 
 @dataclass(frozen=True)
-class Module:
+class AdaptedModule:
     """One module's part of an adapter.
 
     Attributes:
@@ -75,7 +75,7 @@ class Kind:
     """
 
     parts: tuple[str, ...]
-    settings: Callable[[Module, Shape], Settings]
+    settings: Callable[[AdaptedModule, Shape], Settings]
     rows: Callable[[Parts, Settings, Shape], Rows]
     shared: tuple[str, ...] = ()
     held: Callable[[Settings, Shape], int] = lambda settings, matrix: 0
@@ -87,7 +87,7 @@ def find_kind(name: str) -> Kind:
     return kind
 
 
-def expect(module: Module, shapes: Mapping[str, Shape | None]) -> None:
+def expect(module: AdaptedModule, shapes: Mapping[str, Shape | None]) -> None:
     """Holds a module to its tensors; None where none may be.
 
     Raises:

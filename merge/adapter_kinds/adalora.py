@@ -5,10 +5,10 @@ Zhang et al., arXiv:2303.10512. Ranks that were pruned are not in the file; the 
 
 from __future__ import annotations
 
-from merge.adapter_kinds import F64, Kind, Module, Parts, Rows, Settings, Shape, expect, number, product
+from merge.adapter_kinds import F64, AdaptedModule, Kind, Parts, Rows, Settings, Shape, expect, number, product
 
 
-def settings(module: Module, matrix: Shape) -> Settings:
+def settings(module: AdaptedModule, matrix: Shape) -> Settings:
     rank = (module.shapes.get("lora_A") or (0,))[0]
     expect(module, {"lora_A": (rank, matrix[1]), "lora_E": (rank, 1), "lora_B": (matrix[0], rank)})
     alpha, first = number(module.config, "lora_alpha", 8), number(module.config, "init_r", 12)

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from merge.adapter_kinds import F64, Kind, Module, Parts, Rows, Settings, Shape, expect
+from merge.adapter_kinds import F64, AdaptedModule, Kind, Parts, Rows, Settings, Shape, expect
 from merge.adapter_kinds.oft import cayley
 
 
-def settings(module: Module, matrix: Shape) -> Settings:
+def settings(module: AdaptedModule, matrix: Shape) -> Settings:
     shape = module.shapes.get("boft_R", ())
     expect(module, {"boft_s": (matrix[0], 1)})
     if len(shape) != 4 or shape[2] != shape[3] or shape[1] * shape[2] != matrix[1]:

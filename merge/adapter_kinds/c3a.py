@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from merge.adapter_kinds import F64, Kind, Module, Parts, Rows, Settings, Shape
+from merge.adapter_kinds import F64, AdaptedModule, Kind, Parts, Rows, Settings, Shape
 
 
-def settings(module: Module, matrix: Shape) -> Settings:
+def settings(module: AdaptedModule, matrix: Shape) -> Settings:
     shape = module.shapes["c3a_kernel"]
     if len(shape) != 3 or (shape[0] * shape[2], shape[1] * shape[2]) != matrix:
         raise ValueError(f"c3a_kernel: expected blocks of a matrix of {list(matrix)}, found {list(shape)}")

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from merge.adapter_kinds import F64, Kind, Module, Parts, Rows, Settings, Shape, expect, product
+from merge.adapter_kinds import F64, AdaptedModule, Kind, Parts, Rows, Settings, Shape, expect, product
 
 _PARTS = ("delora_A", "delora_B", "delora_lambda", "delora_w_norm")
 
 
-def settings(module: Module, matrix: Shape) -> Settings:
+def settings(module: AdaptedModule, matrix: Shape) -> Settings:
     rank = (module.shapes.get("delora_A") or (0,))[0]
     shapes = ((rank, matrix[1]), (matrix[0], rank), (1,), (matrix[1],))
     expect(module, dict(zip(_PARTS, shapes, strict=True)))

@@ -11,10 +11,10 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-from merge.adapter_kinds import F64, Kind, Module, Parts, Rows, Settings, Shape, number
+from merge.adapter_kinds import F64, AdaptedModule, Kind, Parts, Rows, Settings, Shape, number
 
 
-def settings(module: Module, matrix: Shape) -> Settings:
+def settings(module: AdaptedModule, matrix: Shape) -> Settings:
     shape = module.shapes["fourierft_spectrum"]
     if len(shape) != 1 or shape[0] > matrix[0] * matrix[1]:
         raise ValueError(f"fourierft_spectrum: expected a vector, found {list(shape)}")

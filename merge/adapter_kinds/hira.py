@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from merge.adapter_kinds import F64, Kind, Module, Parts, Rows, Settings, Shape, expect, product
+from merge.adapter_kinds import F64, AdaptedModule, Kind, Parts, Rows, Settings, Shape, expect, product
 
 
-def settings(module: Module, matrix: Shape) -> Settings:
+def settings(module: AdaptedModule, matrix: Shape) -> Settings:
     rank = (module.shapes.get("hira_A") or (0,))[0]
     expect(module, {"hira_A": (rank, matrix[1]), "hira_B": (matrix[0], rank)})
     return {}

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from merge.adapter_kinds import F64, Kind, Module, Parts, Rows, Settings, Shape
+from merge.adapter_kinds import F64, AdaptedModule, Kind, Parts, Rows, Settings, Shape
 
 
-def settings(module: Module, matrix: Shape) -> Settings:
+def settings(module: AdaptedModule, matrix: Shape) -> Settings:
     shape = module.shapes["hra_u"]
     if len(shape) != 2 or shape[0] != matrix[1]:
         raise ValueError(f"hra_u: expected [{matrix[1]}, r], found {list(shape)}")

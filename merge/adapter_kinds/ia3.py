@@ -5,10 +5,10 @@ W[i, j] · l[i], and the bias b[i] · l[i]; or W[i, j] · l[j], by the shape of 
 
 from __future__ import annotations
 
-from merge.adapter_kinds import F64, Kind, Module, Parts, Rows, Settings, Shape
+from merge.adapter_kinds import F64, AdaptedModule, Kind, Parts, Rows, Settings, Shape
 
 
-def settings(module: Module, matrix: Shape) -> Settings:
+def settings(module: AdaptedModule, matrix: Shape) -> Settings:
     scale = module.shapes["ia3_l"]
     if scale == (matrix[0], 1):
         return {"inputs": False, "bias": True}

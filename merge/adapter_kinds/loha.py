@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from merge.adapter_kinds import F64, Kind, Module, Parts, Rows, Settings, Shape, expect, product
+from merge.adapter_kinds import F64, AdaptedModule, Kind, Parts, Rows, Settings, Shape, expect, product
 from merge.adapter_kinds.patterns import by_pattern
 
 _PARTS = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
 
 
-def settings(module: Module, matrix: Shape) -> Settings:
+def settings(module: AdaptedModule, matrix: Shape) -> Settings:
     rank = by_pattern(module.config, "rank_pattern", module.name, "r")
     alpha = by_pattern(module.config, "alpha_pattern", module.name, "alpha")
     left, right = (matrix[0], int(rank)), (int(rank), matrix[1])

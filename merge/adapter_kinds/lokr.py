@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from merge.adapter_kinds import F64, Kind, Module, Parts, Rows, Settings, Shape, expect, product
+from merge.adapter_kinds import F64, AdaptedModule, Kind, Parts, Rows, Settings, Shape, expect, product
 from merge.adapter_kinds.patterns import by_pattern
 
 _PARTS = ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b")
 
 
-def settings(module: Module, matrix: Shape) -> Settings:
+def settings(module: AdaptedModule, matrix: Shape) -> Settings:
     rank = by_pattern(module.config, "rank_pattern", module.name, "r")
     alpha = by_pattern(module.config, "alpha_pattern", module.name, "alpha")
     first, second = (_shape(module, name) for name in ("lokr_w1", "lokr_w2"))
@@ -20,7 +20,7 @@ def settings(module: Module, matrix: Shape) -> Settings:
     return {"scaling": alpha / rank, "made": first[0] * first[1] + second[0] * second[1]}
 
 
-def _shape(module: Module, name: str) -> Shape:
+def _shape(module: AdaptedModule, name: str) -> Shape:
     """Of a factor, given whole or as a product."""
     a, b, whole = (module.shapes.get(f"{name}{end}") for end in ("_a", "_b", ""))
     if whole is not None:

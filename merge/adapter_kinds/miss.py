@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from merge.adapter_kinds import F64, Kind, Module, Parts, Rows, Settings, Shape, expect, number
+from merge.adapter_kinds import F64, AdaptedModule, Kind, Parts, Rows, Settings, Shape, expect, number
 
 
-def settings(module: Module, matrix: Shape) -> Settings:
+def settings(module: AdaptedModule, matrix: Shape) -> Settings:
     shape, variant = module.shapes["miss_block"], module.config.get("init_weights", True)
     rank = shape[-1] if variant == "bat" else shape[0]
     mini = int(number(module.config, "mini_r", 1)) if variant == "mini" else matrix[0]

@@ -10,10 +10,10 @@ import math
 
 import numpy as np
 
-from merge.adapter_kinds import F64, Kind, Module, Parts, Rows, Settings, Shape, number
+from merge.adapter_kinds import F64, AdaptedModule, Kind, Parts, Rows, Settings, Shape, number
 
 
-def settings(module: Module, matrix: Shape) -> Settings:
+def settings(module: AdaptedModule, matrix: Shape) -> Settings:
     shape = module.shapes["oft_R"]
     size = (1 + math.isqrt(1 + 8 * shape[-1])) // 2
     n_blocks = matrix[1] // size

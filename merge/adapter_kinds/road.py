@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from merge.adapter_kinds import F64, Kind, Module, Parts, Rows, Settings, Shape, expect, number
+from merge.adapter_kinds import F64, AdaptedModule, Kind, Parts, Rows, Settings, Shape, expect, number
 from merge.quoting import quoted
 
 _SIZES = {"road_1": 0.5, "road_2": 1, "road_4": 2}
 
 
-def settings(module: Module, matrix: Shape) -> Settings:
+def settings(module: AdaptedModule, matrix: Shape) -> Settings:
     variant, group = module.config.get("variant", "road_1"), int(number(module.config, "group_size", 64))
     if variant not in _SIZES:
         raise ValueError(f"variant: expected one of {', '.join(_SIZES)}, found {quoted(variant, 40)}")

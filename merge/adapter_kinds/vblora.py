@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from merge.adapter_kinds import F64, Kind, Module, Parts, Rows, Settings, Shape, expect, number, product
+from merge.adapter_kinds import F64, AdaptedModule, Kind, Parts, Rows, Settings, Shape, expect, number, product
 
 _BANK = "vblora_vector_bank"
 
 
-def settings(module: Module, matrix: Shape) -> Settings:
+def settings(module: AdaptedModule, matrix: Shape) -> Settings:
     bank, logits = module.shapes.get(_BANK, ()), module.shapes.get("vblora_logits_A", (0,))
     if module.config.get("save_only_topk_weights"):
         raise ValueError("save_only_topk_weights: logits that are not saved are not read here. Save it without")

@@ -5,10 +5,10 @@ Kopiczko et al., arXiv:2310.11454.
 
 from __future__ import annotations
 
-from merge.adapter_kinds import F64, Kind, Module, Parts, Rows, Settings, Shape, expect, product
+from merge.adapter_kinds import F64, AdaptedModule, Kind, Parts, Rows, Settings, Shape, expect, product
 
 
-def settings(module: Module, matrix: Shape) -> Settings:
+def settings(module: AdaptedModule, matrix: Shape) -> Settings:
     a, b = module.shapes.get("vera_A"), module.shapes.get("vera_B")
     if a is None or b is None:
         raise ValueError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from merge.adapter_kinds import Module, find_kind
+from merge.adapter_kinds import AdaptedModule, find_kind
 from merge.adapters.config import base_part, scaling_of
 from merge.adapters.files import Adapter
 from merge.adapters.parts import LoraModule, OtherModule, ParameterFactors
@@ -146,7 +146,7 @@ def change_other(
         raise ValueError(f"{place.name} has shape {list(place.shape)}, and only matrices are folded for {adapter.kind}")
     matrix = place.shape[::-1] if inputs_first else place.shape
     shapes: Mapping[str, tuple[int, ...]] = {name: ref.shape for name, ref in module.parts.items()}
-    settings = find_kind(adapter.kind).settings(Module(module.name, shapes, adapter.config), matrix)
+    settings = find_kind(adapter.kind).settings(AdaptedModule(module.name, shapes, adapter.config), matrix)
     changes_bias = bool(settings.pop("bias", False))
     for each, turned in ((place, inputs_first), (bias if changes_bias else None, False)):
         if each is None:

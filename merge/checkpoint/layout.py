@@ -21,7 +21,7 @@ _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5,6})-of-(?P<count>\d{5,6})\.(?
 
 
 @dataclass(frozen=True)
-class Weights:
+class WeightFiles:
     """Names relative to the directory, and the index that named them, if any, with what it says."""
 
     files: tuple[str, ...]
@@ -30,7 +30,7 @@ class Weights:
     notes: tuple[str, ...] = ()
 
 
-def find_weights(directory: str) -> Weights:
+def find_weights(directory: str) -> WeightFiles:
     """The weight files of a directory; for an index, the shards that it names.
 
     Raises:
@@ -48,17 +48,17 @@ def find_weights(directory: str) -> Weights:
     return weights
 
 
-def _choose(directory: str, names: Sequence[str]) -> Weights | None:
+def _choose(directory: str, names: Sequence[str]) -> WeightFiles | None:
     for single, kind in (("model.safetensors", "safetensors"), ("pytorch_model.bin", "bin")):
         indexes = [name for name in names if name.endswith(f".{kind}.index.json")]
         standard = f"{single}.index.json"
         if single in names:
             note = f"{directory}: has {single} and {standard}; {single} is read" if standard in names else None
-            return Weights((single,), notes=(note,) if note else ())
+            return WeightFiles((single,), notes=(note,) if note else ())
         if standard in names or len(indexes) == 1:
             index = standard if standard in names else indexes[0]
             weight_map = read_index(directory, index)
-            return Weights(tuple(sorted(set(weight_map.values()))), index, weight_map)
+            return WeightFiles(tuple(sorted(set(weight_map.values()))), index, weight_map)
         shards = _shards(directory, [name for name in names if name.endswith(f".{kind}")], single.partition(".")[0])
         if shards:
             return shards
@@ -71,11 +71,11 @@ def _choose(directory: str, names: Sequence[str]) -> Weights | None:
                     "nor model.safetensors.index.json. Keep the one to be read, or add the index."
                 )
             if others:
-                return Weights((others[0],))
+                return WeightFiles((others[0],))
     return None
 
 
-def _shards(directory: str, names: Sequence[str], stem: str) -> Weights | None:
+def _shards(directory: str, names: Sequence[str], stem: str) -> WeightFiles | None:
     """model-00001-of-00002.safetensors and so on, which nothing lists: all of them must be there."""
     sets: dict[tuple[str, int], dict[int, str]] = {}
     for name in names:
@@ -102,7 +102,7 @@ def _shards(directory: str, names: Sequence[str], stem: str) -> Weights | None:
             f"{directory}: expected {count} shards, found {len(found)} ({what}). Download the missing files again."
         )
     files = tuple(found[number] for number in sorted(found))
-    return Weights(files, notes=(f"{directory}: no index; all {count} shards are read",))
+    return WeightFiles(files, notes=(f"{directory}: no index; all {count} shards are read",))
 
 
 def _what_it_is(names: Sequence[str]) -> str:

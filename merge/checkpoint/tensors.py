@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from merge.checkpoint.files import weight_file
-from merge.checkpoint.layout import Weights
+from merge.checkpoint.layout import WeightFiles
 from merge.checkpoint.weight_file import read_file
 from merge.errors import CheckpointError
 from merge.plan import TensorRef
 from merge.quoting import some
 
 
-def read_tensors(directory: str, weights: Weights) -> tuple[dict[str, TensorRef], tuple[str, ...]]:
+def read_tensors(directory: str, weights: WeightFiles) -> tuple[dict[str, TensorRef], tuple[str, ...]]:
     """Every tensor of the weight files, file by file, and notes.
 
     Raises:
@@ -34,7 +34,7 @@ def read_tensors(directory: str, weights: Weights) -> tuple[dict[str, TensorRef]
     return tensors, tuple(notes)
 
 
-def _agree(directory: str, weights: Weights, weight_map: dict[str, str], tensors: dict[str, TensorRef]) -> None:
+def _agree(directory: str, weights: WeightFiles, weight_map: dict[str, str], tensors: dict[str, TensorRef]) -> None:
     paths = {name: weight_file(directory, name) for name in weights.files}
     absent = [name for name in weight_map if name not in tensors]
     if absent:

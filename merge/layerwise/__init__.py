@@ -15,6 +15,6 @@ from merge.layerwise.hidden import HiddenStates
 from merge.layerwise.opening import open_runner
 from merge.layerwise.runner import LayerRunner
 from merge.layerwise.trial import Unstreamable
-from merge.layerwise.weights import Weights
+from merge.layerwise.weights import LayerWeights
 
-__all__ = ["HiddenStates", "LayerRunner", "Unstreamable", "Weights", "empty_model", "open_runner", "whole_model"]
+__all__ = ["HiddenStates", "LayerRunner", "LayerWeights", "Unstreamable", "empty_model", "open_runner", "whole_model"]

@@ -13,7 +13,7 @@ from merge.errors import UsageError
 from merge.layerwise.empty import empty_model
 from merge.layerwise.runner import LayerRunner, name_of
 from merge.layerwise.trial import Unstreamable, check_end
-from merge.layerwise.weights import Weights
+from merge.layerwise.weights import LayerWeights
 from merge.loading import check_stored
 
 
@@ -30,7 +30,7 @@ def open_runner(
     model = empty_model(checkpoint.path)
     makings = makings_of(model, checkpoint.tensors)
     check_stored(model, makings.shapes, checkpoint.path)
-    weights = Weights(model, makings.pieces, checkpoint.tensors, reader)
+    weights = LayerWeights(model, makings.pieces, checkpoint.tensors, reader)
     try:
         _check_sources(model, weights, makings)
         stack = main_stack(find_stacks(weights.slots, checkpoint.config), checkpoint.config)
@@ -48,7 +48,7 @@ def open_runner(
         return None
 
 
-def _check_sources(model: Any, weights: Weights, makings: Makings) -> None:
+def _check_sources(model: Any, weights: LayerWeights, makings: Makings) -> None:
     """Raises Unstreamable for numbers that cannot be read piece by piece."""
     if makings.obscure:
         name, how = next(iter(makings.obscure.items()))

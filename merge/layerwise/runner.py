@@ -20,7 +20,7 @@ import numpy as np
 
 from merge.errors import CheckpointError
 from merge.layerwise.trial import FORMS, Unstreamable, find_form
-from merge.layerwise.weights import Slot, Weights, are_large
+from merge.layerwise.weights import LayerWeights, ModelParameter, are_large
 from merge.loading import alike_but_for_the_last, check_alike
 
 ROWS = 8192  # an embedding of more rows is read by rows, as the input tokens' always is
@@ -67,11 +67,11 @@ class LayerRunner:
         trial_tokens: two short sequences that differ in the last token only.
     """
 
-    def __init__(self, model: Any, prefix: str, weights: Weights, path: str) -> None:
+    def __init__(self, model: Any, prefix: str, weights: LayerWeights, path: str) -> None:
         """Raises Unstreamable."""
         self.model, self.prefix, self.weights = model, prefix, weights
         self.layers: list[Any] = list(model.get_submodule(prefix.rstrip(".")))
-        self._of_layer: list[list[Slot]] = [[] for _ in self.layers]
+        self._of_layer: list[list[ModelParameter]] = [[] for _ in self.layers]
         self.form, self.needs_embedding = FORMS[0], True
         self._local, self._lock, self.path = threading.local(), threading.Lock(), path
         self.trial_tokens = alike_but_for_the_last(model)
@@ -182,9 +182,9 @@ class LayerRunner:
 
     # ---- weights outside the layers
 
-    def _sort(self) -> dict[Any, list[Slot]]:
+    def _sort(self) -> dict[Any, list[ModelParameter]]:
         """Sorts the parameters by the layer they are in; gives those outside, by the module that has them."""
-        outer: dict[Any, list[Slot]] = {}
+        outer: dict[Any, list[ModelParameter]] = {}
         for slot in self.weights.all:
             if not slot.pieces:  # a buffer that has its values
                 continue
@@ -201,13 +201,13 @@ class LayerRunner:
         number = name.removeprefix(self.prefix).partition(".")[0]
         return int(number) if name.startswith(self.prefix) and number.isdecimal() else None
 
-    def _load_when_used(self, outer: Mapping[Any, list[Slot]]) -> None:
+    def _load_when_used(self, outer: Mapping[Any, list[ModelParameter]]) -> None:
         """Small parameters are loaded when their module is first called and stay; of embeddings only rows are read."""
         from torch import nn
 
-        loaded: set[Slot] = set()
+        loaded: set[ModelParameter] = set()
 
-        def load(slots: Sequence[Slot]) -> None:
+        def load(slots: Sequence[ModelParameter]) -> None:
             with self._lock:
                 self.weights.load([slot for slot in slots if slot not in loaded])
                 loaded.update(slots)
@@ -228,7 +228,7 @@ class LayerRunner:
             if not isinstance(module, nn.ModuleList) or not name.endswith("experts"):
                 continue
             inside = {each: expert for expert in module for each in expert.modules()}
-            own: dict[Any, list[Slot]] = {}
+            own: dict[Any, list[ModelParameter]] = {}
             for slot in self._of_layer[number]:
                 if (expert := inside.get(slot.places[0][0])) is not None:
                     own.setdefault(expert, []).append(slot)
@@ -239,7 +239,7 @@ class LayerRunner:
                 listed = {slot for slots in own.values() for slot in slots}
                 self._of_layer[number] = [slot for slot in self._of_layer[number] if slot not in listed]
 
-    def _is_read_by_rows(self, module: Any, slots: Sequence[Slot]) -> bool:
+    def _is_read_by_rows(self, module: Any, slots: Sequence[ModelParameter]) -> bool:
         from torch import nn
 
         large = isinstance(module, nn.Embedding) and (
@@ -249,7 +249,7 @@ class LayerRunner:
         takes = len(inspect.signature(type(module).forward).parameters) == 2
         return large and takes and len(slots) == 1 and slots[0].is_plain
 
-    def _embedded(self, module: Any, slot: Slot, tokens: Any) -> Any:
+    def _embedded(self, module: Any, slot: ModelParameter, tokens: Any) -> Any:
         """An embedding's forward with only the rows that a batch needs, in whatever way the model scales them."""
         import torch
 

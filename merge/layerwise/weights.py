@@ -20,7 +20,7 @@ EXPERT_BYTES = 256 << 20  # experts of a layer that take more than this in float
 
 
 @dataclass(frozen=True, eq=False)
-class Slot:
+class ModelParameter:
     """A parameter or stored buffer of a model.
 
     Attributes:
@@ -58,13 +58,13 @@ class Slot:
         return 4 * (math.prod(self.shape[1:]) if self.by_expert else self.empty.numel())
 
 
-def are_large(slots: Sequence[Slot]) -> bool:
+def are_large(slots: Sequence[ModelParameter]) -> bool:
     """Whether experts are read one by one."""
     n_bytes: int = sum(4 * slot.empty.numel() for slot in slots)
     return n_bytes > EXPERT_BYTES
 
 
-class Weights:
+class LayerWeights:
     """Puts numbers into a model and takes them out again.
 
     Attributes:
@@ -81,7 +81,7 @@ class Weights:
     ) -> None:
         self._tensors, self._reader = tensors, reader
         self.held = self.most = 0
-        self.slots: dict[str, Slot] = {}
+        self.slots: dict[str, ModelParameter] = {}
         tied: dict[int, list[tuple[str, Any, str]]] = {}
         for prefix, module in model.named_modules(remove_duplicate=False):
             buffers = {k: v for k, v in module._buffers.items() if k not in module._non_persistent_buffers_set}
@@ -91,15 +91,15 @@ class Weights:
         for places in tied.values():
             names = sorted((name for name, _, _ in places), key=lambda name: name not in pieces)
             held = tuple((module, key) for _, module, key in places)
-            slot = Slot(tuple(names), held, getattr(*held[0]), pieces.get(names[0], ()))
+            slot = ModelParameter(tuple(names), held, getattr(*held[0]), pieces.get(names[0], ()))
             self.slots.update(dict.fromkeys(names, slot))
 
     @property
-    def all(self) -> tuple[Slot, ...]:
+    def all(self) -> tuple[ModelParameter, ...]:
         """Each slot once."""
         return tuple(dict.fromkeys(self.slots.values()))
 
-    def load(self, slots: Iterable[Slot]) -> None:
+    def load(self, slots: Iterable[ModelParameter]) -> None:
         import torch
 
         for slot in slots:
@@ -112,14 +112,14 @@ class Weights:
                 slot, self._values(slot) if self._is_float(slot) else torch.from_numpy(self._whole_numbers(slot))
             )
 
-    def drop(self, slots: Iterable[Slot]) -> None:
+    def drop(self, slots: Iterable[ModelParameter]) -> None:
         for slot in slots:
             self._count(-slot.nbytes)
             for module, key in slot.places:
                 module.__dict__.pop(key, None)
             self._place(slot, slot.empty)
 
-    def _place(self, slot: Slot, values: Any) -> None:
+    def _place(self, slot: ModelParameter, values: Any) -> None:
         from torch import nn
 
         for module, key in slot.places:
@@ -128,7 +128,7 @@ class Weights:
             else:
                 module._parameters[key] = nn.Parameter(values, requires_grad=False)
 
-    def rows(self, slot: Slot, start: int, stop: int) -> Any:
+    def rows(self, slot: ModelParameter, start: int, stop: int) -> Any:
         """Rows start..stop of a plain matrix, or of a plain vector its elements, float32."""
         import torch
 
@@ -137,14 +137,14 @@ class Weights:
         self._read(slot.pieces[0].tensor, start * columns, out)
         return torch.from_numpy(out).view(stop - start, *slot.shape[1:])
 
-    def rows_of(self, slot: Slot, numbers: npt.NDArray[np.int64]) -> Any:
+    def rows_of(self, slot: ModelParameter, numbers: npt.NDArray[np.int64]) -> Any:
         """Rows of a plain matrix for sorted numbers, neighbours read together."""
         import torch
 
         runs = np.split(numbers, np.flatnonzero(np.diff(numbers) > 1) + 1)
         return torch.cat([self.rows(slot, int(run[0]), int(run[-1]) + 1) for run in runs])
 
-    def matrix(self, slot: Slot, expert: int) -> Any:
+    def matrix(self, slot: ModelParameter, expert: int) -> Any:
         """What a stack has for one expert: (*shape[1:])."""
         import torch
 
@@ -157,7 +157,7 @@ class Weights:
         self.most = max(self.most, self.held + values.nbytes)
         return values
 
-    def _values(self, slot: Slot) -> Any:
+    def _values(self, slot: ModelParameter) -> Any:
         import torch
 
         out = np.empty(slot.empty.numel(), np.float32)
@@ -171,7 +171,7 @@ class Weights:
                 self._read(piece.tensor, piece.start * columns, part)
         return torch.from_numpy(out).view(slot.shape)
 
-    def _expert(self, slot: Slot, expert: int, out: F32) -> None:
+    def _expert(self, slot: ModelParameter, expert: int, out: F32) -> None:
         """One matrix of a stack -> out, flat."""
         columns = math.prod(slot.shape[2:])
         for piece in slot.pieces:
@@ -189,10 +189,10 @@ class Weights:
     def _read(self, name: str, start: int, out: F32) -> None:
         self._reader.read_values(self._tensors[name], start, out)
 
-    def _is_float(self, slot: Slot) -> bool:
+    def _is_float(self, slot: ModelParameter) -> bool:
         return DTYPES[self._tensors[slot.pieces[0].tensor].dtype].is_float
 
-    def _whole_numbers(self, slot: Slot) -> npt.NDArray[Any]:
+    def _whole_numbers(self, slot: ModelParameter) -> npt.NDArray[Any]:
         ref = self._tensors[slot.pieces[0].tensor]
         out: npt.NDArray[Any] = np.empty(ref.size, DTYPES[ref.dtype].numpy_name)
         self._reader.read_into(ref, 0, out)
@@ -206,7 +206,7 @@ class Weights:
 class _Matrices:
     """In place of a stacked parameter: matrices that are read when they are asked for."""
 
-    def __init__(self, weights: Weights, slot: Slot) -> None:
+    def __init__(self, weights: LayerWeights, slot: ModelParameter) -> None:
         self._weights, self._slot = weights, slot
 
     def __getitem__(self, expert: Any) -> Any:

@@ -75,7 +75,7 @@ class _RouterPass:
     def _runner(self) -> LayerRunner:
         """The base, with the plan's weights: adapters may be folded in."""
         from merge.architecture.loaded import whole_piece
-        from merge.layerwise import LayerRunner, Unstreamable, Weights, empty_model
+        from merge.layerwise import LayerRunner, LayerWeights, Unstreamable, empty_model
 
         model = empty_model(self._path)
         tensors = {"model.embed_tokens.weight": self._gates.embedding}
@@ -87,7 +87,7 @@ class _RouterPass:
             tensors |= {f"{_LAYERS}{number}.{name}": ref for name, ref in refs.items()}
         pieces = {name: (whole_piece(name, ref.shape),) for name, ref in tensors.items()}
         try:
-            return LayerRunner(model, _LAYERS, Weights(model, pieces, tensors, self._context.reader), self._path)
+            return LayerRunner(model, _LAYERS, LayerWeights(model, pieces, tensors, self._context.reader), self._path)
         except Unstreamable as error:
             raise CheckpointError(f"{self._path}: prompts cannot be run layer by layer: {error}.") from None
 
