@@ -42,7 +42,7 @@ def filled(text: str, marker: str, content: str) -> str:
 
 
 def verb_table() -> str:
-    rows = [f"| `merge {name}` | {cell(text)} |" for name, (_, text) in VERBS.items()]
+    rows = [f"| `merge {name}` | {cell(text)} |" for name, text in VERBS.items()]
     return "\n".join(["| verb | what it does |", "|---|---|", *rows])
 
 

@@ -9,33 +9,42 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NoReturn
 
 import click
 
-# verb -> (module, one line for --help)
-VERBS = {
-    "run": ("merge.cli.run", "Carry out a recipe and write the checkpoint."),
-    "plan": ("merge.cli.plan", "Show what a recipe would do, with memory, disk and all problems; nothing is written."),
-    "verify": ("merge.cli.verify", "Check a merged checkpoint against its manifest."),
-    "methods": ("merge.cli.methods", "List the merge methods, or explain one."),
-    "diff": ("merge.cli.diff", "Show how two models differ, or how alike two fine-tunes of one base are."),
-    "convert": ("merge.cli.convert", "Rewrite a model: another dtype, other shards, pickles to safetensors."),
-    "quantize": ("merge.cli.quantize", "Store a model's linear layers in 8 or 4 bits."),
-    "lora": ("merge.cli.lora", "Fold a LoRA adapter into a model, extract one from a fine-tune, or show one."),
-    "tokenizers": ("merge.cli.tokenizers", "Show how tokenizers differ."),
-    "transplant": ("merge.cli.transplant", "Give a model another model's tokenizer."),
-    "statistics": ("merge.cli.statistics", "Collect the statistics of a model that regmean and fisher need."),
-    "finetune": ("merge.cli.finetune", "Train a model or an adapter on your data."),
-    "generate": ("merge.cli.generate", "Generate text from a prompt or a file, or chat."),
-    "classify": ("merge.cli.classify", "Label texts with a classifier."),
-    "memory": ("merge.cli.memory", "Estimate the memory that a model takes to run, train or merge."),
-    "formats": ("merge.cli.formats", "Show numbers, or a model's weights, in BF16, FP16, FP8, INT8 and NF4."),
-    "eval": ("merge.cli.eval", "Evaluate models and recipes on the same tasks, through lm-eval."),
-    "compare": ("merge.cli.compare", "Compare a merge with its parents: tables, a page, model cards."),
-    "soup": ("merge.cli.soup", "Average the models that improve the average (a greedy soup)."),
-    "perplexity": ("merge.cli.perplexity", "Measure perplexity on a text, or the KL divergence between two models."),
-}
+# The order of `merge --help`; a verb that is not named comes after these.
+_ORDER = (
+    *(
+        "run",
+        "plan",
+        "verify",
+        "methods",
+        "diff",
+        "convert",
+        "quantize",
+        "lora",
+        "tokenizers",
+        "transplant",
+        "statistics",
+    ),
+    *("finetune", "generate", "classify", "memory", "formats", "eval", "compare", "soup", "perplexity"),
+)
+
+
+def _verbs() -> dict[str, str]:
+    """verb -> what it does, as the first line of its file says: `merge VERB: What it does.`"""
+    found = {}
+    for file in Path(__file__).parent.glob("*.py"):
+        with file.open(encoding="utf-8") as lines:
+            verb, _, text = lines.readline().strip().strip('"').partition(": ")
+        if verb == f"merge {file.stem}":
+            found[file.stem] = text
+    return {verb: found[verb] for verb in (*_ORDER, *sorted(found.keys() - set(_ORDER)))}
+
+
+VERBS = _verbs()
 
 
 class _Verbs(click.Group):
@@ -45,12 +54,12 @@ class _Verbs(click.Group):
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         if name not in VERBS:
             return None
-        command: click.Command = importlib.import_module(VERBS[name][0]).command
+        command: click.Command = importlib.import_module(f"merge.cli.{name}").command
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
-            formatter.write_dl([(name, text) for name, (_, text) in VERBS.items()])
+            formatter.write_dl(list(VERBS.items()))
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         from merge.schema.names import nearest

@@ -1,4 +1,4 @@
-"""merge classify"""
+"""merge classify: Label texts with a classifier."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""merge compare"""
+"""merge compare: Compare a merge with its parents: tables, a page, model cards."""
 
 from __future__ import annotations
 

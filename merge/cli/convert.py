@@ -1,4 +1,4 @@
-"""merge convert"""
+"""merge convert: Rewrite a model: another dtype, other shards, pickles to safetensors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""merge diff"""
+"""merge diff: Show how two models differ, or how alike two fine-tunes of one base are."""
 
 from __future__ import annotations
 

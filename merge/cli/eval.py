@@ -1,4 +1,4 @@
-"""merge eval"""
+"""merge eval: Evaluate models and recipes on the same tasks, through lm-eval."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""merge finetune"""
+"""merge finetune: Train a model or an adapter on your data."""
 
 from __future__ import annotations
 

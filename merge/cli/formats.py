@@ -1,4 +1,4 @@
-"""merge formats"""
+"""merge formats: Show numbers, or a model's weights, in BF16, FP16, FP8, INT8 and NF4."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""merge generate"""
+"""merge generate: Generate text from a prompt or a file, or chat."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""merge lora"""
+"""merge lora: Fold a LoRA adapter into a model, extract one from a fine-tune, or show one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""merge memory"""
+"""merge memory: Estimate the memory that a model takes to run, train or merge."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""merge methods"""
+"""merge methods: List the merge methods, or explain one."""
 
 from __future__ import annotations
 

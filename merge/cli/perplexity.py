@@ -1,4 +1,4 @@
-"""merge perplexity"""
+"""merge perplexity: Measure perplexity on a text, or the KL divergence between two models."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""merge plan"""
+"""merge plan: Show what a recipe would do, with memory, disk and all problems; nothing is written."""
 
 from __future__ import annotations
 

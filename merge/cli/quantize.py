@@ -1,4 +1,4 @@
-"""merge quantize"""
+"""merge quantize: Store a model's linear layers in 8 or 4 bits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""merge run"""
+"""merge run: Carry out a recipe and write the checkpoint."""
 
 from __future__ import annotations
 

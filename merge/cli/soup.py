@@ -1,4 +1,4 @@
-"""merge soup"""
+"""merge soup: Average the models that improve the average (a greedy soup)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""merge statistics"""
+"""merge statistics: Collect the statistics of a model that regmean and fisher need."""
 
 from __future__ import annotations
 

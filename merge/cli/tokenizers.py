@@ -1,4 +1,4 @@
-"""merge tokenizers"""
+"""merge tokenizers: Show how tokenizers differ."""
 
 from __future__ import annotations
 

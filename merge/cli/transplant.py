@@ -1,4 +1,4 @@
-"""merge transplant"""
+"""merge transplant: Give a model another model's tokenizer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""merge verify"""
+"""merge verify: Check a merged checkpoint against its manifest."""
 
 from __future__ import annotations
 
