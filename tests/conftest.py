@@ -238,21 +238,15 @@ def write_json(path: Path, value: Any) -> None:
 _LONG = (
     *(
         "test_finetune_strategies",
+        "test_eval_soup",
+        "test_eval_cache",
         "test_eval_run",
         "test_kill",
         "test_kill_points",
-        "test_finetune_processes",
-        "test_fuzz",
     ),
-    *(
-        "test_finetune_cli",
-        "test_generate_talk",
-        "test_layerwise",
-        "test_rebuild",
-        "test_bad_inputs",
-        "test_finetune_train",
-    ),
-    *("test_pipelines", "test_methods_common", "test_architectures", "test_lora_extract", "test_user_methods"),
+    *("test_finetune_processes", "test_fuzz", "test_finetune_cli", "test_generate_talk", "test_layerwise"),
+    *("test_rebuild", "test_bad_inputs", "test_finetune_train", "test_finetune_resume", "test_pipelines"),
+    *("test_pipelines_again", "test_methods_common", "test_architectures", "test_lora_extract", "test_user_methods"),
 )
 
 

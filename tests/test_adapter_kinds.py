@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from adapter_files import fold, make_base, plan_of, read
 from safetensors.numpy import load_file, save_file
-from test_adapters import fold, make_base, plan_of, read
 
 from merge.adapter_kinds import KINDS
 from merge.checkpoint.reader import SourceReader

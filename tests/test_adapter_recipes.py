@@ -1,4 +1,4 @@
-"""Recipes of adapters: what is written holds the combined changes, loads in PEFT, and is refused where it cannot."""
+"""Recipes of adapters: what is written holds the combined changes, and loads in PEFT."""
 
 from __future__ import annotations
 
@@ -8,119 +8,35 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
+import random_adapters
 import yaml
+from random_adapters import (
+    EMBEDDING,
+    F64,
+    PREFIX,
+    SHAPES,
+    assert_close,
+    changes,
+    nearest,
+    plan,
+    run,
+    total,
+    weighted,
+    write_adapter,
+)
 from safetensors.numpy import load_file, save_file
 
-from merge import build_plan, parse_recipe, run_plan, verify_output
+from merge import run_plan
 from merge.adapters.files import open_adapter
 from merge.engine import factors
-from merge.errors import MergeError, NumbersError, RecipeError
+from merge.errors import RecipeError
 from merge.methods import get_method
 from merge.output.manifest import read_manifest
 from merge.plan import Plan
 from merge.recipe.model import ModelRef
 
-F64 = npt.NDArray[np.float64]
-SHAPES = {
-    "model.layers.0.self_attn.q_proj": (16, 16),
-    "model.layers.0.mlp.up_proj": (32, 16),
-    "model.layers.1.self_attn.q_proj": (16, 16),
-    "model.layers.1.mlp.up_proj": (32, 16),
-}
-EMBEDDING = "model.embed_tokens"
-PREFIX = "base_model.model."
-
-
-def write_adapter(
-    path: Path,
-    seed: int,
-    rank: int = 4,
-    alpha: float = 8,
-    shapes: dict[str, tuple[int, int]] = SHAPES,
-    ranks: dict[str, int] | None = None,
-    embedding: tuple[int, int] | None = None,
-    saved: dict[str, npt.NDArray[Any]] | None = None,
-    **config: Any,
-) -> Path:
-    """An adapter of random numbers as PEFT lays it out; `embedding`: (vocabulary, width) of an embedding's change."""
-    random = np.random.default_rng(seed)
-
-    def normal(*shape: int) -> npt.NDArray[np.float32]:
-        return random.standard_normal(shape, dtype=np.float32) * np.float32(0.3)
-
-    tensors: dict[str, npt.NDArray[Any]] = {}
-    for name, (rows, columns) in shapes.items():
-        r = (ranks or {}).get(name, rank)
-        tensors[f"{PREFIX}{name}.lora_A.weight"] = normal(r, columns)
-        tensors[f"{PREFIX}{name}.lora_B.weight"] = normal(rows, r)
-        if config.get("use_dora"):
-            tensors[f"{PREFIX}{name}.lora_magnitude_vector"] = np.abs(normal(rows)) + 1
-    if embedding:
-        tensors[f"{PREFIX}{EMBEDDING}.lora_embedding_A"] = normal(rank, embedding[0])
-        tensors[f"{PREFIX}{EMBEDDING}.lora_embedding_B"] = normal(embedding[1], rank)
-    tensors |= {PREFIX + name: values for name, values in (saved or {}).items()}
-    path.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, path / "adapter_model.safetensors")
-    settings = {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": "org/base",
-        "r": rank,
-        "lora_alpha": alpha,
-        "target_modules": sorted({name.rpartition(".")[2] for name in (*shapes, *([EMBEDDING] if embedding else []))}),
-        "rank_pattern": ranks or {},
-    }
-    (path / "adapter_config.json").write_text(json.dumps(settings | config))
-    return path
-
-
-def changes(path: Path) -> dict[str, F64]:
-    """Module -> scaling · B A, read back as anybody else would read it."""
-    adapter = open_adapter(ModelRef(str(path), str(path)))
-    tensors = load_file(path / "adapter_model.safetensors")
-    return {
-        name: module.scaling * tensors[module.b.name].astype(np.float64) @ tensors[module.a.name].astype(np.float64)
-        for name, module in adapter.modules.items()
-    }
-
-
-def plan(method: str, models: list[Any], **more: Any) -> Plan:
-    listed = [model if isinstance(model, dict) else {"model": str(model)} for model in models]
-    return build_plan(parse_recipe(yaml.safe_dump({"merge_method": method, "models": listed, **more}), None))
-
-
-def weighted(path: Path, weight: float, **more: float) -> dict[str, Any]:
-    return {"model": str(path), "parameters": {"weight": weight, **more}}
-
-
-def run(out: Path, method: str, models: list[Any], **more: Any) -> dict[str, F64]:
-    run_plan(plan(method, models, **more), out)
-    assert verify_output(out).problems == ()
-    return changes(out)
-
-
-def nearest(matrix: F64, rank: int) -> F64:
-    u, s, v = np.linalg.svd(matrix, full_matrices=False)
-    return (u[:, :rank] * s[:rank]) @ v[:rank]
-
-
-def assert_close(got: F64, wanted: F64, tolerance: float = 1e-6) -> None:
-    assert np.linalg.norm(got - wanted) <= tolerance * np.linalg.norm(wanted)
-
-
-@pytest.fixture
-def two(tmp_path: Path) -> tuple[Path, Path]:
-    """Two adapters of different rank and scaling, the second one rsLoRA and without one of the modules."""
-    some = {name: shape for name, shape in SHAPES.items() if name != "model.layers.1.mlp.up_proj"}
-    a = write_adapter(tmp_path / "a", 1, rank=4, alpha=8)
-    return a, write_adapter(tmp_path / "b", 2, rank=3, alpha=5, shapes=some, use_rslora=True)
-
-
-def total(paths: tuple[Path, Path], weights: tuple[float, float]) -> dict[str, F64]:
-    first, second = changes(paths[0]), changes(paths[1])
-    return {name: weights[0] * first[name] + weights[1] * second.get(name, np.zeros(1)) for name in first}
+two = random_adapters.two  # fixture
 
 
 @pytest.mark.parametrize(
@@ -440,73 +356,6 @@ def test_peft_loads_it_and_computes_the_sum_of_the_changes(tmp_path: Path, make_
     torch.testing.assert_close(logits(lambda _: model), wanted, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"use_dora": True}, "is a DoRA adapter .* whose change depends on the base's weights .* Fold it: list BASE"),
-        ({"base_model_name_or_path": "org/other"}, "trained on different bases .*org/other.*different_bases"),
-        ({"shapes": {"model.layers.0.mlp.up_proj": (32, 8)}}, "up_proj: adapters change matrices of different kinds"),
-        ({"fan_in_fan_out": True}, "up_proj: adapters change matrices of different kinds: .*fan_in_fan_out"),
-    ],
-)
-def test_adapters_that_do_not_belong_together(tmp_path: Path, change: dict[str, Any], message: str) -> None:
-    a, b = write_adapter(tmp_path / "a", 1), write_adapter(tmp_path / "b", 2, **change)
-    with pytest.raises(RecipeError, match=message):
-        plan("cat", [a, b])
-    if "base_model_name_or_path" in change:
-        assert plan("cat", [a, b], allow=["different_bases"]).n_parameters
-
-
-@pytest.mark.parametrize(
-    ("method", "more", "message"),
-    [
-        ("cat", {"parameters": {"rank": 4}}, "cat keeps all of the adapters"),
-        ("ties", {"parameters": {"weight": 1, "trim": "model"}}, "trim: model"),
-        ("linear", {"parameters": {"weight": 1}, "align": "permutation"}, '"align" is for whole models'),
-        ("linear", {"parameters": {"weight": 1}, "tokenizer_source": "base"}, '"tokenizer_source" is for whole models'),
-        ("karcher", {}, "karcher does not merge LoRA adapters.* These do: .*cat.*svd"),
-        ("linear", {"parameters": {"weight": 0}}, "sum to zero"),
-        ("svd", {"parameters": {"rank": -1}}, '"rank" must be at least 0'),
-    ],
-)
-def test_recipes_that_adapters_cannot_follow(
-    tmp_path: Path, two: tuple[Path, Path], method: str, more: dict[str, Any], message: str
-) -> None:
-    with pytest.raises(RecipeError, match=message):
-        plan(method, list(two), **more)
-
-
-def test_models_and_adapters_are_not_mixed(
-    tmp_path: Path, two: tuple[Path, Path], make_model: Callable[..., Path]
-) -> None:
-    base = make_model(tmp_path / "base")
-    with pytest.raises(RecipeError, match=r"a is a LoRA adapter, and not all .* \"BASE\+"):
-        plan("linear", [base, two[0]], parameters={"weight": 1})
-    with pytest.raises(RecipeError, match=r"knots merges LoRA adapters, and .*base is not one"):
-        plan("knots", [base, base])
-    with pytest.raises(RecipeError, match=r'"rank" is that of a resulting adapter'):
-        plan("linear", [base, base], parameters={"weight": 1, "rank": 4})
-    wrong = make_model(tmp_path / "wrong", hidden=8)
-    with pytest.raises(RecipeError, match=r"the adapters change a matrix of \[32, 16\], and .*wrong has \[16, 8\]"):
-        plan("ties", list(two), base_model=str(wrong), parameters={"weight": 1})
-    with pytest.raises(RecipeError, match="the base is listed with a weight, but it is no adapter"):
-        plan("linear", [base, *two], base_model=str(base), parameters={"weight": 1})
-    assert plan("ties", [base, *two], base_model=str(base), parameters={"weight": 1}).steps[0].models == (1, 2)
-    given = plan("linear", list(two), base_model=str(base), parameters={"weight": 1})
-    assert (given.base_model, [len(step.inputs) for step in given.steps]) == (0, [2] * 8)
-
-
-def test_a_number_that_is_none_stops_the_run(tmp_path: Path, two: tuple[Path, Path]) -> None:
-    file = two[0] / "adapter_model.safetensors"
-    tensors = {name: values.copy() for name, values in load_file(file).items()}
-    tensors[f"{PREFIX}model.layers.0.mlp.up_proj.lora_A.weight"][0, 0] = np.nan
-    save_file(tensors, file)
-    for method in ("cat", "svd"):
-        with pytest.raises(NumbersError, match="up_proj"):
-            run_plan(plan(method, list(two)), tmp_path / method)
-    assert not (tmp_path / "svd").exists()
-
-
 def test_the_memory_that_is_predicted_grows_with_what_is_formed(tmp_path: Path, two: tuple[Path, Path]) -> None:
     from merge.engine.memory import predicted_peak
 
@@ -532,11 +381,3 @@ def test_nothing_cut_off_is_not_reported(tmp_path: Path, two: tuple[Path, Path])
     assert report.adapter is None
     assert factors.summary(made.steps, {i: {} for i in range(len(made.steps))}) is None
     assert not any("kept_energy" in note for note in made.notes)
-
-
-def test_what_cannot_be_opened_is_all_told(tmp_path: Path, two: tuple[Path, Path]) -> None:
-    for path in two:
-        (path / "adapter_model.safetensors").unlink()
-    with pytest.raises(MergeError) as caught:
-        plan("cat", list(two))
-    assert str(caught.value).count("none of adapter_model.safetensors") == 2

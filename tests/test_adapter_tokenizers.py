@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from adapter_files import plan_of, read
 from click.testing import CliRunner
-from test_adapters import plan_of, read
 from tiny_llama import make_tiny_llama
 
 from merge import run_plan

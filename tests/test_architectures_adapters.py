@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from adapter_files import plan_of
 from architectures import build, names
-from test_adapters import plan_of
 
 from merge import run_plan
 from merge.recipe.model import ModelRef

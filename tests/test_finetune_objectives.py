@@ -1,83 +1,28 @@
-"""Objectives: what each learns from to the letter, that it learns, its figures, and what is said about wrong data."""
+"""Objectives: what each learns from to the letter, that it learns, its figures."""
 
 from __future__ import annotations
 
-import gc
 import itertools
 import json
-import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import objectives
 import pytest
 import torch
+from objectives import Ready, Run, record
 from safetensors.torch import load_file
-from tiny_bert import make_tiny_bert
-from tiny_llama import make_tiny_llama, words, write_lines
-from toy_data import choices, judged, moods, rounds, shifts
+from tiny_llama import make_tiny_llama, write_lines
+from toy_data import moods, rounds
 
 from finetune.config import load_config
-from finetune.data.pack import Row
 from finetune.objectives.classification import classification_metrics, detect_labels
-from finetune.train import Prepared, TrainingReport, finetune, prepare
-from merge.errors import MergeError, RecipeError, UsageError
+from finetune.train import Prepared, finetune, prepare
 
-Run = Callable[..., TrainingReport]
-Ready = Callable[..., Prepared]
+place, ready, run = objectives.place, objectives.ready, objectives.run  # fixtures
+
 MARKS = "<|fim_prefix|>,<|fim_suffix|>,<|fim_middle|>"
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("objectives")
-    make_tiny_llama(folder / "llama")
-    make_tiny_bert(folder / "bert")
-    for name, rows in {
-        "words": words,
-        "rounds": rounds,
-        "moods": moods,
-        "choices": choices,
-        "judged": judged,
-        "shifts": shifts,
-    }.items():
-        write_lines(folder / f"{name}.jsonl", rows(120))
-    gc.collect()
-    gc.freeze()  # as in test_finetune_train.py
-    return folder
-
-
-@pytest.fixture
-def ready(place: Path, tmp_path: Path) -> Ready:
-    """ready(data="moods", model="bert", ...) -> Prepared; flags as on the command line."""
-
-    def start(**keys: Any) -> Prepared:
-        usual = {"model": "llama", "out": "out", "batch_size": 16, "epochs": 2, "learning_rate": 5e-3, "log_every": 50}
-        given = {**usual, **keys}
-        given["out"] = tmp_path / given["out"]
-        for key, suffix in (("model", ""), ("data", ".jsonl")):
-            if not isinstance(given[key], Path):
-                given[key] = place / f"{given[key]}{suffix}"
-        flags = {name: [str(value).lower() if isinstance(value, bool) else str(value)] for name, value in given.items()}
-        return prepare(load_config(None, flags))
-
-    return start
-
-
-@pytest.fixture
-def run(ready: Ready, monkeypatch: pytest.MonkeyPatch) -> Run:
-    monkeypatch.setattr("finetune.result.draw_losses", lambda log, path, unit: None)
-
-    def start(**keys: Any) -> TrainingReport:
-        return finetune(ready(**{"validation": 0.25, **keys}), device="cpu", threads=1, force=True)
-
-    return start
-
-
-def record(folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((folder / "finetune_manifest.json").read_text(encoding="utf-8"))
-    return found
 
 
 def decoded(prepared: Prepared, number: int = 0) -> str:
@@ -86,7 +31,6 @@ def decoded(prepared: Prepared, number: int = 0) -> str:
 
 
 # ---- each learns
-
 FULL = {"train": "full", "learning_rate": 3e-3, "epochs": 4}
 LEARNING: dict[str, dict[str, Any]] = {
     "infilling": {"data": "rounds", "objective": "infilling", "new_tokens": MARKS, **FULL},
@@ -315,115 +259,6 @@ def test_class_weights(ready: Ready, tmp_path: Path) -> None:
     assert weights(class_weights="{y: 5}") == [1, 1, 1, 5]
 
 
-# ---- preferences
-
-
-def test_dpo_starts_at_log_2_and_compares_answers_alone(run: Run, ready: Ready, tmp_path: Path) -> None:
-    report = run(data="choices", train="lora", learning_rate=1e-2)
-    assert report.losses["validation_before"] == pytest.approx(math.log(2), abs=1e-6)
-    assert report.metrics["reward_margin"][0] == 0
-    assert report.metrics["reward_accuracy"][0] == 0.5
-    file = write_lines(tmp_path / "d.jsonl", [{"prompt": "ab=", "chosen": "AB", "rejected": "c"}])
-    example = ready(data=file).data.train.examples[0]
-    assert [weights.tolist() for _, weights in example.sequences] == [[0, 0, 0, 1, 1, 1], [0, 0, 0, 1, 1]]
-
-
-@pytest.mark.parametrize("train", ["lora", "bottleneck", "prompt"])
-def test_the_reference_is_the_model_without_its_adapter(ready: Ready, place: Path, train: str) -> None:
-    """Rewards of a moved adapter, against log-probabilities computed here by hand."""
-    from finetune.models import load_model
-    from finetune.trainables import make_trainable
-    from merge.loading.libraries import quiet_libraries
-
-    prepared = ready(data="choices", train=train)
-    base = load_model(prepared.base, prepared.config, "AutoModelForCausalLM", "cpu").eval()
-    model = load_model(prepared.base, prepared.config, "AutoModelForCausalLM", "cpu")
-    with quiet_libraries():
-        model = make_trainable(model, prepared.config, "CAUSAL_LM", []).eval()
-    torch.manual_seed(1)
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.data += 0.1 * torch.randn_like(parameter)
-    prepared.objective.begin(model, prepared.data, prepared.config, "cpu")
-    rows = [prepared.data.train[i] for i in range(3)]
-    with torch.no_grad():
-        losses, rewards = prepared.objective.measure(model, prepared.objective.collate(rows, 0))
-
-    def log_p(net: Any, ids: Any, weights: Any) -> float:
-        ids = torch.from_numpy(ids).long()[None]
-        with torch.no_grad():
-            found = net(ids).logits[:, -ids.shape[1] :].log_softmax(-1)[0, :-1]
-        picked = found.gather(1, ids[0, 1:, None])[:, 0]
-        return float((picked * torch.from_numpy(weights[1:])).sum())
-
-    for row, loss, reward in zip(rows, losses, rewards, strict=True):
-        pair = row.examples[0][1].sequences
-        wanted = [0.1 * (log_p(model, *one) - log_p(base, *one)) for one in pair]
-        assert reward.tolist() == pytest.approx(wanted, abs=1e-4)
-        assert any(abs(value) > 1e-3 for value in wanted)
-        assert float(loss) == pytest.approx(math.log(1 + math.exp(wanted[1] - wanted[0])), abs=1e-4)
-
-
-def test_kto_by_hand(ready: Ready) -> None:
-    """Losses of wanted and unwanted answers, from log-probabilities that are known."""
-
-    class Fixed:
-        """Every token has probability 1/V."""
-
-        def __call__(self, input_ids: Any, **_: Any) -> Any:
-            return type("Out", (), {"logits": torch.zeros(*input_ids.shape, 8)})()
-
-    prepared = ready(data="judged", beta=0.5, wanted_weight=2.0, unwanted_weight=3.0)
-    examples = [prepared.data.train.examples[i] for i in range(6)]
-    small = [type(one)(one.ids % 8, one.weights, one.place, starts=one.starts, label=one.label) for one in examples]
-    assert {one.label for one in small} == {0, 1}
-    batch = prepared.objective.collate([Row([(i, one)], False) for i, one in enumerate(small)], 0)
-    batch["reference"] = torch.tensor([[-30.0 - i, -40.0] for i in range(6)])  # the answer's, the foreign one's
-    lengths = [[float(weights.sum()) for _, weights in one.sequences] for one in small]
-    rewards = [0.5 * (-math.log(8) * own + 30.0 + i) for i, (own, _) in enumerate(lengths)]
-    z = sum(0.5 * (-math.log(8) * foreign + 40.0) for _, foreign in lengths) / 6
-    assert z > 0
-    expected = [
-        2.0 / (1 + math.exp(r - z)) if one.label else 3.0 / (1 + math.exp(z - r))
-        for one, r in zip(small, rewards, strict=True)
-    ]
-    assert prepared.objective.loss(Fixed(), batch).tolist() == pytest.approx(expected, rel=1e-3)
-    batch["reference"][:, 1] = 0.0  # foreign answers have lost: z is not below 0
-    at_zero = prepared.objective.loss(Fixed(), batch)[0]
-    weight, sign = (2.0, 1) if small[0].label else (3.0, -1)
-    assert float(at_zero) == pytest.approx(weight / (1 + math.exp(sign * rewards[0])), rel=1e-3)
-
-
-def test_label_smoothing(ready: Ready) -> None:
-    class Fixed:
-        """A model whose rewards are known: the reference is zero, log p of an answer its length times log 1/V."""
-
-        def __call__(self, input_ids: Any, **_: Any) -> Any:
-            return type("Out", (), {"logits": torch.zeros(*input_ids.shape, 8)})()
-
-    prepared = ready(data="choices", label_smoothing=0.2, beta=0.5)
-    example = prepared.data.train.examples[0]
-    small = type(example)(example.ids % 8, example.weights, example.place, starts=example.starts)
-    batch = prepared.objective.collate([Row([(0, small)], False)], 0)
-    counts = [weights.sum() for _, weights in small.sequences]
-    margin = 0.5 * math.log(8) * float(counts[1] - counts[0])
-    wanted = 0.8 * math.log1p(math.exp(-margin)) + 0.2 * math.log1p(math.exp(margin))
-    assert float(prepared.objective.loss(Fixed(), batch)) == pytest.approx(wanted, rel=1e-5)
-
-
-def test_conversations_are_compared_by_their_last_turn(ready: Ready, tmp_path: Path) -> None:
-    start = [{"role": "user", "content": "ab"}]
-    rows = [{"chosen": [*start, answer("C")], "rejected": [*start, answer("dd")]}]
-    prepared = ready(data=write_lines(tmp_path / "d.jsonl", rows))
-    tokenizer = prepared.base.tokenizer
-    found = [tokenizer.decode(ids[weights > 0]) for ids, weights in prepared.data.train.examples[0].sequences]
-    assert found == ["C<end>", "dd<end>"]
-
-
-def answer(text: str) -> dict[str, str]:
-    return {"role": "assistant", "content": text}
-
-
 # ---- embeddings
 
 
@@ -534,109 +369,3 @@ def test_frozen_means_bit_identical(ready: Ready, tmp_path: Path, monkeypatch: p
     if train == "bitfit":
         before, after = (load_file(folder / "model.safetensors") for folder in (model, tmp_path / "out"))
         assert all(torch.equal(before[name], after[name]) for name in before if not name.endswith("bias"))
-
-
-# ---- wrong settings and data: one message each, before anything is trained
-
-WRONG: list[tuple[dict[str, Any], list[dict[str, Any]], str]] = [
-    ({"objective": "mlm"}, rounds(4), "the tokenizer has no mask token"),
-    ({"objective": "infilling"}, rounds(4), "the tokenizer has no tokens for infilling. Name three of its tokens"),
-    ({"objective": "infilling", "infilling_tokens": "<user>"}, rounds(4), "must be three tokens"),
-    ({"objective": "infilling", "infilling_tokens": "<user>,<end>,<ned>"}, rounds(4), 'did you mean "<end>"?'),
-    ({"mask_rate": 0.3}, words(4), '"mask_rate" belongs to objective: mlm; this is supervised'),
-    ({"objective": "distillation"}, words(4), "needs teacher: the model to learn from"),
-    ({"model": "bert", "packing": True}, moods(8), "packing: objective classification has one example a row"),
-    ({"too_long": "split"}, choices(4), "examples of objective dpo cannot be split; use truncate or drop"),
-    ({"train": "prefix", "objective": "mlm", "model": "bert"}, rounds(4), "which objective mlm cannot use"),
-    ({"model": "bert"}, [{"text": "a", "label": "x"}] * 4, "labels: 1 found (x); classification needs at least 2"),
-    (
-        {"model": "bert", "labels": "a,b"},
-        [{"text": "a", "label": 0}, {"text": "a", "label": 2}],
-        "d.jsonl:2: label 2 is out of range: labels has 2, a, b. Correct it, or list all labels: labels.",
-    ),
-    (
-        {"model": "bert", "labels": "sad,glad"},
-        [{"text": "a", "label": "sad"}, {"text": "a", "label": "glda"}],
-        'd.jsonl:2: label "glda" is not in labels (sad, glad); did you mean "glad"?',
-    ),
-    ({"model": "bert", "class_weights": "{hihg: 2}"}, moods(20), 'class_weights: "hihg" is not a label; did you mean'),
-    ({"model": "bert", "class_weights": "{high: 2}", "balance_classes": True}, moods(20), "keep one"),
-    ({"model": "bert"}, [{"text": "a" * 90, "label": i} for i in (0, 1)], "d.jsonl:1: 92 tokens, and a sequence may"),
-    ({}, [{"prompt": "a", "chosen": "b", "rejected": "b"}], "d.jsonl:1: chosen and rejected are the same"),
-    ({}, [{"prompt": "a" * 70, "chosen": "b", "rejected": "c"}], "d.jsonl:1: 72 tokens, and a sequence may have 64"),
-    (
-        {"too_long": "truncate"},
-        [{"prompt": "a" * 70, "chosen": "b", "rejected": "c"}],
-        "d.jsonl:1: no token of an answer is left to compare",
-    ),
-    (
-        {"model": "bert", "objective": "embeddings", "batch_size": 1},
-        shifts(4),
-        "batch_size: 1 leaves nothing to compare an anchor with",
-    ),
-    (
-        {"model": "bert", "objective": "embeddings"},
-        [{"anchor": "a", "positive": ""}],
-        "d.jsonl:1: a text is empty, so it has no embedding",
-    ),
-    ({"model": "bert", "objective": "mlm", "rope_scaling": "linear", "train": "full"}, rounds(4), "has no rotary"),
-]
-
-
-@pytest.mark.parametrize(("keys", "rows", "message"), WRONG)
-def test_what_is_wrong_is_said_before_training(
-    ready: Ready, tmp_path: Path, keys: dict[str, Any], rows: list[dict[str, Any]], message: str
-) -> None:
-    with pytest.raises(MergeError) as caught:
-        ready(data=write_lines(tmp_path / "d.jsonl", rows), **keys)
-    assert message in str(caught.value)
-    assert not (tmp_path / "out.partial").exists()
-
-
-def test_a_label_of_the_validation_file_that_training_lacks(ready: Ready, tmp_path: Path) -> None:
-    held = write_lines(tmp_path / "held.jsonl", [*moods(3), {"text": "a", "label": "hgih"}])
-    with pytest.raises(UsageError, match=r'held.jsonl:4: label "hgih" is not in the training data .*; did you mean'):
-        ready(data="moods", model="bert", validation=held)
-
-
-def test_a_teacher_with_another_vocabulary(ready: Ready, place: Path) -> None:
-    with pytest.raises(UsageError, match=r"bert: its vocabulary is not the student's \(63 tokens and 79; \""):
-        ready(data="words", objective="distillation", teacher=place / "bert")
-
-
-def test_a_teacher_with_a_shorter_context(ready: Ready, tmp_path: Path) -> None:
-    short = make_tiny_llama(tmp_path / "short", context=32)
-    with pytest.raises(UsageError, match=r"max_length: 64 is more than the teacher's context of 32 tokens"):
-        ready(data="words", objective="distillation", teacher=short)
-    assert ready(data="words", objective="distillation", teacher=short, max_length=32).data.max_length == 32
-
-
-def test_a_key_of_another_objective_and_scaling_with_an_adapter_stand_at_their_lines(tmp_path: Path) -> None:
-    file = tmp_path / "c.yaml"
-    text = "model: m\ndata: d\nout: o\nobjective: dpo\nmask_rate: 0.2\nrope_scaling: yarn\n"
-    file.write_text(text, encoding="utf-8")
-    with pytest.raises(RecipeError) as caught:
-        load_config(str(file))
-    assert [str(problem).rpartition("c.yaml:")[2] for problem in caught.value.problems] == [
-        '5: "mask_rate" belongs to objective: mlm; this is objective: dpo',
-        '6: "rope_scaling" changes config.json, which an adapter does not have; use train: full, partial or bitfit',
-    ]
-
-
-def test_a_base_of_another_kind_is_not_given_a_random_head(run: Run, tmp_path: Path) -> None:
-    from transformers import AutoModel
-
-    AutoModel.from_pretrained(ready_copy(tmp_path)).save_pretrained(tmp_path / "headless")
-    with pytest.raises(MergeError, match=r"headless: lacks lm_head.weight for LlamaForCausalLM"):
-        run(data="words", model=tmp_path / "headless", max_steps=1)
-
-
-def ready_copy(folder: Path) -> Path:
-    """A model, and its tokenizer where the headless one will be."""
-    import shutil
-
-    make_tiny_llama(folder / "whole")
-    (folder / "headless").mkdir()
-    for file in (folder / "whole").glob("*token*"):
-        shutil.copy(file, folder / "headless")
-    return folder / "whole"

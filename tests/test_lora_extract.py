@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from adapter_files import fold, make_adapter, make_base, read
 from click.testing import CliRunner
 from safetensors.numpy import load_file, save_file
-from test_adapters import fold, make_adapter, make_base, read
 
 from merge import verify_output
 from merge.adapters.files import open_adapter

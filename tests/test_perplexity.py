@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from adapter_files import make_adapter
 from click.testing import CliRunner
 from conftest import VOCABULARY
-from test_adapters import make_adapter
-from test_statistics import model_of, sizes
+from tiny_models import model_of, sizes
 
 from merge import build_plan, load_recipe, run_plan
 from merge.cli import cli

@@ -1,12 +1,8 @@
-"""Pipelines: streamed or written, the last stage is what separate runs would give; nothing is done twice; bad ones."""
+"""Pipelines: streamed or written, the last stage is what separate runs would give."""
 
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,86 +10,21 @@ from typing import Any
 
 import numpy as np
 import pytest
+import stages
 from bad_inputs.room import call
+from stages import DIAMOND, FIRST, LAST, first_text, how, two, weights
 
-import merge.output.writer
 from merge import build_plan, parse_recipe, run_plan, verify_output
 from merge.engine.memory import budget
-from merge.errors import MergeError, NumbersError, RecipeError, UsageError
+from merge.errors import NumbersError, UsageError
 from merge.jobs.pipelines.plan import PipelinePlanner, not_by_blocks
-from merge.jobs.pipelines.run import StageReport, run_pipeline
+from merge.jobs.pipelines.run import run_pipeline
 from merge.plan import Derived, Plan
-from merge.planning.load import load_pipeline, parse_pipeline
+from merge.planning.load import parse_pipeline
 from merge.recipe.model import Recipe
 from merge.sources import held_bytes
 
-HEAD = """
-merge_method: {method}
-base_model: {root}/base
-models:
-  - model: {root}/a
-    parameters: {{weight: 0.7, density: [0.3, 0.8]}}
-  - model: {root}/b
-    parameters: {{weight: -0.4, density: 0.6}}
-dtype: {dtype}
-seed: 3
-"""
-LINEAR = """
-merge_method: linear
-models: [{{model: {root}/a, parameters: {{weight: 1}}}}, {{model: {root}/b, parameters: {{weight: 2}}}}]
-dtype: {dtype}
-"""
-SLERP = """
-merge_method: slerp
-base_model: {root}/a
-models: [{{model: {root}/b}}]
-parameters: {{t: 0.3}}
-dtype: {dtype}
-"""
-FIRST = {"linear": LINEAR, "slerp": SLERP} | dict.fromkeys(
-    ("task_arithmetic", "ties", "dare_ties", "della", "breadcrumbs", "model_stock", "nuslerp", "sce"), HEAD
-)
-LAST = """
-merge_method: ties
-base_model: {root}/base
-models:
-  - model: {first}
-    parameters: {{weight: 0.5, density: 0.4}}
-  - model: {root}/c
-    parameters: {{weight: 0.5, density: 0.6}}
-dtype: bfloat16
-"""
-
-
-@pytest.fixture
-def family(tmp_path: Path, make_model: Callable[..., Path]) -> Path:
-    """base, a, b, c in bfloat16; at this width a matrix has several chunks."""
-    make_model(tmp_path / "base", hidden=512, layers=1, dtype="BF16")
-    for seed, name in enumerate("abc", 1):
-        model = {"hidden": 512, "layers": 1, "dtype": "BF16", "base": tmp_path / "base", "delta": 0.002}
-        make_model(tmp_path / name, seed=seed, shards=seed, **model)
-    return tmp_path
-
-
-def first_text(method: str, root: Path, dtype: str = "bfloat16") -> str:
-    text = FIRST[method].format(root=root, method=method, dtype=dtype)
-    if method in ("model_stock", "nuslerp", "sce", "task_arithmetic"):
-        text = text.replace(", density: [0.3, 0.8]", "").replace(", density: 0.6", "")
-    if method in ("model_stock", "sce"):
-        text = text.replace("weight: 0.7", "").replace("weight: -0.4", "")
-    return text.replace("-0.4", "0.4") if method == "nuslerp" else text
-
-
-def two(method: str, root: Path, dtype: str = "bfloat16") -> str:
-    return f"name: first{first_text(method, root, dtype)}---{LAST.format(root=root, first='first')}"
-
-
-def weights(directory: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(directory.glob("*.safetensors"))}
-
-
-def how(reports: tuple[StageReport, ...]) -> list[str]:
-    return ["unchanged" if r.how != "streamed" and r.report is None else r.how for r in reports]
+family = stages.family  # fixture
 
 
 def separately(root: Path, method: str, dtype: str = "bfloat16") -> dict[str, bytes]:
@@ -135,28 +66,6 @@ def test_kept_stages_are_written_and_give_the_same(family: Path) -> None:
     assert [(stage["name"], stage["written"]) for stage in manifest["stages"]] == [("first", True)]
 
 
-DIAMOND = """
-name: root
-merge_method: linear
-models: [{{model: {root}/a}}, {{model: {root}/b}}]
-parameters: {{weight: 1}}
----
-name: left
-merge_method: task_arithmetic
-base_model: {root}/base
-models: [{{model: root, parameters: {{weight: 0.8}}}}]
----
-name: right
-merge_method: linear
-models: [{{model: root, parameters: {{weight: 1}}}}, {{model: {root}/c, parameters: {{weight: 3}}}}]
----
-merge_method: slerp
-base_model: left
-models: [{{model: right}}]
-parameters: {{t: 0.4}}
-"""
-
-
 def test_a_diamond(family: Path) -> None:
     text = DIAMOND.format(root=family)
     reports = run_pipeline(parse_pipeline(text, "shape.yaml"), family / "out")
@@ -191,79 +100,6 @@ def test_what_several_passes_make_for_several_others_is_written(family: Path) ->
     reports = run_pipeline(parse_pipeline(text), family / "out")
     assert how(reports) == ["written", "streamed", "streamed", "result"]
     assert not (family / "out.stages").exists()
-
-
-def test_only_what_changed_is_done_again(family: Path, make_model: Callable[..., Path]) -> None:
-    text = DIAMOND.format(root=family)
-    options = {"keep_stages": True, "force": True}
-    assert how(run_pipeline(parse_pipeline(text), family / "out", **options)) == ["written"] * 3 + ["result"]
-    again = text.replace("t: 0.4", "t: 0.5")
-    reports = run_pipeline(parse_pipeline(again), family / "out", **options)
-    assert how(reports) == ["unchanged"] * 3 + ["result"]
-    again = again.replace("weight: 3", "weight: 4")
-    reports = run_pipeline(parse_pipeline(again), family / "out", **options)
-    assert how(reports) == ["unchanged", "unchanged", "written", "result"]
-    # a source of the first stage changes, so do all that are made from it
-    make_model(family / "b", hidden=512, layers=1, dtype="BF16", base=family / "base", delta=0.003, seed=9)
-    (family / "b" / "model.safetensors.index.json").unlink()
-    for old in (family / "b").glob("model-0*"):
-        old.unlink()
-    assert how(run_pipeline(parse_pipeline(again), family / "out", **options)) == ["written"] * 3 + ["result"]
-    run_pipeline(parse_pipeline(again), family / "fresh")
-    assert weights(family / "fresh") == weights(family / "out")
-
-
-def test_a_stage_that_was_tampered_with_is_made_again(family: Path) -> None:
-    pipeline = parse_pipeline(two("linear", family))
-    run_pipeline(pipeline, family / "out", keep_stages=True)
-    shard = family / "out.stages" / "first" / "model.safetensors"
-    times = shard.stat()
-    os.utime(shard, ns=(times.st_atime_ns, times.st_mtime_ns + 1))
-    assert how(run_pipeline(pipeline, family / "out", keep_stages=True, force=True)) == ["unchanged", "result"]
-    with shard.open("r+b") as file:
-        file.seek(-1, os.SEEK_END)
-        last = file.read(1)[0]
-        file.seek(-1, os.SEEK_END)
-        file.write(bytes([last ^ 1]))
-    assert how(run_pipeline(pipeline, family / "out", keep_stages=True, force=True)) == ["written", "result"]
-
-
-def test_cut_off_in_a_stage_it_goes_on_there(family: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pipeline = parse_pipeline(DIAMOND.format(root=family))
-    options = {"keep_stages": True, "threads": 1}
-    run_pipeline(pipeline, family / "whole", **options)
-    finish = merge.output.writer.OutputDirectory.finish
-    for cut in (5, 19, 15):
-        left = [cut]
-
-        def failing(self: object, index: int, record: dict[str, object], left: list[int] = left) -> None:
-            if not left[0]:
-                raise MergeError("stop")
-            left[0] -= 1
-            finish(self, index, record)  # type: ignore[arg-type]
-
-        with monkeypatch.context() as patch:
-            patch.setattr(merge.output.writer.OutputDirectory, "finish", failing)
-            with pytest.raises(MergeError, match="stop"):
-                run_pipeline(pipeline, family / "cut", **options)
-        assert not (family / "cut").exists()
-    reports = run_pipeline(pipeline, family / "cut", **options)
-    resumed = [report.report.resumed_tensors for report in reports if report.report is not None]
-    assert sum(resumed) > 0
-    assert weights(family / "cut") == weights(family / "whole")
-
-
-def test_killed_it_goes_on(family: Path) -> None:
-    recipe = family / "pipeline.yaml"
-    recipe.write_text(DIAMOND.format(root=family))
-    run_pipeline(load_pipeline(recipe), family / "whole")
-    arguments = ["run", str(recipe), "-o", str(family / "cut"), "--keep-stages", "--quiet"]
-    stopped_run = [sys.executable, str(Path(__file__).with_name("stopped_run.py")), str(int(signal.SIGKILL)), "3"]
-    for stage in ("root", "right"):
-        assert subprocess.run([*stopped_run, stage, *arguments]).returncode == -signal.SIGKILL
-        assert not (family / "cut").exists()
-    assert call(arguments)[0] == 0
-    assert weights(family / "cut") == weights(family / "whole")
 
 
 def test_a_named_stage_that_nothing_uses_is_a_result_too(family: Path) -> None:
@@ -393,103 +229,6 @@ def test_each_stage_is_planned_once_but_for_those_that_read_what_was_written(
     planned.clear()
     assert call(["run", str(file), "-o", str(family / "kept"), "--quiet", "--keep-stages"])[0] == 0
     assert planned == ["first", "last", "last"]
-
-
-GOOD = """\
-name: first
-merge_method: linear
-models:
-  - {model: org/b}
-  - {model: org/c}
-parameters: {weight: 1}
----
-name: middle
-merge_method: linear
-models:
-  - {model: first}
-  - {model: org/d}
-parameters: {weight: 1}
----
-merge_method: linear
-models:
-  - {model: middle}
-  - {model: first}
-parameters: {weight: 1}
-"""
-BAD = [
-    (
-        "{model: first}\n  - {model: org/d",
-        "{model: frist}\n  - {model: org/d",
-        11,
-        '"frist" is neither a directory nor an earlier document; did you mean "first"?',
-    ),
-    ("org/d", "middle", 12, '"middle" is the name of this document itself; a directory of that name is "./middle"'),
-    ("org/b", "middle", 4, '"middle" (line 7) is made from this document, and this one from it: documents cannot form'),
-    ("---\nmerge", "---\nname: last\nmerge", None, ""),
-    (
-        "name: middle\n",
-        "",
-        7,
-        'this document needs a "name", by which later documents use it; only the last one needs none',
-    ),
-    ("name: middle", "name: first", 8, 'two documents have the name "first"; the first is on line 1'),
-    ("org/d", "middel/x/y", 12, 'there is no directory "middel/x/y"'),
-    (
-        "{model: org/d}",
-        "{model: first+org/x}",
-        12,
-        '"first" is another document, and adapters cannot be added to its result',
-    ),
-    (
-        "{model: org/d}",
-        "{model: {model: first, lora: org/x}}",
-        12,
-        '"first" is another document, and adapters cannot be added',
-    ),
-    ("name: middle", "name: a/b", 8, '"name" must be usable as the name of a directory'),
-    ("  - {model: middle}", "  - {modle: middle}", 17, 'unknown key "modle"'),
-    ("parameters: {weight: 1}\n---\nname", "parameters: {weight: 1}\n---\n---\nname", 7, "document 2 is empty"),
-]
-
-
-@pytest.mark.parametrize(("old", "new", "line", "message"), BAD)
-def test_what_is_wrong_is_said_with_its_line(old: str, new: str, line: int | None, message: str) -> None:
-    assert old in GOOD
-    text = GOOD.replace(old, new, 1)
-    if line is None:
-        assert [stage.name for stage in parse_pipeline(text, "p.yaml").stages][-1] == "last"
-        return
-    with pytest.raises(RecipeError) as raised:
-        parse_pipeline(text, "p.yaml")
-    problems = [str(problem) for problem in raised.value.problems]
-    assert any(problem.startswith(f"p.yaml:{line}: {message}") for problem in problems), problems
-
-
-def test_a_later_document_cannot_be_used() -> None:
-    text = (
-        GOOD.replace("org/d", "aside").rstrip() + "\n---\nname: aside\nmerge_method: linear\nmodels: [{model: org/x}]\n"
-    )
-    with pytest.raises(RecipeError, match=r'"aside" is made by a later document \(line 21\)') as raised:
-        parse_pipeline(text.replace("---\nmerge", "---\nname: end\nmerge"), "p.yaml")
-    assert len(raised.value.problems) == 2  # the other: aside itself sums weights that nothing gives
-
-
-def test_problems_of_all_documents_are_told_at_once() -> None:
-    with pytest.raises(RecipeError) as raised:
-        parse_pipeline(GOOD.replace("linear", "lineer"), "p.yaml")
-    assert [problem.where for problem in raised.value.problems] == ["p.yaml:2", "p.yaml:9", "p.yaml:15"]
-
-
-def test_a_name_wins_over_a_directory_and_that_is_said(
-    tmp_path: Path, make_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for seed, name in enumerate(("b", "c", "first")):
-        make_model(tmp_path / "org" / name if name != "first" else tmp_path / name, seed=seed)
-    monkeypatch.chdir(tmp_path)
-    pipeline = parse_pipeline(GOOD.replace("org/d", "org/b"))
-    assert pipeline.stages[1].uses == ("first",)
-    assert pipeline.notes == ('"first" is the document of that name, not the directory; that would be "./first"',)
-    assert parse_pipeline(GOOD.replace("org/d", "org/b").replace("model: first", "model: ./first")).stages[1].uses == ()
 
 
 def test_one_document_is_a_pipeline_of_one_stage(family: Path) -> None:

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 from bad_inputs.room import LINEAR, TASK, Room, call, edit_header
+from random_adapters import write_adapter
 from safetensors.numpy import load_file, save_file
-from test_adapter_recipes import write_adapter
 
 from merge.checkpoint.digest import stored_digest
 from merge.checkpoint.reader import SourceReader

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import smollm2
-from test_adapters import make_adapter, read, steps_apart
+from adapter_files import make_adapter, read, steps_apart
 
 from merge import build_plan, parse_recipe, run_plan
 from merge.recipe.model import ModelRef

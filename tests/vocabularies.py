@@ -9,8 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from safetensors.numpy import load_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+from merge import build_plan, parse_recipe, run_plan, verify_output
+from merge.plan import Plan
 
 TEXTS = {
     "sea": "the ship sails over the wide sea while the sailors sing of the harbour and the shining shore " * 4,
@@ -108,3 +112,29 @@ def with_template(tokenizer: Tokenizer) -> Tokenizer:
         single="<s> $A", special_tokens=[("<s>", tokenizer.token_to_id("<s>"))]
     )
     return tokenizer
+
+
+Make = Callable[..., Path]
+
+
+def linear(*models: Path, weights: tuple[float, ...] = (), more: str = "") -> Plan:
+    lines = [
+        f"  - {{model: {model}, parameters: {{weight: {weight}}}}}\n"
+        for model, weight in zip(models, weights or (1.0,) * len(models), strict=True)
+    ]
+    return build_plan(parse_recipe("merge_method: linear\nmodels:\n" + "".join(lines) + more + "\n"))
+
+
+def run(plan: Plan, out: Path, **options: Any) -> Path:
+    run_plan(plan, out, **options)
+    assert not verify_output(out).problems
+    return out
+
+
+@pytest.fixture
+def pair(tmp_path: Path, make_model: Make) -> tuple[Path, Path]:
+    """Two models with byte-level BPE tokenizers of other texts, each with added tokens of its own."""
+    ours = train("bytes", "sea", added=["<wave>"], special=["<s>", "<both>"])
+    theirs = train("bytes", "code", size=50, added=["<tab>"], special=["<both>", "<end>"])
+    a = give(make_model, tmp_path / "a", ours, seed=1)
+    return a, give(make_model, tmp_path / "b", theirs, seed=2)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from bad_inputs.room import Room
 from conftest import TOKENIZER, VOCABULARY, write_json
-from test_adapter_recipes import write_adapter
+from random_adapters import write_adapter
 from tiny_llama import make_tiny_llama, words, write_lines
 
 from kills.campaign import Job
