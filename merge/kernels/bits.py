@@ -25,7 +25,16 @@ def kernel(function: F) -> F:
 
     Strict IEEE arithmetic: no contraction or reordering, so that bytes are the same on every machine.
     """
-    options = {"nogil": True, "error_model": "numpy", "fastmath": False}
+    return _compiled(function)
+
+
+def part(function: F) -> F:
+    """The same for a function of one element, which becomes part of the loops that call it, however long it is."""
+    return _compiled(function, forceinline=True)
+
+
+def _compiled(function: F, **more: bool) -> F:
+    options: dict[str, Any] = more | {"nogil": True, "error_model": "numpy", "fastmath": False}
     try:
         compiled = numba.njit(cache=True, **options)(function)
     except RuntimeError:  # nowhere to keep it: a read-only installation, and no home directory
@@ -139,3 +148,50 @@ def power_of_two_f64(typing_context: Any, exponent: Any) -> Any:
         return builder.bitcast(builder.shl(biased, ir.Constant(_I64, 52)), _F64)
 
     return types.float64(types.int32), build
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def where(typing_context: Any, condition: Any, one: Any, other: Any) -> Any:
+    """`one if condition else other`, both computed: an instruction where Python's form is a branch.
+
+    LLVM turns small branches into this instruction by itself, but not all, and under AVX2, which has few masked
+    instructions, a loop with a branch that is left is not put into vector registers.
+    """
+    if not isinstance(condition, types.Boolean) or one != other:
+        return None
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.select(*args)
+
+    return one(condition, one, other), build
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def frexp(typing_context: Any, value: Any) -> Any:
+    """float64 -> (m, e) with value = m 2^e and 0.5 <= |m| < 1, e as float64; (value, 0) of 0, infinity and NaN
+
+    As the C library's, of which LLVM makes no vectors.
+    """
+
+    def split(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        tiny = builder.fcmp_ordered(
+            "<",
+            builder.call(builder.module.declare_intrinsic("llvm.fabs", [_F64]), args),
+            ir.Constant(_F64, 2.0**-1022),
+        )
+        scaled = builder.select(tiny, builder.fmul(args[0], ir.Constant(_F64, 2.0**54)), args[0])
+        bits = builder.bitcast(scaled, _I64)
+        high = builder.trunc(builder.lshr(bits, ir.Constant(_I64, 32)), _I32)
+        field = builder.and_(builder.lshr(high, ir.Constant(_I32, 20)), ir.Constant(_I32, 0x7FF))
+        less = builder.select(tiny, ir.Constant(_I32, 1022 + 54), ir.Constant(_I32, 1022))
+        exponent = builder.sitofp(builder.sub(field, less), _F64)
+        rest = builder.and_(bits, ir.Constant(_I64, 0x800FFFFFFFFFFFFF))
+        mantissa = builder.bitcast(builder.or_(rest, ir.Constant(_I64, 1022 << 52)), _F64)
+        special = builder.or_(
+            builder.icmp_unsigned("==", field, ir.Constant(_I32, 0x7FF)),
+            builder.fcmp_ordered("==", args[0], ir.Constant(_F64, 0.0)),
+        )
+        both = builder.select(special, args[0], mantissa), builder.select(special, ir.Constant(_F64, 0.0), exponent)
+        return context.make_tuple(builder, signature.return_type, both)
+
+    return numba.typeof((0.0, 0.0))(types.float64), split

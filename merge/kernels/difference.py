@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from merge.kernels.bits import as_f32, kernel
+from merge.kernels.bits import as_f32, kernel, where
 from merge.kernels.encode import LANES
 
 F64 = npt.NDArray[np.float64]
@@ -66,9 +66,9 @@ def _pair(raw: Any, out: Any) -> None:
             aa[lane] += a * a
             ad[lane] += a * d
             dd[lane] += d * d
-            changed[lane] += 1.0 if d != 0 else 0.0
+            changed[lane] += where(d != 0, 1.0, 0.0)
             size = abs(d)
-            largest[lane] = size if size > largest[lane] else largest[lane]
+            largest[lane] = where(size > largest[lane], size, largest[lane])
     for k in range(4):
         out[k] = lanes[k].sum()
     out[4] = largest.max()
@@ -92,7 +92,7 @@ def _tasks(raw: Any, out: Any) -> None:
             uv[lane] += u * v
             vv[lane] += v * v
             moved = (u != 0) & (v != 0)
-            both[lane] += 1.0 if moved else 0.0
-            agree[lane] += 1.0 if moved & ((u > 0) == (v > 0)) else 0.0
+            both[lane] += where(moved, 1.0, 0.0)
+            agree[lane] += where(moved & ((u > 0) == (v > 0)), 1.0, 0.0)
     for k in range(5):
         out[5 + k] = lanes[k].sum()

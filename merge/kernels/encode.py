@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from merge.dtypes import DTYPES
-from merge.kernels.bits import as_f32, kernel, magnitude_bits, sign_bits, to_bf16
+from merge.kernels.bits import as_f32, kernel, magnitude_bits, power_of_two, sign_bits, to_bf16
 
 LANES = 64  # partial sums that do not wait for each other; their number is part of the result's definition
 _INFINITY = 0x7F800000
@@ -117,7 +117,7 @@ def _to_small(values: Any, out: Any, mantissa_bits: int, bias: int, largest: int
     drop = 23 - mantissa_bits
     moved = (127 - bias) << mantissa_bits
     least_normal = (128 - bias) << 23
-    steps = np.float32(2.0 ** (24 - bias - mantissa_bits))
+    steps = power_of_two(24 - bias - mantissa_bits)
     steps_bits = np.int64(magnitude_bits(steps))
     sign_shift = 31 - (15 if mantissa_bits == 10 else 7)
     for i in range(values.shape[0]):

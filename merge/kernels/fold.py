@@ -35,8 +35,9 @@ def add_product(left: Any, right: Any, scaling: float, out: Any) -> None:
                 p = right[k, start : start + width]
                 for j in range(width):
                     sums[j] += a * p[j]
+            into = out[row, start : start + width]
             for j in range(width):
-                out[row, start + j] = np.float32(out[row, start + j] + scaling * sums[j])
+                into[j] = np.float32(into[j] + scaling * sums[j])
 
 
 @kernel
@@ -52,8 +53,9 @@ def accumulate(left: Any, right: Any, scaling: float, out: Any) -> None:
                 a, p = left[row, k], right[k, start : start + width]
                 for j in range(width):
                     sums[j] += a * p[j]
+            into = out[row, start : start + width]
             for j in range(width):
-                out[row, start + j] += scaling * sums[j]
+                into[j] += scaling * sums[j]
 
 
 @kernel

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from merge.kernels.bits import kernel, power_of_two_f64
+from merge.kernels.bits import frexp, kernel, power_of_two_f64, where
 
 _LEAST = -700.0  # exponents are not taken further down
 _LOG2_E = 1.4426950408889634
@@ -51,9 +51,8 @@ def exp_down(x: Any) -> Any:
 @kernel
 def exp(x: Any) -> Any:
     """exp of |x| <= 700; beyond, that of 700 or -700"""
-    if x != x:
-        return x
-    return exp_down(x) if x <= 0.0 else 1.0 / exp_down(-x)
+    down = exp_down(-abs(x))
+    return where(x != x, x, where(x <= 0.0, down, 1.0 / down))
 
 
 @kernel
@@ -75,24 +74,24 @@ def expm1_near(x: Any) -> Any:
 @kernel
 def expm1(x: Any) -> Any:
     """exp(x) - 1"""
-    return expm1_near(x) if abs(x) <= NEAR else exp(x) - 1.0
+    return where(abs(x) <= NEAR, expm1_near(x), exp(x) - 1.0)
 
 
 @kernel
-def log(x: float) -> float:
+def log(x: Any) -> Any:
     """ln(x), 0 < x < infinity: x = m 2^e, and ln m by the series of atanh((m - 1) / (m + 1))"""
-    mantissa, exponent = math.frexp(x)
-    if mantissa < _SQRT_HALF:
-        mantissa, exponent = 2.0 * mantissa, exponent - 1
+    mantissa, power = frexp(x)
+    low = mantissa < _SQRT_HALF
+    mantissa, power = where(low, 2.0 * mantissa, mantissa), where(low, power - 1.0, power)
     z = (mantissa - 1.0) / (mantissa + 1.0)
     square, total = z * z, 0.0
     for n in range(23, 0, -2):
         total = total * square + 1.0 / n
-    return 2.0 * z * total + exponent * _LN2
+    return 2.0 * z * total + power * _LN2
 
 
 @kernel
-def log1p(x: float) -> float:
+def log1p(x: Any) -> Any:
     """ln(1 + x), x > -1; the second term makes up for the rounding of 1 + x"""
     sum_ = 1.0 + x
     return log(sum_) - ((sum_ - 1.0) - x) / sum_
@@ -101,13 +100,10 @@ def log1p(x: float) -> float:
 @kernel
 def tanh(x: Any) -> Any:
     size = abs(x)
-    if size <= NEAR / 2:
-        part = expm1_near(2.0 * size)
-        value = part / (part + 2.0)
-    else:
-        part = exp(-2.0 * size)
-        value = (1.0 - part) / (1.0 + part)
-    return -value if x < 0.0 else value
+    near, far = expm1_near(2.0 * size), exp(-2.0 * size)
+    small = size <= NEAR / 2
+    value = where(small, near, 1.0 - far) / where(small, near + 2.0, 1.0 + far)
+    return where(x < 0.0, -value, value)
 
 
 @kernel

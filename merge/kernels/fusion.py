@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from merge.kernels.bits import as_f32, kernel
+from merge.kernels.bits import as_f32, kernel, where
 from merge.kernels.coefficients import FUSION_EPSILON, FUSION_SHARES, fusion_threshold
 from merge.kernels.computed import Computed
 from merge.kernels.elementwise import weighted_sum
@@ -65,17 +65,22 @@ def _row_divergences(raw: Any, width: int, out: Any) -> None:
 @kernel
 def _divergence(wide: Any, base: Any, room: Any) -> Any:
     """KL(softmax wide || softmax base), see merge.methods.arcee_fusion.divergence; room (n,) float64 is written"""
-    top, most = as_f32(base[0]), np.float64(0)
-    for i in range(len(base)):
-        b = as_f32(base[i])
-        top = max(top, b)
-        most = max(most, abs(np.float64(as_f32(wide[i])) - np.float64(b)))
-    finite = 0
-    for i in range(len(base)):  # comparisons above overlook NaN
-        finite += abs(as_f32(base[i])) < np.inf and abs(as_f32(wide[i])) < np.inf
-    if most < _SMALL and finite == len(base):
-        return _small_divergence(wide, base, np.float64(top), room)
-    return _any_divergence(wide, base, room)
+    lanes = np.zeros((3, LANES), np.float64)
+    lanes[:2] = -np.inf
+    top_b, top_x, most = lanes[0], lanes[1], lanes[2]
+    for start in range(0, len(base), LANES):
+        b, x = base[start : start + LANES], wide[start : start + LANES]
+        for lane in range(len(b)):
+            before, after = np.float64(as_f32(b[lane])), np.float64(as_f32(x[lane]))
+            change = abs(after - before)
+            top_b[lane] = where(before > top_b[lane], before, top_b[lane])
+            top_x[lane] = where(after > top_x[lane], after, top_x[lane])
+            # NaN stays, which it is where neither number is finite, or one is NaN
+            most[lane] = where((change <= most[lane]) | (most[lane] != most[lane]), most[lane], change)
+    largest = most.max()
+    if largest < _SMALL:
+        return _small_divergence(wide, base, top_b.max(), room)
+    return _any_divergence(wide, base, top_b.max(), top_x.max(), largest, room)
 
 
 @kernel
@@ -104,29 +109,35 @@ def _small_divergence(wide: Any, base: Any, top: Any, room: Any) -> Any:
 
 
 @kernel
-def _any_divergence(wide: Any, base: Any, room: Any) -> Any:
-    """The definition, for changes of any size"""
-    top_b, top_x, most = np.float64(as_f32(base[0])), np.float64(as_f32(wide[0])), 0.0
-    for i in range(len(base)):
-        b, x = np.float64(as_f32(base[i])), np.float64(as_f32(wide[i]))
-        top_b, top_x = max(top_b, b), max(top_x, x)
-        most = most if abs(x - b) <= most else abs(x - b)  # NaN stays
+def _any_divergence(wide: Any, base: Any, top_b: Any, top_x: Any, most: Any, room: Any) -> Any:
+    """The definition, for changes of any size; terms are computed a few at a time, and added in order"""
+    lanes = np.zeros((2, LANES), np.float64)
+    first, second = lanes[0], lanes[1]
     total_b = total_x = gain = 0.0
-    for i in range(len(base)):
-        b, x = np.float64(as_f32(base[i])), np.float64(as_f32(wide[i]))
-        room[i] = exp(b - top_b)
-        total_b += room[i]
-        total_x += exp(x - top_x) if most >= 1 else 0.0
-        gain += room[i] * expm1(min(1.0, max(-1.0, x - b)))
+    for start in range(0, len(base), LANES):
+        b, x, e = base[start : start + LANES], wide[start : start + LANES], room[start : start + LANES]
+        for lane in range(len(b)):
+            before, after = np.float64(as_f32(b[lane])), np.float64(as_f32(x[lane]))
+            e[lane] = exp(before - top_b)
+            first[lane] = exp(after - top_x)
+            second[lane] = e[lane] * expm1(min(1.0, max(-1.0, after - before)))
+        for lane in range(len(b)):
+            total_b += e[lane]
+            total_x += first[lane]
+            gain += second[lane]
     shift = log1p(gain / total_b)
     total = 0.0
-    for i in range(len(base)):
-        b, x = np.float64(as_f32(base[i])), np.float64(as_f32(wide[i]))
-        before = room[i] / total_b
-        gained = before * expm1(x - b - shift) if most < 1 else exp(x - top_x) / total_x - before
-        q = before + FUSION_EPSILON
-        r = gained / q
-        total += q * (_relative(r) if abs(r) < _NEARLY else (1 + r) * log1p(r) - r)
+    for start in range(0, len(base), LANES):
+        b, x, e = base[start : start + LANES], wide[start : start + LANES], room[start : start + LANES]
+        for lane in range(len(b)):
+            value, after = np.float64(as_f32(b[lane])), np.float64(as_f32(x[lane]))
+            before = e[lane] / total_b
+            small, large = before * expm1(after - value - shift), exp(after - top_x) / total_x - before
+            q = before + FUSION_EPSILON
+            r = where(most < 1, small, large) / q
+            first[lane] = q * where(abs(r) < _NEARLY, _relative(r), (1 + r) * log1p(r) - r)
+        for lane in range(len(b)):
+            total += first[lane]
     return total
 
 
@@ -170,4 +181,4 @@ def _importance(raw: Any, divergences: Any, width: int, start: int, out: Any) ->
 def _choose(raw: Any, least: float, out: Any) -> None:
     """out: the importance, then what it decides on"""
     for i in range(raw.shape[1]):
-        out[i] = as_f32(raw[1, i]) if np.float64(out[i]) >= least else as_f32(raw[0, i])
+        out[i] = where(np.float64(out[i]) >= least, as_f32(raw[1, i]), as_f32(raw[0, i]))

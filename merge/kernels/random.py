@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from merge.kernels.bits import add32, counter32, kernel, mix32
+from merge.kernels.bits import add32, counter32, kernel, mix32, part, where
 from merge.kernels.functions import log
 
 _SPLIT = 0.425
@@ -37,21 +37,19 @@ def _bits(index: int, key: Any, other_key: Any) -> Any:
     return mix32(add32(add32(mix32(counter32(np.int64(index), key)), other_key), high))
 
 
-@kernel
-def normal_quantile(p: float) -> float:
+@part
+def normal_quantile(p: Any) -> Any:
     """Standard normal quantile of 0 < p < 1"""
     q = p - 0.5
-    if abs(q) <= _SPLIT:
-        r = _SPLIT * _SPLIT - q * q
-        return q * (((_A[3] * r + _A[2]) * r + _A[1]) * r + _A[0]) / (((_B[2] * r + _B[1]) * r + _B[0]) * r + 1.0)
-    r = math.sqrt(-log(min(p, 1.0 - p)))
-    if r <= 5.0:
-        r -= 1.6
-        value = (((_C[3] * r + _C[2]) * r + _C[1]) * r + _C[0]) / ((_D[1] * r + _D[0]) * r + 1.0)
-    else:
-        r -= 5.0
-        value = (((_E[3] * r + _E[2]) * r + _E[1]) * r + _E[0]) / ((_F[1] * r + _F[0]) * r + 1.0)
-    return -value if q < 0.0 else value
+    r = _SPLIT * _SPLIT - q * q
+    middle = q * (((_A[3] * r + _A[2]) * r + _A[1]) * r + _A[0]) / (((_B[2] * r + _B[1]) * r + _B[0]) * r + 1.0)
+    far = math.sqrt(-log(min(p, 1.0 - p)))
+    r = far - 1.6
+    near_tail = (((_C[3] * r + _C[2]) * r + _C[1]) * r + _C[0]) / ((_D[1] * r + _D[0]) * r + 1.0)
+    r = far - 5.0
+    far_tail = (((_E[3] * r + _E[2]) * r + _E[1]) * r + _E[0]) / ((_F[1] * r + _F[0]) * r + 1.0)
+    tail = where(far <= 5.0, near_tail, far_tail)
+    return where(abs(q) <= _SPLIT, middle, where(q < 0.0, -tail, tail))
 
 
 @kernel

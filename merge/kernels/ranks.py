@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from merge.kernels.bits import as_f32, kernel, magnitude_bits, power_of_two
+from merge.kernels.bits import as_f32, kernel, magnitude_bits, power_of_two, where
 from merge.kernels.scratch import Scratch
 
 _LONGEST = 1 << 16  # entries of a row that 32 bits are tried for
@@ -67,7 +67,7 @@ def _pack(base: Any, tuned: Any, place_bits: int, keys: Any, wide: Any) -> None:
         for i in range(length):
             size = abs(as_f32(x[i]) - as_f32(b[i]))
             step = np.int32(size * scale)
-            lost = np.uint32(1) if np.float32(step) * back != size else np.uint32(0)
+            lost = where(np.float32(step) * back != size, np.uint32(1), np.uint32(0))
             out[i] = (((np.uint32(step) << np.uint32(1)) | lost) << np.uint32(place_bits)) | np.uint32(i)
 
 

@@ -16,16 +16,21 @@ from merge.kernels.bits import kernel
 def rotate(values: Any, blocks: Any) -> None:
     """values (rows, n · size) float64 -> values · diag(blocks)^T; blocks (n, size, size) float64"""
     n_blocks, size, _ = blocks.shape
+    turned = np.empty(blocks.shape, np.float64)  # transposed, so that the sums of a row of a block go side by side
+    for block in range(n_blocks):
+        for i in range(size):
+            for j in range(size):
+                turned[block, j, i] = blocks[block, i, j]
     before = np.empty(size, np.float64)
     for row in range(values.shape[0]):
         for block in range(n_blocks):
-            first = block * size
-            before[:] = values[row, first : first + size]
-            for i in range(size):
-                total = 0.0
-                for j in range(size):
-                    total += blocks[block, i, j] * before[j]
-                values[row, first + i] = total
+            sums = values[row, block * size : (block + 1) * size]
+            before[:] = sums
+            sums[:] = 0.0
+            for j in range(size):
+                column, factor = turned[block, j], before[j]
+                for i in range(size):
+                    sums[i] += column[i] * factor
 
 
 @kernel

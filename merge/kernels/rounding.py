@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from merge.decode import to_float32
-from merge.kernels.bits import kernel
+from merge.kernels.bits import kernel, where
 from merge.kernels.encode import LANES
 
 N_SUMS = 5
@@ -44,23 +44,20 @@ def rounding_sums(values: npt.NDArray[Any], dtype: str, encoded: npt.NDArray[Any
 
 @kernel
 def _sums(values: Any, rounded: Any, out: Any) -> None:
-    lanes = np.zeros((2, LANES), np.float64)
-    changed = 0
-    flushed = 0
-    largest = 0.0
+    lanes = np.zeros((N_SUMS, LANES), np.float64)
+    changed, flushed, largest, changes, squares = lanes[0], lanes[1], lanes[2], lanes[3], lanes[4]
     for start in range(0, values.shape[0], LANES):
         before, after = values[start : start + LANES], rounded[start : start + LANES]
         for lane in range(len(before)):
             x, y = np.float64(before[lane]), np.float64(after[lane])
             change = abs(y - x)
-            if change < np.inf:  # neither side NaN or infinite
-                changed += 1 if change > 0 else 0
-                lanes[0, lane] += change * change
-                lanes[1, lane] += x * x
-                if x != 0:
-                    if y == 0:
-                        flushed += 1
-                    else:
-                        largest = max(largest, change / abs(x))
-    out[0], out[1], out[2] = changed, flushed, largest
-    out[3], out[4] = lanes[0].sum(), lanes[1].sum()
+            finite = change < np.inf  # neither side NaN or infinite
+            changed[lane] += where(finite & (change > 0), 1.0, 0.0)
+            flushed[lane] += where(finite & (x != 0) & (y == 0), 1.0, 0.0)
+            relative = where(finite & (x != 0) & (y != 0), change / abs(x), 0.0)
+            largest[lane] = where(relative > largest[lane], relative, largest[lane])
+            changes[lane] += where(finite, change * change, 0.0)
+            squares[lane] += where(finite, x * x, 0.0)
+    for k in range(N_SUMS):
+        out[k] = lanes[k].sum()
+    out[2] = largest.max()

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from merge.kernels.bits import add32, as_f32, counter32, kernel, magnitude_bits, mix32, sub32
+from merge.kernels.bits import add32, as_f32, counter32, kernel, magnitude_bits, mix32, sub32, where
 from merge.kernels.encode import LANES
 from merge.kernels.protocol import Block, Floats, FusedTensor
 from merge.kernels.ranks import sorted_rows
@@ -205,7 +205,7 @@ def is_within(delta: Any, low: Any, width: Any) -> Any:
 @kernel
 def _mark_within(base: Any, tuned: Any, low: Any, width: Any, out: Any) -> None:
     for i in range(out.shape[0]):
-        out[i] = np.float32(1) if is_within(as_f32(tuned[i]) - as_f32(base[i]), low, width) else np.float32(0)
+        out[i] = where(is_within(as_f32(tuned[i]) - as_f32(base[i]), low, width), np.float32(1), np.float32(0))
 
 
 @kernel
@@ -217,7 +217,7 @@ def stays(index: Any, key: Any, other_key: Any, most: Any) -> Any:
 @kernel
 def _mark_random(key: Any, other_key: Any, most: Any, start: int, out: Any) -> None:
     for i in range(out.shape[0]):
-        out[i] = np.float32(1) if stays(start + i, key, other_key, most) else np.float32(0)
+        out[i] = where(stays(start + i, key, other_key, most), np.float32(1), np.float32(0))
 
 
 @kernel
@@ -239,9 +239,9 @@ def _mark_ranked(
         after = np.uint32((np.int64(other_key) + (high + 1) * _HIGH) & 0xFFFFFFFF)
         for rank in range(length):
             counter = add32(low, places[rank] & place)
-            second = own if counter >= low else after  # the low half of the index began again within the row
+            second = where(counter >= low, own, after)  # the low half of the index began again within the row
             stays_ = mix32(add32(mix32(counter32(np.int64(counter), key)), second)) <= most[rank]
-            factors[rank] = times[rank] if stays_ else np.float32(0)
+            factors[rank] = where(stays_, times[rank], np.float32(0))
         for rank in range(length):
             into[places[rank] & place] = factors[rank]
 
@@ -256,6 +256,6 @@ def _sizes(base: Any, tuned: Any, factors: Any, sums: Any) -> None:
         for lane in range(len(f)):
             size = abs(np.float64(as_f32(x[lane]) - as_f32(b[lane])))
             whole[lane] += size
-            kept[lane] += size * np.float64(f[lane]) if f[lane] > 0 else 0.0
+            kept[lane] += where(f[lane] > 0, size * np.float64(f[lane]), 0.0)
     sums[0] += lanes[0].sum()
     sums[1] += lanes[1].sum()

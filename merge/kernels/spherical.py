@@ -182,22 +182,26 @@ def _in_order(tensor: FusedTensor, function: Callable[[Block], Matrix], columns:
 
 
 @kernel
-def _value(raw: Any, row: int, i: int, apart: bool) -> Any:
+def _value(entry: Any, base: Any, apart: bool) -> Any:
     """An entry of an input, or of its task vector where row 0 is a base; float32, as in the definition"""
-    value = as_f32(raw[row, i])
-    return value - as_f32(raw[0, i]) if apart else value
+    value = as_f32(entry)
+    return value - as_f32(base) if apart else value
 
 
 @kernel
 def _inner(raw: Any, a: int, b: int, apart: bool, start: int, stop: int) -> Any:
     """Inner product of two inputs over elements start to stop"""
     lanes = np.zeros(LANES, np.float64)
-    n_wide = (stop - start) // LANES * LANES
-    for at in range(start, start + n_wide, LANES):
+    whole = start + (stop - start) // LANES * LANES
+    for at in range(start, whole, LANES):
+        base, one, other = raw[0, at : at + LANES], raw[a, at : at + LANES], raw[b, at : at + LANES]
         for lane in range(LANES):
-            lanes[lane] += np.float64(_value(raw, a, at + lane, apart)) * np.float64(_value(raw, b, at + lane, apart))
-    for i in range(start + n_wide, stop):
-        lanes[i - start - n_wide] += np.float64(_value(raw, a, i, apart)) * np.float64(_value(raw, b, i, apart))
+            first, second = _value(one[lane], base[lane], apart), _value(other[lane], base[lane], apart)
+            lanes[lane] += np.float64(first) * np.float64(second)
+    base, one, other = raw[0, whole:stop], raw[a, whole:stop], raw[b, whole:stop]
+    for lane in range(len(base)):
+        first, second = _value(one[lane], base[lane], apart), _value(other[lane], base[lane], apart)
+        lanes[lane] += np.float64(first) * np.float64(second)
     return lanes.sum()
 
 
@@ -216,12 +220,16 @@ def _gram_sums(raw: Any, n_models: int, out: Any) -> None:
 def _sum_squares(raw: Any, coefficients: Any, out: Any) -> None:
     """out[0] = squared length of the sum of coefficient times input"""
     first = raw.shape[0] - len(coefficients)
-    lanes = np.zeros(LANES, np.float64)
-    for i in range(raw.shape[1]):
-        total = 0.0
+    lanes, totals = np.zeros(LANES, np.float64), np.empty(LANES, np.float64)
+    for start in range(0, raw.shape[1], LANES):
+        base = raw[0, start : start + LANES]
+        totals[:] = 0.0
         for m in range(len(coefficients)):
-            total += coefficients[m] * np.float64(_value(raw, first + m, i, first > 0))
-        lanes[i % LANES] += total * total
+            tuned = raw[first + m, start : start + LANES]
+            for lane in range(len(base)):
+                totals[lane] += coefficients[m] * np.float64(_value(tuned[lane], base[lane], first > 0))
+        for lane in range(len(base)):
+            lanes[lane] += totals[lane] * totals[lane]
     out[0] = lanes.sum()
 
 
@@ -245,15 +253,17 @@ def _arc_rows(raw: Any, first: int, row: int, t: float, out: Any) -> None:
         square_a = _inner(raw, first, first, first > 0, start, stop)
         square_b = _inner(raw, first + 1, first + 1, first > 0, start, stop)
         a, b = arc_factors(square_a, square_b, _inner(raw, first, first + 1, first > 0, start, stop), t)
-        for i in range(start, stop):
-            out[i] = _two(raw, first, i, a, b)
+        base, one, other = raw[0, start:stop], raw[first, start:stop], raw[first + 1, start:stop]
+        into = out[start:stop]
+        for i in range(len(into)):
+            into[i] = _two(base[i], one[i], other[i], first > 0, a, b)
 
 
 @kernel
-def _two(raw: Any, first: int, i: int, a: float, b: float) -> Any:
-    total = a * np.float64(as_f32(raw[first, i])) + b * np.float64(as_f32(raw[first + 1, i]))
-    if first > 0:
-        total += (1.0 - a - b) * np.float64(as_f32(raw[0, i]))
+def _two(base: Any, one: Any, other: Any, apart: bool, a: float, b: float) -> Any:
+    total = a * np.float64(as_f32(one)) + b * np.float64(as_f32(other))
+    if apart:
+        total += (1.0 - a - b) * np.float64(as_f32(base))
     return np.float32(total)
 
 
@@ -263,12 +273,20 @@ def _column_sums(raw: Any, first: int, start: int, columns: int) -> Any:
     sums = np.zeros((3, columns), np.float64)
     begin = -(start % columns)  # where the row that the first element lies in would begin
     for row in range(begin, raw.shape[1], columns):
-        for column in range(max(0, -row), min(columns, raw.shape[1] - row)):
-            a = np.float64(_value(raw, first, row + column, first > 0))
-            b = np.float64(_value(raw, first + 1, row + column, first > 0))
-            sums[0, column] += a * a
-            sums[1, column] += b * b
-            sums[2, column] += a * b
+        low, high = max(0, -row), min(columns, raw.shape[1] - row)
+        base, one, other = (
+            raw[0, row + low : row + high],
+            raw[first, row + low : row + high],
+            raw[first + 1, row + low : row + high],
+        )
+        aa, bb, ab = sums[0, low:high], sums[1, low:high], sums[2, low:high]
+        for i in range(len(base)):
+            apart = np.float32(0) if first == 0 else as_f32(base[i])
+            a = np.float64(as_f32(one[i]) - apart)
+            b = np.float64(as_f32(other[i]) - apart)
+            aa[i] += a * a
+            bb[i] += b * b
+            ab[i] += a * b
     return sums
 
 
@@ -277,8 +295,15 @@ def _combine_columns(raw: Any, first: int, start: int, factors: Any, out: Any) -
     """factors (2, columns) -> out (n,)"""
     columns = factors.shape[1]
     for row in range(-(start % columns), raw.shape[1], columns):
-        for column in range(max(0, -row), min(columns, raw.shape[1] - row)):
-            out[row + column] = _two(raw, first, row + column, factors[0, column], factors[1, column])
+        low, high = max(0, -row), min(columns, raw.shape[1] - row)
+        base, one, other = (
+            raw[0, row + low : row + high],
+            raw[first, row + low : row + high],
+            raw[first + 1, row + low : row + high],
+        )
+        a, b, into = factors[0, low:high], factors[1, low:high], out[row + low : row + high]
+        for i in range(len(into)):
+            into[i] = _two(base[i], one[i], other[i], first > 0, a[i], b[i])
 
 
 @kernel
@@ -301,14 +326,19 @@ def _stock_rows(raw: Any, row: int, clamp: bool, out: Any) -> None:
     """raw (1 + model, n), n whole rows: model stock of each row"""
     n = raw.shape[0] - 1
     gram = np.empty((n, n), np.float64)
-    for start in range(0, raw.shape[1], row):
+    totals = np.empty(LANES, np.float64)
+    for first in range(0, raw.shape[1], row):
         for a in range(n):
             for b in range(a, n):
-                gram[a, b] = _inner(raw, a + 1, b + 1, True, start, start + row)
+                gram[a, b] = _inner(raw, a + 1, b + 1, True, first, first + row)
         share = _ratio(gram, clamp) / n
-        for i in range(start, start + row):
-            base = np.float64(as_f32(raw[0, i]))
-            total = 0.0
+        for start in range(first, first + row, LANES):
+            stop = min(start + LANES, first + row)
+            base, into = raw[0, start:stop], out[start:stop]
+            totals[:] = 0.0
             for m in range(n):
-                total += np.float64(as_f32(raw[m + 1, i])) - base
-            out[i] = np.float32(base + share * total)
+                tuned = raw[m + 1, start:stop]
+                for lane in range(len(base)):
+                    totals[lane] += np.float64(as_f32(tuned[lane])) - np.float64(as_f32(base[lane]))
+            for lane in range(len(base)):
+                into[lane] = np.float32(np.float64(as_f32(base[lane])) + share * totals[lane])

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from merge.kernels.bits import as_f32, kernel
+from merge.kernels.bits import as_f32, kernel, where
 from merge.kernels.protocol import Block, Combine, Floats, FusedTensor
 from merge.kernels.selection import Threshold, count_kept, largest
 from merge.kernels.sparsify import (
@@ -270,18 +270,18 @@ def _trim_elect(raw: Any, weights: Any, factors: Any, limits: Any, normalize: bo
         total = 0.0
         for m in range(len(weights)):
             delta = as_f32(raw[m + 1, i]) - base
-            total += factors[m] * np.float64(delta if is_within(delta, limits[m][0], limits[m][1]) else np.float32(0))
-        sign = 1.0 if total >= 0.0 else -1.0
+            total += factors[m] * np.float64(where(is_within(delta, limits[m][0], limits[m][1]), delta, np.float32(0)))
+        sign = where(total >= 0.0, 1.0, -1.0)
         agreed = 0.0
         divisor = 0.0
         for m in range(len(weights)):
             delta = as_f32(raw[m + 1, i]) - base
             stays_ = is_within(delta, limits[m][0], limits[m][1])
-            value = sign * (factors[m] * np.float64(delta if stays_ else np.float32(0)))
-            agreed += value if value > 0.0 else 0.0
-            divisor += weights[m] if value > 0.0 else 0.0
+            value = sign * (factors[m] * np.float64(where(stays_, delta, np.float32(0))))
+            agreed += where(value > 0.0, value, 0.0)
+            divisor += where(value > 0.0, weights[m], 0.0)
         if normalize:
-            agreed /= divisor if divisor != 0.0 else 1.0
+            agreed /= where(divisor != 0.0, divisor, 1.0)
         out[i] = np.float32(np.float64(base) + scale * (sign * agreed))
 
 
@@ -293,7 +293,7 @@ def _trim_add(raw: Any, factors: Any, limits: Any, scale: float, out: Any) -> No
         total = 0.0
         for m in range(len(factors)):
             delta = as_f32(raw[m + 1, i]) - base
-            total += factors[m] * np.float64(delta if is_within(delta, limits[m][0], limits[m][1]) else np.float32(0))
+            total += factors[m] * np.float64(where(is_within(delta, limits[m][0], limits[m][1]), delta, np.float32(0)))
         out[i] = np.float32(np.float64(base) + scale * total)
 
 
@@ -305,7 +305,7 @@ def _drop_add(raw: Any, factors: Any, masks: Any, start: int, out: Any) -> None:
         total = 0.0
         for m in range(len(factors)):
             delta = factors[m] * (np.float64(as_f32(raw[m + 1, i])) - base)
-            total += delta if stays(start + i, masks[m][0], masks[m][1], masks[m][2]) else 0.0
+            total += where(stays(start + i, masks[m][0], masks[m][1], masks[m][2]), delta, 0.0)
         out[i] = np.float32(base + total)
 
 
@@ -319,17 +319,17 @@ def _drop_elect(
         total = 0.0
         for m in range(len(weights)):
             kept = stays(start + i, masks[m][0], masks[m][1], masks[m][2])
-            total += factors[m] * (np.float64(as_f32(raw[m + 1, i])) - base if kept else 0.0)
-        sign = 1.0 if total >= 0.0 else -1.0
+            total += factors[m] * where(kept, np.float64(as_f32(raw[m + 1, i])) - base, 0.0)
+        sign = where(total >= 0.0, 1.0, -1.0)
         agreed = 0.0
         divisor = 0.0
         for m in range(len(weights)):
             kept = stays(start + i, masks[m][0], masks[m][1], masks[m][2])
-            value = sign * (factors[m] * (np.float64(as_f32(raw[m + 1, i])) - base if kept else 0.0))
-            agreed += value if value > 0.0 else 0.0
-            divisor += weights[m] if value > 0.0 else 0.0
+            value = sign * (factors[m] * where(kept, np.float64(as_f32(raw[m + 1, i])) - base, 0.0))
+            agreed += where(value > 0.0, value, 0.0)
+            divisor += where(value > 0.0, weights[m], 0.0)
         if normalize:
-            agreed /= divisor if divisor != 0.0 else 1.0
+            agreed /= where(divisor != 0.0, divisor, 1.0)
         out[i] = np.float32(base + scale * (sign * agreed))
 
 
@@ -341,7 +341,7 @@ def _add_sparse(raw: Any, sparse: Any, factors: Any, scale: float, out: Any) -> 
         total = 0.0
         for m in range(len(factors)):
             value = factors[m] * (np.float64(as_f32(raw[m + 1, i]) - base) * np.float64(sparse[m, i]))
-            total += value if sparse[m, i] != 0.0 else 0.0
+            total += where(sparse[m, i] != 0.0, value, 0.0)
         out[i] = np.float32(np.float64(base) + scale * total)
 
 
@@ -355,19 +355,20 @@ def _elect_sparse(
         total = 0.0
         for m in range(len(factors)):
             value = factors[m] * (np.float64(as_f32(raw[m + 1, i]) - base) * np.float64(sparse[m, i]))
-            value = value if sparse[m, i] != 0.0 else 0.0
-            vote = (1.0 if value > 0.0 else 0.0) - (1.0 if value < 0.0 else 0.0)
-            total += vote if by_count else value
-        sign = 1.0 if total >= 0.0 else -1.0
+            value = where(sparse[m, i] != 0.0, value, 0.0)
+            if by_count:
+                value = where(value > 0.0, 1.0, 0.0) - where(value < 0.0, 1.0, 0.0)
+            total += value
+        sign = where(total >= 0.0, 1.0, -1.0)
         agreed = 0.0
         divisor = 0.0
         for m in range(len(factors)):
             value = factors[m] * (np.float64(as_f32(raw[m + 1, i]) - base) * np.float64(sparse[m, i]))
-            value = sign * value if sparse[m, i] != 0.0 else 0.0
-            agreed += value if value > 0.0 else 0.0
-            divisor += divisors[m] if value > 0.0 else 0.0
+            value = where(sparse[m, i] != 0.0, sign * value, 0.0)
+            agreed += where(value > 0.0, value, 0.0)
+            divisor += where(value > 0.0, divisors[m], 0.0)
         if divide:
-            agreed /= divisor if divisor != 0.0 else 1.0
+            agreed /= where(divisor != 0.0, divisor, 1.0)
         out[i] = np.float32(np.float64(base) + scale * (sign * agreed))
 
 
@@ -383,4 +384,4 @@ def _add_agreed(raw: Any, weights: Any, mask_lambda: Any, k: int, scale: float, 
         for m in range(len(weights)):
             delta = np.float64(as_f32(raw[m + 1, i]) - base)
             count += abs(delta) >= mask_lambda[m] * abs(total - delta)
-        out[i] = np.float32(np.float64(base) + (scale * total if count >= k else 0.0))
+        out[i] = np.float32(np.float64(base) + where(count >= k, scale * total, 0.0))

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from merge.kernels.bits import as_f32, kernel, magnitude_bits
+from merge.kernels.bits import add32, as_f32, kernel, magnitude_bits, where
 from merge.kernels.coefficients import NEARSWAP_LEAST, unique_factor
 from merge.kernels.computed import Computed
 from merge.kernels.encode import LANES
@@ -21,6 +21,7 @@ from merge.kernels.selection import KEEP_ALL, Threshold, largest
 from merge.kernels.sparsify import columns, edges
 from merge.kernels.spherical import n_inputs
 
+_TILE = 2048  # elements that stay in the first-level cache from model to model
 _scratch = Scratch()
 
 
@@ -115,30 +116,33 @@ def _magmax(raw: Any, models: Any, scale: float, out: Any) -> None:
         best = as_f32(raw[1, i]) - base
         for m in range(1, len(models)):
             delta = as_f32(raw[m + 1, i]) - base
-            best = delta if magnitude_bits(delta) > magnitude_bits(best) else best
+            best = where(magnitude_bits(delta) > magnitude_bits(best), delta, best)
         out[i] = np.float32(np.float64(base) + scale * np.float64(best))
 
 
 @kernel
 def _shared_unique(raw: Any, epsilon: float, models: Any) -> Any:
     """raw (1 + model, n) -> (model, 2): active entries of each model that others share, and that are its own"""
-    n_active = np.empty(raw.shape[1], np.uint16)
-    for i in range(raw.shape[1]):
-        n_here: Any = 0
-        for m in range(len(models)):
-            n_here += abs(np.float64(as_f32(raw[m + 1, i]) - as_f32(raw[0, i]))) > epsilon
-        n_active[i] = n_here
     counts = np.zeros((len(models), 2), np.int64)
-    base = raw[0]
-    for m in range(len(models)):
-        tuned = raw[m + 1]
-        active: Any = 0
-        alone: Any = 0
+    n_active = np.empty(_TILE, np.float32)
+    for start in range(0, raw.shape[1], _TILE):
+        base = raw[0, start : start + _TILE]
         for i in range(len(base)):
-            here = abs(np.float64(as_f32(tuned[i]) - as_f32(base[i]))) > epsilon
-            active += here
-            alone += here & (n_active[i] == 1)
-        counts[m, 0], counts[m, 1] = active - alone, alone
+            n_active[i] = 0
+        for m in range(len(models)):
+            tuned = raw[m + 1, start : start + _TILE]
+            for i in range(len(base)):
+                here = abs(np.float64(as_f32(tuned[i]) - as_f32(base[i]))) > epsilon
+                n_active[i] += where(here, np.float32(1), np.float32(0))
+        for m in range(len(models)):
+            tuned = raw[m + 1, start : start + _TILE]
+            active, alone = np.uint32(0), np.uint32(0)
+            for i in range(len(base)):
+                here = abs(np.float64(as_f32(tuned[i]) - as_f32(base[i]))) > epsilon
+                active = add32(active, where(here, np.uint32(1), np.uint32(0)))
+                alone = add32(alone, where(here & (n_active[i] == 1), np.uint32(1), np.uint32(0)))
+            counts[m, 0] += np.int64(active) - np.int64(alone)
+            counts[m, 1] += np.int64(alone)
     return counts
 
 
@@ -151,10 +155,10 @@ def _ram(raw: Any, epsilon: float, factors: Any, out: Any) -> None:
         for m in range(len(factors)):
             delta = np.float64(as_f32(raw[m + 1, i]) - base)
             here = abs(delta) > epsilon
-            total += delta if here else 0.0
-            active += 1.0 if here else 0.0
-            factor = factors[m] if here else factor
-        times = factor if active == 1.0 else 1.0
+            total += where(here, delta, 0.0)
+            active += where(here, 1.0, 0.0)
+            factor = where(here, factors[m], factor)
+        times = where(active == 1.0, factor, 1.0)
         out[i] = np.float32(np.float64(base) + total * times / max(active, 1.0))
 
 
@@ -182,7 +186,7 @@ def _kept_squares(base: Any, tuned: Any, spread: Any, least: Any) -> Any:
         b, x, s = base[start : start + LANES], tuned[start : start + LANES], spread[start : start + LANES]
         for lane in range(len(b)):
             delta = np.float64(as_f32(x[lane]) - as_f32(b[lane]))
-            lanes[lane] += delta * delta if magnitude_bits(s[lane]) >= least else 0.0
+            lanes[lane] += where(magnitude_bits(s[lane]) >= least, delta * delta, 0.0)
     return lanes.sum()
 
 
@@ -194,13 +198,13 @@ def _sce(raw: Any, spread: Any, least: Any, weights: Any, out: Any) -> None:
         total = 0.0
         for m in range(len(weights)):
             total += np.float64(as_f32(raw[m + 1, i]) - base)
-        sign = 1.0 if total >= 0.0 else -1.0
-        sign = sign if magnitude_bits(spread[i]) >= least else 0.0
+        sign = where(total >= 0.0, 1.0, -1.0)
+        sign = where(magnitude_bits(spread[i]) >= least, sign, 0.0)
         agreed = 0.0
         divisor = 0.0
         for m in range(len(weights)):
             delta = sign * np.float64(as_f32(raw[m + 1, i]) - base)
-            agreed += weights[m] * delta if delta > 0.0 else 0.0
-            divisor += weights[m] if delta > 0.0 else 0.0
-        agreed /= divisor if divisor != 0.0 else 1.0
+            agreed += where(delta > 0.0, weights[m] * delta, 0.0)
+            divisor += where(delta > 0.0, weights[m], 0.0)
+        agreed /= where(divisor != 0.0, divisor, 1.0)
         out[i] = np.float32(np.float64(base) + sign * agreed)
