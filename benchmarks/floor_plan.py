@@ -19,9 +19,9 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = ("merge", "finetune", "eval")
 # From the ground up; a room may import those before it. `face` is what users import: merge/__init__.
 ROOMS = (
-    *("merge", "schema", "chat", "kernels", "methods", "recipe", "adapter_kinds", "sources", "checkpoint", "loading"),
-    *("architecture", "vocabulary", "adapters", "layerwise", "output", "statistics", "findings", "planning", "engine"),
-    *("jobs", "tools", "show", "face", "finetune", "eval", "cli"),
+    *("merge", "schema", "chat", "kernels", "methods", "moe_layouts", "recipe", "adapter_kinds", "sources"),
+    *("checkpoint", "loading", "architecture", "vocabulary", "adapters", "layerwise", "output", "statistics"),
+    *("findings", "planning", "engine", "jobs", "tools", "show", "face", "finetune", "eval", "cli"),
 )
 FACE = ("merge",)
 Graph = Mapping[str, Set[str]]

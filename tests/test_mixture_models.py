@@ -15,7 +15,8 @@ from safetensors.numpy import load_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from merge import build_plan, parse_recipe, run_plan
-from merge.jobs.mixtures.layouts import DEFAULTS, LAYOUTS, settled, window_of
+from merge.jobs.mixtures.config import defaults, settled, window_of
+from merge.moe_layouts import all_layouts
 
 SIZES = {
     "vocab_size": 32,
@@ -178,7 +179,7 @@ def test_hidden_is_what_a_whole_model_says(tmp_path: Path, family: str, config: 
             total += layers.mean(1) if mode == "hidden_avg" else layers[:, -1]
         return total / len(prompts)
 
-    block = LAYOUTS["mixtral"].block if family in ("llama", "mistral") else "mlp"
+    block = all_layouts()["mixtral"].block if family in ("llama", "mistral") else "mlp"
     for number, (positive, negative) in enumerate(PROMPTS):
         row = states(positive) - (states(negative) if negative else 0)
         row /= np.linalg.norm(row, axis=1, keepdims=True)
@@ -207,7 +208,7 @@ shared_experts:
     assert found["model.layers.2.mlp.gate.weight"].shape == (2, 32)
 
 
-@pytest.mark.parametrize("family", DEFAULTS)
+@pytest.mark.parametrize("family", defaults())
 def test_what_configs_leave_out_is_what_transformers_takes(family: str) -> None:
     known = AutoConfig.for_model(family).to_dict()
     sizes = {key: known[key] for key in ("hidden_size", "num_attention_heads", "num_hidden_layers")}

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import yaml
 
 from merge.methods.registry import Method
+from merge.moe_layouts import all_layouts
 from merge.quoting import clipped
 from merge.recipe import names
 from merge.recipe.fields import read_allow, read_compat, read_dtype, read_name
@@ -30,19 +31,6 @@ KEYS = ("experts", "shared_experts", "gate_mode", "experts_per_token")
 
 GATE_MODES = ("hidden", "hidden_avg", "cheap_embed", "random", "uniform_random", "zero")
 PROMPTED = GATE_MODES[:3]  # modes that make the router from prompts
-# What a recipe may write after `architecture:` -> the layout; "qwen" is settled by the models.
-ARCHITECTURES = {
-    "mixtral": "mixtral",
-    "qwen": "qwen",
-    "qwen moe": "qwen",
-    "qwen2": "qwen2_moe",
-    "qwen2_moe": "qwen2_moe",
-    "qwen3": "qwen3_moe",
-    "qwen3 moe": "qwen3_moe",
-    "qwen3_moe": "qwen3_moe",
-    "deepseek": "deepseek",
-    "deepseek moe": "deepseek",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,8 +156,11 @@ def _gate_mode(reader: RecipeReader, node: yaml.Node | None) -> str:
 
 
 def _architecture(reader: RecipeReader, node: yaml.Node | None) -> str | None:
-    word = _word(reader, node, "architecture", tuple(ARCHITECTURES))
-    return None if word is None else ARCHITECTURES[word]
+    """The name of a layout, or "qwen", which is settled by the models."""
+    layouts = {word: name for name, layout in all_layouts().items() for word in layout.words}
+    words = dict.fromkeys(("qwen", "qwen moe"), "qwen") | layouts
+    word = _word(reader, node, "architecture", tuple(sorted(words)))
+    return None if word is None else words[word]
 
 
 def _per_token(reader: RecipeReader, fields: Fields, n_experts: int) -> int:

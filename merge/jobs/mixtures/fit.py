@@ -8,7 +8,8 @@ from typing import Any
 from merge.architecture import Stack
 from merge.dtypes import DTYPES
 from merge.errors import Problem, RecipeError
-from merge.jobs.mixtures.layouts import LAYOUTS, PROJECTIONS, MoeLayout, settled, window_of
+from merge.jobs.mixtures.config import settled, window_of
+from merge.moe_layouts import PROJECTIONS, MoeLayout, all_layouts
 from merge.plan import Plan, Step, TensorRef
 from merge.planning.inputs import Inputs
 from merge.quoting import quoted
@@ -23,7 +24,7 @@ DEAD_NEURONS = 128  # of a shared expert of zeros, where the layout asks for one
 def choose_layout(recipe: Recipe, mixture: Mixture, inputs: Inputs) -> MoeLayout:
     """The layout that is asked for, or else fits the models; RecipeError if some model does not fit it."""
     family = inputs.donor.config.get("model_type")
-    known = ", ".join(dict.fromkeys(each for layout in LAYOUTS.values() for each in layout.families))
+    known = ", ".join(dict.fromkeys(each for layout in all_layouts().values() for each in layout.families))
     name = mixture.architecture
     if name in (None, "qwen"):
         name = _default_layout(str(family), mixture, name == "qwen")
@@ -33,7 +34,7 @@ def choose_layout(recipe: Recipe, mixture: Mixture, inputs: Inputs) -> MoeLayout
             f"dense models that can become experts: {known}."
         )
         raise RecipeError(Problem(message, recipe.where("base_model")))
-    layout = LAYOUTS[name]
+    layout = all_layouts()[name]
     problems = [
         Problem(
             f'{layout.title} has experts of {" or ".join(layout.families)}, and {model.ref.text} is "{kind}".',
@@ -59,10 +60,11 @@ def choose_layout(recipe: Recipe, mixture: Mixture, inputs: Inputs) -> MoeLayout
 def _default_layout(family: str, mixture: Mixture, qwen: bool) -> str | None:
     if family == "qwen3":
         return "qwen3_moe"
-    if family == "qwen2" or (qwen and family in LAYOUTS["qwen2_moe"].families):
+    if family == "qwen2" or (qwen and family in all_layouts()["qwen2_moe"].families):
         return "qwen2_moe"
-    if family not in LAYOUTS["mixtral"].families:
-        return "qwen2_moe" if qwen else None
+    if family not in all_layouts()["mixtral"].families:
+        fitting = (name for name, layout in all_layouts().items() if family in layout.families)
+        return "qwen2_moe" if qwen else next(fitting, None)
     if not mixture.shared:
         return "mixtral"
     return "qwen2_moe" if any(expert.positive for expert in mixture.shared) else "deepseek"

@@ -19,13 +19,14 @@ from pathlib import Path
 import merge.output
 from merge.dtypes import torch_name
 from merge.errors import RecipeError
+from merge.jobs.mixtures.config import moe_config
 from merge.jobs.mixtures.fit import DEAD_NEURONS, EMBEDDING, HEAD, Dense, choose_layout
-from merge.jobs.mixtures.layouts import Counts, moe_config
 from merge.jobs.mixtures.router import Router
 from merge.jobs.mixtures.steps import ExpertSteps
 from merge.jobs.side_files import RECIPE_FILE
 from merge.jsontext import parse_json
 from merge.methods import get_method
+from merge.moe_layouts import Counts
 from merge.output.card import model_card
 from merge.output.config import output_config
 from merge.output.shards import INDEX, index_text, lay_out

@@ -17,7 +17,7 @@ import xxhash
 from merge.checkpoint.files import read_json
 from merge.errors import CheckpointError, MergeError, Problem, first_line
 from merge.findings.router import RouterPrompts
-from merge.jobs.mixtures.layouts import MoeLayout
+from merge.moe_layouts import MoeLayout
 from merge.plan import Derived, TensorRef
 from merge.planning.inputs import Input
 from merge.quoting import quoted

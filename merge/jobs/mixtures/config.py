@@ -1,0 +1,54 @@
+"""The config of a mixture: what the dense model's says, with nothing left to defaults, and what the layout adds."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+from merge.moe_layouts import Counts, MoeLayout, Window, all_layouts
+
+_EVERYWHERE = {"hidden_act": "silu", "rms_norm_eps": 1e-6, "initializer_range": 0.02, "tie_word_embeddings": False}
+_THETA = 10000.0
+_WINDOW_KEYS = ("sliding_window", "use_sliding_window", "max_window_layers", "layer_types")
+_DENSE_ONLY = ("architectures", "model_type", "auto_map", "quantization_config", "mlp_bias", "pretraining_tp")
+
+
+def defaults() -> Mapping[str, Mapping[str, Any]]:
+    """Family -> what transformers takes where a dense model's config.json does not say; layouts have other defaults."""
+    return {family: found for layout in all_layouts().values() for family, found in layout.defaults.items()}
+
+
+def settled(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A dense model's config in which nothing is left to the defaults of its class."""
+    full = {**_EVERYWHERE, **defaults()[config["model_type"]], **copy.deepcopy(dict(config))}
+    if full.get("num_key_value_heads") is None:
+        full["num_key_value_heads"] = full["num_attention_heads"]
+    if full.get("head_dim") is None:
+        full["head_dim"] = full["hidden_size"] // full["num_attention_heads"]
+    if isinstance(full.get("rope_parameters"), dict):
+        full["rope_parameters"] = {"rope_theta": full.get("rope_theta") or _THETA, **full["rope_parameters"]}
+    elif full.get("rope_theta") is None:
+        full["rope_theta"] = _THETA
+    return full
+
+
+def window_of(config: Mapping[str, Any]) -> Window:
+    """Where a dense model (its config settled) attends to a window only."""
+    n, family, types = config["num_hidden_layers"], config["model_type"], config.get("layer_types")
+    has_switch = family in ("qwen2", "qwen3")
+    size = config.get("sliding_window", 4096 if has_switch else None)
+    if family == "llama" or size is None or (has_switch and not config.get("use_sliding_window")):
+        return Window(None, (False,) * n)
+    if isinstance(types, list) and len(types) == n:
+        return Window(size, tuple(kind == "sliding_attention" for kind in types))
+    first = config.get("max_window_layers", 28) if has_switch else 0
+    return Window(size, tuple(i >= first for i in range(n)))
+
+
+def moe_config(layout: MoeLayout, config: Mapping[str, Any], counts: Counts) -> dict[str, Any]:
+    """The mixture's config: all that the dense model's (settled) says, and what the layout adds."""
+    kept = {key: value for key, value in config.items() if key not in (*_WINDOW_KEYS, *_DENSE_ONLY)}
+    if not layout.head_dim:
+        kept.pop("head_dim", None)
+    return {**kept, **layout.config(counts, window_of(config)), "num_experts_per_tok": counts.per_token}
