@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from finetune.config import from_record
 from finetune.keys import Config
@@ -11,6 +11,9 @@ from finetune.record import MANIFEST
 from merge.checkpoint.files import read_json
 from merge.errors import CheckpointError, UsageError, first_line
 from merge.loading import adapter_settings, adapter_weights, bottleneck, load_adapter
+
+if TYPE_CHECKING:
+    from torch.nn import Module
 
 _PEFT = "adapter_config.json"
 _TYPES = {"LORA": "lora", "IA3": "ia3", "PROMPT_TUNING": "prompt", "PREFIX_TUNING": "prefix"}
@@ -59,7 +62,7 @@ def _what_it_is(folder: Path, trained_as: str | None) -> dict[str, Any]:
     return {"train": kind, "model": settings.get("base_model_name_or_path") or ""}
 
 
-def put_adapter(model: Any, config: Config) -> Any:
+def put_adapter(model: Module, config: Config) -> Module:
     """The base with the adapter in it, only the adapter trained."""
     folder = Path(config.adapter or "")
     if config.train == "bottleneck":

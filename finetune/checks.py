@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from finetune.data import Data
 from finetune.data.pack import Row
 from finetune.objectives import Objective
+from finetune.objectives.base import moved
 from merge.errors import OutputError, UsageError
+
+if TYPE_CHECKING:
+    from torch.nn import Module
 
 _STATES = 2  # AdamW keeps two numbers for every trained one
 
 
-def check_space(model: Any, folder: Path, adapter: bool) -> None:
+def check_space(model: Module, folder: Path, adapter: bool) -> None:
     """Raises OutputError if checkpoints and result do not fit on the disk."""
     trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
     whole = sum(p.numel() * p.element_size() for p in model.parameters())
@@ -31,7 +35,7 @@ def check_space(model: Any, folder: Path, adapter: bool) -> None:
         )
 
 
-def check_packing(model: Any, data: Data, objective: Objective, pad: int) -> None:
+def check_packing(model: Module, data: Data, objective: Objective, pad: int) -> None:
     """Compares the loss of an example alone with its loss behind another in one row.
 
     An architecture that ignores position ids would let the second see the first. The yardstick is what the loss becomes
@@ -60,8 +64,7 @@ def check_packing(model: Any, data: Data, objective: Objective, pad: int) -> Non
     losses = []
     with torch.no_grad():
         for items, packed in (([second], False), ([silent, second], True), ([joined], False)):
-            batch = objective.collate([Row(list(enumerate(items)), packed)], pad)
-            batch = {name: value.to(device) for name, value in batch.items() if name != "examples"}
+            batch = moved(objective.collate([Row(list(enumerate(items)), packed)], pad), device)
             losses.append(float(objective.loss(model, batch)))
     model.train(was_training)
     alone, behind, seeing = losses

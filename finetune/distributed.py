@@ -7,10 +7,13 @@ Processes are started by them; each runs the same command. The variables are tho
 from __future__ import annotations
 
 import os
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from finetune.keys import Config
 from merge.errors import UsageError
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
 
 T = TypeVar("T")
 
@@ -20,7 +23,7 @@ def is_first() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def known_to_all(args: Any, value: T) -> T:
+def known_to_all(args: TrainingArguments, value: T) -> T:
     """The first process's value, in every process; `args`: transformers.TrainingArguments."""
     if args.world_size == 1:
         return value

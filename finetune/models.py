@@ -9,7 +9,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from finetune.keys import Config
 from finetune.sources import SourceStates, model_sources
@@ -19,6 +19,10 @@ from merge.loading import CAUSAL, known_as, load_config, load_tokenizer, remembe
 from merge.loading import load_model as load_weights
 from merge.loading.libraries import keep_4_bit_layout
 from merge.recipe.references import parse_reference
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -32,8 +36,8 @@ class Base:
 
     path: str
     revision: str | None
-    config: Any
-    tokenizer: Any
+    config: PreTrainedConfig
+    tokenizer: PreTrainedTokenizerBase
     context: int | None
     sources: SourceStates
 
@@ -71,7 +75,7 @@ def trained_from(base: Base, path: str) -> Base:
     return dataclasses.replace(base, path=path, revision=None, config=load_config(path), sources=sources)
 
 
-def quantised(config: Any) -> str | None:
+def quantised(config: PreTrainedConfig) -> str | None:
     """What a model's weights are quantised with, as its config says (bitsandbytes, fp8 ...); None if they are not."""
     found = getattr(config, "quantization_config", None)
     settings = found if isinstance(found, dict) else getattr(found, "to_dict", dict)()
@@ -92,7 +96,9 @@ def check_trainable(base: Base, config: Config) -> None:
     raise UsageError(f"{what}, which cannot be trained, also not under an adapter. Start from {way}.")
 
 
-def load_model(base: Base, config: Config, model_class: str, device: str, more: Mapping[str, Any] | None = None) -> Any:
+def load_model(
+    base: Base, config: Config, model_class: str, device: str, more: Mapping[str, object] | None = None
+) -> PreTrainedModel:
     """The model in memory, in the config's dtype; quantised to NF4 for QLoRA; embeddings for new tokens added.
 
     `more`: attributes for the model's config. Parameters that the checkpoint lacks, or has for another number of
@@ -147,7 +153,7 @@ def mixed_precision(config: Config, device: str) -> str:
     return "bf16" if device == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
 
 
-def computing(config: Config, device: str) -> Any:
+def computing(config: Config, device: str) -> contextlib.AbstractContextManager[object]:
     """A context in which the model computes as it does in training: mixed precision, or none."""
     import torch
 
@@ -156,7 +162,7 @@ def computing(config: Config, device: str) -> Any:
     return contextlib.nullcontext() if dtype is None else torch.autocast(device, dtype)
 
 
-def _dtype(config: Config, device: str) -> Any:
+def _dtype(config: Config, device: str) -> torch.dtype:
     """What is trained is float32: updates are smaller than bfloat16 can add. Frozen weights need not be."""
     import torch
 
@@ -166,7 +172,7 @@ def _dtype(config: Config, device: str) -> Any:
     return torch.bfloat16 if frozen and mixed_precision(config, device) == "bf16" else torch.float32
 
 
-def _nf4(config: Config, device: str) -> Any:
+def _nf4(config: Config, device: str) -> BitsAndBytesConfig:
     """Dettmers et al. 2023 (arXiv:2305.14314): NF4 weights, quantised scales, computation in a float."""
     from transformers import BitsAndBytesConfig
 

@@ -31,7 +31,7 @@ class TrainingDirectory:
     """
 
     def __init__(
-        self, out: Path, identity: dict[str, Any], force: bool, first: bool = True, sources: Sources = ()
+        self, out: Path, identity: dict[str, object], force: bool, first: bool = True, sources: Sources = ()
     ) -> None:
         self._work = Workspace(out, RUN, "merge finetune", identity, force=force, sources=tuple(sources))
         self.identity, self.force, self.first = identity, force, first
@@ -86,7 +86,7 @@ class TrainingDirectory:
             "it, delete the directory, or use --force to start over."
         )
 
-    def complete(self, report: Mapping[str, Any]) -> None:
+    def complete(self, report: Mapping[str, object]) -> None:
         """Gives the result its name and removes the rest; `report`: see Workspace."""
         with explained(self.partial):
             for path in sorted(self.result.rglob("*")):

@@ -61,11 +61,11 @@ def _version(name: str) -> str | None:
         return None
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: object) -> None:
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def draw_losses(log: list[dict[str, Any]], path: Path, unit: str = "a token") -> str | None:
+def draw_losses(log: list[dict[str, float]], path: Path, unit: str = "a token") -> str | None:
     """Training and validation loss over steps, as PNG; a note if matplotlib is not installed."""
     try:
         from matplotlib.figure import Figure

@@ -13,10 +13,13 @@ from finetune.trainables import TRAINABLES
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from torch import Tensor, nn
+
     from finetune.train import Prepared
+    from finetune.trainer import Tuner
 
 
-def save_result(trainer: Any, prepared: Prepared, directory: TrainingDirectory) -> None:
+def save_result(trainer: Tuner, prepared: Prepared, directory: TrainingDirectory) -> None:
     """The trained model or adapter, and its tokenizer. Sharded parameters are gathered by all processes."""
     from merge.loading.bottleneck import save_bottlenecks
 
@@ -40,7 +43,7 @@ def save_result(trainer: Any, prepared: Prepared, directory: TrainingDirectory) 
     prepared.objective.finish(directory.result, model)
 
 
-def _save_model(model: Any, state: dict[str, Any] | None, base: Base, folder: Path) -> None:
+def _save_model(model: nn.Module, state: dict[str, Tensor] | None, base: Base, folder: Path) -> None:
     """In the dtype of the base: what was frozen has the base's bits again, and recipes find one dtype."""
     import torch
 
@@ -56,7 +59,7 @@ def _save_model(model: Any, state: dict[str, Any] | None, base: Base, folder: Pa
 
 
 def write_records(
-    trainer: Any, prepared: Prepared, directory: TrainingDirectory, digests: dict[str, str], figures: dict[str, Any]
+    trainer: Tuner, prepared: Prepared, directory: TrainingDirectory, digests: dict[str, str], figures: dict[str, Any]
 ) -> str | None:
     """Log, curve, manifest and card; a note for the user if something is left out."""
     config, result, log = prepared.config, directory.result, trainer.state.log_history
@@ -71,7 +74,7 @@ def write_records(
     return note
 
 
-def summarise_metrics(log: list[dict[str, Any]], best: bool) -> dict[str, tuple[float, float]]:
+def summarise_metrics(log: list[dict[str, float]], best: bool) -> dict[str, tuple[float, float]]:
     """Figures of the objective by name: before training, and of the kept checkpoint."""
     held_out = [entry for entry in log if "eval_loss" in entry]
     if len(held_out) < 2:
@@ -84,7 +87,7 @@ def summarise_metrics(log: list[dict[str, Any]], best: bool) -> dict[str, tuple[
     }
 
 
-def summarise_losses(log: list[dict[str, Any]], best: bool) -> dict[str, float | None]:
+def summarise_losses(log: list[dict[str, float]], best: bool) -> dict[str, float | None]:
     """The figures of the card, from the log."""
     training = [entry["loss"] for entry in log if "loss" in entry]
     held_out = [entry["eval_loss"] for entry in log if "eval_loss" in entry]

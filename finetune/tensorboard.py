@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations.integration_utils import rewrite_logs
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 
 class Events(TrainerCallback):  # type: ignore[misc]  # transformers is untyped here
@@ -22,9 +25,16 @@ class Events(TrainerCallback):  # type: ignore[misc]  # transformers is untyped 
 
     def __init__(self, folder: Path, resumed: int) -> None:
         self._folder, self._resumed = folder, resumed
-        self._writer: Any = None
+        self._writer: SummaryWriter | None = None
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: object,
+    ) -> None:
         if not state.is_world_process_zero:
             return
         if self._writer is None:
@@ -33,12 +43,14 @@ class Events(TrainerCallback):  # type: ignore[misc]  # transformers is untyped 
             self._writer.add_scalar(name, value, state.global_step)
         self._writer.flush()  # before the checkpoint of this step, so that no step is missing
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
         if self._writer is not None:
             self._writer.close()
             self._writer = None
 
-    def _open(self) -> Any:
+    def _open(self) -> SummaryWriter:
         from torch.utils.tensorboard import SummaryWriter
 
         if self._resumed:

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from finetune.before import check_packages
 from finetune.config import keeps_best
@@ -38,6 +38,12 @@ from merge.engine.memory import peak_resident
 from merge.loading.libraries import quiet_libraries
 from merge.output.directory import check_out
 from merge.processors import processors
+
+if TYPE_CHECKING:
+    from torch.nn import Module
+    from transformers import TrainingArguments
+
+    from finetune.trainer import Tuner
 
 Progress = Callable[[int, int, dict[str, float]], None]
 Say = Callable[[str], None]
@@ -202,7 +208,7 @@ def _finetune(
     return report
 
 
-def _check_model(model: Any, prepared: Prepared, device: str, out: Path) -> None:
+def _check_model(model: Module, prepared: Prepared, device: str, out: Path) -> None:
     from finetune.checks import check_packing, check_space
 
     check_space(model, out, TRAINABLES[prepared.config.train].adapter)
@@ -212,14 +218,20 @@ def _check_model(model: Any, prepared: Prepared, device: str, out: Path) -> None
         check_packing(model, prepared.data, prepared.objective, pad)
 
 
-def _few(model: Any) -> str:
+def _few(model: Module) -> str:
     names = model.new_parameters
     return ", ".join(names[:4]) + (" ..." if len(names) > 4 else "")
 
 
 def _train(
-    model: Any, prepared: Prepared, device: str, directory: TrainingDirectory, args: Any, say: Say, progress: Progress
-) -> tuple[Any, int, float]:
+    model: Module,
+    prepared: Prepared,
+    device: str,
+    directory: TrainingDirectory,
+    args: TrainingArguments,
+    say: Say,
+    progress: Progress,
+) -> tuple[Tuner, int, float]:
     """(trainer, the step it resumed from, seconds)."""
     from transformers import EarlyStoppingCallback
 
@@ -268,7 +280,7 @@ def intervals(config: Config, epoch: int, steps: int) -> tuple[int, int]:
     return watch, save if save <= steps else watch * math.ceil(steps / watch)
 
 
-def arguments(prepared: Prepared, device: str, folder: Path) -> Any:
+def arguments(prepared: Prepared, device: str, folder: Path) -> TrainingArguments:
     """transformers.TrainingArguments of a config."""
     from transformers import TrainingArguments
 

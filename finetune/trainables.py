@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from finetune.adapters import put_adapter
 from finetune.keys import _LORA, Config
 from merge.errors import UsageError
 from merge.quoting import excerpt
 from merge.schema.names import suggest
+
+if TYPE_CHECKING:
+    from torch.nn import Module, Parameter
 
 
 @dataclass(frozen=True)
@@ -27,14 +30,14 @@ class Trainable:
     checkpointing: goes with gradient checkpointing.
     """
 
-    prepare: Callable[[Any, Config, str | None, list[int]], Any]
+    prepare: Callable[[Module, Config, str | None, list[int]], Module]
     learning_rate: float
     adapter: bool = True
     checkpointing: bool = True
     paper: str = ""
 
 
-def make_trainable(model: Any, config: Config, task_type: str | None, new_ids: list[int]) -> Any:
+def make_trainable(model: Module, config: Config, task_type: str | None, new_ids: list[int]) -> Module:
     """The model with only what the config names left to train, and what the base lacks: a new head.
 
     Raises:
@@ -93,7 +96,7 @@ _NOTHING = {
 }
 
 
-def count_parameters(model: Any) -> tuple[int, int]:
+def count_parameters(model: Module) -> tuple[int, int]:
     """(trained, all). PEFT counts what is behind 4-bit storage."""
     if hasattr(model, "get_nb_trainable_parameters"):
         trained, total = model.get_nb_trainable_parameters()
@@ -102,7 +105,7 @@ def count_parameters(model: Any) -> tuple[int, int]:
     return sum(n for n, trains in sizes if trains), sum(n for n, _ in sizes)
 
 
-def layer_stack(model: Any) -> tuple[str, int]:
+def layer_stack(model: Module) -> tuple[str, int]:
     """(name, length) of the list of layers: the module list with the most parameters."""
     from torch import nn
 
@@ -113,18 +116,18 @@ def layer_stack(model: Any) -> tuple[str, int]:
     return name, len(layers)
 
 
-def _let_gradients_in(model: Any) -> None:
+def _let_gradients_in(model: Module) -> None:
     """A checkpointed block needs an input with a gradient, and frozen embeddings give none."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     if not any(parameter.requires_grad for parameter in base.get_input_embeddings().parameters()):
         base.enable_input_require_grads()
 
 
-def _full(model: Any, config: Config, task_type: str | None, new_ids: list[int]) -> Any:
+def _full(model: Module, config: Config, task_type: str | None, new_ids: list[int]) -> Module:
     return model.requires_grad_(True)
 
 
-def _partial(model: Any, config: Config, task_type: str | None, new_ids: list[int]) -> Any:
+def _partial(model: Module, config: Config, task_type: str | None, new_ids: list[int]) -> Module:
     """train_only and train_last choose, freeze_first and freeze take away."""
     parameters = dict(model.named_parameters())
     chosen = dict.fromkeys(parameters, not (config.train_only or config.train_last))
@@ -139,7 +142,7 @@ def _partial(model: Any, config: Config, task_type: str | None, new_ids: list[in
     return model
 
 
-def _by_layer(model: Any, parameters: dict[str, Any], config: Config) -> dict[str, bool]:
+def _by_layer(model: Module, parameters: dict[str, Parameter], config: Config) -> dict[str, bool]:
     stack, n_layers = layer_stack(model)
     for name in ("freeze_first", "train_last"):
         if (getattr(config, name) or 0) > n_layers:
@@ -158,7 +161,7 @@ def _by_layer(model: Any, parameters: dict[str, Any], config: Config) -> dict[st
     return chosen
 
 
-def _matching(pattern: str, key: str, names: Any) -> list[str]:
+def _matching(pattern: str, key: str, names: Iterable[str]) -> list[str]:
     try:
         expression = re.compile(pattern)
     except re.error as error:
@@ -169,13 +172,13 @@ def _matching(pattern: str, key: str, names: Any) -> list[str]:
     return found
 
 
-def _bitfit(model: Any, config: Config, task_type: str | None, new_ids: list[int]) -> Any:
+def _bitfit(model: Module, config: Config, task_type: str | None, new_ids: list[int]) -> Module:
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name.endswith("bias"))
     return model
 
 
-def _lora(model: Any, config: Config, task_type: str | None, new_ids: list[int]) -> Any:
+def _lora(model: Module, config: Config, task_type: str | None, new_ids: list[int]) -> Module:
     from peft import LoraConfig, get_peft_model
 
     settings = LoraConfig(
@@ -196,7 +199,7 @@ def _lora(model: Any, config: Config, task_type: str | None, new_ids: list[int])
     return get_peft_model(model, settings)
 
 
-def _trains_tied(model: Any, config: Config) -> bool:
+def _trains_tied(model: Module, config: Config) -> bool:
     """modules_to_save names embeddings that are the head too, so both have to stay one."""
     head = model.get_output_embeddings()
     words = model.get_input_embeddings()
@@ -206,7 +209,7 @@ def _trains_tied(model: Any, config: Config) -> bool:
     return any(name in config.modules_to_save for name in names)
 
 
-def _token_rows(model: Any, config: Config, new_ids: list[int]) -> Any:
+def _token_rows(model: Module, config: Config, new_ids: list[int]) -> dict[str, list[int]] | None:
     """The rows of new tokens in the embeddings, and in a head of its own; or None if these are trained whole."""
     if not new_ids:
         return None
@@ -220,7 +223,7 @@ def _token_rows(model: Any, config: Config, new_ids: list[int]) -> Any:
     return {name.rpartition(".")[2]: new_ids for name in left} or None
 
 
-def _check_names(model: Any, config: Config) -> None:
+def _check_names(model: Module, config: Config) -> None:
     """PEFT requires only one matching name, and would silently ignore the others."""
     modules = [name for name, _ in model.named_modules() if name]
     for key in ("target_modules", "feedforward_modules", "modules_to_save"):
@@ -230,7 +233,7 @@ def _check_names(model: Any, config: Config) -> None:
                 raise UsageError(f'{key}: no module of this model is called "{word}"; {suggest(word, known)}')
 
 
-def _check_patterns(model: Any, config: Config) -> None:
+def _check_patterns(model: Module, config: Config) -> None:
     """A pattern that matches no module would silently leave its rank unused."""
     names = [name for name, _ in model.named_modules()]
     for key in ("rank_pattern", "alpha_pattern"):
@@ -245,14 +248,14 @@ def _check_patterns(model: Any, config: Config) -> None:
                 raise UsageError(f'{key}: the rank of "{pattern}" must be a whole number, not {value:g}.')
 
 
-def _qlora(model: Any, config: Config, task_type: str | None, new_ids: list[int]) -> Any:
+def _qlora(model: Module, config: Config, task_type: str | None, new_ids: list[int]) -> Module:
     from peft import prepare_model_for_kbit_training
 
     # Checkpointing is switched on by the trainer, as for every other way.
     return _lora(prepare_model_for_kbit_training(model, use_gradient_checkpointing=False), config, task_type, new_ids)
 
 
-def _ia3(model: Any, config: Config, task_type: str | None, new_ids: list[int]) -> Any:
+def _ia3(model: Module, config: Config, task_type: str | None, new_ids: list[int]) -> Module:
     from peft import IA3Config, get_peft_model
 
     targets, inner = list(config.target_modules) or None, list(config.feedforward_modules) or None
@@ -267,10 +270,10 @@ def _ia3(model: Any, config: Config, task_type: str | None, new_ids: list[int]) 
     return get_peft_model(model, settings)
 
 
-def _prompt(model: Any, config: Config, task_type: str | None, new_ids: list[int]) -> Any:
+def _prompt(model: Module, config: Config, task_type: str | None, new_ids: list[int]) -> Module:
     from peft import PromptTuningConfig, PromptTuningInit, get_peft_model
 
-    start: dict[str, Any] = {"prompt_tuning_init": PromptTuningInit.SAMPLE_VOCAB}
+    start: dict[str, object] = {"prompt_tuning_init": PromptTuningInit.SAMPLE_VOCAB}
     if config.prompt_init is not None:
         start = {
             "prompt_tuning_init": PromptTuningInit.TEXT,
@@ -282,7 +285,7 @@ def _prompt(model: Any, config: Config, task_type: str | None, new_ids: list[int
     )
 
 
-def _prefix(model: Any, config: Config, task_type: str | None, new_ids: list[int]) -> Any:
+def _prefix(model: Module, config: Config, task_type: str | None, new_ids: list[int]) -> Module:
     from peft import PrefixTuningConfig, get_peft_model
 
     settings = PrefixTuningConfig(
@@ -294,7 +297,7 @@ def _prefix(model: Any, config: Config, task_type: str | None, new_ids: list[int
     return get_peft_model(model, settings)
 
 
-def _ptuning(model: Any, config: Config, task_type: str | None, new_ids: list[int]) -> Any:
+def _ptuning(model: Module, config: Config, task_type: str | None, new_ids: list[int]) -> Module:
     from peft import PromptEncoderConfig, get_peft_model
 
     settings = PromptEncoderConfig(
@@ -303,7 +306,7 @@ def _ptuning(model: Any, config: Config, task_type: str | None, new_ids: list[in
     return get_peft_model(model, settings)
 
 
-def _bottleneck(model: Any, config: Config, task_type: str | None, new_ids: list[int]) -> Any:
+def _bottleneck(model: Module, config: Config, task_type: str | None, new_ids: list[int]) -> Module:
     from merge.loading.bottleneck import add_bottlenecks
 
     add_bottlenecks(model, config.bottleneck, config.target_modules)

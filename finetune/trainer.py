@@ -16,13 +16,13 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import PrinterCallback, Trainer, TrainerCallback
+from torch import Tensor, nn
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from finetune.data.pack import Rows
+from finetune.data.pack import Batch, Rows
 from finetune.objectives import Objective
 from merge.errors import NumbersError, OutputError
 
@@ -37,8 +37,8 @@ class Tuner(Trainer):  # type: ignore[misc]  # transformers is untyped here
 
     def __init__(
         self,
-        model: Any,
-        args: Any,
+        model: nn.Module,
+        args: TrainingArguments,
         objective: Objective,
         train: Rows,
         validation: Rows | None,
@@ -58,7 +58,9 @@ class Tuner(Trainer):  # type: ignore[misc]  # transformers is untyped here
         self.tokens = 0  # read by this process
         self.remove_callback(PrinterCallback)
 
-    def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: Any) -> tuple[list[Any], Any]:
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Batch], num_batches: int, device: str
+    ) -> tuple[list[Batch], Tensor]:
         """The batches of one optimiser step, and the sum of their weights over all processes."""
         batches = list(itertools.islice(epoch_iterator, num_batches))
         self.tokens += sum(len(self.train_dataset.examples[i]) for batch in batches for i in batch["examples"])
@@ -77,15 +79,16 @@ class Tuner(Trainer):  # type: ignore[misc]  # transformers is untyped here
         return max(rest - self.args.process_index * each, 0) if rest else None
 
     def compute_loss(
-        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
+        self, model: nn.Module, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Tensor | None = None
+    ) -> Tensor:
+        assert num_items_in_batch is not None
         losses = self.objective.loss(model, inputs)[: inputs.get("counted")]
         if not bool(torch.isfinite(losses).all()):
             self._stop(losses.detach(), inputs["examples"])
         # Gradients are averaged over processes: each gives its part of the sum, times their number.
         return losses.sum() * self.args.world_size / num_items_in_batch.to(losses.device)
 
-    def _stop(self, losses: Any, examples: list[int]) -> None:
+    def _stop(self, losses: Tensor, examples: list[int]) -> None:
         step = self.state.global_step + 1
         for name, parameter in self.model.named_parameters():
             if parameter.requires_grad and not bool(torch.isfinite(parameter).all()):
@@ -103,7 +106,7 @@ class Tuner(Trainer):  # type: ignore[misc]  # transformers is untyped here
         )
 
     def evaluate(
-        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
+        self, eval_dataset: Rows | None = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
         """Mean loss over the weights of the whole validation set, and of each task in it."""
         self.model.eval()
@@ -125,10 +128,10 @@ class Tuner(Trainer):  # type: ignore[misc]  # transformers is untyped here
         more = self.objective.metrics(table[:, 3:], examples)
         metrics |= {f"{metric_key_prefix}_{name}": value for name, value in more.items()}
         self.log(metrics)
-        self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.control: TrainerControl = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+    def floating_point_ops(self, inputs: Batch) -> int:
         return 0  # nobody reads it, and counting parameters at every step takes time
 
     # Checkpoints. Parameters that are sharded over processes go the library's way, beside the optimizer's states.
@@ -143,7 +146,7 @@ class Tuner(Trainer):  # type: ignore[misc]  # transformers is untyped here
         elif self.args.should_save:  # the trainer takes a checkpoint for the best only if its folder is there
             Path(output_dir or self.args.output_dir).mkdir(parents=True, exist_ok=True)
 
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         if not self.args.should_save:
             return
         folder = Path(output_dir or self.args.output_dir)
@@ -152,7 +155,7 @@ class Tuner(Trainer):  # type: ignore[misc]  # transformers is untyped here
         parameters = {name: value for name, value in model.named_parameters() if value.requires_grad}
         save_file({name: value.detach().cpu().contiguous() for name, value in parameters.items()}, folder / PARAMETERS)
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         if self.sharded:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
             return
@@ -181,7 +184,7 @@ def last_checkpoint(folder: Path, remove: bool) -> Path | None:
     return whole[-1] if whole else None
 
 
-def _means(table: Any, rows: Rows, prefix: str) -> dict[str, float]:
+def _means(table: Tensor, rows: Rows, prefix: str) -> dict[str, float]:
     """table (example, [loss, weight, number]) float64 -> means in nats a token."""
     losses, weights, numbers = table.T
     metrics = {f"{prefix}_loss": float(losses.sum() / weights.sum())}
@@ -195,7 +198,7 @@ def _means(table: Any, rows: Rows, prefix: str) -> dict[str, float]:
 class _Keeper(TrainerCallback):  # type: ignore[misc]
     """Marks a checkpoint complete, and then removes those that are neither the newest nor the best."""
 
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
         args.distributed_state.wait_for_everyone()  # each process writes its random state, and its shards
         if not state.is_world_process_zero:
             return
@@ -227,12 +230,21 @@ class _Progress(TrainerCallback):  # type: ignore[misc]
     def __init__(self, progress: Callable[[int, int, dict[str, float]], None]) -> None:
         self._progress = progress
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
         # A logged loss is the mean since the log before. One with each checkpoint: a resumed run logs the same means.
         control.should_log |= control.should_save
         if state.is_world_process_zero:
             self._progress(state.global_step, state.max_steps, {})
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: object,
+    ) -> None:
         if state.is_world_process_zero:
             self._progress(state.global_step, state.max_steps, dict(logs or {}))

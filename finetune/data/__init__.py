@@ -31,6 +31,8 @@ from merge.errors import Problem, RecipeError, UsageError
 from merge.plan import SourceFile
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from finetune.objectives import Objective
 
 _SHOWN = 5  # examples that one message names
@@ -165,7 +167,11 @@ def _objective(config: Config, samples: list[Sample]) -> str:
 
 
 def encode_samples(
-    samples: Samples, config: Config, tokenizer: Any, context: int | None, objective: Objective | None = None
+    samples: Samples,
+    config: Config,
+    tokenizer: PreTrainedTokenizerBase,
+    context: int | None,
+    objective: Objective | None = None,
 ) -> Data:
     """Samples -> examples -> rows.
 

@@ -11,7 +11,7 @@ import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,9 @@ from finetune.keys import Config
 from merge.errors import UsageError
 from merge.jsontext import parse_json
 from merge.schema.names import suggest
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 # The format of OpenAI's chat markup, as the templates of Qwen and SmolLM write it.
 CHATML = (
@@ -76,7 +79,9 @@ class Segment:
 class Encoder:
     """A tokenizer with the settings of one run."""
 
-    def __init__(self, tokenizer: Any, config: Config, max_length: int, held_out: bool = False) -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, config: Config, max_length: int, held_out: bool = False
+    ) -> None:
         """`held_out`: validation, which measures responses alone, so that losses of all settings compare."""
         self.tokenizer, self.config, self.max_length, self.held_out = tokenizer, config, max_length, held_out
         self.prompt_weight = 0.0 if held_out else config.prompt_loss_weight
@@ -290,7 +295,9 @@ class Encoder:
         return parts
 
 
-def set_up_tokenizer(tokenizer: Any, config: Config, folder: Path | None, writes: bool = True) -> list[str]:
+def set_up_tokenizer(
+    tokenizer: PreTrainedTokenizerBase, config: Config, folder: Path | None, writes: bool = True
+) -> list[str]:
     """Adds tokens, the end and padding marks and the chat template that the config names; notes for the user.
 
     `writes`: the model is to write text, and so to learn to stop.

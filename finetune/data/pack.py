@@ -10,13 +10,16 @@ from __future__ import annotations
 import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypedDict
 
 import numpy as np
 
 from finetune.data.encode import Example
 from finetune.keys import KEYS, Config
 from merge.errors import UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 IGNORED = -100
 
@@ -82,7 +85,22 @@ def make_rows(examples: Sequence[Example], length: int, packed: bool) -> Rows:
     return Rows(tuple(examples), tuple(map(tuple, rows)), True)
 
 
-def collate(rows: Sequence[Row], pad: int) -> dict[str, Any]:
+class Batch(TypedDict, total=False):
+    """Rows as tensors. An objective's `collate` says which of these it makes, and of which shapes."""
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    position_ids: Tensor
+    targets: Tensor
+    weights: Tensor
+    reference: Tensor
+    wanted: Tensor
+    wrong: Tensor
+    examples: list[int]  # numbers in the data set
+    counted: int | None  # rows of a batch that do not repeat others
+
+
+def collate(rows: Sequence[Row], pad: int) -> Batch:
     """Tensors of a batch, filled up on the right to its longest row.
 
     Returns:
@@ -110,8 +128,14 @@ def collate(rows: Sequence[Row], pad: int) -> dict[str, Any]:
             positions[r, at:end] = np.arange(len(example))
             at = end
         positions[r, at:] = np.arange(longest - at)  # the filling is one more example, which nobody looks at
-    batch = {"input_ids": ids, "targets": targets, "weights": weights}
-    batch |= {"position_ids": positions} if rows[0].packed else {"attention_mask": mask}
-    return {name: torch.from_numpy(values) for name, values in batch.items()} | {
-        "examples": [i for row in rows for i, _ in row.examples]
+    batch: Batch = {
+        "input_ids": torch.from_numpy(ids),
+        "targets": torch.from_numpy(targets),
+        "weights": torch.from_numpy(weights),
+        "examples": [i for row in rows for i, _ in row.examples],
     }
+    if rows[0].packed:
+        batch["position_ids"] = torch.from_numpy(positions)
+    else:
+        batch["attention_mask"] = torch.from_numpy(mask)
+    return batch

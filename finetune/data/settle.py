@@ -8,18 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING
 
 from finetune.data.contents import Content, Conversation, Instruction, Judged, Preference, Sample, TextPair, Turn, Turns
 from finetune.keys import Config
 from merge.errors import UsageError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 # The prompt of Taori et al. 2023 (Stanford Alpaca) without its preamble.
 ALPACA = "### Instruction:\n{instruction}\n\n### Response:\n"
 ALPACA_INPUT = "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
 
 
-def settle(samples: Sequence[Sample], config: Config, tokenizer: Any, notes: list[str]) -> list[Sample]:
+def settle(
+    samples: Sequence[Sample], config: Config, tokenizer: PreTrainedTokenizerBase, notes: list[str]
+) -> list[Sample]:
     """Samples as they are encoded: no Instruction is left, and texts are turns where they go into the chat template.
 
     Raises:

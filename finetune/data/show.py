@@ -7,14 +7,18 @@ Green counts fully, yellow in part (prompt_loss_weight), grey not at all. Withou
 from __future__ import annotations
 
 import itertools
-from typing import Any
+from typing import TYPE_CHECKING
 
 from finetune.data.encode import Example
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from transformers import PreTrainedTokenizerBase
 
 _STYLES = {0.0: "bright_black", 1.0: "green"}
 
 
-def show_examples(examples: list[Example], tokenizer: Any, console: Any) -> None:
+def show_examples(examples: list[Example], tokenizer: PreTrainedTokenizerBase, console: Console) -> None:
     """Prints examples on a rich console."""
     from rich.text import Text
 

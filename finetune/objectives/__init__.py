@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from finetune.data.contents import Conversation, Instruction, Judged, Labelled, Preference, Sample, Text, TextPair
 from finetune.data.encode import Encoder, Example
-from finetune.data.pack import Row
+from finetune.data.pack import Batch, Row
 from finetune.keys import KEYS, Config
 from finetune.objectives.base import Run
 from finetune.objectives.causal import Supervised, TextPretraining
@@ -29,6 +29,8 @@ from merge.errors import UsageError
 from merge.schema.names import one_of
 
 if TYPE_CHECKING:
+    from torch import Tensor, nn
+
     from finetune.data import Data
 
 
@@ -66,35 +68,35 @@ class Objective(Protocol):
     def bind(self, run: Run) -> Objective:
         """The objective for this run, which may keep what it needs. Raises UsageError for what does not fit it."""
 
-    def loading(self) -> dict[str, Any]:
+    def loading(self) -> dict[str, object]:
         """Attributes that the model's config is to have."""
 
-    def begin(self, model: Any, data: Data, config: Config, device: str) -> None:
+    def begin(self, model: nn.Module, data: Data, config: Config, device: str) -> None:
         """Called once, before training (also before it is resumed), with the model as the base is."""
 
     def encode(self, sample: Sample, encoder: Encoder) -> list[Example]: ...
 
-    def collate(self, rows: Sequence[Row], pad: int) -> dict[str, Any]: ...
+    def collate(self, rows: Sequence[Row], pad: int) -> Batch: ...
 
-    def weights(self, batch: dict[str, Any]) -> Any:
+    def weights(self, batch: Batch) -> Tensor:
         """(row,) float32: what the losses of these rows, added up, are to be divided by."""
 
-    def loss(self, model: Any, batch: dict[str, Any]) -> Any:
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """(row,) float32: the sum of the losses of each row; for one-row examples that is the loss of the example."""
 
-    def measure(self, model: Any, batch: dict[str, Any]) -> tuple[Any, Any]:
+    def measure(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """(losses as loss() gives them, (row, column) float32: what metrics() needs of these rows)."""
 
-    def metrics(self, columns: Any, examples: Sequence[Example]) -> dict[str, float]:
+    def metrics(self, columns: Tensor, examples: Sequence[Example]) -> dict[str, float]:
         """columns (example, column) float64 of the whole validation set -> figures by name."""
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> dict[str, object]:
         """What the manifest keeps of it."""
 
     def sources(self) -> SourceStates:
         """Files that it reads beside model and data, as they were then."""
 
-    def finish(self, folder: Path, model: Any) -> None:
+    def finish(self, folder: Path, model: nn.Module) -> None:
         """Adds files to the result that its users need."""
 
 

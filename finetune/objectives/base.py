@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from finetune.data.contents import Sample
 from finetune.data.encode import Example
+from finetune.data.pack import Batch
 from finetune.keys import Config
 from finetune.sources import SourceStates
 
 if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from transformers import PreTrainedTokenizerBase
+
     from finetune.data import Data
     from finetune.models import Base
 
@@ -32,7 +36,7 @@ class Run:
     validation: Sequence[Sample]
 
     @property
-    def tokenizer(self) -> Any:
+    def tokenizer(self) -> PreTrainedTokenizerBase:
         return self.base.tokenizer
 
 
@@ -51,33 +55,32 @@ class Basics(ABC):
     def bind(self, run: Run) -> Self:
         return self
 
-    def loading(self) -> dict[str, Any]:
+    def loading(self) -> dict[str, object]:
         return {}
 
-    def begin(self, model: Any, data: Data, config: Config, device: str) -> None:
+    def begin(self, model: nn.Module, data: Data, config: Config, device: str) -> None:
         return None
 
-    def measure(self, model: Any, batch: dict[str, Any]) -> tuple[Any, Any]:
-        losses = self.loss(model, batch)
-        return losses, losses.new_zeros(len(losses), 0)
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        return self.measure(model, batch)[0]
 
-    def metrics(self, columns: Any, examples: Sequence[Example]) -> dict[str, float]:
+    def metrics(self, columns: Tensor, examples: Sequence[Example]) -> dict[str, float]:
         return {}
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> dict[str, object]:
         return {}
 
     def sources(self) -> SourceStates:
         return ()
 
-    def finish(self, folder: Path, model: Any) -> None:
+    def finish(self, folder: Path, model: nn.Module) -> None:
         return None
 
     @abstractmethod
-    def loss(self, model: Any, batch: dict[str, Any]) -> Any: ...
+    def measure(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]: ...
 
 
-def pad_rows(sequences: Sequence[NDArray[Any]], fill: float, dtype: Any = np.int64) -> Any:
+def pad_rows(sequences: Sequence[NDArray[np.generic]], fill: float, dtype: type[np.generic] = np.int64) -> Tensor:
     """Sequences of any lengths -> (row, token) tensor, filled up on the right."""
     import torch
 
@@ -87,11 +90,17 @@ def pad_rows(sequences: Sequence[NDArray[Any]], fill: float, dtype: Any = np.int
     return torch.from_numpy(table)
 
 
-def inputs_of(sequences: Sequence[NDArray[Any]], pad: int) -> dict[str, Any]:
+def inputs_of(sequences: Sequence[NDArray[np.int32]], pad: int) -> Batch:
     """input_ids and attention_mask (row, token) int64."""
     mask = pad_rows([np.ones(len(ids)) for ids in sequences], 0)
     return {"input_ids": pad_rows(sequences, pad), "attention_mask": mask}
 
 
-def model_inputs(batch: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: batch[name] for name in ("input_ids", "attention_mask", "position_ids") if name in batch}
+def model_inputs(batch: Batch) -> dict[str, object]:
+    return {name: value for name, value in batch.items() if name in ("input_ids", "attention_mask", "position_ids")}
+
+
+def moved(batch: Batch, device: str) -> Batch:
+    """The batch with its tensors on a device."""
+    there = {name: value.to(device) if hasattr(value, "to") else value for name, value in batch.items()}
+    return cast(Batch, there)

@@ -9,17 +9,22 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from finetune.data.contents import Labelled, Sample
 from finetune.data.encode import Encoder, Example
-from finetune.data.pack import Row
+from finetune.data.pack import Batch, Row
 from finetune.keys import Config
 from finetune.objectives.base import Basics, Run, inputs_of, model_inputs
 from merge.errors import UsageError
 from merge.schema.names import suggest
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from transformers import PreTrainedConfig
 
 _MOST = 1000  # more labels than this are a column of something else
 
@@ -51,14 +56,14 @@ class Classification(Basics):
             amounts[_place(label, labels)] += count
         return type(self)(labels, _class_weights(run.config, labels, amounts), run.tokenizer.pad_token_id)
 
-    def loading(self) -> dict[str, Any]:
+    def loading(self) -> dict[str, object]:
         return {
             "id2label": dict(enumerate(self._labels)),
             "label2id": {label: i for i, label in enumerate(self._labels)},
             "pad_token_id": self._pad,  # models that write take the last token that is not padding
         }
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> dict[str, object]:
         return {"labels": list(self._labels)}
 
     def encode(self, sample: Sample, encoder: Encoder) -> list[Example]:
@@ -71,7 +76,7 @@ class Classification(Basics):
         label = number_of(sample, self._labels, "labels")
         return [Example(ids, np.zeros(len(ids), np.float32), sample.place, sample.task, label=label)]
 
-    def collate(self, rows: Sequence[Row], pad: int) -> dict[str, Any]:
+    def collate(self, rows: Sequence[Row], pad: int) -> Batch:
         """input_ids, attention_mask (row, token) int64; labels (row,) int64; weights (row,) float32."""
         import torch
 
@@ -81,26 +86,23 @@ class Classification(Basics):
         ids = inputs_of([example.ids for example in examples], pad)
         return {**ids, "targets": labels, "weights": weights, "examples": list(numbers)}
 
-    def weights(self, batch: dict[str, Any]) -> Any:
+    def weights(self, batch: Batch) -> Tensor:
         return batch["weights"]
 
-    def loss(self, model: Any, batch: dict[str, Any]) -> Any:
-        return self.measure(model, batch)[0]
-
-    def measure(self, model: Any, batch: dict[str, Any]) -> tuple[Any, Any]:
+    def measure(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         import torch
 
         logits = model(**model_inputs(batch)).logits.float()
         losses = torch.nn.functional.cross_entropy(logits, batch["targets"], reduction="none") * batch["weights"]
         return losses, logits.argmax(-1, keepdim=True).float()
 
-    def metrics(self, columns: Any, examples: Sequence[Example]) -> dict[str, float]:
-        found = columns[:, 0].numpy().astype(int)
+    def metrics(self, columns: Tensor, examples: Sequence[Example]) -> dict[str, float]:
+        found = columns[:, 0].numpy().astype(np.int64)
         true = np.array([example.label for example in examples])
         return classification_metrics(true, found, len(self._labels))
 
 
-def classification_metrics(true: Any, found: Any, n_labels: int) -> dict[str, float]:
+def classification_metrics(true: NDArray[np.int64], found: NDArray[np.int64], n_labels: int) -> dict[str, float]:
     """true, found (example,) int -> accuracy, macro F1 and Matthews' correlation.
 
     Macro F1 is the mean over labels that occur in either; Matthews' coefficient is that of Gorodkin 2004 for any number
@@ -160,7 +162,7 @@ def _label(sample: Sample) -> str:
     return sample.content.label
 
 
-def _own_labels(config: Any, counts: Counter[str]) -> tuple[str, ...]:
+def _own_labels(config: PreTrainedConfig, counts: Counter[str]) -> tuple[str, ...]:
     """Those of a base that is a classifier for all labels of the data."""
     if not any("ForSequenceClassification" in name for name in getattr(config, "architectures", None) or ()):
         return ()

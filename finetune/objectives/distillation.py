@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 from finetune.data.contents import Conversation, Instruction, Sample, Text, TextPair
 from finetune.data.encode import Encoder, Example
-from finetune.data.pack import max_length
+from finetune.data.pack import Batch, max_length
 from finetune.keys import Config
 from finetune.objectives.base import Run
 from finetune.objectives.causal import Causal, Supervised, TextPretraining, logits_of, token_losses
@@ -25,6 +25,8 @@ from finetune.sources import SourceStates, weight_digests
 from merge.errors import UsageError
 
 if TYPE_CHECKING:
+    from torch import Tensor, nn
+
     from finetune.data import Data
     from finetune.models import Base
 
@@ -37,7 +39,7 @@ class Distillation(Causal):
 
     def __init__(self, config: Config | None = None, base: Base | None = None, vocabulary: int = 0) -> None:
         self._config, self._base, self._vocabulary = config or Config(), base, vocabulary
-        self._teacher: Any = None
+        self._teacher: nn.Module | None = None
 
     def bind(self, run: Run) -> Self:
         from finetune.models import open_base
@@ -60,7 +62,7 @@ class Distillation(Causal):
             )
         return type(self)(run.config, teacher, len(own))
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> dict[str, object]:
         assert self._base is not None
         return {"teacher_weights_xxh3_128": weight_digests(self._base.path)}
 
@@ -68,7 +70,7 @@ class Distillation(Causal):
         assert self._base is not None
         return self._base.sources
 
-    def begin(self, model: Any, data: Data, config: Config, device: str) -> None:
+    def begin(self, model: nn.Module, data: Data, config: Config, device: str) -> None:
         from finetune.models import load_model, local_device
 
         assert self._base is not None
@@ -81,25 +83,17 @@ class Distillation(Causal):
         plain = TextPretraining() if isinstance(sample.content, Text) else Supervised()
         return plain.encode(sample, encoder)
 
-    def loss(self, model: Any, batch: dict[str, Any]) -> Any:
-        return self._losses(model, batch)[0]
-
-    def measure(self, model: Any, batch: dict[str, Any]) -> tuple[Any, Any]:
-        import torch
-
-        losses, labels, divergence = self._losses(model, batch)
-        return losses, torch.stack([labels, divergence, self.weights(batch)], 1)
-
-    def metrics(self, columns: Any, examples: Sequence[Example]) -> dict[str, float]:
+    def metrics(self, columns: Tensor, examples: Sequence[Example]) -> dict[str, float]:
         """Nats a token: of the labels alone, and KL to the teacher at the temperature, without T^2."""
         labels, divergence, weights = columns.sum(0).tolist()
         return {"label_loss": labels / weights, "teacher_kl": divergence / weights}
 
-    def _losses(self, model: Any, batch: dict[str, Any]) -> tuple[Any, Any, Any]:
-        """(mixed, labels', KL), each (row,) float32 sums over the weighted tokens."""
+    def measure(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Columns: sums over the weighted tokens of the labels' losses, of KL, and of the weights."""
         import torch
 
         config, weights = self._config, batch["weights"]
+        assert self._teacher is not None
         with torch.no_grad():
             wanted = logits_of(self._teacher, batch)[..., : self._vocabulary]
         logits = logits_of(model, batch)[..., : self._vocabulary]
@@ -108,4 +102,5 @@ class Distillation(Causal):
         wanted, found = (torch.log_softmax(x.float() / heat, -1) for x in (wanted, logits))
         divergence = ((wanted.exp() * (wanted - found)).sum(-1) * weights).sum(1)
         share = config.distillation_alpha
-        return share * heat**2 * divergence + (1 - share) * labels, labels.detach(), divergence.detach()
+        losses = share * heat**2 * divergence + (1 - share) * labels
+        return losses, torch.stack([labels, divergence, self.weights(batch)], 1).detach()

@@ -16,16 +16,19 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
 from finetune.data.contents import Preference, Sample, TextPair
 from finetune.data.encode import Encoder, Example
-from finetune.data.pack import Row
+from finetune.data.pack import Batch, Row
 from finetune.keys import Config
 from finetune.objectives.base import Basics, Run, inputs_of, model_inputs
 from merge.errors import UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 _BLOCK = 1024  # anchors that are compared with all positives at once, in metrics
 
@@ -75,7 +78,7 @@ class Embeddings(Basics):
         starts = tuple(int(at) for at in np.cumsum([len(part) for part in parts])[:-1])
         return [Example(joined, np.zeros(len(joined), np.float32), sample.place, sample.task, starts=starts)]
 
-    def collate(self, rows: Sequence[Row], pad: int) -> dict[str, Any]:
+    def collate(self, rows: Sequence[Row], pad: int) -> Batch:
         """Anchors, positives, then negatives: input_ids, attention_mask (2 or 3 row, token) int64; wrong (row, answer)
         bool: answers that are to be told apart from the row's own, which is answer `row`."""
         import torch
@@ -98,15 +101,12 @@ class Embeddings(Basics):
         ids = inputs_of([one for column in columns for one in column], pad)
         return {**ids, "wrong": wrong, "examples": list(numbers)}
 
-    def weights(self, batch: dict[str, Any]) -> Any:
+    def weights(self, batch: Batch) -> Tensor:
         import torch
 
         return torch.ones(len(batch["wrong"]), device=batch["wrong"].device)
 
-    def loss(self, model: Any, batch: dict[str, Any]) -> Any:
-        return self.measure(model, batch)[0]
-
-    def measure(self, model: Any, batch: dict[str, Any]) -> tuple[Any, Any]:
+    def measure(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         import torch
 
         vectors = embed(model, batch)
@@ -117,7 +117,7 @@ class Embeddings(Basics):
         losses = torch.nn.functional.cross_entropy(logits, torch.arange(n, device=logits.device), reduction="none")
         return losses, torch.cat([vectors[:n], vectors[n : 2 * n]], 1).detach()
 
-    def metrics(self, columns: Any, examples: Sequence[Example]) -> dict[str, float]:
+    def metrics(self, columns: Tensor, examples: Sequence[Example]) -> dict[str, float]:
         """Over the whole validation set: how often an anchor's own positive is the nearest, and its mean reciprocal
         rank. Equal positives count as one."""
         import torch
@@ -135,14 +135,14 @@ class Embeddings(Basics):
         rank = torch.cat(ranks).double()
         return {"accuracy": float((rank == 1).double().mean()), "reciprocal_rank": float((1 / rank).mean())}
 
-    def finish(self, folder: Path, model: Any) -> None:
+    def finish(self, folder: Path, model: nn.Module) -> None:
         """The files by which sentence-transformers knows how to make an embedding of a model or PEFT adapter."""
         if self._config.train == "bottleneck":  # which it cannot load
             return
         write_sentence_transformer(folder, model.config.get_text_config().hidden_size, self._config.max_length)
 
 
-def embed(model: Any, batch: dict[str, Any]) -> Any:
+def embed(model: nn.Module, batch: Batch) -> Tensor:
     """(text, hidden) float32 of length 1."""
     import torch
 
@@ -158,7 +158,7 @@ def write_sentence_transformer(folder: Path, width: int, max_length: int | None)
         for i, (path, kind) in enumerate(kinds)
     ]
     pooling = {"word_embedding_dimension": width, "pooling_mode_mean_tokens": True, "pooling_mode_cls_token": False}
-    files: dict[str, Any] = {
+    files: dict[str, object] = {
         "modules.json": modules,
         "sentence_bert_config.json": {"max_seq_length": max_length, "do_lower_case": False},
         "config_sentence_transformers.json": {"similarity_fn_name": "cosine"},

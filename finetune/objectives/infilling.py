@@ -14,12 +14,12 @@ left-to-right loss). All tokens count, as in the paper. Long texts are split bef
 from __future__ import annotations
 
 import random
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 
 from finetune.data.contents import Sample, Text
-from finetune.data.encode import Encoder, Example
+from finetune.data.encode import Encoded, Encoder, Example
 from finetune.objectives.base import Run
 from finetune.objectives.causal import Causal
 from merge.errors import UsageError
@@ -67,7 +67,7 @@ class Infilling(Causal):
             raise UsageError(f"max_length: infilling needs at least {2 * _SPARE} tokens.")
         return type(self)(tuple(known[word] for word in chosen))
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> dict[str, object]:
         return {"infilling_token_ids": list(self._marks)}
 
     def encode(self, sample: Sample, encoder: Encoder) -> list[Example]:
@@ -87,7 +87,7 @@ class Infilling(Causal):
             examples += encoder.fit(ids, weights, sample.place, sample.task, wanted)
         return examples
 
-    def _rearranged(self, text: str, encoder: Encoder, draw: random.Random) -> tuple[Any, Any]:
+    def _rearranged(self, text: str, encoder: Encoder, draw: random.Random) -> Encoded:
         first, second = sorted(draw.randint(0, len(text)) for _ in range(2))
         prefix, suffix, middle = self._marks
         opening, end = encoder.opening, encoder.tokenizer.eos_token_id

@@ -14,12 +14,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING
 
 from finetune.data.contents import Judged, Sample
 from finetune.data.encode import Encoder, Example
-from finetune.data.pack import Row
+from finetune.data.pack import Batch, Row
 from finetune.objectives.preference import DirectPreference
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 
 class JudgedAnswers(DirectPreference):
@@ -35,14 +38,16 @@ class JudgedAnswers(DirectPreference):
         made = self._examples(sample, encoder, content.prompt, answers, content.tools)
         return [replace(example, label=int(content.wanted)) for example in made]
 
-    def collate(self, rows: Sequence[Row], pad: int) -> dict[str, Any]:
+    def collate(self, rows: Sequence[Row], pad: int) -> Batch:
         """As DPO's; wanted (row,) bool."""
         import torch
 
         wanted = [bool(example.label) for row in rows for _, example in row.examples]
-        return super().collate(rows, pad) | {"wanted": torch.tensor(wanted)}
+        batch = super().collate(rows, pad)
+        batch["wanted"] = torch.tensor(wanted)
+        return batch
 
-    def measure(self, model: Any, batch: dict[str, Any]) -> tuple[Any, Any]:
+    def measure(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         import torch
 
         rewards, foreign = self._config.beta * (self._log_probabilities(model, batch) - batch["reference"].T)
@@ -52,7 +57,7 @@ class JudgedAnswers(DirectPreference):
         losses = weights * (1 - torch.sigmoid(signs * ahead))
         return losses, torch.stack([rewards, signs], 1).detach()
 
-    def metrics(self, columns: Any, examples: Sequence[Example]) -> dict[str, float]:
+    def metrics(self, columns: Tensor, examples: Sequence[Example]) -> dict[str, float]:
         """Mean rewards of wanted and of unwanted answers, as far as there are any, and their difference."""
         rewards, signs = columns.T
         means = {

@@ -10,17 +10,20 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from finetune.data.contents import Sample, Text
 from finetune.data.encode import Encoder, Example
-from finetune.data.pack import IGNORED, Row
+from finetune.data.pack import IGNORED, Batch, Row
 from finetune.objectives.base import Basics, Run, inputs_of, model_inputs, pad_rows
 from finetune.objectives.causal import token_losses
 from merge.errors import UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 
 class MaskedLanguageModelling(Basics):
@@ -67,7 +70,7 @@ class MaskedLanguageModelling(Basics):
         able = [i for i, word in enumerate(words) if word is not None]
         chosen = np.zeros(len(ids), bool)
         wanted = max(1, round(rate * len(able)))
-        groups: dict[Any, list[int]] = {}
+        groups: dict[int | None, list[int]] = {}
         for i in able:
             groups.setdefault(words[i] if whole else i, []).append(i)
         parts = list(groups.values())
@@ -83,7 +86,7 @@ class MaskedLanguageModelling(Basics):
         hidden[drawn] = rng.choice(np.array(self._plain, np.int32), len(drawn))
         return hidden, chosen
 
-    def collate(self, rows: Sequence[Row], pad: int) -> dict[str, Any]:
+    def collate(self, rows: Sequence[Row], pad: int) -> Batch:
         """input_ids, attention_mask, targets (row, token) int64; weights (row, token) float32."""
         examples = [example for row in rows for _, example in row.examples]
         targets = [
@@ -96,13 +99,10 @@ class MaskedLanguageModelling(Basics):
             "examples": [i for row in rows for i, _ in row.examples],
         }
 
-    def weights(self, batch: dict[str, Any]) -> Any:
+    def weights(self, batch: Batch) -> Tensor:
         return batch["weights"].sum(1)
 
-    def loss(self, model: Any, batch: dict[str, Any]) -> Any:
-        return self.measure(model, batch)[0]
-
-    def measure(self, model: Any, batch: dict[str, Any]) -> tuple[Any, Any]:
+    def measure(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         import torch
 
         logits, weights = model(**model_inputs(batch)).logits, batch["weights"]
@@ -110,7 +110,7 @@ class MaskedLanguageModelling(Basics):
         losses = (token_losses(logits, batch["targets"]) * weights).sum(1)
         return losses, torch.stack([right.float(), weights.sum(1)], 1)
 
-    def metrics(self, columns: Any, examples: Sequence[Example]) -> dict[str, float]:
+    def metrics(self, columns: Tensor, examples: Sequence[Example]) -> dict[str, float]:
         """Share of hidden tokens whose most probable prediction is right."""
         right, weight = columns.sum(0).tolist()
         return {"accuracy": right / weight}

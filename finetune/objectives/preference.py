@@ -16,19 +16,21 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
 from finetune.data.contents import Preference, Sample, Turns
 from finetune.data.encode import Encoder, Example
-from finetune.data.pack import IGNORED, Row
+from finetune.data.pack import IGNORED, Batch, Row
 from finetune.keys import Config
-from finetune.objectives.base import Basics, Run, inputs_of, pad_rows
+from finetune.objectives.base import Basics, Run, inputs_of, moved, pad_rows
 from finetune.objectives.causal import logits_of, token_losses
 from merge.errors import UsageError
 
 if TYPE_CHECKING:
+    from torch import Tensor, nn
+
     from finetune.data import Data
 
 
@@ -75,7 +77,7 @@ class DirectPreference(Basics):
         ids, weights = (np.concatenate([getattr(part, name) for part in parts]) for name in ("ids", "weights"))
         return [Example(ids, weights, sample.place, sample.task, starts=(len(parts[0]),))]
 
-    def collate(self, rows: Sequence[Row], pad: int) -> dict[str, Any]:
+    def collate(self, rows: Sequence[Row], pad: int) -> Batch:
         """Chosen sequences, then the rejected ones: input_ids, attention_mask, targets (2 row, token) int64; weights
         (2 row, token) float32; reference (row, 2) float32, of the answers."""
         import torch
@@ -96,7 +98,7 @@ class DirectPreference(Basics):
             "examples": list(numbers),
         }
 
-    def begin(self, model: Any, data: Data, config: Config, device: str) -> None:
+    def begin(self, model: nn.Module, data: Data, config: Config, device: str) -> None:
         import torch
 
         from finetune.models import computing, local_device
@@ -110,21 +112,17 @@ class DirectPreference(Basics):
             for start in range(0, len(rows), config.batch_size):
                 # In the order and batches of evaluation, so that margins before training are exactly zero.
                 part = [rows[i] for i in range(start, min(start + config.batch_size, len(rows)))]
-                batch = self.collate(part, pad)
-                batch = {name: value.to(local_device(device)) for name, value in batch.items() if name != "examples"}
+                batch = moved(self.collate(part, pad), local_device(device))
                 with torch.no_grad(), without_adapter(model), computing(config, device):
                     found = self._log_probabilities(model, batch).T.tolist()
                 for row, (chosen, rejected) in zip(part, found, strict=True):
                     self._reference[row.examples[0][1].ids.tobytes()] = (chosen, rejected)
         model.train(was_training)
 
-    def weights(self, batch: dict[str, Any]) -> Any:
+    def weights(self, batch: Batch) -> Tensor:
         return batch["reference"].new_ones(len(batch["reference"]))
 
-    def loss(self, model: Any, batch: dict[str, Any]) -> Any:
-        return self.measure(model, batch)[0]
-
-    def measure(self, model: Any, batch: dict[str, Any]) -> tuple[Any, Any]:
+    def measure(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         import torch
 
         rewards = self._config.beta * (self._log_probabilities(model, batch) - batch["reference"].T)
@@ -133,7 +131,7 @@ class DirectPreference(Basics):
         losses = -(1 - wrong) * log_sigmoid(margin) - wrong * log_sigmoid(-margin)
         return losses, torch.stack([rewards[0], rewards[1]], 1).detach()
 
-    def metrics(self, columns: Any, examples: Sequence[Example]) -> dict[str, float]:
+    def metrics(self, columns: Tensor, examples: Sequence[Example]) -> dict[str, float]:
         """Mean rewards, their margin, and the share of pairs with more reward for the chosen answer (ties: half)."""
         chosen, rejected = columns.T
         margin = chosen - rejected
@@ -145,14 +143,14 @@ class DirectPreference(Basics):
             "reward_rejected": float(rejected.mean()),
         }
 
-    def _log_probabilities(self, model: Any, batch: dict[str, Any]) -> Any:
+    def _log_probabilities(self, model: nn.Module, batch: Batch) -> Tensor:
         """(2, row) float32: log p of the chosen and of the rejected answers."""
         losses = token_losses(logits_of(model, batch), batch["targets"]) * batch["weights"]
         return -losses.sum(1).view(2, -1)
 
 
 @contextlib.contextmanager
-def without_adapter(model: Any) -> Iterator[None]:
+def without_adapter(model: nn.Module) -> Iterator[None]:
     """The base's own computation, whatever adapter is in it."""
     from merge.loading.bottleneck import silent_bottlenecks
 

@@ -11,16 +11,20 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from finetune.data import read_samples
 from finetune.data.contents import Instruction, TextPair
-from finetune.data.pack import IGNORED
+from finetune.data.pack import IGNORED, Batch
 from finetune.models import load_model, trained_from
 from finetune.objectives import OBJECTIVES
+from finetune.objectives.base import moved
 from finetune.train import Prepared
 from finetune.trainables import TRAINABLES
 from merge.loading import load_adapter
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,8 @@ class Scorer:
     def __init__(self, prepared: Mapping[str, Prepared], folder: Path | None, device: str) -> None:
         self._prepared, self._device = dict(prepared), device
         self._exact = {
-            name: all(
+            name: OBJECTIVES[one.data.objective].pipeline == "text-generation"
+            and all(
                 isinstance(sample.content, (TextPair, Instruction))
                 for sample in read_samples(one.config, folder).validation
             )
@@ -67,7 +72,7 @@ class Scorer:
         return scores
 
 
-def _open(prepared: Prepared, path: Path | None, adapter: bool, device: str) -> Any:
+def _open(prepared: Prepared, path: Path | None, adapter: bool, device: str) -> nn.Module:
     base, config = prepared.base, prepared.config
     objective = OBJECTIVES[prepared.data.objective]
     if path is not None and not adapter:
@@ -83,22 +88,7 @@ def _open(prepared: Prepared, path: Path | None, adapter: bool, device: str) -> 
     return model if config.train == "qlora" else model.to(device)
 
 
-class _Seen:
-    """A model that keeps the logits of its last pass."""
-
-    def __init__(self, model: Any) -> None:
-        self._model, self.logits = model, None
-
-    def __call__(self, **inputs: Any) -> Any:
-        out = self._model(**inputs)
-        self.logits = out.logits
-        return out
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._model, name)
-
-
-def _score(model: Any, prepared: Prepared, exact: bool, device: str) -> StrategyScore:
+def _score(model: nn.Module, prepared: Prepared, exact: bool, device: str) -> StrategyScore:
     data, config = prepared.data, prepared.config
     assert data.validation is not None
     objective = OBJECTIVES[data.objective]
@@ -108,20 +98,21 @@ def _score(model: Any, prepared: Prepared, exact: bool, device: str) -> Strategy
     order = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
     loss = weight = 0.0
     right = 0
-    seen = _Seen(model)
+    logits: list[Tensor] = []
+    hook = model.register_forward_hook(lambda *seen: logits.append(seen[-1].logits)) if exact else None
     for start in range(0, len(order), config.batch_size):
         rows = [data.validation[i] for i in order[start : start + config.batch_size]]
-        batch = objective.collate(rows, pad)
-        batch = {name: value.to(device) if hasattr(value, "to") else value for name, value in batch.items()}
-        losses = objective.loss(seen if exact else model, batch)
+        batch = moved(objective.collate(rows, pad), device)
+        losses = objective.loss(model, batch)
         loss += float(losses.double().sum())
         weight += float(objective.weights(batch).double().sum())
-        if exact and seen.logits is not None:
-            right += _right(seen.logits, batch)
+        right += _right(logits.pop(), batch) if exact else 0
+    if hook is not None:
+        hook.remove()
     return StrategyScore(loss / weight, right / len(order) if exact else None, len(order))
 
 
-def _right(logits: Any, batch: dict[str, Any]) -> int:
+def _right(logits: Tensor, batch: Batch) -> int:
     """Rows whose every weighted target is the likeliest token. logits (row, position, token)."""
     targets = batch["targets"]
     best = logits[:, -targets.shape[1] :].argmax(-1)
