@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from eval.models import Subject, check_files
 from eval.quiet import quietly
@@ -13,10 +13,14 @@ from merge.errors import MergeError, UsageError, first_line
 from merge.loading import FLAG, permission, refusal
 from merge.schema.names import suggest
 
+if TYPE_CHECKING:
+    from lm_eval.api.model import LM
+    from torch.nn import Module
+
 _SMALL = 20_000_000  # parameters
 
 
-def load_model(path: Path, settings: Settings) -> Any:
+def load_model(path: Path, settings: Settings) -> LM:
     """lm-eval's model of a directory.
 
     Raises:
@@ -31,7 +35,7 @@ def load_model(path: Path, settings: Settings) -> Any:
     except (ValueError, KeyError):
         near = suggest(settings.backend, sorted(model_registry))
         raise UsageError(f"--backend {settings.backend}: lm-eval has none of that name; {near}") from None
-    arguments: dict[str, Any] = dict(settings.model_args)
+    arguments: dict[str, object] = dict(settings.model_args)
     if "trust_remote_code" in arguments:
         raise UsageError(f"--model-args trust_remote_code: code runs of models that are named: {FLAG} MODEL.")
     if settings.backend == "hf":
@@ -59,7 +63,7 @@ def load_model(path: Path, settings: Settings) -> Any:
     return model
 
 
-def _one_thread_if_small(model: Any) -> None:
+def _one_thread_if_small(model: Module) -> None:
     """Matrices of tiny models are not worth sharing: threads that wait for each other can take 15 times as long."""
     import torch
 
@@ -72,7 +76,7 @@ def _batch_size(settings: Settings) -> int | str:
     return "auto" if settings.device.startswith("cuda") and settings.backend in ("hf", "vllm") else 8
 
 
-def fingerprint_of(subject: Subject, load: Callable[[], Any]) -> list[Any]:
+def fingerprint_of(subject: Subject, load: Callable[[], LM]) -> list[object]:
     """Raises MergeError if the server does not answer."""
     from eval.model_proxy import fingerprint
 

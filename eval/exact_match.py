@@ -15,7 +15,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from string import ascii_lowercase
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 HELD_OUT_SHARE = 0.1
 MAX_ANSWER = 10  # tokens, the end mark included
@@ -104,7 +107,7 @@ def questions(skill: Skill, n_items: int, rng: random.Random, *, test: bool) -> 
     return drawn
 
 
-def complete(model: Any, tokenizer: Any, prompts: Sequence[str]) -> list[str]:
+def complete(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> list[str]:
     """What the model writes after each prompt, greedily, up to its end mark (not included)."""
     import torch
 
@@ -130,7 +133,9 @@ def complete(model: Any, tokenizer: Any, prompts: Sequence[str]) -> list[str]:
     return completions
 
 
-def score_model(model: Any, tokenizer: Any, skills: Sequence[str], n_items: int, seed: int = 0) -> dict[str, Score]:
+def score_model(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, skills: Sequence[str], n_items: int, seed: int = 0
+) -> dict[str, Score]:
     """As score(), for a model that is in memory."""
     import torch
 

@@ -22,8 +22,12 @@ from eval.tasks.task import Task
 from merge.errors import MergeError, UsageError, first_line
 
 if TYPE_CHECKING:
+    from lm_eval.api.model import LM
+
+    from eval.ensemble import EnsembleLM
     from eval.model_proxy import RememberingLM
 
+    JudgedModel = RememberingLM | EnsembleLM
 _READ_FILES = ("hf", "vllm")  # run the weights in the directory; others ask a server, and what that runs is not known
 
 # progress(model, task, requests answered, requests in all)
@@ -117,7 +121,7 @@ class _Judge:
         def place() -> Path:
             return path if path is not None else stack.enter_context(directory(subject, self.keep))
 
-        def load() -> Any:
+        def load() -> LM:
             return load_model(place(), self.settings)
 
         numbers = self.settings.of_numbers()
@@ -126,7 +130,7 @@ class _Judge:
             numbers["fingerprint"] = fingerprint_of(subject, load)
         return RememberingLM(load, self.memory, digest, numbers, unchanged)
 
-    def _tasks(self, name: str, model: Any) -> dict[str, TaskResult]:
+    def _tasks(self, name: str, model: JudgedModel) -> dict[str, TaskResult]:
         return _joined([_one_task(name, each, model, self.settings, self.progress) for each in self.loaded])
 
 
@@ -138,7 +142,9 @@ def _joined(done: Sequence[dict[str, TaskResult]]) -> dict[str, TaskResult]:
     return found
 
 
-def _one_task(name: str, each: LoadedTask, model: Any, settings: Settings, progress: Progress) -> dict[str, TaskResult]:
+def _one_task(
+    name: str, each: LoadedTask, model: JudgedModel, settings: Settings, progress: Progress
+) -> dict[str, TaskResult]:
     answered = 0
 
     def tick(n: int) -> None:
@@ -169,7 +175,7 @@ def _one_task(name: str, each: LoadedTask, model: Any, settings: Settings, progr
     return found
 
 
-def _run(each: LoadedTask, model: Any, settings: Settings) -> dict[str, Any]:
+def _run(each: LoadedTask, model: JudgedModel, settings: Settings) -> dict[str, Any]:
     """lm-eval's own evaluation of one task, prepared as its simple_evaluate does.
 
     simple_evaluate itself would also describe the machine, which takes seconds for every call.

@@ -6,7 +6,7 @@ import functools
 import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from eval.missing import unloadable
 from eval.quiet import quietly
@@ -16,6 +16,11 @@ from eval.tasks import task_manager
 from eval.tasks.task import Task
 from merge.checkpoint.network import no_network
 from merge.errors import MergeError, UsageError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from lm_eval.api.task import Task as LeafTask
+    from lm_eval.tasks import TaskManager
 
 
 @dataclass
@@ -56,7 +61,7 @@ def load_tasks(tasks: Sequence[Task], settings: Settings) -> list[LoadedTask]:
     return found
 
 
-def _load(manager: Any, task: Task) -> dict[str, Any]:
+def _load(manager: TaskManager, task: Task) -> dict[str, Any]:
     """A task's data, as lm-eval prepares it: some tasks shuffle the choices of their items while they are read.
 
     The items are held, so that every model gets the same ones; lm-eval would read them again for each.
@@ -72,7 +77,7 @@ def _load(manager: Any, task: Task) -> dict[str, Any]:
     return tree
 
 
-def _same(docs: Any) -> Any:
+def _same(docs: Dataset) -> Dataset:
     return docs
 
 
@@ -115,11 +120,11 @@ def _check_settings(loaded: Sequence[LoadedTask], settings: Settings) -> None:
             each.task.guard()  # a machine on which no code can be run is told so now
 
 
-def runs_code(leaf: Any) -> bool:
+def runs_code(leaf: LeafTask) -> bool:
     return bool(getattr(leaf, "UNSAFE_CODE", False))
 
 
-def _sample(leaf: Any, name: str, settings: Settings) -> list[int]:
+def _sample(leaf: LeafTask, name: str, settings: Settings) -> list[int]:
     """Which items are asked. The two sides of a split share none and make up the whole.
 
     Raises:

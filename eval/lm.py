@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from lm_eval.api.model import LM
 from lm_eval.models.huggingface import HFLM
 
 from merge.loading import load_model
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
-def checked(kind: type[Any]) -> type[Any]:
+
+def checked(kind: type[LM]) -> type[LM]:
     """A model type of lm-eval; one that loads with transformers does so by merge.loading."""
     return type(kind.__name__, (_Checked, kind), {}) if issubclass(kind, HFLM) else kind
 
@@ -19,7 +23,7 @@ class _Checked(HFLM):  # type: ignore[misc]  # lm_eval is not followed
 
     AUTO_MODEL_CLASS: Any
 
-    def _create_model(self, *arguments: Any, **keywords: Any) -> None:
+    def _create_model(self, *arguments: object, **keywords: object) -> None:
         kind = self.AUTO_MODEL_CLASS
         self.AUTO_MODEL_CLASS = _Loader(kind.__name__)
         try:
@@ -32,7 +36,7 @@ class _Loader:
     def __init__(self, kind: str) -> None:
         self._kind = kind
 
-    def from_pretrained(self, path: str, *, trust_remote_code: bool | None = None, **settings: Any) -> Any:
+    def from_pretrained(self, path: str, *, trust_remote_code: bool | None = None, **settings: Any) -> PreTrainedModel:
         """As transformers' own, but for whether code may run: that is known already."""
         given = {name: value for name, value in settings.items() if value not in (None, "")}
         return load_model(self._kind, path, **given).network

@@ -93,7 +93,7 @@ class Memory:
             found.update((key, parse_json(answer)) for key, answer in rows)
         return found
 
-    def store(self, key: bytes, answer: Any) -> None:
+    def store(self, key: bytes, answer: object) -> None:
         self._execute("INSERT OR REPLACE INTO answers VALUES (?, ?)", (key, json.dumps(answer)))
         self._has_stored = True
 
@@ -104,7 +104,7 @@ class Memory:
     def store_digest(self, key: bytes, digest: str) -> None:
         self._execute("INSERT OR REPLACE INTO digests VALUES (?, ?)", (key, digest))
 
-    def _execute(self, statement: str, values: Sequence[Any]) -> list[Any]:
+    def _execute(self, statement: str, values: Sequence[bytes | str]) -> list[Any]:
         """The rows it gives. Raises as the constructor."""
         try:
             return self._connection.execute(statement, values).fetchall()
@@ -112,7 +112,7 @@ class Memory:
             raise self._unusable(error) from error
 
 
-def request_key(model: str, settings: Mapping[str, Any], kind: str, arguments: Iterable[Any]) -> bytes:
+def request_key(model: str, settings: Mapping[str, object], kind: str, arguments: Iterable[object]) -> bytes:
     """16 bytes that name one request to one model.
 
     Args:
@@ -125,5 +125,5 @@ def request_key(model: str, settings: Mapping[str, Any], kind: str, arguments: I
     return xxhash.xxh3_128_digest(text.encode())
 
 
-def key_of(*parts: Any) -> bytes:
+def key_of(*parts: object) -> bytes:
     return xxhash.xxh3_128_digest(json.dumps(parts, sort_keys=True, ensure_ascii=False).encode())

@@ -26,7 +26,7 @@ class RememberingLM(LM):  # type: ignore[misc]
         load: Callable[[], LM],
         memory: Memory,
         digest: str,
-        settings: Mapping[str, Any],
+        settings: Mapping[str, object],
         unchanged: Callable[[], None],
     ) -> None:
         """
@@ -98,20 +98,20 @@ class RememberingLM(LM):  # type: ignore[misc]
                 self._store(key, answer)
         return [known[key] for key in keys]
 
-    def key(self, kind: str, arguments: Sequence[Any]) -> bytes:
+    def key(self, kind: str, arguments: Sequence[object]) -> bytes:
         return request_key(self.digest, self._settings, kind, arguments)
 
-    def record(self, kind: str, arguments: Sequence[Any], answer: Any) -> None:
+    def record(self, kind: str, arguments: Sequence[object], answer: object) -> None:
         """One answer, as soon as the real model has it."""
         if not _is_nan(answer):
             self._store(self.key(kind, arguments), answer)
         self.tick(1)
 
-    def _store(self, key: bytes, answer: Any) -> None:
+    def _store(self, key: bytes, answer: object) -> None:
         self._unchanged()  # weights may be read from the file only when they are used
         self._memory.store(key, answer)
 
-    def _check(self, request: Instance, answer: Any) -> None:
+    def _check(self, request: Instance, answer: object) -> None:
         if _is_nan(answer):
             raise _nan(request, f" for {quoted(str(request.args[0])[-60:])}")
 
@@ -140,7 +140,7 @@ _PROBES = (
 )
 
 
-def fingerprint(load: Callable[[], LM]) -> list[Any]:
+def fingerprint(load: Callable[[], LM]) -> list[object]:
     """What tells a model behind a server from others: its log-likelihoods of two texts, to the last bit.
 
     Where it gives none, a random number: nothing that it answers is then found again by a later run.
@@ -182,7 +182,7 @@ class _Recorder(CacheHook):  # type: ignore[misc]
         super().__init__(None)
         self._model = model
 
-    def add_partial(self, attr: str, req: Any, res: Any) -> None:
+    def add_partial(self, attr: str, req: Sequence[object], res: object) -> None:
         self._model.record(attr, req, res)
 
 
@@ -194,7 +194,7 @@ def _refusing_nan(model: LM, request: Instance) -> Iterator[None]:
         yield
         return
 
-    def look(module: Any, given: Any, output: Any) -> None:
+    def look(module: object, given: object, output: object) -> None:
         logits = getattr(output, "logits", None)
         if logits is not None and bool(logits[:, -1].isnan().any()):
             raise _nan(request, "")
@@ -218,6 +218,6 @@ def _is_sampled(request: Instance) -> bool:
     return request.request_type == "generate_until" and bool(request.args[1].get("do_sample", False))
 
 
-def _is_nan(answer: Any) -> bool:
+def _is_nan(answer: object) -> bool:
     number = answer[0] if isinstance(answer, (tuple, list)) else answer
     return isinstance(number, float) and math.isnan(number)

@@ -7,7 +7,6 @@ import io
 import logging
 import os
 from collections.abc import Iterator
-from typing import Any
 
 from merge.loading import library
 
@@ -32,7 +31,7 @@ def quietly() -> Iterator[None]:
 
     before = tqdm.tqdm.__init__
 
-    def silent(self: Any, *arguments: Any, **keywords: Any) -> None:
+    def silent(self: tqdm.tqdm, *arguments: object, **keywords: object) -> None:
         before(self, *arguments, **keywords | {"disable": True})
 
     tqdm.tqdm.__init__ = silent

@@ -56,7 +56,7 @@ class Part:
     metric: str
     chance: float = 0.0
 
-    def normalised(self, value: Floats | float) -> Any:
+    def normalised(self, value: Floats | float) -> Floats:
         """Chance is 0, everything right is 1, and less than chance counts as chance."""
         return np.maximum(0.0, (value - self.chance) / (1 - self.chance))
 

@@ -65,7 +65,7 @@ def as_pairs(items: Sequence[Item]) -> Floats:
     return np.array(pairs, dtype=np.float64).reshape(-1, 2)
 
 
-def aggregate(metric: str, score: Floats | float, weight: Floats | float) -> Any:
+def aggregate(metric: str, score: Floats | float, weight: Floats | float) -> Floats:
     """A task's score from the sums over its items of scores and weights."""
     mean = np.divide(score, weight)
     if metric == "bits_per_byte":

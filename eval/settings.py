@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 
 @dataclass(frozen=True)
@@ -22,7 +21,7 @@ class Settings:
     """
 
     backend: str = "hf"
-    model_args: Mapping[str, Any] = field(default_factory=dict)
+    model_args: Mapping[str, object] = field(default_factory=dict)
     device: str = "cpu"
     dtype: str | None = None
     batch_size: int = 0
@@ -40,7 +39,7 @@ class Settings:
     def used_dtype(self) -> str:
         return self.dtype or ("float32" if self.device == "cpu" else "auto")
 
-    def of_numbers(self) -> dict[str, Any]:
+    def of_numbers(self) -> dict[str, object]:
         """What changes the numbers a request gets; the rest of a request is in its text."""
         return {
             "backend": self.backend,

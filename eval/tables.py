@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from eval.compare import (
     Comparison,
@@ -266,7 +266,7 @@ def as_csv(comparison: Comparison) -> str:
     return file.getvalue()
 
 
-def _gain_numbers(gain: Gain | None) -> list[Any]:
+def _gain_numbers(gain: Gain | None) -> list[float | int | str | None]:
     if gain is None:
         return [None] * 9
     best = gain.best
@@ -274,7 +274,7 @@ def _gain_numbers(gain: Gain | None) -> list[Any]:
     return [best.value, best.other, *tested, best.gained, best.lost, gain.over_mean]
 
 
-def as_data(comparison: Comparison) -> dict[str, Any]:
+def as_data(comparison: Comparison) -> dict[str, object]:
     """For --json: scores, and the merges' gains."""
     results = comparison.results
     models = [
@@ -290,7 +290,7 @@ def as_data(comparison: Comparison) -> dict[str, Any]:
     }
 
 
-def _merge(results: Results, merged: Merged) -> dict[str, Any]:
+def _merge(results: Results, merged: Merged) -> dict[str, object]:
     return {
         "merge": merged.model.name,
         "parents": [parent.name for parent in merged.parents],
@@ -299,8 +299,8 @@ def _merge(results: Results, merged: Merged) -> dict[str, Any]:
     }
 
 
-def _scores(results: Results, model: Verdicts) -> dict[str, Any]:
-    def one(task: TaskResult) -> dict[str, Any]:
+def _scores(results: Results, model: Verdicts) -> dict[str, object]:
+    def one(task: TaskResult) -> dict[str, object]:
         found = {"metric": task.metric, "value": task.value, "stderr": task.error, "items": task.n}
         return found | ({"interval": task.span} if task.span else {})
 

@@ -20,7 +20,6 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Collection, Sequence
-from typing import Any
 
 from eval.sandbox.launch import has_bubblewrap
 from eval.sandbox.places import places
@@ -36,12 +35,12 @@ LAYERS = (*_KERNEL, "rlimits", "audit hooks")
 def returned(
     source: str,
     function: str,
-    calls: Sequence[Sequence[Any]],
+    calls: Sequence[Sequence[object]],
     *,
     timeout: float = TIMEOUT,
     memory: int = MEMORY,
     allowed: Collection[str] = LAYERS,
-) -> list[Any]:
+) -> list[object]:
     """What a function of a program returns, call after call, as inside/values.py encodes it.
 
     Args:

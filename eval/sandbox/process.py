@@ -15,7 +15,6 @@ import threading
 import time
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from eval.sandbox.launch import command, environment
 from eval.sandbox.places import places
@@ -33,8 +32,8 @@ class NotStarted(MergeError):
 
 
 def run(
-    layers: Collection[str], source: str, function: str, calls: Sequence[Sequence[Any]], timeout: float, memory: int
-) -> list[Any]:
+    layers: Collection[str], source: str, function: str, calls: Sequence[Sequence[object]], timeout: float, memory: int
+) -> list[object]:
     """As eval.sandbox.returned, under these layers; raises NotStarted where one of them cannot be had."""
     at = places()
     request = {
@@ -161,7 +160,7 @@ def _with_children(pid: int) -> Iterator[int]:
             yield from _with_children(int(child))
 
 
-def _read(lines: Sequence[bytes]) -> Iterator[Any]:
+def _read(lines: Sequence[bytes]) -> Iterator[object]:
     """The values of lines, up to the first that is no JSON."""
     for line in lines:
         try:

@@ -9,12 +9,15 @@ import functools
 import importlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from eval.tasks.task import Suite, Task
 from merge.checkpoint.network import ask_early
 from merge.errors import UsageError
 from merge.schema.names import suggest
+
+if TYPE_CHECKING:
+    from lm_eval.tasks import TaskManager
 
 # suite -> module and its function that makes the Suite
 SUITES = {
@@ -105,7 +108,7 @@ def _file(path: Path, indexed: bool = False) -> Task:
 
 
 @functools.cache
-def task_manager(include: Path | None, defaults: bool) -> Any:
+def task_manager(include: Path | None, defaults: bool) -> TaskManager:
     """lm-eval's index of tasks, which takes seconds to make: with its own, if `defaults`, and those of `include`."""
     from lm_eval.tasks import TaskManager
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import xxhash
 
@@ -24,7 +23,7 @@ def jsonl_task(path: Path) -> Task:
     """Raises UsageError with the line of everything that is wrong."""
     rows = read_rows(path)
     multiple = "choices" in rows[0]
-    config: dict[str, Any] = {
+    config: dict[str, object] = {
         "task": path.stem,
         "custom_dataset": _JSONLDataset(rows),
         "test_split": "test",
@@ -46,22 +45,22 @@ def jsonl_task(path: Path) -> Task:
     return Task(path.stem, config, metrics[-1])
 
 
-def _version(rows: list[dict[str, Any]]) -> str:
+def _version(rows: list[dict[str, object]]) -> str:
     """Of the items: results of another file of that name are not compared with these."""
     return xxhash.xxh3_64_hexdigest(json.dumps(rows, ensure_ascii=False).encode("utf-8", "surrogatepass"))
 
 
 class _JSONLDataset:
-    def __init__(self, rows: list[dict[str, Any]]) -> None:
+    def __init__(self, rows: list[dict[str, object]]) -> None:
         self._rows = rows
 
-    def __call__(self, **settings: Any) -> dict[str, Any]:
+    def __call__(self, **settings: object) -> dict[str, object]:
         from datasets import Dataset
 
         return {"test": Dataset.from_list(self._rows)}
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
+def read_rows(path: Path) -> list[dict[str, object]]:
     """The items, with `answer` as a number where there are choices."""
     rows, wrong = [], []
     try:
@@ -87,7 +86,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _row(item: Any) -> dict[str, Any]:
+def _row(item: object) -> dict[str, object]:
     """Raises ValueError with what is wrong."""
     if not isinstance(item, dict):
         raise ValueError('expected an object with "question" and "answer".')

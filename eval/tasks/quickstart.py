@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from typing import Any
 
 from eval.exact_match import MAX_ANSWER, SKILLS, questions
 from eval.tasks.task import Suite, Task
@@ -17,7 +16,7 @@ def suite() -> Suite:
     return Suite("quickstart", f"reverse, sort and add: {ITEMS} held-out prompts each, answered to the letter", tasks)
 
 
-def _config(name: str) -> dict[str, Any]:
+def _config(name: str) -> dict[str, object]:
     return {
         "task": name,
         "custom_dataset": _Dataset(name),
@@ -37,7 +36,7 @@ class _Dataset:
     def __init__(self, name: str) -> None:
         self._name = name
 
-    def __call__(self, **settings: Any) -> dict[str, Any]:
+    def __call__(self, **settings: object) -> dict[str, object]:
         from datasets import Dataset
 
         skill = SKILLS[self._name]

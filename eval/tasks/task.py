@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from eval.results import TaskResult
@@ -28,7 +28,7 @@ class Task:
     """
 
     name: str
-    spec: str | dict[str, Any]
+    spec: str | dict[str, object]
     metric: str | None = None
     needs: str | None = None
     num_fewshot: int | None = None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import xxhash
 
@@ -22,7 +21,7 @@ def text_task(path: Path) -> Task:
     if not texts:
         raise UsageError(f"--data {path}: holds no text.")
     joined = "\0".join(texts).encode("utf-8", "surrogatepass")
-    config: dict[str, Any] = {
+    config: dict[str, object] = {
         "task": path.stem,
         "custom_dataset": _TextDataset(texts),
         "test_split": "test",
@@ -42,7 +41,7 @@ class _TextDataset:
     def __init__(self, texts: list[str]) -> None:
         self._texts = texts
 
-    def __call__(self, **settings: Any) -> dict[str, Any]:
+    def __call__(self, **settings: object) -> dict[str, object]:
         from datasets import Dataset
 
         return {"test": Dataset.from_list([{"text": text} for text in self._texts])}

@@ -15,7 +15,6 @@ import os
 import sys
 import types
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from .audit import install
 from .values import encode
@@ -67,7 +66,7 @@ def _confine(layers: Sequence[str], readable: Sequence[str], listable: Sequence[
         kernel.filter_calls(read_only=not {"bubblewrap", "landlock"} & set(layers))
 
 
-def _answer(out: int, source: str, function: str, calls: Sequence[Sequence[Any]]) -> None:
+def _answer(out: int, source: str, function: str, calls: Sequence[Sequence[object]]) -> None:
     answer = types.ModuleType("answer")
     sys.modules["answer"] = answer
     try:

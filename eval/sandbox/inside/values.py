@@ -8,12 +8,11 @@ and never builds the values: there are no objects of the program's classes, and 
 from __future__ import annotations
 
 import json
-from typing import Any
 
 TOLERANCE = 1e-9  # of floats, relative above 1
 
 
-def encode(value: Any) -> Any:
+def encode(value: object) -> object:
     """Raises TypeError for what is not made of Python's literals."""
     if value is None or isinstance(value, (bool, str)):
         return value
@@ -32,7 +31,7 @@ def encode(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__}: is not made of Python's literals")
 
 
-def same(expected: Any, found: Any) -> bool:
+def same(expected: object, found: object) -> bool:
     """Whether two encoded values are equal as Python's are; booleans and None are equal to themselves only."""
     if isinstance(expected, list):
         return (
