@@ -44,7 +44,7 @@ class Grid:
 
 
 @dataclass(frozen=True)
-class Example:
+class AgreementExample:
     """`answers`: of each row of the grid: whether it is right, and what it said."""
 
     question: str
@@ -92,7 +92,7 @@ def _counts(parent: AgreementRow, merge: AgreementRow) -> AgreementCounts:
     )
 
 
-def examples(merged: Merged, asked: Questions, grid: Grid, kind: str, most: int) -> list[Example]:
+def examples(merged: Merged, asked: Questions, grid: Grid, kind: str, most: int) -> list[AgreementExample]:
     """Items `gained` or `lost` against the best parent, as far as their texts are kept in `asked`."""
     questions = asked.get(grid.name, {})
     models = {model.name: model for model in (*merged.parents, merged.model)}
@@ -106,7 +106,7 @@ def examples(merged: Merged, asked: Questions, grid: Grid, kind: str, most: int)
             continue
         said = tuple((one, answers[row.model].get(doc, "")) for one, row in zip(right, grid.rows, strict=True))
         question, target = questions[str(doc)]
-        found.append(Example(question, target, said))
+        found.append(AgreementExample(question, target, said))
         if len(found) == most:
             break
     return found

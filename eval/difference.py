@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from eval.resampling import LEAST, LEVEL, Answers, Scores, bounds, draw, p_values
-from eval.results import Part, TaskResult, Verdicts
+from eval.results import ScorePart, TaskResult, Verdicts
 from eval.samples import Floats, Item, as_pairs
 
 AVERAGE = "average"
@@ -71,7 +71,7 @@ class _Term:
     share: float
     sign: float
     leaves: tuple[_Leaf, ...]
-    part: Part | None = None
+    part: ScorePart | None = None
 
     def of(self, scores: Scores) -> Floats:
         """Its value in each resample, from those of (task, metric)."""

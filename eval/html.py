@@ -237,7 +237,7 @@ def _agreement(comparison: Comparison, merged: Merged) -> str:
     return f'<h2>{_of("Item by item", comparison, merged)}</h2><p class="soft">{note}</p>' + "\n".join(sections)
 
 
-def _examples(title: str, found: Sequence[agreement.Example], grid: agreement.Grid) -> str:
+def _examples(title: str, found: Sequence[agreement.AgreementExample], grid: agreement.Grid) -> str:
     if not found:
         return ""
     heads = ["question", "right answer", *(escape(row.model) for row in grid.rows)]

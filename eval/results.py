@@ -49,7 +49,7 @@ _PREFERRED = (
 
 
 @dataclass(frozen=True)
-class Part:
+class ScorePart:
     """A raw score of those that a leaderboard's is the mean of: task, lm-eval's key of the metric, what chance gets."""
 
     task: str
@@ -90,7 +90,7 @@ class TaskResult:
     items: tuple[Item, ...] = ()
     answers: tuple[str, ...] = ()
     also: Mapping[str, tuple[Item, ...]] = field(default_factory=dict)
-    parts: tuple[Part, ...] = ()
+    parts: tuple[ScorePart, ...] = ()
     guard: tuple[str, ...] | None = None
 
     @property

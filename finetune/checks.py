@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from finetune.data import Data
-from finetune.data.pack import Row
+from finetune.data.pack import BatchRow
 from finetune.objectives import Objective
 from finetune.objectives.base import moved
 from merge.errors import OutputError, UsageError
@@ -64,7 +64,7 @@ def check_packing(model: Module, data: Data, objective: Objective, pad: int) -> 
     losses = []
     with torch.no_grad():
         for items, packed in (([second], False), ([silent, second], True), ([joined], False)):
-            batch = moved(objective.collate([Row(list(enumerate(items)), packed)], pad), device)
+            batch = moved(objective.collate([BatchRow(list(enumerate(items)), packed)], pad), device)
             losses.append(float(objective.loss(model, batch)))
     model.train(was_training)
     alone, behind, seeing = losses

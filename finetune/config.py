@@ -15,7 +15,7 @@ import yaml
 
 from finetune.before import CONFIG
 from finetune.foreign import ours
-from finetune.keys import KEYS, SOURCE_KEYS, Config, Source
+from finetune.keys import KEYS, SOURCE_KEYS, Config, DataSource
 from merge.codec import decode
 from merge.schema.document import compose_value, read_document, read_text
 from merge.schema.keys import Key
@@ -42,7 +42,7 @@ class ConfigReader(Reader):
 
         return self.fields(node, path, keys, what, unknown)
 
-    def _sources(self, node: yaml.Node, path: str) -> tuple[Source, ...] | None:
+    def _sources(self, node: yaml.Node, path: str) -> tuple[DataSource, ...] | None:
         items = self.items(node, path) if isinstance(node, yaml.SequenceNode) else [node]
         if not items:
             self.problem(node, f'"{path}" is empty; name at least one file', path)
@@ -50,15 +50,15 @@ class ConfigReader(Reader):
         sources = tuple(source for source in found if source is not None)
         return sources if sources and len(sources) == len(found) else None
 
-    def _source(self, node: yaml.Node, data: str, path: str) -> Source | None:
+    def _source(self, node: yaml.Node, data: str, path: str) -> DataSource | None:
         if not isinstance(node, yaml.MappingNode):
             text = self.text(node, path)
-            return None if text is None else Source(text)
+            return None if text is None else DataSource(text)
         fields = self.known(node, path, SOURCE_KEYS, f'an entry of "{data}"')
         values = {name: fields.value(name) for name in fields}
         if "path" not in values:
             self.problem(node, f'an entry of "{data}" needs the key "path": the file, or a hub id')
-        return None if "path" not in values or None in values.values() else Source(**values)
+        return None if "path" not in values or None in values.values() else DataSource(**values)
 
 
 def _is_number(node: yaml.Node) -> bool:
@@ -176,12 +176,12 @@ def _check_together(problem: _Complaints, config: Config) -> None:
     if config.rope_scaling and config.train not in ("full", "partial", "bitfit"):
         message = "changes config.json, which an adapter does not have; use train: full, partial or bitfit"
         problem("rope_scaling", f'"rope_scaling" {message}')
-    levels: list[Config | Source] = [config, *config.data]
+    levels: list[Config | DataSource] = [config, *config.data]
     for level in levels:
         if (level.prompt is None) != (level.completion is None):
             missing = "completion" if level.completion is None else "prompt"
             problem(
-                "data" if isinstance(level, Source) else missing, f'templates come in pairs: "{missing}" is missing'
+                "data" if isinstance(level, DataSource) else missing, f'templates come in pairs: "{missing}" is missing'
             )
     weights = [source.weight for source in config.data]
     if None in weights and any(weight is not None for weight in weights):

@@ -6,7 +6,7 @@ to which way of training. A new key is one line here.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from merge.schema.keys import Key
@@ -55,7 +55,7 @@ def key(default: Any, kind: str, help: str, **more: Any) -> Any:
 
 
 @dataclass(frozen=True)
-class Source:
+class DataSource:
     """One data set: a file or a hub id, how its columns become an example, and how much of it is used."""
 
     path: str
@@ -69,13 +69,19 @@ class Source:
     subset: str | None = None
     split: str | None = None
 
+    def read_like(self, other: DataSource | None) -> DataSource:
+        """A source that says nothing but its path has the columns of the other one: validation data like training's."""
+        if other is None or self != DataSource(self.path):
+            return self
+        return replace(other, path=self.path, weight=None, subset=None, split=None)
+
 
 @dataclass(frozen=True)
 class Config:
     """Everything that decides what comes out of a run."""
 
     model: str = key("", "str", "What to train: a directory or hub id (org/name@revision).", group="What")
-    data: tuple[Source, ...] = key(
+    data: tuple[DataSource, ...] = key(
         (), "data", "A data file (.jsonl .json .csv .parquet .txt) or a hub id; may be repeated.", group="What"
     )
     out: str = key("", "str", "Directory for the result.", group="What")
@@ -98,7 +104,7 @@ class Config:
     )
     ignore_columns: tuple[str, ...] = key((), "words", "Columns of the data to leave out.", group="Data")
     chat_template: str | None = key(None, "str", "A Jinja file, or chatml; default: the tokenizer's.", group="Data")
-    validation: float | tuple[Source, ...] | None = key(
+    validation: float | tuple[DataSource, ...] | None = key(
         None, "fraction|data", "Validation data: a share of the data such as 0.05, or a file.", group="Data"
     )
     prompt_loss_weight: float = key(

@@ -21,7 +21,7 @@ from eval.tasks import SUITES, get_suite
 from eval.tasks.core import generated, structured
 from eval.tasks.core.code import _IMPORTS, check, expectations, problems
 from eval.tasks.core.generated import sums
-from eval.tasks.leaderboards import BBH, METRIC, MUSR, Part, combine
+from eval.tasks.leaderboards import BBH, METRIC, MUSR, ScorePart, combine
 from eval.tasks.task import Task
 from merge.errors import MergeError, UsageError
 
@@ -275,7 +275,7 @@ def test_chance_is_one_of_the_choices_that_lm_eval_offers() -> None:
 
 def test_a_normalised_score_has_the_error_of_its_parts() -> None:
     found = combine(
-        "X", [Part("a", "acc_norm,none", 0.5), Part("b", "acc_norm,none")], {n: result(n, 0.75) for n in "ab"}
+        "X", [ScorePart("a", "acc_norm,none", 0.5), ScorePart("b", "acc_norm,none")], {n: result(n, 0.75) for n in "ab"}
     )
     assert found.value == pytest.approx((0.5 + 0.75) / 2)
     assert found.error == pytest.approx((0.02**2 + 0.01**2) ** 0.5 / 2)

@@ -17,7 +17,7 @@ from eval.card import write_card
 from eval.compare import Comparison, compare
 from eval.html import page
 from eval.plots import tick_step
-from eval.results import Part
+from eval.results import ScorePart
 from eval.tables import as_data, as_markdown
 from eval.tasks.leaderboards import combine
 from merge import build_plan, parse_recipe, run_plan, verify_output
@@ -75,7 +75,7 @@ def test_a_sample_of_a_leaderboard_is_marked_everywhere(tmp_path: Path) -> None:
     models = []
     for name in ("a", "merge"):
         task = made.task("raw", [1.0, 0.0, 1.0])
-        column = combine("ARC", [Part("raw", "acc,none")], {"raw": task})
+        column = combine("ARC", [ScorePart("raw", "acc,none")], {"raw": task})
         models.append(made.model(name, [column, dataclasses.replace(task, group="none")], ["a"] * (name == "merge")))
     for limit, said in ((None, False), (3, True)):
         results = dataclasses.replace(made.results(models), settings={"limit": limit})

@@ -10,7 +10,7 @@ import yaml
 
 from finetune.config import from_record, load_config
 from finetune.foreign import FOREIGN
-from finetune.keys import KEYS, TRAIN, Config, Source
+from finetune.keys import KEYS, TRAIN, Config, DataSource
 from finetune.objectives import OBJECTIVES
 from finetune.record import as_yaml
 from finetune.trainables import TRAINABLES
@@ -66,8 +66,11 @@ def test_data_entries_have_keys_of_their_own(tmp_path: Path) -> None:
         encoding="utf-8",
     )
     config = load_config(str(file))
-    assert config.data == (Source("a.csv", None, "Q: {q} ", "{a}", None, 3.0, "qa"), Source("b.jsonl", weight=1.0))
-    assert config.validation == (Source("held.jsonl"),)
+    assert config.data == (
+        DataSource("a.csv", None, "Q: {q} ", "{a}", None, 3.0, "qa"),
+        DataSource("b.jsonl", weight=1.0),
+    )
+    assert config.validation == (DataSource("held.jsonl"),)
 
 
 @pytest.mark.parametrize(
@@ -139,7 +142,7 @@ def test_a_wrong_flag_is_named(tmp_path: Path) -> None:
 def test_the_card_s_yaml_is_the_config(tmp_path: Path) -> None:
     config = Config(
         model="m",
-        data=(Source("a.jsonl", task="x"),),
+        data=(DataSource("a.jsonl", task="x"),),
         out="o",
         train="lora",
         rank=4,
@@ -163,7 +166,7 @@ def test_the_card_s_yaml_is_the_config(tmp_path: Path) -> None:
 
 
 def test_a_record_gives_the_config_back() -> None:
-    config = Config(model="m", data=(Source("a"),), out="o", validation=(Source("b"),), new_tokens=("x",))
+    config = Config(model="m", data=(DataSource("a"),), out="o", validation=(DataSource("b"),), new_tokens=("x",))
     import json
 
     assert from_record(json.loads(json.dumps(dataclasses.asdict(config)))) == config

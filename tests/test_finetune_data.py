@@ -29,7 +29,7 @@ def tokenizer_of(model: Path) -> Any:
 
 
 def load(model: Path, file: Path, context: int | None = 64, **keys: Any) -> Data:
-    config = Config(model=str(model), data=(Source(str(file)),), out="o", **keys)
+    config = Config(model=str(model), data=(DataSource(str(file)),), out="o", **keys)
     tokenizer = tokenizer_of(model)
     set_up_tokenizer(tokenizer, config, None)
     return encode_samples(read_samples(config, None), config, tokenizer, context)
@@ -312,4 +312,4 @@ def test_rows_are_the_same_whatever_the_hash_seed() -> None:
     examples = [Example(np.zeros(rng.randint(1, 9), np.int32), np.zeros(1, np.float32), str(i)) for i in range(30)]
     rows = make_rows(examples, 10, packed=True)
     assert rows == make_rows(examples, 10, packed=True)
-    assert isinstance(rows[0], Row)
+    assert isinstance(rows[0], BatchRow)

@@ -13,7 +13,7 @@ from finetune.data import read_samples
 from finetune.data.contents import Conversation, Instruction, Judged, Labelled, Preference, Text, TextPair, Turn
 from finetune.data.files import read_rows
 from finetune.data.samples import make_samples
-from finetune.keys import Config, Source
+from finetune.keys import Config, DataSource
 from merge.errors import RecipeError, UsageError
 
 
@@ -27,7 +27,7 @@ def said(text: str | None, learnt: bool = True, **more: Any) -> Turn:
 
 def read(tmp_path: Path, row: dict[str, Any], notes: list[str] | None = None, **keys: Any) -> Any:
     rows = read_rows(write_lines(tmp_path / "d.jsonl", [row]))
-    (sample,) = make_samples(rows, Source("d.jsonl"), Config(**keys), [] if notes is None else notes)
+    (sample,) = make_samples(rows, DataSource("d.jsonl"), Config(**keys), [] if notes is None else notes)
     return sample.content
 
 
@@ -208,10 +208,10 @@ def test_null_columns_of_parquet_files_say_nothing(tmp_path: Path) -> None:
 def test_unused_columns_are_named_once(tmp_path: Path) -> None:
     rows = read_rows(write_lines(tmp_path / "d.jsonl", [{"text": "t", "url": "x"}, {"text": "u", "date": 3}]))
     notes: list[str] = []
-    make_samples(rows, Source("d.jsonl"), Config(), notes)
+    make_samples(rows, DataSource("d.jsonl"), Config(), notes)
     assert notes == ["data d.jsonl: format text; columns not used: url, date"]
     notes = []
-    make_samples(rows, Source("d.jsonl", text="{text}."), Config(ignore_columns=("date",)), notes)
+    make_samples(rows, DataSource("d.jsonl", text="{text}."), Config(ignore_columns=("date",)), notes)
     assert notes == ["data d.jsonl: template; columns not used: url"]
 
 
@@ -267,14 +267,14 @@ def test_nothing_that_says_how_a_row_is_meant_is_lost(tmp_path: Path, kind: str)
 def test_columns_can_be_ignored_by_name(tmp_path: Path) -> None:
     assert read(tmp_path, {"text": "t", "system": "s"}, ignore_columns=("system",)) == Text("t")
     rows = read_rows(write_lines(tmp_path / "e.jsonl", [{"prompt": "p", "completion": "c", "label": False}]))
-    (sample,) = make_samples(rows, Source("e.jsonl", ignore_columns=("label",)), Config(), [])
+    (sample,) = make_samples(rows, DataSource("e.jsonl", ignore_columns=("label",)), Config(), [])
     assert sample.content == TextPair("p", "c")
 
 
 def test_a_later_row_of_another_kind_is_refused(tmp_path: Path) -> None:
     rows = read_rows(write_lines(tmp_path / "d.jsonl", [{"text": "t"}, {"text": "u", "label": 1}]))
     with pytest.raises(UsageError, match=r"d.jsonl:2: format text does not read label"):
-        make_samples(rows, Source("d.jsonl"), Config(), [])
+        make_samples(rows, DataSource("d.jsonl"), Config(), [])
 
 
 @pytest.mark.parametrize(
@@ -294,7 +294,7 @@ def test_a_later_row_that_lacks_a_column_is_refused(
 ) -> None:
     rows = read_rows(write_lines(tmp_path / "d.jsonl", [first, later]))
     with pytest.raises(UsageError, match=rf"d.jsonl:2: {message}"):
-        make_samples(rows, Source("d.jsonl"), Config(), [])
+        make_samples(rows, DataSource("d.jsonl"), Config(), [])
 
 
 def hub(columns: list[dict[str, Any]]) -> Any:
@@ -317,7 +317,7 @@ def test_data_sets_of_the_hub_are_read_by_name(monkeypatch: pytest.MonkeyPatch, 
 
     stand_in = hub([{"instruction": "i", "input": "", "output": "o"}])
     monkeypatch.setattr(datasets, "load_dataset", stand_in.load_dataset)
-    config = Config(data=(Source("org/alpaca", subset="en", split="train[:1]"),))
+    config = Config(data=(DataSource("org/alpaca", subset="en", split="train[:1]"),))
     found = read_samples(config, tmp_path)
     assert stand_in.asked == [("org/alpaca", "en", "train[:1]")]
     assert [(sample.place, sample.content) for sample in found.train] == [("org/alpaca:1", Instruction("i", "", "o"))]
@@ -328,18 +328,18 @@ def test_data_sets_of_the_hub_are_read_by_name(monkeypatch: pytest.MonkeyPatch, 
     ("source", "message"),
     [
         (
-            Source("org/name-that-is-not-cached"),
+            DataSource("org/name-that-is-not-cached"),
             "data org/name-that-is-not-cached: there is no such file, and the hub's",
         ),
-        (Source("none.jsonl"), "data none.jsonl: there is no such file"),
+        (DataSource("none.jsonl"), "data none.jsonl: there is no such file"),
         (
-            Source("here.jsonl", split="test"),
+            DataSource("here.jsonl", split="test"),
             "data here.jsonl: is a file; subset and split are of data sets of the hub",
         ),
     ],
 )
 def test_what_is_neither_file_nor_data_set_is_said(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, source: Source, message: str
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, source: DataSource, message: str
 ) -> None:
     write_lines(tmp_path / "here.jsonl", [{"text": "t"}])
     with pytest.raises(RecipeError, match=message):

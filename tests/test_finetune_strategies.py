@@ -18,7 +18,7 @@ from tiny_llama import make_tiny_llama, words, write_lines
 
 from eval.exact_match import SKILLS, complete, questions
 from finetune.config import load_config
-from finetune.keys import Source
+from finetune.keys import DataSource
 from finetune.strategies import Result, load_tasks, run_strategies, stages
 from finetune.strategies.config import mixture
 from finetune.strategies.score import Scorer, StrategyScore
@@ -156,7 +156,7 @@ def test_a_process_of_its_own_gives_the_same_bits(tasks: Callable[..., Path], tm
     here, there = (dataclasses.replace(loaded.tasks[0].config, out=str(tmp_path / name)) for name in ("here", "there"))
     said: list[str] = []
     machine = stages.Machine("cpu", 1, False, said.append, no_training)
-    stages._train_in_processes([stages.Stage("up", prepare(there), loaded.folder)], 2, machine)
+    stages._train_in_processes([stages.TrainingStage("up", prepare(there), loaded.folder)], 2, machine)
     assert [line.split(",")[0] for line in said] == ["up: started", "up: 2 steps"]
     finetune(prepare(here), device="cpu", threads=1)
     before, after = weights(tmp_path / "here"), weights(tmp_path / "there")
@@ -239,13 +239,13 @@ def test_the_mixture_has_tasks_weights_and_templates(tmp_path: Path) -> None:
     config = mixture(load_tasks(str(file)))
     assert config.max_steps == 9
     assert config.data == (
-        Source("a.csv", prompt="{q}", completion="{a}", weight=1.0, task="a"),
-        Source("b.jsonl", weight=2.25, task="b"),
-        Source("c.jsonl", weight=0.75, format="text", task="b"),
+        DataSource("a.csv", prompt="{q}", completion="{a}", weight=1.0, task="a"),
+        DataSource("b.jsonl", weight=2.25, task="b"),
+        DataSource("c.jsonl", weight=0.75, format="text", task="b"),
     )
     assert config.validation == (
-        Source("ah.csv", prompt="{q}", completion="{a}", task="a"),
-        Source("bh.jsonl", task="b"),
+        DataSource("ah.csv", prompt="{q}", completion="{a}", task="a"),
+        DataSource("bh.jsonl", task="b"),
     )
 
 

@@ -17,7 +17,7 @@ from tiny_llama import make_tiny_llama, write_lines
 
 from finetune.data import Data, encode_samples, read_samples
 from finetune.data.encode import set_up_tokenizer
-from finetune.keys import Config, Source
+from finetune.keys import Config, DataSource
 
 pytestmark = [
     pytest.mark.full,
@@ -122,7 +122,7 @@ def tokenizer_of(model: Path) -> Any:
 
 
 def ours(model: Path, file: Path, **keys: Any) -> Data:
-    config = Config(model=str(model), data=(Source(str(file)),), out="o", prompt_loss_weight=0.0, **keys)
+    config = Config(model=str(model), data=(DataSource(str(file)),), out="o", prompt_loss_weight=0.0, **keys)
     tokenizer = tokenizer_of(model)
     set_up_tokenizer(tokenizer, config, None)
     return encode_samples(read_samples(config, None), config, tokenizer, 256)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from finetune.before import check_packages
-from finetune.keys import Config, Source
+from finetune.keys import Config, DataSource
 from merge.errors import UsageError
 from merge.needs import need
 
@@ -79,7 +79,7 @@ def test_every_verb_says_what_it_needs_before_it_works(tmp_path: Path, make_mode
         (Config(tensorboard=True), "tensorboard", "pip install 'merge-workbench[tensorboard]'"),
         (Config(optimizer="adamw_8bit"), "bitsandbytes", "pip install 'merge-workbench[finetune]'"),
         (Config(attention="flash_attention_2"), "flash_attn", "pip install 'flash-attn'"),
-        (Config(data=(Source("d.parquet"),)), "pyarrow", "data d.parquet: parquet needs pyarrow"),
+        (Config(data=(DataSource("d.parquet"),)), "pyarrow", "data d.parquet: parquet needs pyarrow"),
     ],
 )
 def test_what_a_config_asks_for(monkeypatch: pytest.MonkeyPatch, config: Config, missing: str, said: str) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 
-from eval.results import Part, TaskResult
+from eval.results import ScorePart, TaskResult
 from eval.tasks.task import Suite, Task
 
 METRIC = "score"
@@ -60,11 +60,11 @@ def suite_v1() -> Suite:
 
 
 def suite_v2() -> Suite:
-    ifeval = [Part("leaderboard_ifeval", f"{level}_level_strict_acc,none") for level in ("prompt", "inst")]
-    bbh = [Part(f"leaderboard_bbh_{name}", "acc_norm,none", 1 / n) for name, n in BBH.items()]
-    musr = [Part(f"leaderboard_musr_{name}", "acc_norm,none", 1 / n) for name, n in MUSR.items()]
-    gpqa = [Part("leaderboard_gpqa", "acc_norm,none", 1 / 4)]
-    mmlu_pro = [Part("leaderboard_mmlu_pro", "acc,none", 1 / 10)]
+    ifeval = [ScorePart("leaderboard_ifeval", f"{level}_level_strict_acc,none") for level in ("prompt", "inst")]
+    bbh = [ScorePart(f"leaderboard_bbh_{name}", "acc_norm,none", 1 / n) for name, n in BBH.items()]
+    musr = [ScorePart(f"leaderboard_musr_{name}", "acc_norm,none", 1 / n) for name, n in MUSR.items()]
+    gpqa = [ScorePart("leaderboard_gpqa", "acc_norm,none", 1 / 4)]
+    mmlu_pro = [ScorePart("leaderboard_mmlu_pro", "acc,none", 1 / 10)]
     tasks = (
         _task(
             *("leaderboard_ifeval", "IFEval", 0, "prompt_level_strict_acc", "wis-k/instruction-following-eval"),
@@ -96,7 +96,7 @@ def _task(
     needs: str,
     *,
     key: str | None = None,
-    parts: Callable[[Mapping[str, TaskResult]], Sequence[Part]] | None = None,
+    parts: Callable[[Mapping[str, TaskResult]], Sequence[ScorePart]] | None = None,
     extra: str | None = None,
     nltk: str | None = None,
     also: tuple[str, ...] = (),
@@ -109,7 +109,7 @@ def _task(
         extra, nltk, also: as for Task.
     """
     key = key or f"{metric},none"
-    whole = [Part(name, key)]
+    whole = [ScorePart(name, key)]
 
     def score(tasks: Mapping[str, TaskResult]) -> TaskResult:
         return combine(column, parts(tasks) if parts is not None else whole, tasks)
@@ -117,13 +117,13 @@ def _task(
     return Task(name, name, key, needs, num_fewshot=shots, score=score, extra=extra, nltk=nltk, also=also)
 
 
-def _mmlu(tasks: Mapping[str, TaskResult]) -> list[Part]:
+def _mmlu(tasks: Mapping[str, TaskResult]) -> list[ScorePart]:
     """The subjects: what is no group of others."""
     groups = {result.group for result in tasks.values()}
-    return [Part(name, "acc,none") for name in tasks if name.startswith("mmlu") and name not in groups]
+    return [ScorePart(name, "acc,none") for name in tasks if name.startswith("mmlu") and name not in groups]
 
 
-def combine(column: str, parts: Sequence[Part], tasks: Mapping[str, TaskResult]) -> TaskResult:
+def combine(column: str, parts: Sequence[ScorePart], tasks: Mapping[str, TaskResult]) -> TaskResult:
     """The mean of the normalised parts, as a share of 1, with the standard error that those of the parts give."""
     values = [float(part.normalised(tasks[part.task].metrics[part.metric])) for part in parts]
     metrics = {f"{METRIC},none": math.fsum(values) / len(values)}
@@ -144,7 +144,7 @@ def combine(column: str, parts: Sequence[Part], tasks: Mapping[str, TaskResult])
     )
 
 
-def _error(part: Part, result: TaskResult) -> float | None:
+def _error(part: ScorePart, result: TaskResult) -> float | None:
     name, _, filter_name = part.metric.partition(",")
     error = result.metrics.get(f"{name}_stderr,{filter_name}")
     return None if error is None else error / (1 - part.chance)

@@ -25,7 +25,7 @@ from finetune.data.mix import hold_out, mix
 from finetune.data.pack import Rows, make_rows, max_length
 from finetune.data.samples import make_samples
 from finetune.data.settle import settle
-from finetune.keys import Config, Source
+from finetune.keys import Config, DataSource
 from finetune.sources import SourceStates
 from merge.errors import Problem, RecipeError, UsageError
 from merge.plan import SourceFile
@@ -97,16 +97,12 @@ def read_samples(config: Config, folder: Path | None) -> Samples:
     problems: list[Problem] = []
     notes: list[str] = []
 
-    def read(sources: tuple[Source, ...], like: Source | None = None) -> list[list[Sample]]:
+    def read(sources: tuple[DataSource, ...], like: DataSource | None = None) -> list[list[Sample]]:
         sets = []
         for source in sources:
             try:
                 rows, files[source.path] = _rows(source, folder, states)
-                # A validation file is read like the training file, unless it says otherwise itself.
-                shaped = (
-                    source if like is None or source != Source(source.path) else Source(**_shape(like, source.path))
-                )
-                sets.append(make_samples(rows, shaped, config, notes))
+                sets.append(make_samples(rows, source.read_like(like), config, notes))
             except UsageError as error:
                 problems.append(Problem(str(error)))
         return sets
@@ -133,7 +129,7 @@ def read_samples(config: Config, folder: Path | None) -> Samples:
     return Samples(objective, train, validation, files, tuple(states.items()), said)
 
 
-def _rows(source: Source, folder: Path | None, states: dict[str, SourceFile]) -> tuple[list[Row], str]:
+def _rows(source: DataSource, folder: Path | None, states: dict[str, SourceFile]) -> tuple[list[Row], str]:
     """The rows of a file or of a data set of the hub, and their digest; adds the file's state."""
     path = find_file(source.path, folder)
     if path is None:
@@ -142,13 +138,6 @@ def _rows(source: Source, folder: Path | None, states: dict[str, SourceFile]) ->
         raise UsageError(f"data {source.path}: is a file; subset and split are of data sets of the hub.")
     states[source.path] = SourceFile.now(path)
     return read_rows(path), file_digest(path)
-
-
-def _shape(like: Source, path: str) -> dict[str, Any]:
-    return {
-        "path": path,
-        **{name: getattr(like, name) for name in ("format", "prompt", "completion", "text", "task", "ignore_columns")},
-    }
 
 
 def _objective(config: Config, samples: list[Sample]) -> str:

@@ -40,7 +40,7 @@ def max_length(config: Config, context: int | None) -> int:
     return length
 
 
-class Row(NamedTuple):
+class BatchRow(NamedTuple):
     """The examples of one sequence with their numbers. `packed`: it has position ids in place of a mask."""
 
     examples: list[tuple[int, Example]]
@@ -58,8 +58,8 @@ class Rows:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index: int) -> Row:
-        return Row([(i, self.examples[i]) for i in self.rows[index]], self.packed)
+    def __getitem__(self, index: int) -> BatchRow:
+        return BatchRow([(i, self.examples[i]) for i in self.rows[index]], self.packed)
 
     @property
     def tokens(self) -> int:
@@ -100,7 +100,7 @@ class Batch(TypedDict, total=False):
     counted: int | None  # rows of a batch that do not repeat others
 
 
-def collate(rows: Sequence[Row], pad: int) -> Batch:
+def collate(rows: Sequence[BatchRow], pad: int) -> Batch:
     """Tensors of a batch, filled up on the right to its longest row.
 
     Returns:

@@ -12,12 +12,12 @@ from collections.abc import Callable, Collection
 from finetune.data.contents import Content, Sample, Text, TextPair
 from finetune.data.files import Row
 from finetune.data.formats import FORMATS, Format, detect, names, text_of, unread
-from finetune.keys import Config, Source
+from finetune.keys import Config, DataSource
 from merge.errors import UsageError
 from merge.schema.names import suggest
 
 
-def make_samples(rows: list[Row], source: Source, config: Config, notes: list[str]) -> list[Sample]:
+def make_samples(rows: list[Row], source: DataSource, config: Config, notes: list[str]) -> list[Sample]:
     """One sample a row. `notes`: gets the columns that are not used.
 
     Raises:
@@ -41,7 +41,7 @@ def make_samples(rows: list[Row], source: Source, config: Config, notes: list[st
 
 
 def _templates(
-    first: Row, source: Source, config: Config
+    first: Row, source: DataSource, config: Config
 ) -> tuple[Callable[[Row], Content], Collection[str], str] | None:
     """(reader, the columns it reads, what to call it); templates of the data entry go before those of the config, and
     both before formats."""
@@ -58,7 +58,7 @@ def _templates(
     return lambda row: TextPair(prompt(row), completion(row)), prompt.columns | completion.columns, "templates"
 
 
-def _format(first: Row, source: Source, config: Config) -> Format:
+def _format(first: Row, source: DataSource, config: Config) -> Format:
     """The one named, or the one detected."""
     name = source.format or config.format
     if name is None:

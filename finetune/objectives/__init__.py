@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from finetune.data.contents import Conversation, Instruction, Judged, Labelled, Preference, Sample, Text, TextPair
 from finetune.data.encode import Encoder, Example
-from finetune.data.pack import Batch, Row
+from finetune.data.pack import Batch, BatchRow
 from finetune.keys import KEYS, Config
 from finetune.objectives.base import Run
 from finetune.objectives.causal import Supervised, TextPretraining
@@ -76,7 +76,7 @@ class Objective(Protocol):
 
     def encode(self, sample: Sample, encoder: Encoder) -> list[Example]: ...
 
-    def collate(self, rows: Sequence[Row], pad: int) -> Batch: ...
+    def collate(self, rows: Sequence[BatchRow], pad: int) -> Batch: ...
 
     def weights(self, batch: Batch) -> Tensor:
         """(row,) float32: what the losses of these rows, added up, are to be divided by."""
@@ -100,7 +100,7 @@ class Objective(Protocol):
         """Adds files to the result that its users need."""
 
 
-class Kind(NamedTuple):
+class SampleKind(NamedTuple):
     """How messages call a kind of sample, and the objective that takes it where none is named."""
 
     name: str
@@ -119,14 +119,14 @@ OBJECTIVES: dict[str, Objective] = {
     "embeddings": Embeddings(),
 }
 
-KINDS: dict[type, Kind] = {
-    Conversation: Kind("conversations", "supervised"),
-    TextPair: Kind("prompts with completions", "supervised"),
-    Instruction: Kind("instructions", "supervised"),
-    Text: Kind("texts", "text"),
-    Preference: Kind("preference pairs", "dpo"),
-    Judged: Kind("answers that are wanted or not", "kto"),
-    Labelled: Kind("texts with labels", "classification"),
+KINDS: dict[type, SampleKind] = {
+    Conversation: SampleKind("conversations", "supervised"),
+    TextPair: SampleKind("prompts with completions", "supervised"),
+    Instruction: SampleKind("instructions", "supervised"),
+    Text: SampleKind("texts", "text"),
+    Preference: SampleKind("preference pairs", "dpo"),
+    Judged: SampleKind("answers that are wanted or not", "kto"),
+    Labelled: SampleKind("texts with labels", "classification"),
 }
 
 

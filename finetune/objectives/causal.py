@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from finetune.data.contents import Conversation, Instruction, Sample, Text, TextPair
 from finetune.data.encode import Encoder, Example
-from finetune.data.pack import IGNORED, Batch, Row, collate
+from finetune.data.pack import IGNORED, Batch, BatchRow, collate
 from finetune.objectives.base import Basics, model_inputs
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ class Causal(Basics):
     packs = True
     splits = True
 
-    def collate(self, rows: Sequence[Row], pad: int) -> Batch:
+    def collate(self, rows: Sequence[BatchRow], pad: int) -> Batch:
         return collate(rows, pad)
 
     def weights(self, batch: Batch) -> Tensor:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from finetune.data.contents import Labelled, Sample
 from finetune.data.encode import Encoder, Example
-from finetune.data.pack import Batch, Row
+from finetune.data.pack import Batch, BatchRow
 from finetune.keys import Config
 from finetune.objectives.base import Basics, Run, inputs_of, model_inputs
 from merge.errors import UsageError
@@ -76,7 +76,7 @@ class Classification(Basics):
         label = number_of(sample, self._labels, "labels")
         return [Example(ids, np.zeros(len(ids), np.float32), sample.place, sample.task, label=label)]
 
-    def collate(self, rows: Sequence[Row], pad: int) -> Batch:
+    def collate(self, rows: Sequence[BatchRow], pad: int) -> Batch:
         """input_ids, attention_mask (row, token) int64; labels (row,) int64; weights (row,) float32."""
         import torch
 

@@ -22,7 +22,7 @@ import numpy as np
 
 from finetune.data.contents import Preference, Sample, TextPair
 from finetune.data.encode import Encoder, Example
-from finetune.data.pack import Batch, Row
+from finetune.data.pack import Batch, BatchRow
 from finetune.keys import Config
 from finetune.objectives.base import Basics, Run, inputs_of, model_inputs
 from merge.errors import UsageError
@@ -78,7 +78,7 @@ class Embeddings(Basics):
         starts = tuple(int(at) for at in np.cumsum([len(part) for part in parts])[:-1])
         return [Example(joined, np.zeros(len(joined), np.float32), sample.place, sample.task, starts=starts)]
 
-    def collate(self, rows: Sequence[Row], pad: int) -> Batch:
+    def collate(self, rows: Sequence[BatchRow], pad: int) -> Batch:
         """Anchors, positives, then negatives: input_ids, attention_mask (2 or 3 row, token) int64; wrong (row, answer)
         bool: answers that are to be told apart from the row's own, which is answer `row`."""
         import torch

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from finetune.data.contents import Judged, Sample
 from finetune.data.encode import Encoder, Example
-from finetune.data.pack import Batch, Row
+from finetune.data.pack import Batch, BatchRow
 from finetune.objectives.preference import DirectPreference
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class JudgedAnswers(DirectPreference):
         made = self._examples(sample, encoder, content.prompt, answers, content.tools)
         return [replace(example, label=int(content.wanted)) for example in made]
 
-    def collate(self, rows: Sequence[Row], pad: int) -> Batch:
+    def collate(self, rows: Sequence[BatchRow], pad: int) -> Batch:
         """As DPO's; wanted (row,) bool."""
         import torch
 

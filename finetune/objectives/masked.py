@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from finetune.data.contents import Sample, Text
 from finetune.data.encode import Encoder, Example
-from finetune.data.pack import IGNORED, Batch, Row
+from finetune.data.pack import IGNORED, Batch, BatchRow
 from finetune.objectives.base import Basics, Run, inputs_of, model_inputs, pad_rows
 from finetune.objectives.causal import token_losses
 from merge.errors import UsageError
@@ -86,7 +86,7 @@ class MaskedLanguageModelling(Basics):
         hidden[drawn] = rng.choice(np.array(self._plain, np.int32), len(drawn))
         return hidden, chosen
 
-    def collate(self, rows: Sequence[Row], pad: int) -> Batch:
+    def collate(self, rows: Sequence[BatchRow], pad: int) -> Batch:
         """input_ids, attention_mask, targets (row, token) int64; weights (row, token) float32."""
         examples = [example for row in rows for _, example in row.examples]
         targets = [

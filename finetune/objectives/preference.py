@@ -22,7 +22,7 @@ import numpy as np
 
 from finetune.data.contents import Preference, Sample, Turns
 from finetune.data.encode import Encoder, Example
-from finetune.data.pack import IGNORED, Batch, Row
+from finetune.data.pack import IGNORED, Batch, BatchRow
 from finetune.keys import Config
 from finetune.objectives.base import Basics, Run, inputs_of, moved, pad_rows
 from finetune.objectives.causal import logits_of, token_losses
@@ -77,7 +77,7 @@ class DirectPreference(Basics):
         ids, weights = (np.concatenate([getattr(part, name) for part in parts]) for name in ("ids", "weights"))
         return [Example(ids, weights, sample.place, sample.task, starts=(len(parts[0]),))]
 
-    def collate(self, rows: Sequence[Row], pad: int) -> Batch:
+    def collate(self, rows: Sequence[BatchRow], pad: int) -> Batch:
         """Chosen sequences, then the rejected ones: input_ids, attention_mask, targets (2 row, token) int64; weights
         (2 row, token) float32; reference (row, 2) float32, of the answers."""
         import torch

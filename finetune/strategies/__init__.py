@@ -26,7 +26,7 @@ from finetune.sources import model_sources
 from finetune.strategies.config import TaskSet, load_tasks, mixture
 from finetune.strategies.merges import base_of, check_merges, run_merge
 from finetune.strategies.score import Scorer, is_adapter
-from finetune.strategies.stages import Machine, ProgressBar, Stage, train_stages
+from finetune.strategies.stages import Machine, ProgressBar, TrainingStage, train_stages
 from finetune.strategies.table import RESULTS, Result, write_results
 from finetune.train import Prepared, Progress, Say, prepare
 from merge.errors import kept_by
@@ -38,7 +38,7 @@ MARKER = "strategies.json"
 
 
 @dataclass(frozen=True)
-class Run:
+class StrategyRun:
     """What every strategy needs. `prepared`: task -> its data and the base, checked."""
 
     tasks: TaskSet
@@ -89,7 +89,7 @@ def run_strategies(
         check_merges(tasks.merges, prepared)
     with _directory(tasks.out), quiet_libraries():
         scorer = Scorer(prepared, tasks.folder, pick_device(tasks.shared, device))
-        run = Run(tasks, prepared, machine, scorer)
+        run = StrategyRun(tasks, prepared, machine, scorer)
         results = [run.result("base", "", None, False)]
         for strategy in tasks.strategies:
             results += _STRATEGIES[strategy](run)
@@ -97,20 +97,20 @@ def run_strategies(
     return results
 
 
-def _simultaneous(run: Run) -> list[Result]:
+def _simultaneous(run: StrategyRun) -> list[Result]:
     out = run.tasks.out / "simultaneous"
     config = dataclasses.replace(mixture(run.tasks), out=str(out))
-    train_stages([Stage("simultaneous", prepare(config, run.tasks.folder), run.tasks.folder)], 1, run.machine)
+    train_stages([TrainingStage("simultaneous", prepare(config, run.tasks.folder), run.tasks.folder)], 1, run.machine)
     return [run.result("simultaneous", "", out, run.adapters)]
 
 
-def _sequential(run: Run) -> list[Result]:
+def _sequential(run: StrategyRun) -> list[Result]:
     results = []
     before: Path | None = None
     names = [task.name for task in run.tasks.tasks]
     outs = [run.tasks.out / "sequential" / f"{number}-{name}" for number, name in enumerate(names, start=1)]
     for number, (name, out) in enumerate(zip(names, outs, strict=True), start=1):
-        stage = Stage(
+        stage = TrainingStage(
             f"sequential {number}: {name}",
             _after(run.prepared[name], before, out, run.adapters),
             run.tasks.folder,
@@ -135,12 +135,12 @@ def _after(prepared: Prepared, before: Path | None, out: Path, adapters: bool) -
     return dataclasses.replace(prepared, config=config, base=base)
 
 
-def _parallel(run: Run) -> list[Result]:
+def _parallel(run: StrategyRun) -> list[Result]:
     tasks = run.tasks
     outs = {name: tasks.out / "parallel" / name for name in run.prepared}
     merged = {merge.name: tasks.out / "merged" / merge.name for merge in tasks.merges}
     stages = [
-        Stage(
+        TrainingStage(
             f"parallel: {name}",
             dataclasses.replace(one, config=dataclasses.replace(one.config, out=str(outs[name]))),
             tasks.folder,
@@ -158,7 +158,7 @@ def _parallel(run: Run) -> list[Result]:
     return results
 
 
-_STRATEGIES: dict[str, Callable[[Run], list[Result]]] = {
+_STRATEGIES: dict[str, Callable[[StrategyRun], list[Result]]] = {
     "simultaneous": _simultaneous,
     "sequential": _sequential,
     "parallel": _parallel,

@@ -20,7 +20,7 @@ import yaml
 
 from finetune.before import CONFIG, TASK_KEYS
 from finetune.config import ConfigReader, flag_node, read_config
-from finetune.keys import KEYS, Config, Source
+from finetune.keys import KEYS, Config, DataSource
 from finetune.strategies.merges import Merge, read_merges
 from finetune.trainables import TRAINABLES
 from merge.schema.document import read_document, read_text
@@ -39,7 +39,7 @@ _NAME = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_."
 
 
 @dataclass(frozen=True)
-class Task:
+class TrainingTask:
     """One task. `config`: for a training of it alone, from the base; `weight`: in the mixture, None for all once."""
 
     name: str
@@ -51,7 +51,7 @@ class Task:
 class TaskSet:
     """What a tasks file asks for. `shared`: the config without data; `folder`: that of the file."""
 
-    tasks: tuple[Task, ...]
+    tasks: tuple[TrainingTask, ...]
     strategies: tuple[str, ...]
     merges: tuple[Merge, ...]
     workers: int
@@ -132,11 +132,11 @@ def _tasks(
     shared: list[tuple[yaml.Node, yaml.Node]],
     flags: dict[str, Sequence[str]],
     strategies: tuple[str, ...],
-) -> list[Task]:
+) -> list[TrainingTask]:
     if node is None:
         place.problem(root, '"tasks" is missing: a name for each, with its data')
         return []
-    tasks: list[Task] = []
+    tasks: list[TrainingTask] = []
     problems = place.n_problems
     for name, key_node, value in place.pairs(node, "tasks", '"tasks"'):
         if not name or name.startswith(".") or set(name) - set(_NAME):
@@ -158,7 +158,7 @@ def _task(
     shared: list[tuple[yaml.Node, yaml.Node]],
     flags: dict[str, Sequence[str]],
     strategies: tuple[str, ...],
-) -> Task | None:
+) -> TrainingTask | None:
     if not isinstance(node, yaml.MappingNode):
         place.problem(node, f'task "{name}" must be a mapping with its data, such as {{data: {name}.jsonl}}')
         return None
@@ -184,7 +184,7 @@ def _task(
             at, f'task "{name}" has no "validation": a file, or a share such as 0.05, on which models are scored'
         )
     place.take_problems(part)
-    return Task(name, config, weight)
+    return TrainingTask(name, config, weight)
 
 
 def _shared_config(
@@ -192,17 +192,17 @@ def _shared_config(
     root: yaml.MappingNode,
     shared: list[tuple[yaml.Node, yaml.Node]],
     flags: dict[str, Sequence[str]],
-    tasks: list[Task],
+    tasks: list[TrainingTask],
 ) -> Config:
     part = ConfigReader(place.file)
     node = yaml.MappingNode(root.tag, shared, root.start_mark, root.end_mark)
-    stand_in = {"data": (Source("tasks"),), "validation": tasks[0].config.validation if tasks else 0.1}
+    stand_in = {"data": (DataSource("tasks"),), "validation": tasks[0].config.validation if tasks else 0.1}
     config = read_config(part, node, flags, stand_in)
     place.take_problems(part)
     return config
 
 
-def _check_tasks(place: ConfigReader, tasks: list[Task], strategies: tuple[str, ...], shared: Config) -> None:
+def _check_tasks(place: ConfigReader, tasks: list[TrainingTask], strategies: tuple[str, ...], shared: Config) -> None:
     """What needs all tasks."""
     at = place.line("tasks")
     encoder = shared.encoder_hidden is not None
@@ -233,30 +233,24 @@ def mixture(tasks: TaskSet) -> Config:
     weighted = any(
         task.weight is not None or any(source.weight is not None for source in task.config.data) for task in tasks.tasks
     )
-    data: list[Source] = []
-    held: list[Source] = []
+    data: list[DataSource] = []
+    held: list[DataSource] = []
     for task in tasks.tasks:
         total = sum(source.weight or 1.0 for source in task.config.data)
         for source in task.config.data:
             share = (task.weight or 1.0) * (source.weight or 1.0) / total if weighted else None
             data.append(dataclasses.replace(_labelled(source, task), weight=share))
         if isinstance(task.config.validation, tuple):
-            first = task.config.data[0]
-            held += [
-                _labelled(
-                    dataclasses.replace(source, **_shape(first)) if source == Source(source.path) else source, task
-                )
-                for source in task.config.validation
-            ]
+            held += [_labelled(source.read_like(task.config.data[0]), task) for source in task.config.validation]
     validation = tuple(held) or tasks.tasks[0].config.validation
     return dataclasses.replace(tasks.shared, data=tuple(data), validation=validation)
 
 
-def _shape(source: Source) -> dict[str, Any]:
+def _shape(source: DataSource) -> dict[str, Any]:
     return {name: getattr(source, name) for name in _SHAPE}
 
 
-def _labelled(source: Source, task: Task) -> Source:
+def _labelled(source: DataSource, task: TrainingTask) -> DataSource:
     """With the task's name, and with the templates and format that the task gives to all its files."""
     shape = _shape(source)
     if not any(shape.values()):

@@ -43,7 +43,7 @@ class Machine:
 
 
 @dataclass(frozen=True)
-class Stage:
+class TrainingStage:
     """One training. `prepared.config.out` is its directory; `derived`: what was made from its result."""
 
     name: str
@@ -56,7 +56,7 @@ class Stage:
         return Path(self.prepared.config.out)
 
 
-def is_done(stage: Stage, force: bool) -> bool:
+def is_done(stage: TrainingStage, force: bool) -> bool:
     """Whether the stage's directory holds its result.
 
     Raises:
@@ -75,7 +75,7 @@ def is_done(stage: Stage, force: bool) -> bool:
     )
 
 
-def _differences(stage: Stage) -> list[str]:
+def _differences(stage: TrainingStage) -> list[str]:
     try:
         found = parse_json((stage.out / MANIFEST).read_bytes())
         before = dataclasses.asdict(from_record(found["config"]))
@@ -93,7 +93,7 @@ def _differences(stage: Stage) -> list[str]:
     return list(dict.fromkeys(different))
 
 
-def train_stages(stages: Sequence[Stage], workers: int, machine: Machine) -> list[Stage]:
+def train_stages(stages: Sequence[TrainingStage], workers: int, machine: Machine) -> list[TrainingStage]:
     """Trains those that are not done, in several processes if asked for; returns those that it trained.
 
     Raises:
@@ -132,7 +132,7 @@ def _named(say: Say, name: str) -> Say:
     return lambda text: say(f"{name}: {text}")
 
 
-def _train_in_processes(stages: Sequence[Stage], workers: int, machine: Machine) -> None:
+def _train_in_processes(stages: Sequence[TrainingStage], workers: int, machine: Machine) -> None:
     """A new process for each stage, `workers` at a time: torch's threads and memory are a process's own."""
 
     threads = machine.threads or max(1, processors() // workers)

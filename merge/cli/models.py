@@ -12,11 +12,11 @@ import click
 
 if TYPE_CHECKING:
     from merge.tools.generate import Sampling
-    from merge.tools.loaded import Loaded
+    from merge.tools.loaded import OpenedModel
 
 
 @contextlib.contextmanager
-def opened(text: str, kind: str | None = None, say: Callable[[str], None] = lambda text: None) -> Iterator[Loaded]:
+def opened(text: str, kind: str | None = None, say: Callable[[str], None] = lambda text: None) -> Iterator[OpenedModel]:
     """As load(); a recipe, of one document or several, is merged into a directory that is removed at the end."""
     from eval.models import directory, is_recipe, subjects
     from merge.loading import CAUSAL
@@ -44,7 +44,7 @@ def read_lines(path: Path) -> list[str]:
     return lines
 
 
-def write(loaded: Loaded, what: list[dict[str, str]] | str, sampling: Sampling, show: bool) -> Iterator[str]:
+def write(loaded: OpenedModel, what: list[dict[str, str]] | str, sampling: Sampling, show: bool) -> Iterator[str]:
     """Pieces of what the model writes after a text or messages; `show`: also on stdout, as they come."""
     from merge.tools.generate import as_chat, generate
 

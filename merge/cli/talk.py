@@ -11,10 +11,10 @@ from merge.cli.models import write
 
 if TYPE_CHECKING:
     from merge.tools.generate import Sampling
-    from merge.tools.loaded import Loaded
+    from merge.tools.loaded import OpenedModel
 
 
-def talk(loaded: Loaded, sampling: Sampling, first: list[dict[str, str]], chat: bool | None) -> None:
+def talk(loaded: OpenedModel, sampling: Sampling, first: list[dict[str, str]], chat: bool | None) -> None:
     """Lines and answers until the end of the input.
 
     Args:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from merge.errors import UsageError
-from merge.tools.loaded import Loaded
+from merge.tools.loaded import OpenedModel
 
 
 def classify(
-    loaded: Loaded, texts: Sequence[str], batch: int = 16, say: Callable[[str], None] = lambda text: None
+    loaded: OpenedModel, texts: Sequence[str], batch: int = 16, say: Callable[[str], None] = lambda text: None
 ) -> list[dict[str, float]]:
     """For each text the probability of each label, the likeliest first.
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from merge.errors import UsageError, first_line
-from merge.tools.loaded import Loaded
+from merge.tools.loaded import OpenedModel
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Sampling:
     stop: tuple[str, ...] = ()
 
 
-def as_chat(loaded: Loaded, messages: Sequence[dict[str, str]]) -> str:
+def as_chat(loaded: OpenedModel, messages: Sequence[dict[str, str]]) -> str:
     """Messages of role and content -> the prompt that the model's chat template makes of them.
 
     Raises:
@@ -40,7 +40,7 @@ def as_chat(loaded: Loaded, messages: Sequence[dict[str, str]]) -> str:
     return text
 
 
-def generate(loaded: Loaded, prompt: str, sampling: Sampling, templated: bool = False) -> Iterator[str]:
+def generate(loaded: OpenedModel, prompt: str, sampling: Sampling, templated: bool = False) -> Iterator[str]:
     """Pieces of the continuation as they come; joined, they are the whole text, without what stopped it.
 
     Args:

@@ -15,13 +15,13 @@ from merge.recipe.references import parse_reference
 
 
 @dataclass(frozen=True)
-class Loaded:
+class OpenedModel:
     name: str
     network: Any
     tokenizer: Any
 
 
-def load(text: str, kind: str = CAUSAL) -> Loaded:
+def load(text: str, kind: str = CAUSAL) -> OpenedModel:
     """A directory, hub id, `model+adapter`, or the directory of an adapter that names its base.
 
     Raises:
@@ -45,7 +45,7 @@ def load(text: str, kind: str = CAUSAL) -> Loaded:
         return _load(text, path, adapter, kind)
 
 
-def _load(text: str, path: str, adapter: str | None, kind: str) -> Loaded:
+def _load(text: str, path: str, adapter: str | None, kind: str) -> OpenedModel:
     tokenizer = load_tokenizer(_tokenizer_path(adapter, path))
     config = load_config(path)
     labels = () if adapter is None else _labels(adapter)
@@ -55,7 +55,7 @@ def _load(text: str, path: str, adapter: str | None, kind: str) -> Loaded:
     keep_4_bit_layout(network, trained=False)
     if adapter is not None:
         network = _put(network, adapter, len(tokenizer))
-    return Loaded(text, network.eval(), tokenizer)
+    return OpenedModel(text, network.eval(), tokenizer)
 
 
 def _put(network: Any, adapter: str, n_tokens: int) -> Any:

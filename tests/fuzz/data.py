@@ -53,9 +53,9 @@ class Format:
 def samples(name: str) -> Callable[[], object]:
     def read() -> object:
         from finetune.data import read_samples
-        from finetune.keys import Config, Source
+        from finetune.keys import Config, DataSource
 
-        return read_samples(Config(model="a", data=(Source(name),), validation=0.3), Path())
+        return read_samples(Config(model="a", data=(DataSource(name),), validation=0.3), Path())
 
     return read
 

@@ -33,7 +33,7 @@ from merge.statistics.parts import RUN, Parts, parts_of
 from merge.tools.extract.decompose import DecomposedFactors, decompose
 from merge.tools.extract.difference import MatrixDifference, base_squares
 from merge.tools.extract.finish import Summary, finish
-from merge.tools.extract.select import Choice, Pair, Selection, Target, select
+from merge.tools.extract.select import Choice, ExtractedMatrix, Pair, Selection, select
 
 PREFIX = "base_model.model."
 _NAMES = ("lora_A.weight", "lora_B.weight")
@@ -149,7 +149,7 @@ class Work:
             self._advance(pair)
             self.reader.release((pair.base, pair.tuned))
 
-    def _group(self, place: int, group: Sequence[Target]) -> list[dict[str, Any]]:
+    def _group(self, place: int, group: Sequence[ExtractedMatrix]) -> list[dict[str, Any]]:
         """The factors of a module's targets, under PEFT's names: of several parameters the first lies deepest."""
         part = _part(place)
         if self.parts.has(part):
@@ -173,7 +173,7 @@ class Work:
         self.parts.save(part, tensors, {"results": json.dumps(kept)})
         return results
 
-    def _target(self, target: Target) -> tuple[tuple[Any, Any] | None, dict[str, Any]]:
+    def _target(self, target: ExtractedMatrix) -> tuple[tuple[Any, Any] | None, dict[str, Any]]:
         """(A, B) as PEFT stores them, None where nothing differs; and what is said of them."""
         pair = target.pair
         matrices = [pair.expert(i) for i in range(pair.base.shape[0])] if len(pair.base.shape) == 3 else [pair]
@@ -201,7 +201,7 @@ class Work:
         return (a.contiguous().to(kind), b.contiguous().to(kind)), result
 
     def _turned(
-        self, factors: DecomposedFactors | None, target: Target, matrix: Pair, rank: int
+        self, factors: DecomposedFactors | None, target: ExtractedMatrix, matrix: Pair, rank: int
     ) -> tuple[Tensor, Tensor]:
         """A (rank, in) and B (out, rank) of a matrix, with rows and columns of zeros up to the rank."""
         rows, columns = matrix.base.shape

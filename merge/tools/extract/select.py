@@ -55,7 +55,7 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Target:
+class ExtractedMatrix:
     """A matrix, or a stack of them, whose difference becomes A and B.
 
     Attributes:
@@ -80,7 +80,7 @@ class Target:
 class Selection:
     """`groups`: the targets, those of one module together; `modules`: all modules that PEFT could name."""
 
-    groups: tuple[tuple[Target, ...], ...]
+    groups: tuple[tuple[ExtractedMatrix, ...], ...]
     others: tuple[Pair, ...]
     fan_in_fan_out: bool
     notes: tuple[str, ...]
@@ -88,7 +88,7 @@ class Selection:
     ties: Mapping[str, str]
 
     @property
-    def targets(self) -> tuple[Target, ...]:
+    def targets(self) -> tuple[ExtractedMatrix, ...]:
         return tuple(target for group in self.groups for target in group)
 
 
@@ -132,7 +132,7 @@ def select(inputs: Inputs, base: Input, tuned: Input, choice: Choice) -> Selecti
         ties = dict.fromkeys([_HEAD], next((name for name in base.tensors if is_embedding(name)), ""))
     ties = {name: source for name, source in ties.items() if all(pair.name != name for pair in pairs)}
     judge = _ModuleJudge(base, loaded, choice)
-    groups: dict[str, list[Target]] = {}
+    groups: dict[str, list[ExtractedMatrix]] = {}
     others: list[Pair] = []
     for pair in pairs:
         target = judge.target(pair)
@@ -160,14 +160,14 @@ class _ModuleJudge:
         self._kind = str(base.config.get("model_type"))
         self._taken = _TAKEN_FOR_EXPERTS if loaded is not None and any(map(_is_expert, loaded.own)) else ()
 
-    def target(self, pair: Pair) -> Target | None:
+    def target(self, pair: Pair) -> ExtractedMatrix | None:
         """None for what is kept whole or left out."""
         module, leaf = pair.module, pair.module.rpartition(".")[2]
         if not self.choice.takes(module) or 0 in pair.base.shape:
             return None
         if self._is_parameter(pair):
             inputs_first = self.loaded is not None and module in self.loaded.transposed
-            return Target(pair, False, inputs_first != pair.turned, self.choice.rank_of(pair.name), True)
+            return ExtractedMatrix(pair, False, inputs_first != pair.turned, self.choice.rank_of(pair.name), True)
         if not pair.name.endswith(".weight") or len(pair.base.shape) != 2 or pair.turned:
             return None
         if self._kind in _NOT_WRAPPED[0] and leaf in _NOT_WRAPPED[1]:
@@ -176,7 +176,7 @@ class _ModuleJudge:
         if not is_inner and not (self.choice.embeddings and (embedding or self._is_head(pair))):
             return None
         is_parameter = leaf in self._taken and not embedding
-        return Target(pair, embedding, embedding or conv1d, self.choice.rank_of(module), is_parameter)
+        return ExtractedMatrix(pair, embedding, embedding or conv1d, self.choice.rank_of(module), is_parameter)
 
     def _module(self, pair: Pair) -> tuple[bool, bool, bool]:
         """(it is the embedding of tokens, it is a linear layer inside the model, it is stored (in, out))"""
