@@ -10,8 +10,7 @@ import numpy as np
 
 from finetune.data import Data
 from finetune.data.pack import BatchRow
-from finetune.objectives import Objective
-from finetune.objectives.base import moved
+from finetune.objectives.base import Objective, moved
 from merge.errors import OutputError, UsageError
 
 if TYPE_CHECKING:

@@ -6,6 +6,7 @@ to which way of training. A new key is one line here.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -14,17 +15,8 @@ from merge.schema.keys import Key
 # The values of `train`, in the order that `--help` shows; finetune/trainables.py does it.
 TRAIN = (*("full", "partial", "bitfit", "lora", "qlora", "ia3", "prompt", "prefix", "ptuning", "bottleneck"),)
 FORMATS = (
-    *(
-        "messages",
-        "sharegpt",
-        "alpaca",
-        "prompt_completion",
-        "text",
-        "preference",
-        "kto",
-        "anchor_positive",
-        "text_label",
-    ),
+    *("messages", "sharegpt", "alpaca", "prompt_completion", "text", "preference", "kto", "anchor_positive"),
+    "text_label",
 )
 # finetune/objectives/ does them
 OBJECTIVES = ("supervised", "text", "infilling", "mlm", "classification", "dpo", "kto", "distillation", "embeddings")
@@ -80,123 +72,82 @@ class DataSource:
 class Config:
     """Everything that decides what comes out of a run."""
 
-    model: str = key("", "str", "What to train: a directory or hub id (org/name@revision).", group="What")
+    model: str = key("", "str", "What to train: a directory or hub id (org/name@revision).")
     data: tuple[DataSource, ...] = key(
-        (), "data", "A data file (.jsonl .json .csv .parquet .txt) or a hub id; may be repeated.", group="What"
+        (), "data", "A data file (.jsonl .json .csv .parquet .txt) or a hub id; may be repeated."
     )
-    out: str = key("", "str", "Directory for the result.", group="What")
-    train: str = key("lora", "str", "What is trained.", choices=TRAIN, group="What")
+    out: str = key("", "str", "Directory for the result.")
+    train: str = key("lora", "str", "What is trained.", choices=TRAIN)
     objective: str | None = key(
-        None, "str", "What is learnt; default: chosen by the format of the data.", choices=OBJECTIVES, group="What"
+        None, "str", "What is learnt; default: chosen by the format of the data.", choices=OBJECTIVES
     )
-    adapter: str | None = key(None, "str", "An adapter to continue (merge finetune continue).", group="What")
+    adapter: str | None = key(None, "str", "An adapter to continue (merge finetune continue).")
 
-    format: str | None = key(None, "str", "Format of the data; detected by default.", choices=FORMATS, group="Data")
-    prompt: str | None = key(None, "str", 'Template of the prompt, such as "Q: {question}\\nA: ".', group="Data")
-    completion: str | None = key(None, "str", 'Template of the completion, such as "{answer}".', group="Data")
-    text: str | None = key(None, "str", 'Template of a text, such as "{title}\\n{body}".', group="Data")
+    format: str | None = key(None, "str", "Format of the data; detected by default.", choices=FORMATS)
+    prompt: str | None = key(None, "str", 'Template of the prompt, such as "Q: {question}\\nA: ".')
+    completion: str | None = key(None, "str", 'Template of the completion, such as "{answer}".')
+    text: str | None = key(None, "str", 'Template of a text, such as "{title}\\n{body}".')
     chat: bool | None = key(
         None,
         "bool",
         "Put prompts and completions into the chat template, as two turns; default: only conversations, and alpaca if "
         "the tokenizer has a template.",
-        group="Data",
     )
-    ignore_columns: tuple[str, ...] = key((), "words", "Columns of the data to leave out.", group="Data")
-    chat_template: str | None = key(None, "str", "A Jinja file, or chatml; default: the tokenizer's.", group="Data")
+    ignore_columns: tuple[str, ...] = key((), "words", "Columns of the data to leave out.")
+    chat_template: str | None = key(None, "str", "A Jinja file, or chatml; default: the tokenizer's.")
     validation: float | tuple[DataSource, ...] | None = key(
-        None, "fraction|data", "Validation data: a share of the data such as 0.05, or a file.", group="Data"
+        None, "fraction|data", "Validation data: a share of the data such as 0.05, or a file."
     )
     prompt_loss_weight: float = key(
-        0.1, "float", "Weight of prompt tokens in the loss; response tokens weigh 1.", low=0, high=1, group="Data"
+        0.1, "float", "Weight of prompt tokens in the loss; response tokens weigh 1.", low=0, high=1
     )
-    last_turn_only: bool = key(False, "bool", "Only the last answer of a conversation weighs 1.", group="Data")
+    last_turn_only: bool = key(False, "bool", "Only the last answer of a conversation weighs 1.")
     max_length: int | None = key(
-        None, "int", "Tokens in a sequence, at most; default: the model's context, up to 2048.", low=2, group="Data"
+        None, "int", "Tokens in a sequence, at most; default: the model's context, up to 2048.", low=2
     )
     too_long: str | None = key(
         None,
         "str",
         "What to do with longer examples; default: error, for text split.",
         choices=("error", "truncate", "drop", "split"),
-        group="Data",
     )
-    packing: bool = key(
-        False, "bool", "Put several examples into one sequence; they do not attend to each other.", group="Data"
-    )
-    new_tokens: tuple[str, ...] = key((), "words", "Tokens to add to the vocabulary.", group="Data")
-    eos_token: str | None = key(None, "str", "Token that ends an example; default: the tokenizer's.", group="Data")
-    pad_token: str | None = key(None, "str", "Padding token; default: the tokenizer's, or eos.", group="Data")
+    packing: bool = key(False, "bool", "Put several examples into one sequence; they do not attend to each other.")
+    new_tokens: tuple[str, ...] = key((), "words", "Tokens to add to the vocabulary.")
+    eos_token: str | None = key(None, "str", "Token that ends an example; default: the tokenizer's.")
+    pad_token: str | None = key(None, "str", "Padding token; default: the tokenizer's, or eos.")
 
     infilling_rate: float = key(
-        0.5,
-        "float",
-        "Share of texts whose middle moves to the end.",
-        low=0,
-        high=1,
-        objectives=("infilling",),
-        group="Objectives",
+        0.5, "float", "Share of texts whose middle moves to the end.", low=0, high=1, objectives=("infilling",)
     )
     infilling_tokens: tuple[str, ...] = key(
-        (),
-        "words",
-        "Tokens that mark prefix, suffix and middle; default: the tokenizer's.",
-        objectives=("infilling",),
-        group="Objectives",
+        (), "words", "Tokens that mark prefix, suffix and middle; default: the tokenizer's.", objectives=("infilling",)
     )
-    mask_rate: float = key(
-        0.15, "float", "Share of tokens to predict.", above=0, high=0.9, objectives=("mlm",), group="Objectives"
-    )
-    mask_copies: int = key(
-        1, "int", "Copies of each text, each masked differently.", low=1, objectives=("mlm",), group="Objectives"
-    )
-    whole_words: bool = key(
-        False, "bool", "Mask all tokens of a word, or none.", objectives=("mlm",), group="Objectives"
-    )
+    mask_rate: float = key(0.15, "float", "Share of tokens to predict.", above=0, high=0.9, objectives=("mlm",))
+    mask_copies: int = key(1, "int", "Copies of each text, each masked differently.", low=1, objectives=("mlm",))
+    whole_words: bool = key(False, "bool", "Mask all tokens of a word, or none.", objectives=("mlm",))
     labels: tuple[str, ...] = key(
-        (),
-        "words",
-        "Names of the labels in order; default: as in the data.",
-        objectives=("classification",),
-        group="Objectives",
+        (), "words", "Names of the labels in order; default: as in the data.", objectives=("classification",)
     )
     class_weights: dict[str, float] | None = key(
-        None, "table", "Weights of the losses, by label.", above=0, objectives=("classification",), group="Objectives"
+        None, "table", "Weights of the losses, by label.", above=0, objectives=("classification",)
     )
-    balance_classes: bool = key(
-        False,
-        "bool",
-        "Weigh all labels equally.",
-        objectives=("classification",),
-        group="Objectives",
-    )
+    balance_classes: bool = key(False, "bool", "Weigh all labels equally.", objectives=("classification",))
     beta: float = key(
         0.1,
         "float",
         "How strongly DPO and KTO keep the model close to the reference.",
         above=0,
         objectives=("dpo", "kto"),
-        group="Objectives",
     )
-    wanted_weight: float = key(
-        1.0, "float", "Weight of the losses of wanted answers.", above=0, objectives=("kto",), group="Objectives"
-    )
+    wanted_weight: float = key(1.0, "float", "Weight of the losses of wanted answers.", above=0, objectives=("kto",))
     unwanted_weight: float = key(
-        1.0, "float", "Weight of the losses of unwanted answers.", above=0, objectives=("kto",), group="Objectives"
+        1.0, "float", "Weight of the losses of unwanted answers.", above=0, objectives=("kto",)
     )
     label_smoothing: float = key(
-        0.0,
-        "float",
-        "Share of preferences assumed to be wrong.",
-        low=0,
-        high=0.5,
-        objectives=("dpo",),
-        group="Objectives",
+        0.0, "float", "Share of preferences assumed to be wrong.", low=0, high=0.5, objectives=("dpo",)
     )
-    teacher: str | None = key(None, "str", "The model to learn from.", objectives=("distillation",), group="Objectives")
-    temperature: float = key(
-        2.0, "float", "Temperature of teacher and student.", above=0, objectives=("distillation",), group="Objectives"
-    )
+    teacher: str | None = key(None, "str", "The model to learn from.", objectives=("distillation",))
+    temperature: float = key(2.0, "float", "Temperature of teacher and student.", above=0, objectives=("distillation",))
     distillation_alpha: float = key(
         0.5,
         "float",
@@ -204,145 +155,113 @@ class Config:
         above=0,
         high=1,
         objectives=("distillation",),
-        group="Objectives",
     )
     similarity_temperature: float = key(
-        0.05,
-        "float",
-        "Cosine similarities are divided by this.",
-        above=0,
-        objectives=("embeddings",),
-        group="Objectives",
+        0.05, "float", "Cosine similarities are divided by this.", above=0, objectives=("embeddings",)
     )
 
-    rank: int = key(16, "int", "Rank of LoRA's matrices.", low=1, only=_LORA, group="Adapters")
+    rank: int = key(16, "int", "Rank of LoRA's matrices.", low=1, only=_LORA)
     alpha: float | None = key(
-        None, "float", "LoRA's scale is alpha/rank; default: twice the rank.", above=0, only=_LORA, group="Adapters"
+        None, "float", "LoRA's scale is alpha/rank; default: twice the rank.", above=0, only=_LORA
     )
-    dropout: float = key(
-        0.0, "float", "Dropout before LoRA's matrices.", low=0, high=0.99, only=_LORA, group="Adapters"
-    )
-    rslora: bool = key(False, "bool", "Use the scale alpha/sqrt(rank) (rsLoRA).", only=_LORA, group="Adapters")
-    dora: bool = key(False, "bool", "Train magnitude and direction (DoRA).", only=_LORA, group="Adapters")
+    dropout: float = key(0.0, "float", "Dropout before LoRA's matrices.", low=0, high=0.99, only=_LORA)
+    rslora: bool = key(False, "bool", "Use the scale alpha/sqrt(rank) (rsLoRA).", only=_LORA)
+    dora: bool = key(False, "bool", "Train magnitude and direction (DoRA).", only=_LORA)
     rank_pattern: dict[str, float] | None = key(
-        None, "table", "Ranks by regular expression on module names.", low=1, only=_LORA, group="Adapters"
+        None, "table", "Ranks by regular expression on module names.", low=1, only=_LORA
     )
     alpha_pattern: dict[str, float] | None = key(
-        None, "table", "Alphas by regular expression on module names.", above=0, only=_LORA, group="Adapters"
+        None, "table", "Alphas by regular expression on module names.", above=0, only=_LORA
     )
     target_modules: tuple[str, ...] = key(
-        (),
-        "words",
-        "Modules to adapt; default: all linear layers (LoRA), PEFT's choice (others).",
-        only=_ADAPTERS,
-        group="Adapters",
+        (), "words", "Modules to adapt; default: all linear layers (LoRA), PEFT's choice (others).", only=_ADAPTERS
     )
     feedforward_modules: tuple[str, ...] = key(
-        (), "words", "Modules among target_modules whose input IA3 scales.", only=("ia3",), group="Adapters"
+        (), "words", "Modules among target_modules whose input IA3 scales.", only=("ia3",)
     )
     modules_to_save: tuple[str, ...] = key(
-        (), "words", "Modules to train and save whole, such as embed_tokens.", only=(*_LORA, "ia3"), group="Adapters"
+        (), "words", "Modules to train and save whole, such as embed_tokens.", only=(*_LORA, "ia3")
     )
-    double_quantization: bool = key(
-        True, "bool", "Quantise the scales of the weights too.", only=("qlora",), group="Adapters"
-    )
-    virtual_tokens: int = key(
-        20, "int", "Length of the learnt prompt or prefix.", low=1, only=_PROMPTS, group="Adapters"
-    )
-    prompt_init: str | None = key(
-        None, "str", "Text that the prompt is initialised from.", only=("prompt",), group="Adapters"
-    )
-    encoder_hidden: int | None = key(
-        None, "int", "Width of the prompt encoder.", low=1, only=("prefix", "ptuning"), group="Adapters"
-    )
-    bottleneck: int = key(16, "int", "Width of a bottleneck adapter.", low=1, only=("bottleneck",), group="Adapters")
-    freeze_first: int | None = key(
-        None, "int", "Freeze embeddings and this many layers.", low=1, only=("partial",), group="Adapters"
-    )
+    double_quantization: bool = key(True, "bool", "Quantise the scales of the weights too.", only=("qlora",))
+    virtual_tokens: int = key(20, "int", "Length of the learnt prompt or prefix.", low=1, only=_PROMPTS)
+    prompt_init: str | None = key(None, "str", "Text that the prompt is initialised from.", only=("prompt",))
+    encoder_hidden: int | None = key(None, "int", "Width of the prompt encoder.", low=1, only=("prefix", "ptuning"))
+    bottleneck: int = key(16, "int", "Width of a bottleneck adapter.", low=1, only=("bottleneck",))
+    freeze_first: int | None = key(None, "int", "Freeze embeddings and this many layers.", low=1, only=("partial",))
     train_last: int | None = key(
-        None, "int", "Train this many last layers, final norm and head.", low=1, only=("partial",), group="Adapters"
+        None, "int", "Train this many last layers, final norm and head.", low=1, only=("partial",)
     )
-    freeze: tuple[str, ...] = key(
-        (), "words", "Regular expressions of parameters not to train.", only=("partial",), group="Adapters"
-    )
+    freeze: tuple[str, ...] = key((), "words", "Regular expressions of parameters not to train.", only=("partial",))
     train_only: tuple[str, ...] = key(
-        (), "words", "Regular expressions of the only parameters to train.", only=("partial",), group="Adapters"
+        (), "words", "Regular expressions of the only parameters to train.", only=("partial",)
     )
 
-    epochs: float = key(1.0, "float", "Passes over the data.", above=0, group="Training")
-    max_steps: int | None = key(None, "int", "Optimiser steps, in place of epochs.", low=1, group="Training")
-    batch_size: int = key(8, "int", "Sequences in a batch, on each device.", low=1, group="Training")
-    gradient_accumulation: int = key(1, "int", "Batches in an optimiser step.", low=1, group="Training")
-    gradient_checkpointing: bool = key(False, "bool", "Save memory for about a third more time.", group="Training")
+    epochs: float = key(1.0, "float", "Passes over the data.", above=0)
+    max_steps: int | None = key(None, "int", "Optimiser steps, in place of epochs.", low=1)
+    batch_size: int = key(8, "int", "Sequences in a batch, on each device.", low=1)
+    gradient_accumulation: int = key(1, "int", "Batches in an optimiser step.", low=1)
+    gradient_checkpointing: bool = key(False, "bool", "Save memory for about a third more time.")
     learning_rate: float | None = key(
         None,
         "float",
         "Default: 2e-5 full and partial, 2e-4 LoRA, 1e-3 BitFit and bottlenecks, 3e-3 IA3, 1e-2 prompts.",
         above=0,
         high=10,
-        group="Training",
     )
-    scheduler: str = key("cosine", "str", "Schedule of the learning rate.", choices=SCHEDULERS, group="Training")
-    warmup: float = key(0.03, "float", "Warm-up steps; below 1: a share of all steps.", low=0, group="Training")
-    optimizer: str = key(
-        "adamw", "str", "The 8-bit optimisers need bitsandbytes and a GPU.", choices=OPTIMIZERS, group="Training"
-    )
-    weight_decay: float = key(
-        0.0, "float", "AdamW's weight decay, on all but norms and biases.", low=0, high=1, group="Training"
-    )
-    max_grad_norm: float = key(1.0, "float", "Clip gradients to this norm; 0: no clipping.", low=0, group="Training")
+    scheduler: str = key("cosine", "str", "Schedule of the learning rate.", choices=SCHEDULERS)
+    warmup: float = key(0.03, "float", "Warm-up steps; below 1: a share of all steps.", low=0)
+    optimizer: str = key("adamw", "str", "The 8-bit optimisers need bitsandbytes and a GPU.", choices=OPTIMIZERS)
+    weight_decay: float = key(0.0, "float", "AdamW's weight decay, on all but norms and biases.", low=0, high=1)
+    max_grad_norm: float = key(1.0, "float", "Clip gradients to this norm; 0: no clipping.", low=0)
     precision: str = key(
-        "auto",
-        "str",
-        "Mixed precision; auto: bf16 on GPUs that support it.",
-        choices=("auto", "fp32", "bf16", "fp16"),
-        group="Training",
+        "auto", "str", "Mixed precision; auto: bf16 on GPUs that support it.", choices=("auto", "fp32", "bf16", "fp16")
     )
     dtype: str = key(
         "auto",
         "str",
         "Dtype of the weights in memory; auto: float32, and bfloat16 for frozen weights on a GPU.",
         choices=("auto", "float32", "bfloat16", "float16"),
-        group="Training",
     )
     rope_scaling: str | None = key(
-        None, "str", "Extend the context by rope_factor.", choices=("linear", "dynamic", "yarn"), group="Training"
+        None, "str", "Extend the context by rope_factor.", choices=("linear", "dynamic", "yarn")
     )
-    rope_factor: float = key(2.0, "float", "The new context divided by the old one.", above=1, group="Training")
-    attention: str = key(
-        "sdpa",
-        "str",
-        "Implementation of attention.",
-        choices=("sdpa", "eager", "flash_attention_2"),
-        group="Training",
-    )
-    seed: int = key(0, "int", "Seed of order, mixing, masks and new weights.", low=0, high=2**32 - 1, group="Training")
+    rope_factor: float = key(2.0, "float", "The new context divided by the old one.", above=1)
+    attention: str = key("sdpa", "str", "Implementation of attention.", choices=("sdpa", "eager", "flash_attention_2"))
+    seed: int = key(0, "int", "Seed of order, mixing, masks and new weights.", low=0, high=2**32 - 1)
 
     eval_every: int | None = key(
-        None, "int", "Steps between evaluations; default: save_every, else once an epoch.", low=1, group="Watching"
+        None, "int", "Steps between evaluations; default: save_every, else once an epoch.", low=1
     )
-    save_every: int | None = key(
-        None, "int", "Steps between checkpoints; default: eval_every.", low=1, group="Watching"
-    )
-    early_stopping: int | None = key(
-        None, "int", "Stop after this many evaluations without a better loss.", low=1, group="Watching"
-    )
+    save_every: int | None = key(None, "int", "Steps between checkpoints; default: eval_every.", low=1)
+    early_stopping: int | None = key(None, "int", "Stop after this many evaluations without a better loss.", low=1)
     keep_best: bool | None = key(
-        None,
-        "bool",
-        "The result is the checkpoint with the lowest validation loss; default: true with validation.",
-        group="Watching",
+        None, "bool", "The result is the checkpoint with the lowest validation loss; default: true with validation."
     )
-    log_every: int = key(10, "int", "Steps between lines of the log.", low=1, group="Watching")
+    log_every: int = key(10, "int", "Steps between lines of the log.", low=1)
     tensorboard: bool = key(
-        False,
-        "bool",
-        "Write TensorBoard events to OUT/tensorboard (during training: OUT.partial/tensorboard).",
-        group="Watching",
+        False, "bool", "Write TensorBoard events to OUT/tensorboard (during training: OUT.partial/tensorboard)."
     )
 
 
-KEYS: dict[str, ConfigKey] = {one.name: one.metadata["key"] for one in fields(Config)}
+# The first key of a group -> its heading in `--help` and the documents.
+_GROUPS = {
+    "model": "What",
+    "format": "Data",
+    "infilling_rate": "Objectives",
+    "rank": "Adapters",
+    "epochs": "Training",
+    "eval_every": "Watching",
+}
+
+
+def _grouped() -> Iterator[tuple[str, ConfigKey]]:
+    group = ""
+    for one in fields(Config):
+        group = _GROUPS.get(one.name, group)
+        yield one.name, replace(one.metadata["key"], group=group)
+
+
+KEYS: dict[str, ConfigKey] = dict(_grouped())
 SOURCE_KEYS: dict[str, ConfigKey] = {
     "path": ConfigKey("str", "The file, or a hub id."),
     "subset": ConfigKey("str", "Subset of a data set on the hub."),

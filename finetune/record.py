@@ -16,7 +16,7 @@ from merge.checkpoint.files import FINETUNE_RECORD
 from merge.loading import code_that_ran
 
 if TYPE_CHECKING:
-    from finetune.objectives import Objective
+    from finetune.objectives.base import Objective
 
 MANIFEST, LOG, CURVE = FINETUNE_RECORD, "training_log.json", "loss.png"
 TENSORBOARD = "tensorboard"  # the folder of its events

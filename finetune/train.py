@@ -26,8 +26,8 @@ from finetune.data.encode import set_up_tokenizer
 from finetune.distributed import check_launch, is_first, known_to_all
 from finetune.keys import Config
 from finetune.models import Base, check_trainable, load_model, local_device, mixed_precision, open_base, pick_device
-from finetune.objectives import OBJECTIVES, Objective, bind_objective
-from finetune.objectives.base import Run
+from finetune.objectives import OBJECTIVES, bind_objective
+from finetune.objectives.base import Objective, Run
 from finetune.output import TrainingDirectory
 from finetune.record import TENSORBOARD
 from finetune.result import save_result, summarise_losses, summarise_metrics, write_records

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from finetune.data.pack import Batch, Rows
-from finetune.objectives import Objective
+from finetune.objectives.base import Objective
 from merge.errors import NumbersError, OutputError
 
 PARAMETERS = "trainable.safetensors"

@@ -17,7 +17,7 @@ from eval.compare import average, average_error, averaged, compare, parents
 from eval.difference import AVERAGE, difference, differences, mcnemar
 from eval.join import join
 from eval.path import barrier
-from eval.results import Part
+from eval.results import ScorePart
 from eval.results_file import load_results
 from eval.samples import read_samples
 from eval.tables import as_csv, as_data, as_markdown, columns, notes, verdict
@@ -105,7 +105,7 @@ def test_a_normalised_score_is_resampled_within_subtasks_scaled_and_cut_as_the_s
             made.task(task, list((rng.random(n) < p).astype(float)))
             for task, n, p in zip(chances, sizes, shares, strict=True)
         ]
-        parts = [Part(task, "acc,none", chance) for task, chance in chances.items()]
+        parts = [ScorePart(task, "acc,none", chance) for task, chance in chances.items()]
         models.append(made.model(name, [*tasks, combine("All", parts, {task.name: task for task in tasks})]))
     found = difference(*models, "All")
     items = [[np.array(model.tasks[task].items) for task in chances] for model in models]
@@ -131,7 +131,7 @@ def test_two_models_below_chance_score_the_same() -> None:
             [task := made.task("x", [1.0] * right + [0.0] * (40 - right)), combine("X", [part], {"x": task})],
         )
         for name, right in (("a", 4), ("b", 2))
-        for part in [Part("x", "acc,none", 0.5)]
+        for part in [ScorePart("x", "acc,none", 0.5)]
     ]
     found = difference(*models, "X")
     assert (found.value, found.low, found.high) == (0, 0, 0)
@@ -149,7 +149,7 @@ def test_metrics_of_the_same_answers_are_drawn_together() -> None:
             metrics=dict(one.metrics) | {"inst,none": one.value},
             also={"inst,none": tuple((x, 1.0) for x in items)},
         )
-        both = combine("Both", [Part("i", "prompt,none"), Part("i", "inst,none")], {"i": one})
+        both = combine("Both", [ScorePart("i", "prompt,none"), ScorePart("i", "inst,none")], {"i": one})
         models.append(made.model(name, [one, both]))
     single, both = (difference(*models, task) for task in ("i", "Both"))
     assert (both.low, both.high) == (pytest.approx(single.low), pytest.approx(single.high))

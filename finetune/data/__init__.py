@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -33,7 +33,7 @@ from merge.plan import SourceFile
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from finetune.objectives import Objective
+    from finetune.objectives.base import Objective
 
 _SHOWN = 5  # examples that one message names
 

@@ -7,15 +7,11 @@ add up to the mean over the whole step, and over the whole validation set.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import NamedTuple
 
-from finetune.data.contents import Conversation, Instruction, Judged, Labelled, Preference, Sample, Text, TextPair
-from finetune.data.encode import Encoder, Example
-from finetune.data.pack import Batch, BatchRow
+from finetune.data.contents import Conversation, Instruction, Judged, Labelled, Preference, Text, TextPair
 from finetune.keys import KEYS, Config
-from finetune.objectives.base import Run
+from finetune.objectives.base import Objective, Run
 from finetune.objectives.causal import Supervised, TextPretraining
 from finetune.objectives.classification import Classification
 from finetune.objectives.distillation import Distillation
@@ -24,80 +20,8 @@ from finetune.objectives.infilling import Infilling
 from finetune.objectives.judged import JudgedAnswers
 from finetune.objectives.masked import MaskedLanguageModelling
 from finetune.objectives.preference import DirectPreference
-from finetune.sources import SourceStates
 from merge.errors import UsageError
 from merge.schema.names import one_of
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-    from finetune.data import Data
-
-
-class Objective(Protocol):
-    """`takes`: kinds of samples; `model_class`: of transformers; `task_type`: PEFT's; `too_long`: the default.
-
-    pipeline: the Hub's name for what the result does; text-generation is for models that write.
-    unit: what a loss is the mean over: a token, an example, a pair.
-    by_token: weights of tokens say what is learnt, so an example without any teaches nothing.
-    packs, splits: rows may hold several examples; a long text may become several.
-    prompts: goes with prompt, prefix and P-tuning.
-    """
-
-    @property
-    def takes(self) -> tuple[type, ...]: ...
-    @property
-    def model_class(self) -> str: ...
-    @property
-    def task_type(self) -> str | None: ...
-    @property
-    def too_long(self) -> str: ...
-    @property
-    def pipeline(self) -> str: ...
-    @property
-    def unit(self) -> str: ...
-    @property
-    def by_token(self) -> bool: ...
-    @property
-    def packs(self) -> bool: ...
-    @property
-    def splits(self) -> bool: ...
-    @property
-    def prompts(self) -> bool: ...
-
-    def bind(self, run: Run) -> Objective:
-        """The objective for this run, which may keep what it needs. Raises UsageError for what does not fit it."""
-
-    def loading(self) -> dict[str, object]:
-        """Attributes that the model's config is to have."""
-
-    def begin(self, model: nn.Module, data: Data, config: Config, device: str) -> None:
-        """Called once, before training (also before it is resumed), with the model as the base is."""
-
-    def encode(self, sample: Sample, encoder: Encoder) -> list[Example]: ...
-
-    def collate(self, rows: Sequence[BatchRow], pad: int) -> Batch: ...
-
-    def weights(self, batch: Batch) -> Tensor:
-        """(row,) float32: what the losses of these rows, added up, are to be divided by."""
-
-    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """(row,) float32: the sum of the losses of each row; for one-row examples that is the loss of the example."""
-
-    def measure(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-        """(losses as loss() gives them, (row, column) float32: what metrics() needs of these rows)."""
-
-    def metrics(self, columns: Tensor, examples: Sequence[Example]) -> dict[str, float]:
-        """columns (example, column) float64 of the whole validation set -> figures by name."""
-
-    def record(self) -> dict[str, object]:
-        """What the manifest keeps of it."""
-
-    def sources(self) -> SourceStates:
-        """Files that it reads beside model and data, as they were then."""
-
-    def finish(self, folder: Path, model: nn.Module) -> None:
-        """Adds files to the result that its users need."""
 
 
 class SampleKind(NamedTuple):

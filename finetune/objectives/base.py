@@ -1,4 +1,4 @@
-"""The base of most objectives, and the facts about a run that an objective receives."""
+"""What an objective is, and the facts about a run that it receives."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finetune.data.contents import Sample
-from finetune.data.encode import Example
-from finetune.data.pack import Batch
+from finetune.data.encode import Encoder, Example
+from finetune.data.pack import Batch, BatchRow
 from finetune.keys import Config
 from finetune.sources import SourceStates
 
@@ -40,9 +40,22 @@ class Run:
         return self.base.tokenizer
 
 
-class Basics(ABC):
-    """Defaults of an objective; see Objective in __init__.py for what they mean."""
+class Objective(ABC):
+    """What is learnt from which samples, and how the model is loaded, scored and saved for it.
 
+    Attributes:
+        takes: kinds of samples.
+        too_long: what is done with longer examples if the config does not say.
+        model_class, task_type: of transformers, and of PEFT.
+        pipeline: the Hub's name for what the result does; text-generation is for models that write.
+        unit: what a loss is the mean over: a token, an example, a pair.
+        by_token: weights of tokens say what is learnt, so an example without any teaches nothing.
+        packs, splits: rows may hold several examples; a long text may become several.
+        prompts: can be combined with prompt, prefix and P-tuning.
+    """
+
+    takes: tuple[type, ...]
+    too_long: str
     model_class = "AutoModelForCausalLM"
     task_type: str | None = "CAUSAL_LM"
     pipeline = "text-generation"
@@ -53,31 +66,49 @@ class Basics(ABC):
     prompts = True
 
     def bind(self, run: Run) -> Self:
+        """The objective for this run, which may keep what it needs. Raises UsageError for what does not fit it."""
         return self
 
     def loading(self) -> dict[str, object]:
+        """Attributes for the model's config."""
         return {}
 
     def begin(self, model: nn.Module, data: Data, config: Config, device: str) -> None:
-        return None
+        """Called once, before training (also before it is resumed), with the model as the base is."""
+        return
+
+    @abstractmethod
+    def encode(self, sample: Sample, encoder: Encoder) -> list[Example]: ...
+
+    @abstractmethod
+    def collate(self, rows: Sequence[BatchRow], pad: int) -> Batch: ...
+
+    @abstractmethod
+    def weights(self, batch: Batch) -> Tensor:
+        """(row,) float32: the divisor for the sum of these rows' losses."""
+
+    @abstractmethod
+    def measure(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        """(losses (row,) float32: the sum of each row; columns (row, column) float32: what metrics() needs of them)."""
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         return self.measure(model, batch)[0]
 
     def metrics(self, columns: Tensor, examples: Sequence[Example]) -> dict[str, float]:
+        """columns (example, column) float64 of the whole validation set -> figures by name."""
         return {}
 
     def record(self) -> dict[str, object]:
+        """Entries for the manifest."""
         return {}
 
     def sources(self) -> SourceStates:
+        """Files that it reads beside model and data, in their state when they were read."""
         return ()
 
     def finish(self, folder: Path, model: nn.Module) -> None:
-        return None
-
-    @abstractmethod
-    def measure(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]: ...
+        """Adds files to the result that its users need."""
+        return
 
 
 def pad_rows(sequences: Sequence[NDArray[np.generic]], fill: float, dtype: type[np.generic] = np.int64) -> Tensor:

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 from finetune.data.contents import Conversation, Instruction, Sample, Text, TextPair
 from finetune.data.encode import Encoder, Example
 from finetune.data.pack import IGNORED, Batch, BatchRow, collate
-from finetune.objectives.base import Basics, model_inputs
+from finetune.objectives.base import Objective, model_inputs
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
-class Causal(Basics):
+class Causal(Objective):
     packs = True
     splits = True
 

@@ -18,7 +18,7 @@ from finetune.data.contents import Labelled, Sample
 from finetune.data.encode import Encoder, Example
 from finetune.data.pack import Batch, BatchRow
 from finetune.keys import Config
-from finetune.objectives.base import Basics, Run, inputs_of, model_inputs
+from finetune.objectives.base import Objective, Run, inputs_of, model_inputs
 from merge.errors import UsageError
 from merge.schema.names import suggest
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 _MOST = 1000  # more labels than this are a column of something else
 
 
-class Classification(Basics):
+class Classification(Objective):
     takes = (Labelled,)
     too_long = "error"
     model_class = "AutoModelForSequenceClassification"

@@ -24,7 +24,7 @@ from finetune.data.contents import Preference, Sample, TextPair
 from finetune.data.encode import Encoder, Example
 from finetune.data.pack import Batch, BatchRow
 from finetune.keys import Config
-from finetune.objectives.base import Basics, Run, inputs_of, model_inputs
+from finetune.objectives.base import Objective, Run, inputs_of, model_inputs
 from merge.errors import UsageError
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 _BLOCK = 1024  # anchors that are compared with all positives at once, in metrics
 
 
-class Embeddings(Basics):
+class Embeddings(Objective):
     takes = (TextPair, Preference)
     too_long = "error"
     model_class = "AutoModel"

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from finetune.data.contents import Sample, Text
 from finetune.data.encode import Encoder, Example
 from finetune.data.pack import IGNORED, Batch, BatchRow
-from finetune.objectives.base import Basics, Run, inputs_of, model_inputs, pad_rows
+from finetune.objectives.base import Objective, Run, inputs_of, model_inputs, pad_rows
 from finetune.objectives.causal import token_losses
 from merge.errors import UsageError
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
-class MaskedLanguageModelling(Basics):
+class MaskedLanguageModelling(Objective):
     takes = (Text,)
     too_long = "split"
     model_class = "AutoModelForMaskedLM"

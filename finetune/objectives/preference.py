@@ -24,7 +24,7 @@ from finetune.data.contents import Preference, Sample, Turns
 from finetune.data.encode import Encoder, Example
 from finetune.data.pack import IGNORED, Batch, BatchRow
 from finetune.keys import Config
-from finetune.objectives.base import Basics, Run, inputs_of, moved, pad_rows
+from finetune.objectives.base import Objective, Run, inputs_of, moved, pad_rows
 from finetune.objectives.causal import logits_of, token_losses
 from merge.errors import UsageError
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from finetune.data import Data
 
 
-class DirectPreference(Basics):
+class DirectPreference(Objective):
     takes: tuple[type, ...] = (Preference,)
     too_long = "error"
     unit = "a pair"
