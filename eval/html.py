@@ -28,6 +28,7 @@ from eval.tables import (
     signed,
     verdict,
 )
+from merge.schema.names import one_of
 
 _EXAMPLES = 6  # of each kind and task
 
@@ -53,11 +54,7 @@ def _title(comparison: Comparison) -> str:
     if not comparison.merges:
         return f"{len(models)} models on {', '.join(comparison.results.tasks)}"
     names = [merged.model.name for merged in comparison.merges]
-    return f"{_listed(names)} against {'its' if len(names) == 1 else 'their'} parents"
-
-
-def _listed(names: Sequence[str]) -> str:
-    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
+    return f"{one_of(names, 'and')} against {'its' if len(names) == 1 else 'their'} parents"
 
 
 def _head(comparison: Comparison) -> str:
@@ -129,7 +126,7 @@ def _bars(comparison: Comparison) -> str:
     key = ""
     if comparison.merges:
         names = [merged.model.name for merged in comparison.merges]
-        roles = [("merge", _listed(names)), ("parent", "its parents" if len(names) == 1 else "their parents")]
+        roles = [("merge", one_of(names, "and")), ("parent", "its parents" if len(names) == 1 else "their parents")]
         roles += [("other", "others")] if any(_role(comparison, m) == "other" for m in results.models) else []
         key = "".join(f'<span><i style="background:var(--{role})"></i>{escape(t)}</span>' for role, t in roles)
         key = f'<p class="key soft">{key}</p>'

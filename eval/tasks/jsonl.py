@@ -11,7 +11,7 @@ from pathlib import Path
 
 import xxhash
 
-from eval.tasks.task import Task
+from eval.tasks.task import Task, TaskItems
 from merge.errors import UsageError
 from merge.jsontext import JSONTextError, parse_json
 from merge.quoting import quoted
@@ -25,7 +25,7 @@ def jsonl_task(path: Path) -> Task:
     multiple = "choices" in rows[0]
     config: dict[str, object] = {
         "task": path.stem,
-        "custom_dataset": _JSONLDataset(rows),
+        "custom_dataset": TaskItems(lambda: rows),
         "test_split": "test",
         "doc_to_text": "question",
         "metadata": {"version": _version(rows)},
@@ -48,16 +48,6 @@ def jsonl_task(path: Path) -> Task:
 def _version(rows: list[dict[str, object]]) -> str:
     """Of the items: results of another file of that name are not compared with these."""
     return xxhash.xxh3_64_hexdigest(json.dumps(rows, ensure_ascii=False).encode("utf-8", "surrogatepass"))
-
-
-class _JSONLDataset:
-    def __init__(self, rows: list[dict[str, object]]) -> None:
-        self._rows = rows
-
-    def __call__(self, **settings: object) -> dict[str, object]:
-        from datasets import Dataset
-
-        return {"test": Dataset.from_list(self._rows)}
 
 
 def read_rows(path: Path) -> list[dict[str, object]]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import random
 
 from eval.exact_match import MAX_ANSWER, SKILLS, questions
-from eval.tasks.task import Suite, Task
+from eval.tasks.task import Suite, Task, TaskItems
 
 ITEMS = 500  # a skill
 END = "\n"
@@ -19,7 +20,7 @@ def suite() -> Suite:
 def _config(name: str) -> dict[str, object]:
     return {
         "task": name,
-        "custom_dataset": _Dataset(name),
+        "custom_dataset": TaskItems(functools.partial(_items, name)),
         "test_split": "test",
         "output_type": "generate_until",
         "doc_to_text": "prompt",
@@ -30,16 +31,8 @@ def _config(name: str) -> dict[str, object]:
     }
 
 
-class _Dataset:
-    """The prompts of one skill; equal in every run."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-
-    def __call__(self, **settings: object) -> dict[str, object]:
-        from datasets import Dataset
-
-        skill = SKILLS[self._name]
-        asked = questions(skill, ITEMS, random.Random(f"0:{self._name}"), test=True)
-        rows = [{"prompt": skill.prompt(question), "answer": skill.solve(question)} for question in asked]
-        return {"test": Dataset.from_list(rows)}
+def _items(name: str) -> list[dict[str, str]]:
+    """The prompts of one skill; the same in every run."""
+    skill = SKILLS[name]
+    asked = questions(skill, ITEMS, random.Random(f"0:{name}"), test=True)
+    return [{"prompt": skill.prompt(question), "answer": skill.solve(question)} for question in asked]

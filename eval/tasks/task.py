@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from datasets import Dataset
+
     from eval.results import TaskResult
 
 
@@ -37,6 +39,18 @@ class Task:
     nltk: str | None = None
     also: tuple[str, ...] = ()
     guard: Callable[[], tuple[str, ...]] | None = None
+
+
+@dataclass(frozen=True)
+class TaskItems:
+    """A task's data as lm-eval takes it (`custom_dataset`): called for the items, which are the split "test"."""
+
+    rows: Callable[[], Sequence[Mapping[str, object]]]
+
+    def __call__(self, **settings: object) -> dict[str, Dataset]:
+        from datasets import Dataset
+
+        return {"test": Dataset.from_list(list(self.rows()))}
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import xxhash
 
-from eval.tasks.task import Task
+from eval.tasks.task import Task, TaskItems
 from merge.errors import UsageError
 from merge.statistics.data import read_texts
 
@@ -23,7 +23,7 @@ def text_task(path: Path) -> Task:
     joined = "\0".join(texts).encode("utf-8", "surrogatepass")
     config: dict[str, object] = {
         "task": path.stem,
-        "custom_dataset": _TextDataset(texts),
+        "custom_dataset": TaskItems(lambda: [{"text": text} for text in texts]),
         "test_split": "test",
         "output_type": "loglikelihood_rolling",
         "doc_to_text": "",
@@ -34,14 +34,4 @@ def text_task(path: Path) -> Task:
         ],
         "metadata": {"version": xxhash.xxh3_64_hexdigest(joined)},
     }
-    return Task(path.stem, config, "bits_per_byte", needs=None)
-
-
-class _TextDataset:
-    def __init__(self, texts: list[str]) -> None:
-        self._texts = texts
-
-    def __call__(self, **settings: object) -> dict[str, object]:
-        from datasets import Dataset
-
-        return {"test": Dataset.from_list([{"text": text} for text in self._texts])}
+    return Task(path.stem, config, "bits_per_byte")
