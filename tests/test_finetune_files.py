@@ -18,7 +18,7 @@ from finetune.data.contents import (
 from finetune.data.files import read_rows
 from finetune.data.mix import hold_out, mix
 from finetune.data.samples import make_samples
-from finetune.keys import Config, Source
+from finetune.keys import Config, DataSource
 from merge.errors import RecipeError, UsageError
 
 # ---- files and formats
@@ -44,9 +44,9 @@ def test_every_kind_of_file_gives_the_same_rows(tmp_path: Path) -> None:
 
 def test_templates_take_any_columns(tmp_path: Path) -> None:
     rows = read_rows(write_lines(tmp_path / "d.jsonl", [{"question": "1+1", "answer": 2}]))
-    source = Source("d", prompt="Q: {question} {{x}}\nA: ", completion="{answer}")
+    source = DataSource("d", prompt="Q: {question} {{x}}\nA: ", completion="{answer}")
     assert make_samples(rows, source, Config(), [])[0].content == TextPair("Q: 1+1 {x}\nA: ", "2")
-    assert make_samples(rows, Source("d"), Config(text="{question}={answer}"), [])[0].content == Text("1+1=2")
+    assert make_samples(rows, DataSource("d"), Config(text="{question}={answer}"), [])[0].content == Text("1+1=2")
 
 
 # ---- mixing and holding out
@@ -93,7 +93,7 @@ def test_tables_as_they_come_from_real_life(tmp_path: Path) -> None:
 def test_wrong_files_are_explained_all_at_once(tmp_path: Path) -> None:
     (tmp_path / "empty.jsonl").write_text("\n", encoding="utf-8")
     (tmp_path / "broken.jsonl").write_text('{"text": "a"}\n{"text": \n', encoding="utf-8")
-    sources = tuple(Source(str(tmp_path / name)) for name in ("empty.jsonl", "broken.jsonl", "gone.jsonl"))
+    sources = tuple(DataSource(str(tmp_path / name)) for name in ("empty.jsonl", "broken.jsonl", "gone.jsonl"))
     with pytest.raises(RecipeError) as caught:
         read_samples(Config(model="m", data=sources), None)
     found = [str(problem) for problem in caught.value.problems]

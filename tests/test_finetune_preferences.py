@@ -12,7 +12,7 @@ import torch
 from objectives import Ready, Run
 from tiny_llama import write_lines
 
-from finetune.data.pack import Row
+from finetune.data.pack import BatchRow
 
 place, ready, run = objectives.place, objectives.ready, objectives.run  # fixtures
 
@@ -76,7 +76,7 @@ def test_kto_by_hand(ready: Ready) -> None:
     examples = [prepared.data.train.examples[i] for i in range(6)]
     small = [type(one)(one.ids % 8, one.weights, one.place, starts=one.starts, label=one.label) for one in examples]
     assert {one.label for one in small} == {0, 1}
-    batch = prepared.objective.collate([Row([(i, one)], False) for i, one in enumerate(small)], 0)
+    batch = prepared.objective.collate([BatchRow([(i, one)], False) for i, one in enumerate(small)], 0)
     batch["reference"] = torch.tensor([[-30.0 - i, -40.0] for i in range(6)])  # the answer's, the foreign one's
     lengths = [[float(weights.sum()) for _, weights in one.sequences] for one in small]
     rewards = [0.5 * (-math.log(8) * own + 30.0 + i) for i, (own, _) in enumerate(lengths)]
@@ -103,7 +103,7 @@ def test_label_smoothing(ready: Ready) -> None:
     prepared = ready(data="choices", label_smoothing=0.2, beta=0.5)
     example = prepared.data.train.examples[0]
     small = type(example)(example.ids % 8, example.weights, example.place, starts=example.starts)
-    batch = prepared.objective.collate([Row([(0, small)], False)], 0)
+    batch = prepared.objective.collate([BatchRow([(0, small)], False)], 0)
     counts = [weights.sum() for _, weights in small.sequences]
     margin = 0.5 * math.log(8) * float(counts[1] - counts[0])
     wanted = 0.8 * math.log1p(math.exp(-margin)) + 0.2 * math.log1p(math.exp(margin))
