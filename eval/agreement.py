@@ -18,7 +18,7 @@ class AgreementRow:
 
 @dataclass(frozen=True)
 class AgreementCounts:
-    """Of the items: merge and parent."""
+    """How many items merge and parent get right: both, only one of them, neither."""
 
     parent: str
     both: int
@@ -45,7 +45,7 @@ class Grid:
 
 @dataclass(frozen=True)
 class AgreementExample:
-    """`answers`: of each row of the grid: whether it is right, and what it said."""
+    """One item. `answers`: for each row of the grid, whether it is right, and its text."""
 
     question: str
     target: str
@@ -53,7 +53,7 @@ class AgreementExample:
 
 
 def grids(merged: Merged, tasks: Sequence[str]) -> Iterator[Grid]:
-    """One for each task with items that are right or wrong."""
+    """A grid for each task whose items are right or wrong."""
     merge = merged.model
     for name in tasks:
         models = (*merged.parents, merge)

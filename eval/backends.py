@@ -34,10 +34,10 @@ def load_model(path: Path, settings: Settings) -> LM:
         kind = get_model(settings.backend)
     except (ValueError, KeyError):
         near = suggest(settings.backend, sorted(model_registry))
-        raise UsageError(f"--backend {settings.backend}: lm-eval has none of that name; {near}") from None
+        raise UsageError(f"--backend {settings.backend}: lm-eval has no backend of that name; {near}") from None
     arguments: dict[str, object] = dict(settings.model_args)
     if "trust_remote_code" in arguments:
-        raise UsageError(f"--model-args trust_remote_code: code runs of models that are named: {FLAG} MODEL.")
+        raise UsageError(f"--model-args trust_remote_code: name the models whose code may run: {FLAG} MODEL.")
     if settings.backend == "hf":
         arguments |= {"pretrained": str(path), "dtype": settings.used_dtype}
     elif settings.backend == "vllm":

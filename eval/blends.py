@@ -14,7 +14,7 @@ from merge.recipe.model import Recipe, Source
 
 
 def blend_recipe(models: Sequence[str], weights: Sequence[float], name: str) -> Recipe:
-    """A weighted average; a model of weight 0 is left out, since its weights play no part."""
+    """A weighted average, without models of weight 0."""
     sources = [
         Source(reference(model), parameters={"weight": weight})
         for model, weight in zip(models, weights, strict=True)
@@ -31,7 +31,7 @@ def blend(models: Sequence[str], weights: Sequence[float], name: str) -> Subject
 
 @contextlib.contextmanager
 def on_disk(models: Sequence[str], verb: str, keep: Path | None = None) -> Iterator[list[Subject]]:
-    """What the texts name, each with a `text` that a recipe can name: recipes are merged into directories first.
+    """The named models, each with a `text` for use in a recipe: recipes are merged into directories first.
 
     Args:
         verb: for messages.
@@ -54,6 +54,6 @@ def on_disk(models: Sequence[str], verb: str, keep: Path | None = None) -> Itera
 
 
 def short_names(models: Sequence[str]) -> list[str]:
-    """Last parts of the paths, unless two are the same."""
+    """The last part of each path, or whole paths if two are the same."""
     names = [Path(model).name or model for model in models]
     return names if len(set(names)) == len(names) else list(models)

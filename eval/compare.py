@@ -66,7 +66,7 @@ class Gain:
 
 
 def gains(results: Results, model: Verdicts, rivals: Sequence[Verdicts]) -> list[Gain]:
-    """On each task, and on their average where there is one."""
+    """The gains on each task, and on the average if there is one."""
     asked = [[task] for task in results.tasks] + ([list(averaged(results))] if averaged(results) else [])
     return [_gain(differences(model, rivals, tasks)) for tasks in asked]
 
@@ -95,7 +95,7 @@ def adjust(merges: Sequence[Merged]) -> tuple[Merged, ...]:
 
 
 def holm(ps: Sequence[float | None]) -> list[float | None]:
-    """Adjusted p values, in the order given; those that are None stay and do not count."""
+    """Adjusted p values, in the order given; None stays None and does not count."""
     known = sorted((p, place) for place, p in enumerate(ps) if p is not None)
     found: list[float | None] = [None] * len(ps)
     largest = 0.0
@@ -153,7 +153,7 @@ class Merged:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Results and the merges among them; what pages and tables are made from."""
+    """Results and the merges among them, from which pages and tables are made."""
 
     results: Results
     merges: tuple[Merged, ...] = ()

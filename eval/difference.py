@@ -1,7 +1,7 @@
 """Paired differences between two models on the same items, with their uncertainty.
 
 The items of a task are a sample of what could be asked, and all models answered the same ones, so differences are taken
-item by item (eval/resampling.py). None of this says how the models would come out if they were trained again.
+item by item (eval/resampling.py). They do not tell how models of a second training would differ.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class _Leaf:
-    """A task with items, and how much one metric of it, by its key, counts in a score."""
+    """A task with items, and the share of one of its metrics in a score."""
 
     task: str
     metric: str
@@ -66,7 +66,7 @@ class _Leaf:
 
 @dataclass(frozen=True)
 class _Term:
-    """One summand of a score: `share` times the mean over leaves, from which a leaderboard takes chance away."""
+    """One summand of a score: `share` times the mean over leaves, which a leaderboard normalises by chance."""
 
     share: float
     sign: float
@@ -82,7 +82,7 @@ class _Term:
 
 @dataclass(frozen=True)
 class _Score:
-    """What a score is made of, for a model and one rival."""
+    """The terms of a score, for a model and one rival."""
 
     terms: tuple[_Term, ...]
 
@@ -110,7 +110,7 @@ class _Score:
 
 
 class _NoItems(Exception):
-    """Why a score cannot be put together from items."""
+    """The reason why a score cannot be computed from items."""
 
 
 def differences(model: Verdicts, rivals: Sequence[Verdicts], tasks: Sequence[str]) -> tuple[Difference, ...]:
@@ -175,7 +175,7 @@ def _why_none(known: bool, n: int) -> str:
 
 
 def _terms(model: Verdicts, other: Verdicts, tasks: Sequence[str]) -> tuple[_Term, ...]:
-    """What the mean of the tasks' scores is made of. Raises _NoItems where it is not made of items."""
+    """The terms of the tasks' mean score. Raises _NoItems if it cannot be computed from items."""
     terms: list[_Term] = []
     for task in tasks:
         mine, share = model.tasks[task], 1 / len(tasks)
@@ -227,7 +227,7 @@ def _items(task: TaskResult, metric: str) -> Sequence[Item]:
 
 
 def _answers(models: Sequence[Verdicts], tasks: Sequence[str]) -> dict[str, list[Answers]]:
-    """Of each task the items that all models answered, by metric, the shown one first.
+    """The items of each task that all models answered, by metric, the displayed one first.
 
     Raises:
         _NoItems: there is none.
@@ -249,14 +249,14 @@ def _answers(models: Sequence[Verdicts], tasks: Sequence[str]) -> dict[str, list
 
 
 def _shared(results: Sequence[TaskResult]) -> list[list[int]]:
-    """Of each model the places of the items that all models answered, in the first one's order."""
+    """For each model, the indices of the items that all models answered, in the first one's order."""
     places = [{doc: place for place, doc in enumerate(result.doc_ids)} for result in results]
     docs = [doc for doc in results[0].doc_ids if all(doc in where for where in places)]
     return [[where[doc] for doc in docs] for where in places]
 
 
 def _ahead(model: Verdicts, other: Verdicts, tasks: Sequence[str]) -> float:
-    """How much better the model's score is."""
+    """The difference of the scores, positive if the model is better."""
     if len(tasks) == 1:
         mine, theirs = model.tasks[tasks[0]], other.tasks[tasks[0]]
         return _sign(mine) * (mine.value - theirs.value)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class EnsembleLM(LM):  # type: ignore[misc]
-    """An lm-eval model of several."""
+    """An lm-eval model that combines the answers of several."""
 
     def __init__(self, members: Sequence[RememberingLM]) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ class EnsembleLM(LM):  # type: ignore[misc]
         return sum(member.remembered for member in self._members)
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
-        """Of a mixture of the members; greedy where it is for most of them."""
+        """The mixture's likelihood; greedy if most members would choose the text."""
         found = []
         for answers in self._each("loglikelihood", requests):
             greedy = sum(greedy for _, greedy in answers) > len(answers) / 2
@@ -66,7 +66,7 @@ class EnsembleLM(LM):  # type: ignore[misc]
         return [_vote(texts) for texts in self._each("generate_until", requests)]
 
     def _each(self, kind: str, requests: list[Instance]) -> list[tuple[Any, ...]]:
-        """For each request the answers of all members."""
+        """The answers of all members to each request."""
         columns = []
         for member in self._members:
             columns.append(getattr(member, kind)(requests))
@@ -90,6 +90,6 @@ def _log_mean(logs: Sequence[float]) -> float:
 
 
 def _vote(texts: Sequence[str]) -> str:
-    """Blanks around a text do not count; Counter keeps the order in which texts came."""
+    """The most frequent text, ignoring blanks around it; of equals the first, since Counter keeps the order."""
     best = Counter(text.strip() for text in texts).most_common(1)[0][0]
     return next(text for text in texts if text.strip() == best)

@@ -38,13 +38,13 @@ class Skill:
         return f"{self.name}:{question}="
 
     def check(self, question: str, completion: str) -> bool:
-        """Right only if every character is, and nothing follows."""
+        """True only if every character is right and nothing follows."""
         return completion == self.solve(question)
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """correct of items."""
+    """How many of the items were answered correctly."""
 
     correct: int
     items: int
@@ -108,7 +108,7 @@ def questions(skill: Skill, n_items: int, rng: random.Random, *, test: bool) -> 
 
 
 def complete(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> list[str]:
-    """What the model writes after each prompt, greedily, up to its end mark (not included)."""
+    """Greedy completions of the prompts, up to the end mark (not included)."""
     import torch
 
     by_length: dict[int, list[int]] = {}

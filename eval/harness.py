@@ -67,7 +67,7 @@ def evaluate(
 
 @dataclass(frozen=True)
 class _Judge:
-    """What is the same for all subjects of one evaluation."""
+    """The state that all subjects of one evaluation share."""
 
     loaded: Sequence[LoadedTask]
     settings: Settings
@@ -135,7 +135,7 @@ class _Judge:
 
 
 def _joined(done: Sequence[dict[str, TaskResult]]) -> dict[str, TaskResult]:
-    """All results by name; of a task that is asked separately and in a group, that of the group, which needs it."""
+    """All results by name; of a task asked both by itself and in a group, the one that the group needs."""
     found: dict[str, TaskResult] = {}
     for part in done:
         found |= {name: each for name, each in part.items() if each.group is not None or name not in found}

@@ -193,12 +193,12 @@ def _gain_row(one: Difference, results: Results, over_mean: float | None) -> str
 
 
 def _of(head: str, comparison: Comparison, merged: Merged) -> str:
-    """Names the merge where there are several."""
+    """The heading, with the merge's name if there are several."""
     return head if len(comparison.merges) == 1 else f"{head} of {escape(merged.model.name)}"
 
 
 def _agreement(comparison: Comparison, merged: Merged) -> str:
-    """Right and wrong, item by item, of the tasks whose items are one or the other."""
+    """Agreement item by item, for tasks whose items are right or wrong."""
     sections = []
     questions = comparison.results.questions
     for grid in agreement.grids(merged, comparison.results.tasks):

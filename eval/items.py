@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 
 @dataclass
 class LoadedTask:
-    """A task with its data, and which of its items are asked."""
+    """A task with its data, and the items to ask."""
 
     task: Task
-    tree: dict[str, Any]  # what lm-eval's TaskManager.load gives
+    tree: dict[str, Any]  # from lm-eval's TaskManager.load
     samples: dict[str, list[int]]  # of each leaf task; empty: all items
     n_requests: int = 0
     questions: Questions = field(default_factory=dict)
@@ -107,7 +107,7 @@ def _check_settings(loaded: Sequence[LoadedTask], settings: Settings) -> None:
         for name in each.tree["tasks"]:
             if shots.setdefault(name, each.task.num_fewshot) != each.task.num_fewshot:
                 raise UsageError(
-                    f"{name}: is asked separately and in {each.task.name} or a suite, with other examples."
+                    f"{name}: is asked by itself and in {each.task.name} or a suite, with different numbers of examples."
                 )
     unsafe = [name for each in loaded for name, leaf in each.tree["tasks"].items() if runs_code(leaf)]
     if unsafe and not settings.unsafe_code:
@@ -125,7 +125,7 @@ def runs_code(leaf: LeafTask) -> bool:
 
 
 def _sample(leaf: LeafTask, name: str, settings: Settings) -> list[int]:
-    """Which items are asked. The two sides of a split share none and make up the whole.
+    """The items to ask. The two sides of a split are disjoint and complete.
 
     Raises:
         MergeError: a side without items.

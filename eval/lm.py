@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
 
 def checked(kind: type[LM]) -> type[LM]:
-    """A model type of lm-eval; one that loads with transformers does so by merge.loading."""
+    """A model type of lm-eval; types that load with transformers do so through merge.loading."""
     return type(kind.__name__, (_Checked, kind), {}) if issubclass(kind, HFLM) else kind
 
 
 class _Checked(HFLM):  # type: ignore[misc]  # lm_eval is not followed
-    """HFLM loads by a class that it keeps in an attribute; while it does, that is `_Loader`."""
+    """HFLM loads through the class in one of its attributes, which `_Loader` replaces meanwhile."""
 
     AUTO_MODEL_CLASS: Any
 
@@ -37,6 +37,6 @@ class _Loader:
         self._kind = kind
 
     def from_pretrained(self, path: str, *, trust_remote_code: bool | None = None, **settings: Any) -> PreTrainedModel:
-        """As transformers' own, but for whether code may run: that is known already."""
+        """Like transformers' own; whether code may run has been decided before."""
         given = {name: value for name, value in settings.items() if value not in (None, "")}
         return load_model(self._kind, path, **given).network

@@ -43,7 +43,7 @@ def default_path() -> Path:
 
 
 class Memory:
-    """A store of answers and of digests that took long to compute; a context."""
+    """A store of answers, and of digests that are expensive to compute; a context manager."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         """Raises UsageError if the file cannot be made or is something else, OutputError for a full or broken disk."""
@@ -58,7 +58,7 @@ class Memory:
             raise self._unusable(error) from error
 
     def _unusable(self, error: OSError | sqlite3.Error) -> MergeError:
-        """UsageError for a file that is no store; OutputError where the disk is at fault."""
+        """UsageError for a file that is not a store, OutputError for a fault of the disk."""
         if isinstance(error, OSError):
             reason, by_disk = error.strerror, error.errno in _DISK
         else:
@@ -83,7 +83,7 @@ class Memory:
             kept_by(error, self.path)
 
     def answers(self, keys: Iterable[bytes]) -> dict[bytes, Any]:
-        """Those of the keys that have an answer."""
+        """The known answers among these keys."""
         found: dict[bytes, Any] = {}
         wanted = list(dict.fromkeys(keys))
         for start in range(0, len(wanted), _TOGETHER):
@@ -105,7 +105,7 @@ class Memory:
         self._execute("INSERT OR REPLACE INTO digests VALUES (?, ?)", (key, digest))
 
     def _execute(self, statement: str, values: Sequence[bytes | str]) -> list[Any]:
-        """The rows it gives. Raises as the constructor."""
+        """The rows of the result. Raises like the constructor."""
         try:
             return self._connection.execute(statement, values).fetchall()
         except sqlite3.Error as error:

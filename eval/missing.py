@@ -50,5 +50,5 @@ def _line(task: Task, error: Exception) -> str:
 
 
 def _is_data(error: Exception) -> bool:
-    """Whether an error is of a download or of a file; a broken configuration raises others."""
+    """Whether an error comes from a download or a file; a broken configuration raises others."""
     return isinstance(error, (OSError, EOFError))

@@ -75,7 +75,7 @@ class RememberingLM(LM):  # type: ignore[misc]
         return [known[key] for key in keys]
 
     def release(self) -> None:
-        """Lets the real model go; it is loaded again if it is needed."""
+        """Frees the real model; it is loaded again when needed."""
         self._loaded = None
 
     def _answer(self, kind: str, requests: Sequence[Instance]) -> list[Any]:
@@ -102,7 +102,7 @@ class RememberingLM(LM):  # type: ignore[misc]
         return request_key(self.digest, self._settings, kind, arguments)
 
     def record(self, kind: str, arguments: Sequence[object], answer: object) -> None:
-        """One answer, as soon as the real model has it."""
+        """Stores one answer as soon as the real model has it."""
         if not _is_nan(answer):
             self._store(self.key(kind, arguments), answer)
         self.tick(1)
@@ -115,7 +115,7 @@ class RememberingLM(LM):  # type: ignore[misc]
         if _is_nan(answer):
             raise _nan(request, f" for {quoted(str(request.args[0])[-60:])}")
 
-    # What lm-eval asks besides; only chat templates need the real model.
+    # Other calls by lm-eval; only chat templates need the real model.
 
     @property
     def tokenizer_name(self) -> str:
@@ -141,9 +141,9 @@ _PROBES = (
 
 
 def fingerprint(load: Callable[[], LM]) -> list[object]:
-    """What tells a model behind a server from others: its log-likelihoods of two texts, to the last bit.
+    """Identifies a model behind a server: its log-likelihoods of two texts, to the last bit.
 
-    Where it gives none, a random number: nothing that it answers is then found again by a later run.
+    A random number if the server gives none, so that later runs do not reuse its answers.
     """
     model = load()
     asked = [Instance("loglikelihood", {}, probe, 0) for probe in _PROBES]
@@ -188,7 +188,7 @@ class _Recorder(CacheHook):  # type: ignore[misc]
 
 @contextmanager
 def _refusing_nan(model: LM, request: Instance) -> Iterator[None]:
-    """Texts show no NaN, only tokens chosen among NaN: so the logits are looked at where there is a torch model."""
+    """Generated text hides NaN, so the logits are checked if there is a torch model."""
     inner: Any = getattr(model, "model", None)
     if not hasattr(inner, "register_forward_hook"):
         yield

@@ -80,7 +80,7 @@ class Subject:
 
 
 def _made_of(folder: Path) -> tuple[str, ...]:
-    """What the manifest of a merge calls its models; () for what is no merge."""
+    """The models that a merge's manifest names; () if there is no manifest."""
     try:
         return tuple(str(model["model"]) for model in read_manifest(folder)["models"])
     except (OutputError, KeyError, TypeError):
@@ -97,7 +97,7 @@ def _place(model: SourceModel) -> str:
 
 
 def subjects(texts: list[str]) -> list[Subject]:
-    """What the texts name, each with a name of its own.
+    """The subjects that the texts name, each with a unique name.
 
     Raises:
         UsageError: a text that names nothing.
@@ -112,7 +112,7 @@ def subjects(texts: list[str]) -> list[Subject]:
 
 
 def is_recipe(text: str) -> bool:
-    """Whether a text that names something to judge names a recipe."""
+    """Whether the text names a recipe."""
     return text.endswith((".yaml", ".yml"))
 
 
@@ -151,7 +151,7 @@ def _recipe(file: str) -> Subject:
 
 @contextlib.contextmanager
 def directory(subject: Subject, keep: Path | None = None) -> Iterator[Path]:
-    """The subject's directory; what is merged on the fly is made, and removed at the end unless it is kept.
+    """The subject's directory; a recipe is merged now, and its result removed at the end unless it is kept.
 
     Args:
         keep: where merges stay, each under its name.
@@ -188,14 +188,14 @@ def _make(subject: Subject, out: Path) -> None:
 
 
 def known_digest(subject: Subject, memory: Memory) -> str | None:
-    """The subject's digest, if it can be had without merging."""
+    """The subject's digest if it is known without merging."""
     if subject.path is not None:
         return directory_digest(subject.path, memory)
     return memory.digest(_plan_key(subject))
 
 
 def remember_digest(subject: Subject, path: Path, memory: Memory) -> str:
-    """The digest of a subject that lies in `path` now."""
+    """Computes and stores the digest of the subject, which is in `path`."""
     digest = directory_digest(path, memory)
     if subject.plan is not None:
         memory.store_digest(_plan_key(subject), digest)
@@ -215,7 +215,7 @@ def directory_digest(path: Path, memory: Memory) -> str:
 
 
 def weights_of(subject: Subject) -> tuple[SourceFile, ...]:
-    """The weight files that a subject is, or is merged from."""
+    """The weight files of a subject, or of the models it is merged from."""
     if subject.path is not None:
         return open_checkpoint(ModelRef(subject.text, str(subject.path))).files
     assert subject.plan is not None
@@ -223,7 +223,7 @@ def weights_of(subject: Subject) -> tuple[SourceFile, ...]:
 
 
 def watch(path: Path) -> Callable[[], None]:
-    """A function that raises SourceChanged if a file of a model directory is not what it is now."""
+    """A function that raises SourceChanged if a file of the model directory has changed since now."""
     before = [SourceFile.now(file) for _, file in _files(path)]
 
     def check() -> None:

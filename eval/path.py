@@ -99,7 +99,7 @@ def print_path(results: Results) -> None:
 
 
 def _bars(results: Results, task: str) -> list[tuple[float, str, str]]:
-    """Bars from the least value, so that small differences are seen too."""
+    """Bars that start at the smallest value, so that small differences are visible."""
     values = [model.tasks[task].value for model in results.models]
     low, high = min(values), max(values)
     percent = in_percent(results, task)

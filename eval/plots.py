@@ -2,7 +2,7 @@
 
 Rows of a plot are HTML: names wrap, values stand in a column of their own, and positions are per cent of the remaining
 width, so that a plot fits a phone and a wide screen alike. Strips and lines, which have many points, are SVG. Colours
-are classes of the page's style sheet: light and dark are settled there.
+are classes of the page's style sheet, which has light and dark ones.
 """
 
 from __future__ import annotations

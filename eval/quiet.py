@@ -1,4 +1,4 @@
-"""Silences the libraries: everything below errors. This package reports what matters."""
+"""Silences everything below errors in the libraries; this package reports what matters."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from merge.loading import library
 
 
 def quiet() -> None:
-    """Warnings and progress bars of lm-eval, datasets and transformers, for the rest of the process."""
+    """Turns off warnings and progress bars of lm-eval, datasets and transformers for the rest of the process."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     for name in ("lm_eval", "datasets"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -26,7 +26,7 @@ def quiet() -> None:
 
 @contextlib.contextmanager
 def quietly() -> Iterator[None]:
-    """Nothing inside draws a progress bar of tqdm's, or prints: there is one bar, and stdout is for results."""
+    """Suppresses tqdm's bars and prints inside: there is one progress bar, and stdout is for results."""
     import tqdm
 
     before = tqdm.tqdm.__init__

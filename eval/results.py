@@ -50,7 +50,7 @@ _PREFERRED = (
 
 @dataclass(frozen=True)
 class ScorePart:
-    """A raw score of those that a leaderboard's is the mean of: task, lm-eval's key of the metric, what chance gets."""
+    """One raw score of a leaderboard's mean: the task, lm-eval's key of the metric, and the score of guessing."""
 
     task: str
     metric: str
@@ -106,7 +106,7 @@ class TaskResult:
     def span(self) -> tuple[float, float] | None:
         """95 % Wilson interval of a share of which fewer than FEW items are right, or wrong; None for all others.
 
-        There the standard error says too little: 20 right of 20 are not 100 ± 0 %, but 84 to 100 %.
+        The standard error is too small there: 20 right of 20 are not 100 ± 0 %, but 84 to 100 %.
         """
         if not self.items or any(item not in (0.0, 1.0) for item in self.items):
             return None
@@ -115,12 +115,12 @@ class TaskResult:
 
     @property
     def spread(self) -> float | None:
-        """Standard error; at the ends of a share the one that its Wilson interval stands for."""
+        """Standard error; near 0 and 1 the one that the Wilson interval implies."""
         return (self.span[1] - self.span[0]) / (2 * Z) if self.span else self.error
 
     @staticmethod
     def read(task: Task, raw: Mapping[str, Any]) -> tuple[dict[str, TaskResult], Questions]:
-        """From what lm-eval's evaluate gives: the scores, and the questions they are of."""
+        """The output of lm-eval's evaluate -> the scores, and their questions."""
         groups: dict[str, str] = {}
         for group, children in raw.get("group_subtasks", {}).items():
             groups.update(dict.fromkeys(children, group))
@@ -245,7 +245,7 @@ class Results:
         return (f"{', '.join(names)}: on a sample of {size}; not a leaderboard score.",)
 
     def _of_guards(self) -> tuple[str, ...]:
-        """Under which guard code of models was run. It may differ between files that are compared."""
+        """The guards under which models' code was run; they may differ between files that are compared."""
         tasks: dict[tuple[str, ...], dict[str, None]] = {}
         for model in self.models:
             for name, task in model.tasks.items():
@@ -260,7 +260,7 @@ class Results:
 
 
 def _columns(each: LoadedTask, models: Sequence[Verdicts]) -> list[str]:
-    """What a table shows of a task: the leaderboard's score, or itself, or the parts of a group or tag without one."""
+    """The columns of a task in tables: a leaderboard's score, the task, or the parts of a group without a score."""
     known = models[0].tasks if models else {}
     if each.task.score is not None and known:
         return [each.task.score(known).name]

@@ -1,4 +1,4 @@
-"""Reads and checks a file of results, as `merge eval -o` writes it."""
+"""Reads and checks a results file of `merge eval -o`."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def _problems(model: Verdicts, shown: tuple[str, ...]) -> Iterator[str]:
 
 
 def _is_own_group(task: TaskResult, model: Verdicts) -> bool:
-    """Whether its groups lead in a circle."""
+    """Whether its groups form a cycle."""
     seen = {task.name}
     while task.group is not None and task.group in model.tasks:
         task = model.tasks[task.group]

@@ -1,7 +1,7 @@
 """Reads lm-eval's log of each item: its score, its question, and the model's answer, shortened.
 
-Texts are cut and kept of the first items only: enough to look at what a merge gained and lost, and results of tens of
-thousands of items stay small.
+Only the first items keep their texts, shortened: enough to inspect gains and losses, while results of tens of thousands
+of items stay small.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def _target(sample: Mapping[str, Any]) -> str:
 
 
 def _answer(sample: Mapping[str, Any], metric: str) -> str:
-    """What the model wrote, or the choice it found most likely; "" where the item asks for no answer."""
+    """The generated text, or the most likely choice; "" if the item has neither."""
     found, arguments = sample["filtered_resps"], sample["arguments"]
     if len(found) == 1 and isinstance(found[0], str):
         return _cut(found[0].strip(), _ANSWER)

@@ -40,7 +40,7 @@ class Settings:
         return self.dtype or ("float32" if self.device == "cpu" else "auto")
 
     def of_numbers(self) -> dict[str, object]:
-        """What changes the numbers a request gets; the rest of a request is in its text."""
+        """The settings that change a request's numbers; the rest of a request is in its text."""
         return {
             "backend": self.backend,
             "dtype": self.used_dtype,

@@ -1,8 +1,8 @@
 """Greedy soup: models are added to an average as long as it does not get worse on held-out items.
 
 Wortsman et al. 2022, Model soups (arXiv:2203.05482), Recipe 1: sort the models by held-out score, start with the best,
-add each if the average with it scores at least as well. What is chosen on some items looks better on them than it is,
-so the items are split: chosen on one side, reported on the other.
+add each if the average with it scores at least as well. Members chosen on some items look better on them than they are,
+so the items are split: one part for choosing, the other for the report.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ Judge = Callable[[Sequence[Subject], Settings], Results]
 
 @dataclass(frozen=True)
 class SoupStep:
-    """One model that was tried: the soup's scores with it on the held-out items, and whether it stayed.
+    """One model that was tried: the held-out scores of the soup with it, and whether it was kept.
 
     Attributes:
         scores: of each task.
-        score: their mean, by which was chosen; with its sign turned where less is better.
+        score: their mean, which decides; negated if less is better.
     """
 
     model: str
@@ -65,7 +65,7 @@ class Soup:
         return self.average.text + text_of(self.average)
 
     def plan(self) -> Plan:
-        """Of the recipe. Raises SourceChanged if a member is not what was judged."""
+        """The recipe's plan. Raises SourceChanged if a member has changed since it was judged."""
         from merge import build_plan
         from merge.planning.resolve import made_recipe
 
@@ -84,7 +84,7 @@ def greedy_soup(
     name: str = "soup",
     keep: Path | None = None,
 ) -> Soup:
-    """Chooses and reports.
+    """Chooses the members on one part of the items, and reports on the other.
 
     Args:
         judge: evaluates subjects.

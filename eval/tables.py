@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """A score as tables show it: percent for shares of 1.
+    """A score in tables; shares of 1 are shown in percent.
 
     Attributes:
         best: of its column.
@@ -60,7 +60,7 @@ def columns(results: Results) -> list[tuple[str, str]]:
 
 
 def cells(results: Results) -> list[list[Cell]]:
-    """Of each model, in the order of columns()."""
+    """A row for each model, in the order of columns()."""
     rows = []
     best = {name: _best(results, name) for name in results.tasks}
     with_average = bool(averaged(results))
@@ -113,13 +113,13 @@ def score_table(results: Results, width: int) -> Table:
 
 
 def errors_legend(results: Results) -> str:
-    """What stands beside the scores."""
+    """Legend of the errors beside the scores."""
     spans = any(model.tasks[name].span for model in results.models for name in results.tasks)
     return "± standard error" + ("; in brackets 95 % intervals, where few items are right or wrong" if spans else "")
 
 
 def notes(comparison: Comparison) -> list[str]:
-    """What has to be said below the tables: of the scores, and why a gain has no interval."""
+    """Notes below the tables: on the scores, and on gains without an interval."""
     said = list(comparison.results.notes)
     without: dict[str, dict[str, None]] = {}
     for gain in (gain for merged in comparison.merges for gain in merged.gains):
@@ -129,7 +129,7 @@ def notes(comparison: Comparison) -> list[str]:
 
 
 def print_results(results: Results) -> None:
-    """What each model took, the table, and each merge against its parents where they were judged too."""
+    """Requests and time of each model, the table, and each merge against those of its parents that were judged."""
     from merge.show.terminal import console
 
     out = console()
@@ -170,7 +170,7 @@ GAINS = ("over the best parent", "95 % interval", "p, corrected", "gained", "los
 
 
 def gain_cells(gain: Gain, results: Results) -> list[str]:
-    """As GAINS says."""
+    """The cells of the columns in GAINS."""
     best, percent = gain.best, percent_of(results, gain.task)
     counts = ("–", "–") if best.p is None else (str(best.gained), str(best.lost))
     ahead = f"{signed(best.value, percent)} ({best.other})"
@@ -247,7 +247,7 @@ def _md(text: str) -> str:
 
 
 def as_csv(comparison: Comparison) -> str:
-    """A line for each model and task; empty where there is nothing to say."""
+    """A line for each model and task; cells without a value are empty."""
     file = io.StringIO()
     out = csv.writer(file, lineterminator="\n")
     out.writerow(

@@ -10,7 +10,7 @@ trainables.py   what is trained: full, partial, LoRA, prompts, bottlenecks, ...
 models.py       the base and its tokenizer
 rope.py         longer contexts
 checks.py       what only the loaded model shows: disk space, packing
-train.py        the whole way; trainer.py: the loop; adapters.py: going on from an adapter
+train.py        the whole way; trainer.py: the loop; adapters.py: continues an adapter
 distributed.py  several processes; tensorboard.py: one log, also after a kill
 output.py       OUT.partial -> OUT; result.py, record.py: what is written there
 strategies/     several tasks: simultaneous, sequential, parallel and merged, in one table

@@ -20,7 +20,7 @@ _TYPES = {"LORA": "lora", "IA3": "ia3", "PROMPT_TUNING": "prompt", "PREFIX_TUNIN
 
 
 def adapter_defaults(folder: Path) -> dict[str, Any]:
-    """Keys of a config as this adapter was trained, as far as its record says; its kind and base in any case.
+    """The config keys that this adapter was trained with, as far as they are on record; always its kind and base.
 
     Raises:
         CheckpointError: not an adapter, or one that cannot be continued.
@@ -75,7 +75,7 @@ def put_adapter(model: Module, config: Config) -> Module:
     try:
         if config.train not in ("prompt", "prefix"):
             return load_adapter(model, str(folder), trainable=True)
-        # PEFT loads no learnt prompt to be trained; but what its file holds is just what was trained.
+        # PEFT cannot load a learnt prompt for training, but its file holds exactly what was trained.
         settings = adapter_settings(str(folder))
         settings.inference_mode = False
         if config.train == "prompt":

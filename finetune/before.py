@@ -16,7 +16,7 @@ TASK_KEYS = ("tasks", "strategy", "merge", "workers")
 
 
 def is_task_file(file: str | None) -> bool:
-    """Whether a config names tasks; False for what is not readable, which the usual reader then says."""
+    """Whether a config names tasks; False for an unreadable file, which the usual reader reports."""
     try:
         root = compose_value(read_text(Path(file), CONFIG)) if file else None
     except RecipeError:

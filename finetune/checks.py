@@ -37,8 +37,8 @@ def check_space(model: Module, folder: Path, adapter: bool) -> None:
 def check_packing(model: Module, data: Data, objective: Objective, pad: int) -> None:
     """Compares the loss of an example alone with its loss behind another in one row.
 
-    An architecture that ignores position ids would let the second see the first. The yardstick is what the loss becomes
-    if it does see it.
+    An architecture that ignores position ids would let the second see the first. The tolerance is
+    relative to the loss when it does see it.
 
     Raises:
         UsageError: the model's attention does not keep packed examples apart.

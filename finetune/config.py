@@ -1,6 +1,6 @@
 """Reads YAML and flags into a Config. Strict: reports all problems together, with file and line or the flag.
 
-A flag is a node of its own, which the reader of the YAML reads (merge/schema).
+A flag becomes a node too, so YAML and flags are read by the same code (merge/schema).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _SHARE = Key("float", above=0, high=0.9)
 
 
 class ConfigReader(Reader):
-    """Reads sources of data too, and knows the names that other tools have for our keys."""
+    """Also reads sources of data, and knows the names that other tools use for our keys."""
 
     def value(self, node: yaml.Node, path: str, key: Key) -> Any:
         if key.kind == "fraction|data" and _is_number(node):
@@ -71,8 +71,8 @@ def load_config(
     """Reads a config file (or none), then the flags over it.
 
     Args:
-        flags: key -> the texts given on the command line; a key that holds no list has one.
-        defaults: values that file and flags stand over: those of an adapter's record.
+        flags: key -> the texts given on the command line, one unless the key is a list.
+        defaults: values from an adapter's record, which file and flags override.
 
     Raises:
         RecipeError: everything that is wrong, in order.
@@ -92,7 +92,7 @@ def read_config(
     flags: Mapping[str, Sequence[str]] | None = None,
     defaults: Mapping[str, Any] | None = None,
 ) -> Config:
-    """As load_config, from a node; what is wrong goes to `place`."""
+    """As load_config, from a node; `place` collects the problems."""
     values: dict[str, Any] = {}
     if root is not None:
         fields = place.known(root, "", KEYS, "the config")
@@ -110,12 +110,12 @@ def read_config(
 
 
 def to_json(config: Config) -> str:
-    """The config as it decides the result; equal configs give equal text."""
+    """The config as JSON; equal configs give equal text."""
     return json.dumps(dataclasses.asdict(config), sort_keys=True)
 
 
 def from_record(values: object) -> Config:
-    """What a record keeps (dataclasses.asdict of a Config) -> Config. Raises ValueError for anything else."""
+    """dataclasses.asdict of a Config, read from JSON -> Config. Raises ValueError for anything else."""
     return decode(values, Config)
 
 
@@ -142,7 +142,7 @@ _MARKS = (_MARK, _MARK)
 
 
 class _Complaints:
-    """Puts a problem with a key where the key was given: at its flag, its line, or the file."""
+    """Reports a problem where its key was given: at the flag, the line, or the file."""
 
     def __init__(self, place: ConfigReader, values: Mapping[str, Any], flags: Mapping[str, Any]) -> None:
         self._place, self._flags = place, flags
@@ -150,7 +150,7 @@ class _Complaints:
         self.wrong = [name for name, value in values.items() if value is None]
 
     def __call__(self, name: str, message: str) -> None:
-        if name in self.wrong:  # said already
+        if name in self.wrong:  # reported already
             return
         flag = _flag(name) if name in self._flags else "config" if self._place.file is None else None
         with self._place.at_flag(flag):
@@ -158,7 +158,7 @@ class _Complaints:
 
 
 def _check_together(problem: _Complaints, config: Config) -> None:
-    """What needs more than one key."""
+    """Checks that involve several keys."""
     for name, what in (("model", "what to train"), ("data", "what to train on"), ("out", "the directory to make")):
         if not getattr(config, name) and not (name == "model" and config.adapter):
             problem(name, f'"{name}" is missing: {what}')

@@ -35,7 +35,7 @@ def known_to_all(args: TrainingArguments, value: T) -> T:
 
 
 def check_launch(config: Config, device: str) -> None:
-    """Raises UsageError for a launch that would not do what it says."""
+    """Raises UsageError for a launch that cannot train this config."""
     fsdp, zero = _set("ACCELERATE_USE_FSDP"), _set("ACCELERATE_USE_DEEPSPEED")
     name = "FSDP" if fsdp else "DeepSpeed"
     if not (fsdp or zero):
@@ -47,8 +47,8 @@ def check_launch(config: Config, device: str) -> None:
         )
     if config.train == "qlora" and (fsdp or os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") == "3"):
         raise UsageError(
-            f"train: qlora does not go with {'FSDP' if fsdp else 'ZeRO-3'}: 4-bit weights are not sharded here. Use "
-            "train: lora, or launch without sharding (each GPU holds the 4-bit model)."
+            f"train: qlora cannot be combined with {'FSDP' if fsdp else 'ZeRO-3'}: 4-bit weights are not sharded here. "
+            "Use train: lora, or launch without sharding (each GPU holds the 4-bit model)."
         )
     if fsdp and os.environ.get("FSDP_VERSION") == "1":
         raise UsageError("FSDP: version 1 is not supported. Set fsdp_version: 2 in accelerate's config.")

@@ -1,6 +1,6 @@
 """Names of our keys in other tools: LLaMA-Factory, axolotl, TRL and transformers' TrainingArguments, PEFT.
 
-Their names are no keys here, since their values often differ; a config that has one is told the right key.
+These names are not keys here, since their values often differ; the error names the right key.
 """
 
 from __future__ import annotations

@@ -93,7 +93,7 @@ def check_trainable(base: Base, config: Config) -> None:
     way = (
         f"merge convert {base.path} -o MODEL --dtype bfloat16" if method == "fp8" else "the model that it was made from"
     )
-    raise UsageError(f"{what}, which cannot be trained, also not under an adapter. Start from {way}.")
+    raise UsageError(f"{what}, which cannot be trained, not even under an adapter. Start from {way}.")
 
 
 def load_model(
@@ -130,7 +130,7 @@ def load_model(
 
 
 def pick_device(config: Config, asked: str | None) -> str:
-    """cpu or cuda. Raises UsageError for one that is not here, and for what it cannot do."""
+    """cpu or cuda. Raises UsageError for a device that is missing, or cannot do what the config asks."""
     import torch
 
     found = torch.cuda.is_available()
@@ -138,14 +138,14 @@ def pick_device(config: Config, asked: str | None) -> str:
         raise UsageError("--device cuda: torch finds no GPU here. Use --device cpu.")
     device = asked or ("cuda" if found else "cpu")
     if device == "cpu" and config.precision == "fp16":
-        raise UsageError("precision: fp16 needs a GPU; a processor trains in fp32, or bf16.")
+        raise UsageError("precision: fp16 needs a GPU; a CPU trains in fp32 or bf16.")
     if device == "cuda" and config.precision == "bf16" and not torch.cuda.is_bf16_supported():
         raise UsageError("precision: this GPU has no bf16; use fp16 or fp32.")
     return device
 
 
 def mixed_precision(config: Config, device: str) -> str:
-    """bf16, fp16 or fp32: what `precision: auto` means here."""
+    """bf16, fp16 or fp32: the config's precision, with `auto` resolved for the device."""
     import torch
 
     if config.precision != "auto":
@@ -186,5 +186,5 @@ def _nf4(config: Config, device: str) -> BitsAndBytesConfig:
 
 
 def local_device(device: str) -> str:
-    """The GPU of this process, of those that accelerate launched; or the processor."""
+    """The GPU of this process among those that accelerate launched; or the CPU."""
     return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if device == "cuda" else device

@@ -1,7 +1,7 @@
 """OUT.partial during training, and OUT when complete: see merge/output/workspace.py.
 
-Besides the lock and result/, which becomes OUT, it holds run.json (what is trained on what: another run may not resume
-there) and the checkpoints.
+Besides the lock and result/, which becomes OUT, it holds the checkpoints and run.json: the config and digests of the
+run, since no other run may resume there.
 """
 
 from __future__ import annotations

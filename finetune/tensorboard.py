@@ -1,7 +1,7 @@
 """Writes the numbers of training_log.json as TensorBoard events, during training to OUT.partial/tensorboard.
 
-A run that goes on from a checkpoint begins a file that says from which step it replaces what was written before; that
-is TensorBoard's own way (SessionLog.START), so steps that were trained twice are shown once.
+A resumed run starts a new file, with the step from which it replaces earlier values (TensorBoard's SessionLog.START),
+so steps that were trained twice are shown once.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class Events(TrainerCallback):  # type: ignore[misc]  # transformers is untyped here
     """Writes every logged number under transformers' names: train/loss, eval/loss, train/learning_rate and so on.
 
-    `resumed`: the step that the run goes on from; at 0 what an earlier attempt wrote is removed.
+    `resumed`: the step that the run resumes from; at 0 the events of an earlier attempt are removed.
     """
 
     def __init__(self, folder: Path, resumed: int) -> None:

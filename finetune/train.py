@@ -262,7 +262,7 @@ def _train(
 
         trainer.add_callback(Events(directory.partial / TENSORBOARD, resumed))
     if resumed:
-        say(f"going on from step {resumed:,}")
+        say(f"resuming from step {resumed:,}")
     started = time.monotonic()
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     return trainer, resumed, time.monotonic() - started

@@ -27,7 +27,7 @@ class Trainable:
 
     prepare: (model, config, task type of PEFT, new token ids) -> the model to train, with requires_grad set.
     adapter: the result is an adapter beside the base, not a model.
-    checkpointing: goes with gradient checkpointing.
+    checkpointing: can be combined with gradient checkpointing.
     """
 
     prepare: Callable[[Module, Config, str | None, list[int]], Module]
@@ -38,14 +38,14 @@ class Trainable:
 
 
 def make_trainable(model: Module, config: Config, task_type: str | None, new_ids: list[int]) -> Module:
-    """The model with only what the config names left to train, and what the base lacks: a new head.
+    """The model in which only the parameters that the config names are trained, and new ones, such as a head.
 
     Raises:
         UsageError: nothing is left, a pattern or module fits nothing, or PEFT does not know the architecture.
     """
     kind = TRAINABLES[config.train]
     if config.gradient_checkpointing and not kind.checkpointing:
-        raise UsageError(f"train: {config.train} does not go with gradient_checkpointing; set one of them otherwise.")
+        raise UsageError(f"train: {config.train} cannot be combined with gradient_checkpointing; change one of them.")
     if new_ids and kind.adapter and config.train not in ("lora", "qlora"):
         raise UsageError(f"new_tokens: train: {config.train} does not train embeddings; use lora, qlora or full.")
     new = list(getattr(model, "new_parameters", ()))

@@ -132,7 +132,7 @@ class Tuner(Trainer):  # type: ignore[misc]  # transformers is untyped here
         return metrics
 
     def floating_point_ops(self, inputs: Batch) -> int:
-        return 0  # nobody reads it, and counting parameters at every step takes time
+        return 0  # unused, and counting parameters at every step takes time
 
     # Checkpoints. Parameters that are sharded over processes go the library's way, beside the optimizer's states.
 
@@ -175,7 +175,7 @@ class Tuner(Trainer):  # type: ignore[misc]  # transformers is untyped here
 
 
 def last_checkpoint(folder: Path, remove: bool) -> Path | None:
-    """The newest complete checkpoint; those that a kill cut short are removed if asked for."""
+    """The newest complete checkpoint. `remove`: delete incomplete ones, which a killed run leaves."""
     found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
     for path in found:
         if remove and not (path / MARKER).exists():

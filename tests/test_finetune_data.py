@@ -238,7 +238,7 @@ def test_padding_changes_no_loss(model: Path, tmp_path: Path) -> None:
         (
             [{"prompt": "\ud83d", "completion": "B"}],
             {},
-            "\"prompt\" has half a letter, '\\ud83d'. Remove it.",
+            "\"prompt\" has half of a surrogate pair, '\\ud83d'. Remove it.",
         ),
         (
             [{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "", "tool_calls": [1]}]}],

@@ -114,7 +114,7 @@ def test_when_one_process_ends_all_end_and_the_run_can_go_on(launch: Launch, tmp
     assert not (tmp_path / "two").exists()
     resumed = launch("two", 2)
     assert resumed.returncode == 0, resumed.stderr
-    assert "going on from step 6" in resumed.stderr
+    assert "resuming from step 6" in resumed.stderr
     assert_equal(tmp_path / "two", tmp_path / "one")
     assert not (tmp_path / "two.partial").exists()
 
@@ -131,7 +131,7 @@ def test_sharded_parameters_train_as_whole_ones_do(launch: Launch, tmp_path: Pat
     assert stopped.returncode != 0
     resumed = launch("two", 2, "fsdp", sharded, train=train)
     assert resumed.returncode == 0, resumed.stderr
-    assert "going on from step 6" in resumed.stderr
+    assert "resuming from step 6" in resumed.stderr
     assert_equal(tmp_path / "two", tmp_path / "one")
 
 
@@ -158,13 +158,13 @@ def test_what_a_launch_would_not_do_is_said_before_training(
 @pytest.mark.parametrize(
     ("environment", "keys", "message"),
     [
-        (FSDP, {"train": "qlora"}, "qlora does not go with FSDP"),
+        (FSDP, {"train": "qlora"}, "qlora cannot be combined with FSDP"),
         ({**FSDP, "FSDP_VERSION": "1"}, {}, "version 1 is not supported"),
         (FSDP, {"optimizer": "adamw_8bit"}, "adamw_8bit does not take"),
         (
             {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"},
             {"train": "qlora"},
-            "qlora does not go with ZeRO-3",
+            "qlora cannot be combined with ZeRO-3",
         ),
     ],
 )

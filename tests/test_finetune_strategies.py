@@ -129,7 +129,7 @@ def test_three_strategies_and_merges_in_one_table(
 
     # Another rate for one task: said, then trained again with --force, with what was made from it.
     file.write_text(file.read_text().replace("max_steps: 2}", "max_steps: 2, learning_rate: 2e-3}"))
-    with pytest.raises(UsageError, match=r"sequential/1-up was trained with other: learning_rate\. Use --force"):
+    with pytest.raises(UsageError, match=r"1-up holds a training that differs in: learning_rate\. Use --force"):
         run(file)
     before = {path: path.stat().st_ctime_ns for path in out.glob("*/*/config.json")}  # inodes are used again
     again = run(file, force=True)

@@ -33,7 +33,7 @@ TWO = "tasks:\n  a: {data: a.jsonl}\n  b: {data: b.jsonl}\n"
             f"{HEAD}strategy: parallel\ndata: x\n{TWO}",
             '"data" belongs to a task file, and there are no tasks; each task names its own',
         ),
-        (f"{HEAD}strategy: parallel\n{TWO}  c/d: {{data: x}}\n", "t.yaml:8: a task is named by letters, digits"),
+        (f"{HEAD}strategy: parallel\n{TWO}  c/d: {{data: x}}\n", "t.yaml:8: the name of a task has letters, digits"),
         (
             f"{HEAD}strategy: parallel\n{TWO}  c: {{data: x, rnak: 3}}\n",
             'unknown key "rnak" of task "c"; did you mean "rank"?',
@@ -56,7 +56,7 @@ TWO = "tasks:\n  a: {data: a.jsonl}\n  b: {data: b.jsonl}\n"
         (f"{HEAD}strategy: sequential\n{TWO}merge: {{merge_method: ties}}\n", '"merge" belongs to strategy: parallel'),
         (
             f"{HEAD}strategy: parallel\ntrain: ia3\n{TWO}merge: {{merge_method: ties}}\n",
-            "train: ia3 makes nothing that recipes",
+            "train: ia3 makes nothing that a recipe can merge",
         ),
         (f"{HEAD}strategy: parallel\ntrain: full\n{TWO}merge: {{merge_method: tise}}\n", "t.yaml:9: "),
         (f"{HEAD}strategy: parallel\ntrain: full\n{TWO}merge:\n- {{merge_method: ties, densty: 1}}\n", "densty"),

@@ -75,7 +75,7 @@ def guard(allowed: tuple[str, ...] = LAYERS) -> tuple[str, ...]:
 
 
 def described(layers: Sequence[str]) -> str:
-    """What a guard is, for people."""
+    """A guard's description for users."""
     if not layers:
         return "the code that models wrote was run by lm-eval, without a guard"
     text = f"the code that models wrote was run under {', '.join(layers)}"

@@ -85,7 +85,7 @@ def _limits(timeout: float, memory: int) -> dict[str, int]:
 
 
 def _listen(process: subprocess.Popen[bytes], home: str, n_lines: int, timeout: float) -> bytes:
-    """What it says: at most so many lines, _MOST_SAID bytes, and until the time is over or it takes too much.
+    """Its output: at most so many lines and _MOST_SAID bytes, until the time is over or it takes too much.
 
     The time begins with the first line, which says that the process is ready: that takes long on a busy machine.
     """
@@ -123,7 +123,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def _takes_too_much(pid: int) -> bool:
-    """Threads, or bytes written to files. Where there is no /proc nobody looks."""
+    """Whether it has too many threads or has written too many bytes; never without /proc."""
     for each in _with_children(pid):
         with contextlib.suppress(OSError):
             status = Path(f"/proc/{each}/status").read_text()
@@ -137,7 +137,7 @@ def _takes_too_much(pid: int) -> bool:
 
 
 def _holds_too_much(home: str) -> bool:
-    """Entries, in all directories in it. What cannot be counted is too much."""
+    """Whether the directory holds too many entries, in all its directories; True if they cannot be counted."""
     n, waiting = 0, [home]
     try:
         while waiting and n <= _MOST_FILES:

@@ -1,4 +1,4 @@
-"""What is asked: tasks of lm-eval by name, tasks of one's own, and suites of tasks.
+"""Finds tasks: lm-eval's by name, tasks of your own, and suites.
 
 resolve(["arc_easy"], suite="quickstart", include=...) -> Tasks
 """
@@ -85,7 +85,7 @@ def _own(include: Path) -> dict[str, Task]:
 
 
 def _file(path: Path, indexed: bool = False) -> Task:
-    """indexed: whether lm-eval finds what is in the file's directory by name, as a group needs for its tasks."""
+    """indexed: whether lm-eval has indexed the file's directory, as a group needs for its tasks."""
     if not path.is_file():
         raise UsageError(f"{path}: there is no such task file.")
     if path.suffix == ".jsonl":

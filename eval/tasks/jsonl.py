@@ -46,7 +46,7 @@ def jsonl_task(path: Path) -> Task:
 
 
 def _version(rows: list[dict[str, object]]) -> str:
-    """Of the items: results of another file of that name are not compared with these."""
+    """A digest of the items, so that results of another file of the same name are not compared with these."""
     return xxhash.xxh3_64_hexdigest(json.dumps(rows, ensure_ascii=False).encode("utf-8", "surrogatepass"))
 
 

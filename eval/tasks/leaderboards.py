@@ -103,8 +103,8 @@ def _task(
 ) -> Task:
     """
     Args:
-        column: as the leaderboard calls it.
-        key: lm-eval's key of the metric, where it is not that without a filter.
+        column: the leaderboard's name.
+        key: lm-eval's key of the metric, if it has a filter.
         parts: the raw scores that the leaderboard's is made of, from all that were found.
         extra, nltk, also: as for Task.
     """
@@ -118,7 +118,7 @@ def _task(
 
 
 def _mmlu(tasks: Mapping[str, TaskResult]) -> list[ScorePart]:
-    """The subjects: what is no group of others."""
+    """The subjects: tasks that are not groups."""
     groups = {result.group for result in tasks.values()}
     return [ScorePart(name, "acc,none") for name in tasks if name.startswith("mmlu") and name not in groups]
 

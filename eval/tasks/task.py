@@ -1,4 +1,4 @@
-"""What one task is, and a suite of tasks."""
+"""Tasks, and suites of tasks."""
 
 from __future__ import annotations
 

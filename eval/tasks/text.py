@@ -1,4 +1,4 @@
-"""The loss on a text as a task: bits per byte, which models with different tokenizers can be compared by."""
+"""The loss on a text as a task, in bits per byte, which do not depend on the tokenizer."""
 
 from __future__ import annotations
 

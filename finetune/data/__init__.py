@@ -40,7 +40,7 @@ _SHOWN = 5  # examples that one message names
 
 @dataclass(frozen=True)
 class Lengths:
-    """Of one part of the data. Tokens; `learnt`: those with any weight; `dropped` and `cut`: samples too long."""
+    """Sizes of one part of the data, in tokens. `learnt`: with any weight; `dropped`, `cut`: samples too long."""
 
     examples: int
     tokens: int
@@ -63,7 +63,7 @@ class Lengths:
 
 @dataclass(frozen=True)
 class Data:
-    """What is trained and validated on. `files`: path as the config has it -> sha256. `max_length`: tokens of a row."""
+    """The training and validation data. `files`: path as the config has it -> sha256. `max_length`: tokens of a row."""
 
     objective: str
     train: Rows
@@ -76,7 +76,7 @@ class Data:
 
 @dataclass(frozen=True)
 class Samples:
-    """What the files hold, before a tokenizer has seen it. `sources`: those that are files, as they were then."""
+    """The contents of the files, not yet tokenised. `sources`: the state of the files when they were read."""
 
     objective: str
     train: list[Sample]
@@ -87,7 +87,7 @@ class Samples:
 
 
 def read_samples(config: Config, folder: Path | None) -> Samples:
-    """Reads every file; the objective is that of the config, or what the samples are for.
+    """Reads every file. The objective is the config's, or the one for these samples.
 
     Raises:
         RecipeError: everything that is wrong with files, columns and templates.
@@ -135,13 +135,13 @@ def _rows(source: DataSource, folder: Path | None, states: dict[str, SourceFile]
     if path is None:
         return read_hub(source.path, source.subset, source.split)
     if source.subset or source.split:
-        raise UsageError(f"data {source.path}: is a file; subset and split are of data sets of the hub.")
+        raise UsageError(f"data {source.path}: is a file; only data sets of the hub have subset and split.")
     states[source.path] = SourceFile.now(path)
     return read_rows(path), file_digest(path)
 
 
 def _objective(config: Config, samples: list[Sample]) -> str:
-    """The config's objective, or the one for these samples. Raises UsageError where they do not go together."""
+    """The config's objective, or the one for these samples. Raises UsageError if they do not match."""
     from finetune.objectives import KINDS, OBJECTIVES
 
     first = samples[0]
@@ -166,7 +166,7 @@ def encode_samples(
 
     Args:
         context: tokens the model can see, None if it does not say.
-        objective: bound to this run; by default the one of the samples as it is.
+        objective: bound to this run; by default the samples' own, unbound.
 
     Raises:
         UsageError, RecipeError: sequences that do not fit, examples of which nothing is learnt, no chat template.
@@ -210,7 +210,7 @@ def encode_samples(
 
 
 def _encode(samples: list[Sample], encoder: Encoder, objective: Objective, max_length: int) -> list[Example]:
-    """Samples that weights repeat are tokenised once. Raises UsageError for those that cannot be trained on."""
+    """Samples repeated by weights are tokenised once. Raises UsageError for samples that cannot be trained on."""
     done: dict[tuple[str, str | None], list[Example]] = {}
     examples: list[Example] = []
     for sample in samples:

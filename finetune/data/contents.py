@@ -13,7 +13,7 @@ class Turn:
     """One turn of a conversation.
 
     Attributes:
-        content: None where the assistant calls tools and says nothing.
+        content: None if the assistant only calls tools.
         learnt: whether it counts in the loss; of the assistant's turns only.
         more: JSON of what chat templates read besides: tool_calls, name, tool_call_id, reasoning_content, thinking.
     """
@@ -24,7 +24,7 @@ class Turn:
     more: str = ""
 
     def as_message(self) -> dict[str, Any]:
-        """As chat templates take it."""
+        """The turn as a message for chat templates."""
         return {"role": self.role, "content": self.content} | (parse_json(self.more) if self.more else {})
 
 
@@ -47,7 +47,7 @@ class TextPair:
 
 @dataclass(frozen=True, slots=True)
 class Instruction:
-    """A row of the Alpaca format: a turn in a chat template, or the written-out scaffold where there is none.
+    """A row of the Alpaca format: a turn in a chat template, or the Alpaca scaffold if there is no template.
 
     history: (instruction, output) of earlier turns.
     """
@@ -70,7 +70,7 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class Preference:
-    """Of two answers the better one. Texts, or the turns before the answers and those of the answers."""
+    """A better and a worse answer to a prompt, as texts or as turns."""
 
     prompt: str | Turns
     chosen: str | Turns

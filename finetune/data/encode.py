@@ -82,7 +82,7 @@ class Encoder:
     def __init__(
         self, tokenizer: PreTrainedTokenizerBase, config: Config, max_length: int, held_out: bool = False
     ) -> None:
-        """`held_out`: validation, which measures responses alone, so that losses of all settings compare."""
+        """`held_out`: validation, which measures responses only, so that losses are comparable between settings."""
         self.tokenizer, self.config, self.max_length, self.held_out = tokenizer, config, max_length, held_out
         self.prompt_weight = 0.0 if held_out else config.prompt_loss_weight
         self.straddling = 0  # samples in which a token holds the end of the prompt and the start of the response
@@ -96,12 +96,12 @@ class Encoder:
         return self.segments([Segment(text, 1.0)], special=True)
 
     def bare(self, text: str) -> list[int]:
-        """Token numbers of a piece of text, without any marks."""
+        """Token ids of a piece of text, without special tokens."""
         return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
     @property
     def opening(self) -> list[int]:
-        """The mark that the tokenizer puts before every text, if it does."""
+        """The token that the tokenizer puts before every text, if any."""
         first = list(self.tokenizer("", add_special_tokens=True)["input_ids"][:1])
         return first if first == [self.tokenizer.bos_token_id] else []
 
@@ -164,7 +164,7 @@ class Encoder:
         """The rendered conversation, cut where the assistant's turns begin and end.
 
         Raises:
-            UsageError: the template rewrites earlier turns, so that there is no saying what belongs to which.
+            UsageError: the template rewrites earlier turns, so the turns cannot be told apart.
         """
         turns = conversation.turns
         whole = self._checked(conversation, place)
@@ -276,7 +276,7 @@ class Encoder:
     def fit(
         self, ids: NDArray[np.int32], weights: NDArray[np.float32], place: str, task: str | None, too_long: str
     ) -> list[Example]:
-        """The sequence, cut, dropped or split as the config says if it is too long for the context."""
+        """The sequence; if it is too long for the context, cut, dropped or split as the config says."""
         length = self.max_length
         if len(ids) <= length or too_long == "error":  # an error is raised later, for all examples at once
             return [Example(ids, weights, place, task)]
@@ -300,10 +300,10 @@ def set_up_tokenizer(
 ) -> list[str]:
     """Adds tokens, the end and padding marks and the chat template that the config names; notes for the user.
 
-    `writes`: the model is to write text, and so to learn to stop.
+    `writes`: the model is to generate text, and so has to learn to stop.
 
     Raises:
-        UsageError: a mark is not in the vocabulary, or there is none to end and to fill with.
+        UsageError: a token is not in the vocabulary, or there is neither an end mark nor a padding token.
     """
     notes = []
     known = tokenizer.get_vocab()

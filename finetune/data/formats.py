@@ -32,9 +32,9 @@ class Format:
     """One format.
 
     Attributes:
-        needs: columns; "a|b" is either.
-        may: columns that it reads where they are there.
-        repeats: columns of public data sets that say again what is read; a note names them.
+        needs: columns; "a|b" means either.
+        may: columns that it reads if they exist.
+        repeats: columns of public data sets that repeat what is read; a note names them.
     """
 
     name: str
@@ -45,14 +45,14 @@ class Format:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """All that it reads."""
+        """All columns that it reads."""
         return tuple(part for column in self.needs for part in column.split("|")) + self.may
 
     def fits(self, row: Row, known: Callable[[Row, str], bool] = lambda row, column: column in row.columns) -> bool:
         return all(any(known(row, part) for part in column.split("|")) for column in self.needs)
 
     def check(self, row: Row) -> None:
-        """Raises UsageError for a row without the columns that the format needs; the first row said which it is."""
+        """Raises UsageError for a row that lacks columns of the format, which was detected from the first row."""
         for need in self.needs:
             if not any(column in row.columns for column in need.split("|")):
                 lacking = need.partition("|")[0]
@@ -60,12 +60,12 @@ class Format:
 
 
 def there(row: Row, column: str) -> bool:
-    """Files of columns have null in rows without."""
+    """Whether the column has a value; columnar files have null in rows without one."""
     return row.columns.get(column) is not None
 
 
 def has(row: Row, column: str) -> bool:
-    """Whether the column says something."""
+    """Whether the column has a value that is not empty."""
     return row.columns.get(column) not in (None, [], "")
 
 
@@ -83,7 +83,7 @@ def detect(row: Row) -> Format:
 
 
 def unread(form: Format, row: Row) -> list[str]:
-    """Columns that say something and are not read. Raises UsageError for one that says how the row is meant."""
+    """Columns with values that are not read. Raises UsageError for one that may change the row's meaning."""
     left = [column for column in row.columns if column not in form.columns and has(row, column)]
     if lost := [column for column in left if column in MEANT and column not in form.repeats]:
         raise UsageError(
@@ -99,7 +99,7 @@ def names(columns: Iterable[str]) -> str:
 
 
 def text_of(row: Row, *columns: str) -> str:
-    """The first of the columns that is there, as text; numbers and booleans are written out."""
+    """The first of the columns that exists, as text; numbers and booleans are converted."""
     column = next((column for column in columns if column in row.columns), columns[0])
     if column not in row.columns:
         raise UsageError(f'data {row.place}: no column "{column}"; found: {names(row.columns)}.')
@@ -207,7 +207,7 @@ def _preference(row: Row) -> Content:
 
 
 def _anchor(row: Row) -> Content:
-    """Texts that belong together, and one that does not belong to the first, if there is one."""
+    """A pair of matching texts, with one that does not match the first, if given."""
     anchor, positive = text_of(row, "anchor", "query"), text_of(row, "positive")
     if has(row, "negative"):
         return Preference(anchor, positive, text_of(row, "negative"))

@@ -25,7 +25,7 @@ IGNORED = -100
 
 
 def max_length(config: Config, context: int | None) -> int:
-    """Tokens that a sequence may have, beside a learnt prompt. Raises UsageError for more than the model can see."""
+    """Most tokens of a sequence, without a learnt prompt. Raises UsageError beyond the model's context."""
     if context is None:
         return config.max_length or 2048
     learnt = config.virtual_tokens if config.train in KEYS["virtual_tokens"].only else 0
@@ -86,7 +86,7 @@ def make_rows(examples: Sequence[Example], length: int, packed: bool) -> Rows:
 
 
 class Batch(TypedDict, total=False):
-    """Rows as tensors. An objective's `collate` says which of these it makes, and of which shapes."""
+    """Rows as tensors; see an objective's `collate` for which it makes, and their shapes."""
 
     input_ids: Tensor
     attention_mask: Tensor
@@ -101,7 +101,7 @@ class Batch(TypedDict, total=False):
 
 
 def collate(rows: Sequence[BatchRow], pad: int) -> Batch:
-    """Tensors of a batch, filled up on the right to its longest row.
+    """Tensors of a batch, padded on the right to its longest row.
 
     Returns:
         input_ids (row, token) int64; targets (row, token) int64: the token to predict here, or IGNORED; weights (row,
@@ -127,7 +127,7 @@ def collate(rows: Sequence[BatchRow], pad: int) -> Batch:
             mask[r, at:end] = 1
             positions[r, at:end] = np.arange(len(example))
             at = end
-        positions[r, at:] = np.arange(longest - at)  # the filling is one more example, which nobody looks at
+        positions[r, at:] = np.arange(longest - at)  # the padding is one more example, which no token attends to
     batch: Batch = {
         "input_ids": torch.from_numpy(ids),
         "targets": torch.from_numpy(targets),

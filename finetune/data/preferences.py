@@ -19,7 +19,7 @@ Answers = tuple[str | Turns, str | Turns, str | Turns]  # prompt, chosen, reject
 
 
 def answers(row: Row) -> Answers:
-    """prompt, chosen and rejected of a row. Raises UsageError where they do not belong together."""
+    """prompt, chosen and rejected of a row. Raises UsageError if they do not belong together."""
     chosen, rejected = row.columns["chosen"], row.columns["rejected"]
     if isinstance(chosen, str) != isinstance(rejected, str):
         raise _wrong(row, '"chosen" and "rejected" are of different kinds, a text and turns')
@@ -63,7 +63,7 @@ def _same_as_chosen(row: Row, chosen: Turns) -> None:
 
 
 def _before(row: Row, messages: bool = True) -> str | Turns | None:
-    """What the answers are answers to, from whichever columns have it; None if none has."""
+    """The prompt, from whichever column holds it; None if there is none."""
     columns = row.columns
     found: list[str | Turns] = []
     for name in ("prompt", "question"):

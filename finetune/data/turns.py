@@ -1,7 +1,7 @@
 """Reads turns of conversations in OpenAI's chat format and ShareGPT's.
 
-Everything that a turn says is kept, or refused with its place: who speaks, the text, tool calls and their answers,
-reasoning, and whether the turn is learnt.
+Each part of a turn is either kept or refused with its place: role, text, tool calls and their results, reasoning, and
+whether the turn is learnt.
 """
 
 from __future__ import annotations
@@ -174,5 +174,5 @@ def whole(text: str, row: Row, column: str) -> str:
         text.encode()
     except UnicodeEncodeError as error:
         half = ascii(text[error.start])
-        raise UsageError(f'data {row.place}: "{column}" has half a letter, {half}. Remove it.') from None
+        raise UsageError(f'data {row.place}: "{column}" has half of a surrogate pair, {half}. Remove it.') from None
     return text

@@ -25,7 +25,7 @@ from merge.schema.names import one_of
 
 
 class SampleKind(NamedTuple):
-    """How messages call a kind of sample, and the objective that takes it where none is named."""
+    """A kind of sample: its name in messages, and its objective if the config names none."""
 
     name: str
     objective: str
@@ -58,7 +58,7 @@ def bind_objective(name: str, run: Run) -> Objective:
     """The objective of this name for a run.
 
     Raises:
-        UsageError: settings that do not go with it, or data and tokenizers that it cannot learn from.
+        UsageError: settings that it does not take, or data and tokenizers that it cannot learn from.
     """
     objective, config = OBJECTIVES[name], run.config
     for key, facts in KEYS.items():

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Run:
-    """What is known when the data is read and the model is not. `folder`: of the config file."""
+    """What is known once the data is read, before the model is loaded. `folder`: of the config file."""
 
     config: Config
     base: Base

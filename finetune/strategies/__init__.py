@@ -73,7 +73,7 @@ def run_strategies(
 
     Args:
         device, threads: as finetune(); with workers, threads of each.
-        force: train what was trained otherwise before again.
+        force: train stages again that were trained with other settings.
         say: called with a line to tell the user.
         progress: name of a stage -> a context with the progress of its training.
 

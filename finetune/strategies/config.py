@@ -140,7 +140,7 @@ def _tasks(
     problems = place.n_problems
     for name, key_node, value in place.pairs(node, "tasks", '"tasks"'):
         if not name or name.startswith(".") or set(name) - set(_NAME):
-            place.problem(key_node, f'a task is named by letters, digits, "-", "_" and ".", not "{name}"')
+            place.problem(key_node, f'the name of a task has letters, digits, "-", "_" and ".", not "{name}"')
             continue
         task = _task(place, name, key_node, value, shared, flags, strategies)
         if task is not None:
@@ -203,7 +203,7 @@ def _shared_config(
 
 
 def _check_tasks(place: ConfigReader, tasks: list[TrainingTask], strategies: tuple[str, ...], shared: Config) -> None:
-    """What needs all tasks."""
+    """Checks that involve all tasks."""
     at = place.line("tasks")
     encoder = shared.encoder_hidden is not None
     if "sequential" in strategies and (shared.train not in _SEQUENTIAL or encoder):

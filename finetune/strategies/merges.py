@@ -59,7 +59,7 @@ class Merge:
         return yaml.MappingNode(MAP, pairs, *self._marks())
 
     def listed(self, base: str, outs: Mapping[str, str], adapters: bool) -> dict[str, str]:
-        """task -> how the recipe calls its result, which lies in `outs`."""
+        """task -> the reference to its result in a recipe. `outs`: where the results are."""
         return {name: f"{base}+{out}" if adapters and self.fold else out for name, out in outs.items()}
 
     def text(self, base: str, inputs: Mapping[str, str]) -> str:
@@ -85,7 +85,7 @@ def read_merges(place: ConfigReader, node: yaml.Node, tasks: Sequence[str], trai
         place.problem(node, '"merge" is empty; give it a recipe such as {merge_method: ties}')
     if TRAINABLES[train].adapter and train not in _LORA:
         place.problem(
-            node, f"train: {train} makes nothing that recipes merge; use full, partial, bitfit, lora or qlora"
+            node, f"train: {train} makes nothing that a recipe can merge; use full, partial, bitfit, lora or qlora"
         )
         return ()
     merges: list[Merge] = []
@@ -106,7 +106,7 @@ def _read_merge(
         if key in _FILLED:
             place.problem(key_node, f'"{key}" is filled in here: the models are the trained tasks')
         elif key == "experts":
-            place.problem(key_node, "a mixture of experts is made with merge run, of models that are trained before")
+            place.problem(key_node, "a mixture of experts is made with merge run, from trained models")
             return None
         elif key == "tasks":
             parameters = {task: one for task, _, one in place.pairs(value, f"{path}.tasks", '"tasks"')}
@@ -140,7 +140,7 @@ def _read_merge(
 
 
 def _check(place: ConfigReader, merge: Merge, tasks: Sequence[str]) -> None:
-    """Reads the recipe as if the tasks were trained: everything that its text can have wrong is said now."""
+    """Reads the recipe as if the tasks were trained, so that all problems in its text are reported now."""
     from merge.adapters.inputs import refused_models, unfit
     from merge.methods import get_method
     from merge.planning.resolve import resolve
@@ -165,7 +165,7 @@ def _check(place: ConfigReader, merge: Merge, tasks: Sequence[str]) -> None:
 
 
 def _by_task(error: RecipeError, stand_in: str) -> list[Problem]:
-    """Problems that call a model by its task."""
+    """The problems, with models named by their tasks."""
     return [dataclasses.replace(problem, message=problem.message.replace(stand_in, "")) for problem in error.problems]
 
 

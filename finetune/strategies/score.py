@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class StrategyScore:
-    """`loss`: nats a token; `exact`: share of right answers, None where data are no prompts with completions."""
+    """`loss`: nats a token; `exact`: share of right answers, None if the data are not prompts with completions."""
 
     loss: float
     exact: float | None
@@ -93,7 +93,7 @@ def _score(model: nn.Module, prepared: Prepared, exact: bool, device: str) -> St
     assert data.validation is not None
     objective = OBJECTIVES[data.objective]
     pad = prepared.base.tokenizer.pad_token_id
-    # Of about one length in a batch: less filling up. Sums in this order are the same for every model.
+    # Sequences of similar length in a batch need less padding. The order of sums is the same for every model.
     lengths = [len(example) for example in data.validation.examples]
     order = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
     loss = weight = 0.0

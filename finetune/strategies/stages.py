@@ -1,7 +1,7 @@
 """Runs the stages of a task file: single trainings in directories of their own, none done twice.
 
-A stage is done if its directory's manifest has the same config, the same data and the same base weights. What was made
-from a stage (the next of a sequence, merges) is removed before the stage is trained again, so what is there fits.
+A stage is done if its directory's manifest has the same config, the same data and the same base weights. Before
+a stage is trained again, what was made from it (the next of a sequence, merges) is removed, so results stay consistent.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ ProgressBar = Callable[[str], AbstractContextManager[Progress]]
 
 @dataclass(frozen=True)
 class Machine:
-    """With what it is done."""
+    """Where stages are trained, and how progress is reported."""
 
     device: str | None
     threads: int | None
@@ -70,8 +70,8 @@ def is_done(stage: TrainingStage, force: bool) -> bool:
     if force:
         return False
     raise UsageError(
-        f"{stage.out} was trained with other: {', '.join(different)}. Use --force to train it again, or choose "
-        "another out."
+        f"{stage.out} holds a training that differs in: {', '.join(different)}. Use --force to train it again, or "
+        "choose another out."
     )
 
 
