@@ -43,7 +43,7 @@ def build(reader: RecipeReader, root: yaml.MappingNode, text: str) -> Recipe:
         name=read_name(reader, fields.get("name")),
         seed=fields.integer("seed") or 0,
         allow=read_allow(reader, fields.get("allow")),
-        align=fields.word("align"),
+        align=fields.text("align"),
         upscale=_upscale(reader, fields.get("upscale")),
         config_donor=reader.reference(*fields.at("config_donor")),
         tokenizer_donor=reader.reference(*fields.at("tokenizer_donor")),

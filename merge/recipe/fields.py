@@ -61,5 +61,5 @@ def read_allow(reader: RecipeReader, node: yaml.Node | None) -> tuple[str, ...]:
 
 
 def read_compat(reader: RecipeReader, fields: Fields) -> str | None:
-    fields.word("compat")
+    fields.text("compat")
     return reader.compat

@@ -76,7 +76,7 @@ def _token(reader: RecipeReader, node: yaml.Node, token: str, path: str) -> Toke
 
 def _of_kind(reader: RecipeReader, node: yaml.Node, path: str, force: bool) -> TokenRow | None:
     fields = reader.mapping(node, path, "token source")
-    kind = fields.word("kind")
+    kind = fields.text("kind")
     if kind is None:
         return None
     if kind == "zero":

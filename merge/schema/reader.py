@@ -21,6 +21,8 @@ from merge.schema.names import suggest
 from merge.schema.scalars import NULL, STR, as_boolean, as_integer, as_number, shown
 
 _MERGE = "tag:yaml.org,2002:merge"
+_TEXT, _BOOLEAN = Key("str"), Key("bool")
+_READERS = {"str": "text", "int": "integer", "float": "number", "bool": "boolean"}  # kind -> method of Reader
 Number = TypeVar("Number", int, float)
 MAX_PROBLEMS = 1000  # then reading ends: each has its message, with the nearest of the known names looked for
 MAX_KEY = 300  # characters; every value below a key is noted with the path to it
@@ -161,32 +163,21 @@ class Reader:
 
     def value(self, node: yaml.Node, path: str, key: Key) -> Any:
         """By the kind of its key."""
-        readers: dict[str, Callable[[yaml.Node, str, Key], object]] = {
-            "str": self.word,
-            "int": self.integer,
-            "float": self.number,
-            "bool": lambda node, path, _: self.boolean(node, path),
-            "words": self.words,
-            "table": self.table,
-        }
-        return readers[key.kind](node, path, key)
+        return getattr(self, _READERS.get(key.kind, key.kind))(node, path, key)
 
-    def text(self, node: yaml.Node | None, path: str) -> str | None:
+    def text(self, node: yaml.Node | None, path: str, key: Key = _TEXT) -> str | None:
+        """A text, one of the choices if there are any."""
         if node is None:
             return None
         if isinstance(node, yaml.ScalarNode) and (node.tag == STR or "timestamp" in node.tag) and node.value.strip():
-            return str(node.value)
+            text = str(node.value)
+            if not key.choices or text in key.choices:
+                return text
+            self.problem(node, f'unknown {key.noun or _name(path)} "{text}"; {suggest(text, key.choices)}', path)
+            return None
         odd = isinstance(node, yaml.ScalarNode) and node.tag not in (NULL, STR)
         hint = f'; quote it: "{clipped(node.value)}"' if odd else ""
         self.problem(node, f'"{_name(path)}" must be a string, not {shown(node)}{hint}', path)
-        return None
-
-    def word(self, node: yaml.Node | None, path: str, key: Key) -> str | None:
-        """A text, one of the choices if there are any."""
-        text = self.text(node, path)
-        if node is None or text is None or not key.choices or text in key.choices:
-            return text
-        self.problem(node, f'unknown {key.noun or _name(path)} "{text}"; {suggest(text, key.choices)}', path)
         return None
 
     def integer(self, node: yaml.Node | None, path: str, key: Key) -> int | None:
@@ -205,7 +196,7 @@ class Reader:
             self.problem(node, f'"{_name(path)}" must be a {wanted}, not {shown(node)}', path)
         return None
 
-    def boolean(self, node: yaml.Node | None, path: str) -> bool | None:
+    def boolean(self, node: yaml.Node | None, path: str, key: Key = _BOOLEAN) -> bool | None:
         value = as_boolean(node) if isinstance(node, yaml.ScalarNode) else None
         if node is not None and value is None:
             self.problem(node, f'"{_name(path)}" must be true or false, not {shown(node)}', path)
@@ -214,7 +205,7 @@ class Reader:
     def words(self, node: yaml.Node | None, path: str, key: Key) -> tuple[str, ...] | None:
         """A list of texts, each one of the choices if there are any; one alone needs no brackets."""
         items = [node] if isinstance(node, yaml.ScalarNode) else self.items(node, path)
-        words = [self.word(item, path, key) for item in items]
+        words = [self.text(item, path, key) for item in items]
         return None if path in self.broken else tuple(word for word in words if word is not None)
 
     def table(self, node: yaml.Node, path: str, key: Key) -> dict[str, float] | None:
@@ -240,10 +231,7 @@ class Fields(dict[str, yaml.Node]):
         return self._reader.value(self[name], join(self._path, name), self._keys[name])
 
     def text(self, name: str) -> str | None:
-        return self._reader.text(*self.at(name))
-
-    def word(self, name: str) -> str | None:
-        return self._reader.word(*self.at(name), self._keys[name])
+        return self._reader.text(*self.at(name), self._keys[name])
 
     def integer(self, name: str) -> int | None:
         return self._reader.integer(*self.at(name), self._keys[name])
