@@ -32,19 +32,8 @@ Z = 1.959964  # half of a 95 % interval, in standard errors
 Questions = Mapping[str, Mapping[str, tuple[str, str]]]  # task -> doc id -> (question, right answer)
 # The metric that a table shows of a task that names none; the first that is there.
 _PREFERRED = (
-    *(
-        "acc_norm",
-        "exact_match",
-        "prompt_level_strict_acc",
-        "acc",
-        "pass@1",
-        "pass_at_1",
-        "f1",
-        "mcc",
-        "bleu",
-        "rouge1",
-    ),
-    *("bits_per_byte", "byte_perplexity", "word_perplexity", "perplexity"),
+    *("acc_norm", "exact_match", "prompt_level_strict_acc", "acc", "pass@1", "pass_at_1", "f1", "mcc", "bleu"),
+    *("rouge1", "bits_per_byte", "byte_perplexity", "word_perplexity", "perplexity"),
 )
 
 

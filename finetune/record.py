@@ -22,13 +22,7 @@ MANIFEST, LOG, CURVE = FINETUNE_RECORD, "training_log.json", "loss.png"
 TENSORBOARD = "tensorboard"  # the folder of its events
 FORMAT = 1
 _PACKAGES = (
-    "merge-workbench",
-    "torch",
-    "transformers",
-    "peft",
-    "accelerate",
-    "tokenizers",
-    "safetensors",
+    *("merge-workbench", "torch", "transformers", "peft", "accelerate", "tokenizers", "safetensors"),
     "bitsandbytes",
 )
 

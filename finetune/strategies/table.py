@@ -95,24 +95,20 @@ def write_results(out: Path, tasks: Sequence[str], results: Sequence[Result]) ->
 def rows(tasks: Sequence[str], results: Sequence[Result]) -> list[list[str]]:
     """The table as text: a heading, then a row a model. Loss in nats a token, exact match in %."""
     exact = all(result.exact is not None for result in results)
-    cell = _both if exact else _loss
     heading = ["model", *tasks, "mean"]
-    lines = [[r.name, *(cell(s.loss, s.exact) for s in r.scores.values()), cell(r.loss, r.exact)] for r in results]
+    lines = []
+    for result in results:
+        shown: list[StrategyScore | Result] = [*result.scores.values(), result]
+        lines.append([result.name, *(_cell(one.loss, one.exact if exact else None) for one in shown)])
     lost = forgetting(tasks, results)
     if lost:
-        change = [lost.get(task) for task in tasks]
-        cells = ["" if one is None else cell(one["loss"] or 0.0, _negative(one["exact"]), sign="+") for one in change]
+        cells = []
+        for one in map(lost.get, tasks):
+            gained = None if one is None or one["exact"] is None or not exact else -one["exact"]
+            cells.append("" if one is None else _cell(one["loss"] or 0.0, gained, sign="+"))
         lines.append(["forgotten in sequence", *cells, ""])
     return [heading, *lines]
 
 
-def _negative(share: float | None) -> float | None:
-    return None if share is None else -share
-
-
-def _loss(loss: float, exact: float | None, sign: str = "") -> str:
-    return f"{loss:{sign}.3f}"
-
-
-def _both(loss: float, exact: float | None, sign: str = "") -> str:
-    return f"{loss:{sign}.3f}  {100 * (exact or 0.0):{sign}6.1f}%"
+def _cell(loss: float, exact: float | None, sign: str = "") -> str:
+    return f"{loss:{sign}.3f}" + ("" if exact is None else f"  {100 * exact:{sign}6.1f}%")
