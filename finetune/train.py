@@ -34,6 +34,7 @@ from finetune.result import save_result, summarise_losses, summarise_metrics, wr
 from finetune.rope import scale_rope
 from finetune.sources import SourceStates, check_sources, source_digests, weight_digests
 from finetune.trainables import TRAINABLES, count_parameters, make_trainable
+from merge.codec import decode
 from merge.engine.memory import peak_resident
 from merge.loading.libraries import quiet_libraries
 from merge.output.directory import check_out
@@ -171,7 +172,7 @@ def _finetune(
         args = arguments(prepared, device, directory.partial)
         finished = known_to_all(args, directory.finished)
         if finished is not None:
-            return TrainingReport(**finished)
+            return decode(finished, TrainingReport)
         trainer, resumed, seconds = _train(model, prepared, device, directory, args, say, progress)
         losses = summarise_losses(trainer.state.log_history, keeps_best(config))
         metrics = summarise_metrics(trainer.state.log_history, keeps_best(config))

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from merge.checkpoint.reader import SourceReader
+from merge.codec import decode
 from merge.engine import factors, memory
 from merge.engine.context import Context, check_method
 from merge.engine.costs import Budget
@@ -108,7 +109,7 @@ def _run(
 ) -> Report:
     began = time.monotonic()
     if sink.finished is not None:
-        return Report(**sink.finished)
+        return decode(sink.finished, Report)
     plan = sink.plan
     with SourceReader(source_files(plan)) as reader:
         context = Context(plan, reader, worker, sink, device, budget)

@@ -17,6 +17,7 @@ import xxhash
 
 from merge.checkpoint import Checkpoint, open_checkpoint
 from merge.checkpoint.reader import SourceReader
+from merge.codec import decode
 from merge.errors import CheckpointError, UsageError
 from merge.layerwise import open_runner, whole_model
 from merge.loading import code_that_ran, load_tokenizer
@@ -97,7 +98,7 @@ def collect_statistics(
     work = Workspace(out, RUN, "merge statistics", identity, force=force, sources=sources, kind="file")
     with parts_of(work) as parts:
         if parts.finished is not None:
-            return StatisticsSummary(**parts.finished)
+            return decode(parts.finished, StatisticsSummary)
         collection = _Collection(checkpoint, batches, parts, max_ram, say, advance)
         for one in KINDS[kind]:
             collection.gram() if one == "gram" else collection.fisher()

@@ -23,6 +23,7 @@ from merge.checkpoint.digest import stored_digest
 from merge.checkpoint.reader import SourceReader
 from merge.checkpoint.side_files import module_folders
 from merge.chunks import Chunks, digest_of
+from merge.codec import decode
 from merge.dtypes import DTYPES, torch_name
 from merge.engine.space import check_space
 from merge.errors import NumbersError, UsageError
@@ -95,7 +96,7 @@ def quantize(
     def work(fresh: bool) -> Quantized:
         with OutputDirectory(plan, out, force, fresh=fresh) as output:
             if output.finished is not None:
-                return Quantized(**output.finished)
+                return decode(output.finished, Quantized)
             with SourceReader(checkpoint.files) as reader:
                 _write(_Writer(output, reader, quantizer), modules, threads, progress)
                 reader.check_unchanged()

@@ -20,6 +20,7 @@ from typing import Any
 
 import filelock
 
+from merge.codec import decode
 from merge.engine import memory
 from merge.engine.run import Report, run_plan
 from merge.engine.space import bytes_free
@@ -102,7 +103,7 @@ def run_planned(
         if placed(out) is not None:
             with OutputDirectory(planned[-1].plan, out, force, device, last=remove) as result:
                 if result.finished is not None:
-                    return _finished(planned, Report(**result.finished))
+                    return _finished(planned, decode(result.finished, Report))
         for stage, before in zip(planner.pipeline.stages, planned, strict=True):
             current = planner.current(stage, before)
             if current.how == "streamed" or current.directory is None:

@@ -22,6 +22,7 @@ from torch import Tensor
 from merge.checkpoint.digest import value_digest
 from merge.checkpoint.reader import SourceReader
 from merge.checkpoint.safetensors_file import read_header
+from merge.codec import decode
 from merge.errors import UsageError
 from merge.jsontext import parse_json
 from merge.one_thread import ONE_THREAD
@@ -82,7 +83,7 @@ def extract_adapter(
     def run(fresh: bool) -> Summary:
         with parts_of(_workspace(Path(out), first, second, asked, force), files, fresh) as parts:
             if parts.finished is not None:
-                return Summary(**parts.finished)
+                return decode(parts.finished, Summary)
             with SourceReader(files) as reader, ONE_THREAD:
                 work = Work(selection, parts, reader, choice, method, dtype, seed, progress)
                 work.run(threads or processors())
