@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import threading
 from dataclasses import replace
@@ -117,6 +118,18 @@ def test_many_threads_read_at_once(stored: tuple[SourceFile, Stored, np.ndarray]
             thread.join()
         assert len(reader._descriptors) == 1
     assert wrong == []
+
+
+def test_integers_are_read_as_they_are_stored_never_as_floats(
+    stored: tuple[SourceFile, Stored, np.ndarray],
+) -> None:
+    file, ref, values = stored
+    integers, out = dataclasses.replace(ref, dtype="I32"), np.empty(70, np.int32)
+    with SourceReader([file]) as reader:
+        reader.read_values(integers, 5, out)
+        assert np.array_equal(out, values[5:75].view(np.int32))
+        with pytest.raises(ValueError, match="I32 is not held exactly by float32"):
+            reader.read_values(integers, 5, np.empty(70, np.float32))
 
 
 def test_short_reads_are_continued(

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from merge.checkpoint.unchanged import check_unchanged, compare, gone
-from merge.decode import F32Array, to_float32
+from merge.decode import to_float32
 from merge.dtypes import DTYPES
 from merge.errors import CheckpointError, SourceChanged
 from merge.plan import Derived, SourceFile, Stored, TensorRef
@@ -79,14 +79,21 @@ class SourceReader:
         else:
             raise ValueError(f"{ref.name}: is computed, and has values, no elements of {ref.dtype}")
 
-    def read_values(self, ref: TensorRef, start: int, out: F32Array) -> None:
-        """Elements start.. of the flattened tensor, stored or derived -> out (n,) float32; float64 is rounded to it."""
+    def read_values(self, ref: TensorRef, start: int, out: npt.NDArray[Any]) -> None:
+        """Elements start.. of the flattened tensor, stored or derived -> out (n,) float32; float64 is rounded to it.
+
+        Integers are read as they are stored, if `out` is of their dtype.
+        """
         if start < 0 or start + len(out) > ref.size:
             raise ValueError(f"{ref.name}: elements {start}..{start + len(out)} of {ref.size}")
         if isinstance(ref, Derived) and not ref.is_exact:
             self._computed(ref)(start, out)
             return
-        raw = np.empty(len(out), DTYPES[ref.dtype].numpy_name)
+        dtype = DTYPES[ref.dtype]
+        if not dtype.is_float and out.dtype == dtype.numpy_name:
+            self.read_into(ref, start, out)
+            return
+        raw = np.empty(len(out), dtype.numpy_name)
         self.read_into(ref, start, raw)
         if ref.dtype == "F64":
             with np.errstate(over="ignore"):  # infinity is counted where it is merged

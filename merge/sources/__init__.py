@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from typing import Literal, Protocol, cast
+from typing import Any, Literal, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -20,8 +20,9 @@ F32 = npt.NDArray[np.float32]
 # fill(start, out): elements start .. start + n of the flattened result -> out (n,); called from any thread. float32, or
 # of the tensor's dtype where the operation rearranges.
 Fill = Callable[[int, F32], None]
-# read(ref, start, out): the same of any tensor, stored or derived; in its own dtype for operations that rearrange.
-Read = Callable[[TensorRef, int, F32], None]
+# read(ref, start, out): the same of any tensor, stored or derived; in its own dtype for operations that rearrange, and
+# integers (packed bits) into an `out` of their dtype.
+Read = Callable[[TensorRef, int, npt.NDArray[Any]], None]
 
 FOUND = "found"
 
