@@ -39,13 +39,13 @@ _READ = {"role", "from", "content", "value", "function_call", *_PASSED, *_LEARNT
 _HARMLESS = {"id", "timestamp", "created_at", "source", "model", "end_turn", "recipient", "refusal", "annotations"}
 
 
-def read_turns(row: Row, column: str, value: Any = None) -> Turns:
-    """The turns of a column, or of `value` in its place.
+def read_turns(row: Row, column: str) -> Turns:
+    """The turns of a column.
 
     Raises:
         UsageError: not a list of turns; with row, column and turn.
     """
-    turns = row.columns.get(column) if value is None else value
+    turns = row.columns.get(column)
     if isinstance(turns, str) and turns.lstrip().startswith("["):
         turns = parsed(row, column, turns)
     if isinstance(turns, dict):  # one turn, as LLaMA-Factory's rankings have it

@@ -16,10 +16,17 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from finetune.trainables import TRAINABLES, make_trainable
+from merge.adapters.inputs import refused_models, unfit
 from merge.errors import Problem, RecipeError
+from merge.jobs.build import build_plan
 from merge.loading import model_from_config
+from merge.methods import all_methods, get_method
+from merge.output.manifest import MANIFEST, read_manifest
 from merge.output.scratch import scratch
 from merge.output.shards import header_text
+from merge.output.workspace import settle
+from merge.planning.resolve import resolve
+from merge.recipe.draft import draft_of
 from merge.schema.reader import join
 from merge.schema.scalars import MAP, SEQ, STR
 
@@ -66,8 +73,6 @@ class Merge:
         return str(yaml.serialize(self.recipe(base, inputs), Dumper=yaml.SafeDumper))
 
     def _base_is_required(self) -> bool:
-        from merge.methods.registry import all_methods
-
         method = all_methods().get(self.method)
         return method is not None and method.base == "required"
 
@@ -141,11 +146,6 @@ def _read_merge(
 
 def _check(place: ConfigReader, merge: Merge, tasks: Sequence[str]) -> None:
     """Reads the recipe as if the tasks were trained, so that all problems in its text are reported now."""
-    from merge.adapters.inputs import refused_models, unfit
-    from merge.methods import get_method
-    from merge.planning.resolve import resolve
-    from merge.recipe.draft import draft_of
-
     inputs = {task: _STAND_IN + task for task in tasks}
     base = _STAND_IN + "base"
     try:
@@ -176,10 +176,6 @@ def check_merges(merges: Sequence[Merge], prepared: Mapping[str, Prepared]) -> N
     Raises:
         MergeError: what does not fit this model, or what make_trainable raises.
     """
-    from merge.jobs.build import build_plan
-    from merge.planning.resolve import resolve
-    from merge.recipe.draft import draft_of
-
     if not merges:
         return
     base = base_of(prepared)
@@ -236,12 +232,6 @@ def run_merge(merge: Merge, base: str, inputs: Mapping[str, str], out: Path, *, 
     Raises:
         MergeError: see merge.engine.run.
     """
-    from merge.jobs.build import build_plan
-    from merge.output.manifest import MANIFEST, read_manifest
-    from merge.output.workspace import settle
-    from merge.planning.resolve import resolve
-    from merge.recipe.draft import draft_of
-
     text = merge.text(base, inputs)
     if not again and (out / MANIFEST).is_file() and read_manifest(out).get("recipe") == text:
         settle(out)

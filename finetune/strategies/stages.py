@@ -6,8 +6,6 @@ a stage is trained again, what was made from it (the next of a sequence, merges)
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import multiprocessing
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.config import from_record
-from finetune.keys import Config
+from finetune.keys import KEYS, Config
 from finetune.record import MANIFEST
 from finetune.sources import weight_digests
 from finetune.train import Prepared, Progress, Say, finetune, prepare
@@ -78,14 +76,12 @@ def is_done(stage: TrainingStage, force: bool) -> bool:
 def _differences(stage: TrainingStage) -> list[str]:
     try:
         found = parse_json((stage.out / MANIFEST).read_bytes())
-        before = dataclasses.asdict(from_record(found["config"]))
+        before = from_record(found["config"])
         files, digests = found["data"]["files_sha256"], found["base"]["weights_xxh3_128"]
     except (OSError, ValueError, KeyError, TypeError):
         return ["an unreadable manifest"]
     prepared = stage.prepared
-    now = json.loads(json.dumps(dataclasses.asdict(prepared.config)))
-    before = json.loads(json.dumps(before))
-    different = [name for name in now if now[name] != before[name]]
+    different = [name for name in KEYS if getattr(before, name) != getattr(prepared.config, name)]
     if files != prepared.data.files:
         different.append("data")
     if digests != weight_digests(prepared.base.path):
