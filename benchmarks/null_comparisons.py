@@ -23,7 +23,7 @@ import verdicts as made
 from eval import resampling
 from eval.compare import compare
 from eval.difference import SIGNIFICANT, difference, differences
-from eval.results import TaskResult, Verdicts
+from eval.results import ModelScores, TaskResult
 
 CORE = (160, 150, 160, 150, 120, 120, 100, 100, 60)  # items of its tasks, but for prose
 SIZES = (2, 3, 5, 8, 12, 20, 30, 50, 100, 200, 500)
@@ -73,7 +73,7 @@ def bootstrap(steps: Scores, rng: np.random.Generator) -> float:
     return min(1.0, 2 * (min((means <= 0).sum(), (means >= 0).sum()) + 1) / 2000)
 
 
-def as_models(scores: Scores, merges: int = 1) -> list[Verdicts]:
+def as_models(scores: Scores, merges: int = 1) -> list[ModelScores]:
     """The first `merges` are merges of all others."""
     parents = [f"p{place}" for place in range(merges, len(scores))]
     names = [f"m{place}" for place in range(merges)] + parents

@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 
 from eval.compare import Comparison
-from eval.results import Verdicts
+from eval.results import ModelScores
 from eval.tables import as_markdown
 from merge.errors import OutputError, UsageError
 from merge.output.card import with_evaluation
@@ -44,7 +44,7 @@ def write_card(directory: Path, comparison: Comparison) -> Path:
     return path
 
 
-def _its_model(directory: Path, comparison: Comparison) -> Verdicts | None:
+def _its_model(directory: Path, comparison: Comparison) -> ModelScores | None:
     """The model that the card is of: the one judged in this directory, else the only merge."""
     for model in comparison.results.models:
         if model.path is not None and Path(model.path) == directory.resolve():
@@ -68,7 +68,7 @@ def _how(comparison: Comparison) -> str:
     return text + (f"; {', '.join(said)}" if said else "") + ". All models answered the same items."
 
 
-def model_index(model: Verdicts, comparison: Comparison) -> str:
+def model_index(model: ModelScores, comparison: Comparison) -> str:
     """The Hub's evaluation metadata: https://huggingface.co/docs/hub/model-cards. JSON's strings are YAML's."""
     lines = ["model-index:", f"- name: {json.dumps(model.name)}", "  results:"]
     for name in comparison.results.tasks:

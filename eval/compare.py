@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from eval.difference import SIGNIFICANT, Difference, differences
-from eval.results import Results, TaskResult, Verdicts
+from eval.results import ModelScores, Results, TaskResult
 from merge.errors import UsageError
 
 
-def parents(results: Results, model: Verdicts) -> list[Verdicts]:
+def parents(results: Results, model: ModelScores) -> list[ModelScores]:
     """The models among the results that a merge was made of; [] if none of them was judged."""
     found = []
     for text in model.parents:
@@ -65,7 +65,7 @@ class Gain:
         return self.p_adjusted is not None and self.p_adjusted < SIGNIFICANT
 
 
-def gains(results: Results, model: Verdicts, rivals: Sequence[Verdicts]) -> list[Gain]:
+def gains(results: Results, model: ModelScores, rivals: Sequence[ModelScores]) -> list[Gain]:
     """The gains on each task, and on the average if there is one."""
     asked = [[task] for task in results.tasks] + ([list(averaged(results))] if averaged(results) else [])
     return [_gain(differences(model, rivals, tasks)) for tasks in asked]
@@ -121,20 +121,20 @@ def averaged(results: Results) -> tuple[str, ...]:
     return tuple(names) if len(names) > 1 else ()
 
 
-def average(results: Results, model: Verdicts) -> float:
+def average(results: Results, model: ModelScores) -> float:
     """Mean of the averaged tasks' scores, each counting the same."""
     names = averaged(results)
     return sum(model.tasks[name].value for name in names) / len(names)
 
 
-def average_error(results: Results, model: Verdicts) -> float | None:
+def average_error(results: Results, model: ModelScores) -> float | None:
     """Standard error of the average; the tasks' items are drawn independently."""
     errors = [model.tasks[name].spread for name in averaged(results)]
     known = [error for error in errors if error is not None]
     return math.hypot(*known) / len(errors) if len(known) == len(errors) else None
 
 
-def pick(results: Results, name: str) -> Verdicts:
+def pick(results: Results, name: str) -> ModelScores:
     """Raises UsageError for a model that was not judged."""
     for model in results.models:
         if name in (model.name, model.text):
@@ -146,8 +146,8 @@ def pick(results: Results, name: str) -> Verdicts:
 class Merged:
     """A merge among the results, those of its parents that were judged too, and its gains over them, task by task."""
 
-    model: Verdicts
-    parents: tuple[Verdicts, ...]
+    model: ModelScores
+    parents: tuple[ModelScores, ...]
     gains: tuple[Gain, ...]
 
 
@@ -158,7 +158,7 @@ class Comparison:
     results: Results
     merges: tuple[Merged, ...] = ()
 
-    def merged(self, model: Verdicts) -> Merged | None:
+    def merged(self, model: ModelScores) -> Merged | None:
         """`model` as a merge, if it is one."""
         return next((each for each in self.merges if each.model is model), None)
 
@@ -180,7 +180,7 @@ def compare(results: Results, names: Sequence[str] = (), named: Sequence[str] = 
     return Comparison(results, adjust([_merged(results, model, named) for model in chosen]))
 
 
-def _merged(results: Results, model: Verdicts, named: Sequence[str]) -> Merged:
+def _merged(results: Results, model: ModelScores, named: Sequence[str]) -> Merged:
     rivals = [pick(results, name) for name in named] or parents(results, model)
     rivals = [rival for rival in rivals if rival is not model]
     if not rivals:
@@ -189,7 +189,7 @@ def _merged(results: Results, model: Verdicts, named: Sequence[str]) -> Merged:
     return Merged(model, tuple(rivals), tuple(gains(results, model, rivals)))
 
 
-def _merges(results: Results, named: Sequence[str]) -> list[Verdicts]:
+def _merges(results: Results, named: Sequence[str]) -> list[ModelScores]:
     if named:
         rivals = [pick(results, name) for name in named]
         others = [model for model in results.models if model not in rivals]

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from eval.resampling import LEAST, LEVEL, Answers, Scores, bounds, draw, p_values
-from eval.results import ScorePart, TaskResult, Verdicts
+from eval.results import ModelScores, ScorePart, TaskResult
 from eval.samples import Floats, Item, as_pairs
 
 AVERAGE = "average"
@@ -113,7 +113,7 @@ class _NoItems(Exception):
     """The reason why a score cannot be computed from items."""
 
 
-def differences(model: Verdicts, rivals: Sequence[Verdicts], tasks: Sequence[str]) -> tuple[Difference, ...]:
+def differences(model: ModelScores, rivals: Sequence[ModelScores], tasks: Sequence[str]) -> tuple[Difference, ...]:
     """`model` against each of the rivals, on the items that all of them answered.
 
     Args:
@@ -131,7 +131,7 @@ def differences(model: Verdicts, rivals: Sequence[Verdicts], tasks: Sequence[str
     return tuple(_uncertain(found, scores, answers, signs))
 
 
-def difference(model: Verdicts, other: Verdicts, task: str) -> Difference:
+def difference(model: ModelScores, other: ModelScores, task: str) -> Difference:
     """`model` against one other on one task."""
     return differences(model, [other], [task])[0]
 
@@ -174,7 +174,7 @@ def _why_none(known: bool, n: int) -> str:
     return ""
 
 
-def _terms(model: Verdicts, other: Verdicts, tasks: Sequence[str]) -> tuple[_Term, ...]:
+def _terms(model: ModelScores, other: ModelScores, tasks: Sequence[str]) -> tuple[_Term, ...]:
     """The terms of the tasks' mean score. Raises _NoItems if it cannot be computed from items."""
     terms: list[_Term] = []
     for task in tasks:
@@ -189,7 +189,7 @@ def _terms(model: Verdicts, other: Verdicts, tasks: Sequence[str]) -> tuple[_Ter
     return tuple(terms)
 
 
-def _leaves(model: Verdicts, other: Verdicts, task: str, metric: str) -> tuple[_Leaf, ...]:
+def _leaves(model: ModelScores, other: ModelScores, task: str, metric: str) -> tuple[_Leaf, ...]:
     """The tasks with items that one raw score is the mean of, by items or by tasks; NaN for shares if by neither.
 
     Raises:
@@ -226,7 +226,7 @@ def _items(task: TaskResult, metric: str) -> Sequence[Item]:
     return task.items if metric == task.metric else task.also.get(metric, ())
 
 
-def _answers(models: Sequence[Verdicts], tasks: Sequence[str]) -> dict[str, list[Answers]]:
+def _answers(models: Sequence[ModelScores], tasks: Sequence[str]) -> dict[str, list[Answers]]:
     """The items of each task that all models answered, by metric, the displayed one first.
 
     Raises:
@@ -255,7 +255,7 @@ def _shared(results: Sequence[TaskResult]) -> list[list[int]]:
     return [[where[doc] for doc in docs] for where in places]
 
 
-def _ahead(model: Verdicts, other: Verdicts, tasks: Sequence[str]) -> float:
+def _ahead(model: ModelScores, other: ModelScores, tasks: Sequence[str]) -> float:
     """The difference of the scores, positive if the model is better."""
     if len(tasks) == 1:
         mine, theirs = model.tasks[tasks[0]], other.tasks[tasks[0]]

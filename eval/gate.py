@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from eval.compare import Comparison, Merged, averaged, holm, pick
 from eval.difference import SIGNIFICANT, Difference, differences
-from eval.results import Verdicts
+from eval.results import ModelScores
 from merge.errors import UsageError
 
 
@@ -70,7 +70,7 @@ def _gate(comparison: Comparison, merged: Merged, against: str | None) -> Gate:
     return Gate(merged.model.name, other.name, mean, _fallen(tasks))
 
 
-def _rival(comparison: Comparison, merged: Merged, against: str | None) -> Verdicts:
+def _rival(comparison: Comparison, merged: Merged, against: str | None) -> ModelScores:
     if against is None:
         return pick(comparison.results, merged.gains[-1].best.other)
     other = pick(comparison.results, against)

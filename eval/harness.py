@@ -16,7 +16,7 @@ from eval.items import LoadedTask, load_tasks, runs_code, seed
 from eval.memory import Memory, key_of
 from eval.models import Subject, directory, known_digest, remember_digest, remove_left_models, watch
 from eval.quiet import quiet, quietly
-from eval.results import Results, TaskResult, Verdicts
+from eval.results import ModelScores, Results, TaskResult
 from eval.settings import Settings
 from eval.tasks.task import Task
 from merge.errors import MergeError, UsageError, first_line
@@ -75,12 +75,12 @@ class _Judge:
     keep: Path | None
     progress: Progress
 
-    def one(self, subject: Subject) -> Verdicts:
+    def one(self, subject: Subject) -> ModelScores:
         began = time.monotonic()
         with contextlib.ExitStack() as stack:
             model = self._open(subject, stack)
             tasks = self._tasks(subject.name, model)
-            return Verdicts(
+            return ModelScores(
                 name=subject.name,
                 text=subject.text,
                 path=subject.place,
@@ -92,7 +92,7 @@ class _Judge:
                 tasks=tasks,
             )
 
-    def ensemble(self, members: Sequence[Subject]) -> Verdicts:
+    def ensemble(self, members: Sequence[Subject]) -> ModelScores:
         """The members' answers taken together; see eval/ensemble.py."""
         from eval.ensemble import EnsembleLM
 
@@ -104,7 +104,7 @@ class _Judge:
             tasks = self._tasks(name, model)
             digest = key_of("ensemble", *(one.digest for one in models)).hex()
             seconds = time.monotonic() - began
-            return Verdicts(name, name, None, digest, (), seconds, model.asked, model.remembered, tasks)
+            return ModelScores(name, name, None, digest, (), seconds, model.asked, model.remembered, tasks)
 
     def _open(self, subject: Subject, stack: contextlib.ExitStack) -> RememberingLM:
         """The subject as a model that is loaded when it is needed; `stack` removes what is merged for it."""

@@ -14,7 +14,7 @@ from eval import agreement, plots
 from eval.compare import Comparison, Merged, average, average_error, averaged
 from eval.difference import AVERAGE, Difference
 from eval.path import barrier, barrier_text
-from eval.results import Results, Verdicts
+from eval.results import ModelScores, Results
 from eval.tables import (
     Cell,
     cell,
@@ -97,13 +97,13 @@ def _table(heads: Sequence[str], rows: Sequence[str], caption: str = "") -> str:
     return f"{region}<table>{said}<thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table></div>"
 
 
-def _role(comparison: Comparison, model: Verdicts) -> str:
+def _role(comparison: Comparison, model: ModelScores) -> str:
     if comparison.merged(model):
         return "merge"
     return "parent" if model in _parents(comparison) or not comparison.merges else "other"
 
 
-def _parents(comparison: Comparison) -> list[Verdicts]:
+def _parents(comparison: Comparison) -> list[ModelScores]:
     return [parent for merged in comparison.merges for parent in merged.parents]
 
 
@@ -133,7 +133,7 @@ def _bars(comparison: Comparison) -> str:
     return f'<h2>By task</h2>{key}<div class="grid">{"".join(figures)}</div>'
 
 
-def _bar(comparison: Comparison, model: Verdicts, score: Cell) -> plots.Bar:
+def _bar(comparison: Comparison, model: ModelScores, score: Cell) -> plots.Bar:
     error = score.error or 0.0
     ends = score.span or (score.value - error, score.value + error)
     return plots.Bar(model.name, score.value, ends, str(score), _role(comparison, model))

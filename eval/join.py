@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from eval.results import Results, Verdicts
+from eval.results import ModelScores, Results
 from merge.errors import UsageError
 from merge.quoting import quoted
 
@@ -30,7 +30,7 @@ def join(files: Sequence[tuple[Path, Results]]) -> tuple[Results, tuple[str, ...
         _check_alike(first_path, first, path, other, tasks)
         if left := [name for name in other.tasks if name not in tasks]:
             notes.append(f"{path}: {', '.join(left)} left out: not in all files.")
-    models: list[Verdicts] = []
+    models: list[ModelScores] = []
     judged = set()
     for path, other in files:
         how = [str(other.settings.get(key)) for key in _NUMBERS]

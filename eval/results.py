@@ -1,7 +1,7 @@
 """Results of an evaluation as plain data: models x tasks, with the score of every item.
 
 Results
-  models: Verdicts of one model
+  models: ModelScores of one model
     tasks: name -> TaskResult, groups and their subtasks side by side
   questions: task -> doc id -> (question, right answer), both cut short
 """
@@ -167,8 +167,8 @@ def _main_metric(wanted: str | None, metrics: Mapping[str, float]) -> str:
 
 
 @dataclass(frozen=True)
-class Verdicts:
-    """One model on all tasks.
+class ModelScores:
+    """The scores of one model on all tasks.
 
     Attributes:
         path: its directory, or BASE+ADAPTER; None for what is merged on the fly.
@@ -197,7 +197,7 @@ class Results:
         path: where the models lie between the first and the last of them, 0 to 1; () unless they are a path.
     """
 
-    models: tuple[Verdicts, ...]
+    models: tuple[ModelScores, ...]
     tasks: tuple[str, ...]
     settings: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
@@ -205,7 +205,7 @@ class Results:
     path: tuple[float, ...] = ()
 
     @staticmethod
-    def of(models: Sequence[Verdicts], settings: Settings, loaded: Sequence[LoadedTask]) -> Results:
+    def of(models: Sequence[ModelScores], settings: Settings, loaded: Sequence[LoadedTask]) -> Results:
         said = dataclasses.asdict(settings) | {"include": settings.include and str(settings.include)}
         samples = {name: ids for each in loaded for name, ids in each.samples.items()}
         names = tuple(name for each in loaded for name in _columns(each, models))
@@ -248,7 +248,7 @@ class Results:
         )
 
 
-def _columns(each: LoadedTask, models: Sequence[Verdicts]) -> list[str]:
+def _columns(each: LoadedTask, models: Sequence[ModelScores]) -> list[str]:
     """The columns of a task in tables: a leaderboard's score, the task, or the parts of a group without a score."""
     known = models[0].tasks if models else {}
     if each.task.score is not None and known:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from eval.results import FORMAT, Results, TaskResult, Verdicts
+from eval.results import FORMAT, ModelScores, Results, TaskResult
 from eval.samples import as_pairs
 from merge.codec import decode
 from merge.errors import UsageError, first_line
@@ -36,7 +36,7 @@ def load_results(path: Path) -> Results:
     return found
 
 
-def _problems(model: Verdicts, shown: tuple[str, ...]) -> Iterator[str]:
+def _problems(model: ModelScores, shown: tuple[str, ...]) -> Iterator[str]:
     for name in shown:
         if name not in model.tasks:
             yield f"has no score of {quoted(name)}"
@@ -52,7 +52,7 @@ def _problems(model: Verdicts, shown: tuple[str, ...]) -> Iterator[str]:
         yield from _absurd(task)
 
 
-def _is_own_group(task: TaskResult, model: Verdicts) -> bool:
+def _is_own_group(task: TaskResult, model: ModelScores) -> bool:
     """Whether its groups form a cycle."""
     seen = {task.name}
     while task.group is not None and task.group in model.tasks:

@@ -15,7 +15,7 @@ from pathlib import Path
 from eval.blends import blend, blend_recipe, on_disk
 from eval.compare import in_percent
 from eval.models import Subject, is_recipe, weights_of
-from eval.results import Results, Verdicts
+from eval.results import ModelScores, Results
 from eval.settings import Settings
 from merge.errors import SourceChanged, UsageError
 from merge.plan import Plan, SourceFile
@@ -134,7 +134,7 @@ def _recipe(named: Sequence[str], chosen: Sequence[Subject], name: str, keep: Pa
     return dataclasses.replace(blend_recipe(texts, [1.0] * len(texts), name), text=first)
 
 
-def _step(results: Results, model: Verdicts, name: str, score: float, kept: bool) -> SoupStep:
+def _step(results: Results, model: ModelScores, name: str, score: float, kept: bool) -> SoupStep:
     return SoupStep(name, tuple(model.tasks[task].value for task in results.tasks), score, kept)
 
 
@@ -145,7 +145,7 @@ def _check_scale(results: Results) -> None:
         )
 
 
-def _score(results: Results, model: Verdicts) -> float:
+def _score(results: Results, model: ModelScores) -> float:
     """More is better."""
     scores = [model.tasks[name] for name in results.tasks]
     mean = sum(score.value for score in scores) / len(scores)

@@ -19,7 +19,7 @@ from eval.compare import (
     is_share,
 )
 from eval.difference import AVERAGE
-from eval.results import Results, TaskResult, Verdicts
+from eval.results import ModelScores, Results, TaskResult
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -299,7 +299,7 @@ def _merge(results: Results, merged: Merged) -> dict[str, object]:
     }
 
 
-def _scores(results: Results, model: Verdicts) -> dict[str, object]:
+def _scores(results: Results, model: ModelScores) -> dict[str, object]:
     def one(task: TaskResult) -> dict[str, object]:
         found = {"metric": task.metric, "value": task.value, "stderr": task.error, "items": task.n}
         return found | ({"interval": task.span} if task.span else {})

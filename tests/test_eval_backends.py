@@ -18,7 +18,7 @@ from tiny_llama import make_tiny_llama
 from eval.harness import evaluate
 from eval.memory import Memory
 from eval.models import subjects
-from eval.results import Verdicts
+from eval.results import ModelScores
 from eval.settings import Settings
 from eval.tasks import resolve
 from merge.errors import MergeError, UsageError
@@ -55,10 +55,10 @@ def model(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def judge(tmp_path: Path, model: Path) -> Callable[..., Verdicts]:
+def judge(tmp_path: Path, model: Path) -> Callable[..., ModelScores]:
     """judge(rows, backend, key=value ...) -> what the backend's model makes of the rows."""
 
-    def run(rows: list[dict[str, Any]], backend: str, **more: Any) -> Verdicts:
+    def run(rows: list[dict[str, Any]], backend: str, **more: Any) -> ModelScores:
         file = tmp_path / "items.jsonl"
         file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         settings = Settings(backend=backend, model_args=more)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from eval.results import Results, TaskResult, Verdicts
+from eval.results import ModelScores, Results, TaskResult
 from eval.samples import Item, aggregate, as_pairs
 
 
@@ -28,11 +28,11 @@ def task(
     )
 
 
-def model(name: str, tasks: Sequence[TaskResult], parents: Sequence[str] = ()) -> Verdicts:
-    return Verdicts(name, name, None, f"digest-{name}", tuple(parents), 1.0, 10, 0, {one.name: one for one in tasks})
+def model(name: str, tasks: Sequence[TaskResult], parents: Sequence[str] = ()) -> ModelScores:
+    return ModelScores(name, name, None, f"digest-{name}", tuple(parents), 1.0, 10, 0, {one.name: one for one in tasks})
 
 
-def results(models: Sequence[Verdicts], path: Sequence[float] = ()) -> Results:
+def results(models: Sequence[ModelScores], path: Sequence[float] = ()) -> Results:
     names = tuple(name for name, one in models[0].tasks.items() if one.group is None)
     questions = {name: {str(i): (f"question {i}?", "yes") for i in range(models[0].tasks[name].n)} for name in names}
     return Results(tuple(models), names, {"limit": None, "seed": 0}, {"lm_eval": "0"}, questions, tuple(path))

@@ -10,7 +10,7 @@ every layer of protection that the machine offers without privileges:
     rlimits      processor time, memory, sizes of files, open files; all but Windows
     audit hooks  everywhere: refuses mistakes, but is no match for code written to get around it
 
-guard() finds out by trying which of them work here, and results say so. A program is not run without them. This process
+guard() tries which of them work here, and results name them. A program is not run without them. This process
 reads what the functions returned, as data and no more than a bound, and judges by itself: the program is never told
 what is expected of it, so nothing that it writes makes a wrong answer right.
 """
@@ -41,17 +41,17 @@ def returned(
     memory: int = MEMORY,
     allowed: Collection[str] = LAYERS,
 ) -> list[object]:
-    """What a function of a program returns, call after call, as inside/values.py encodes it.
+    """The values that a program's function returns, one for each call, encoded by inside/values.py.
 
     Args:
         source: Python that defines the function.
         calls: the positional arguments of each call, made of Python's literals.
         timeout: seconds, of processor and of wall-clock time, for the program and all calls together.
         memory: bytes of address space.
-        allowed: layers to use where they are there; fewer than all only to try them one by one.
+        allowed: layers to use if available; fewer than all only to try them one by one.
 
     Returns:
-        One value for each call; fewer where the program ended, failed or was ended before.
+        One value for each call; fewer if the program ended, failed or was stopped before.
 
     Raises:
         MergeError: no process can be started on this machine, or not any more under the guard that worked before.

@@ -19,7 +19,7 @@ _START = (
 
 
 def command(layers: Collection[str]) -> list[str]:
-    """What runs inside/runner.py."""
+    """The command that runs inside/runner.py."""
     at = places()
     folder = Path(__file__).parent
     python = [at.executable, "-I", "-S", "-c", _START.format(folder=str(folder))]
