@@ -3,10 +3,10 @@
 Start with train.py.
 
 keys.py         every key of a config: type, range, default, help
-config.py       YAML and flags -> Config
+config.py       YAML and flags -> Config; arguments.py: Config -> transformers' arguments
 data/           files -> samples -> examples -> batches
 objectives/     what is learnt: one file an objective
-trainables.py   what is trained: full, partial, LoRA, prompts, bottlenecks, ...
+trainables.py   what is trained: full, partial (partial.py), LoRA, prompts, bottlenecks, ...
 models.py       the base and its tokenizer
 rope.py         longer contexts
 checks.py       what only the loaded model shows: disk space, packing

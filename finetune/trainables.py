@@ -7,18 +7,19 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from finetune.adapters import put_adapter
 from finetune.keys import _LORA, Config
+from finetune.partial import choose_parameters
 from merge.errors import UsageError
 from merge.quoting import excerpt
 from merge.schema.names import suggest
 
 if TYPE_CHECKING:
-    from torch.nn import Module, Parameter
+    from torch.nn import Module
 
 
 @dataclass(frozen=True)
@@ -105,17 +106,6 @@ def count_parameters(model: Module) -> tuple[int, int]:
     return sum(n for n, trains in sizes if trains), sum(n for n, _ in sizes)
 
 
-def layer_stack(model: Module) -> tuple[str, int]:
-    """(name, length) of the list of layers: the module list with the most parameters."""
-    from torch import nn
-
-    lists = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
-    if not lists:
-        raise UsageError("the model has no list of layers to count; use freeze or train_only with regular expressions.")
-    name, layers = max(lists, key=lambda item: sum(parameter.numel() for parameter in item[1].parameters()))
-    return name, len(layers)
-
-
 def _let_gradients_in(model: Module) -> None:
     """A checkpointed block needs an input with a gradient, and frozen embeddings give none."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
@@ -125,51 +115,6 @@ def _let_gradients_in(model: Module) -> None:
 
 def _full(model: Module, config: Config, task_type: str | None, new_ids: list[int]) -> Module:
     return model.requires_grad_(True)
-
-
-def _partial(model: Module, config: Config, task_type: str | None, new_ids: list[int]) -> Module:
-    """train_only and train_last choose, freeze_first and freeze take away."""
-    parameters = dict(model.named_parameters())
-    chosen = dict.fromkeys(parameters, not (config.train_only or config.train_last))
-    for pattern in config.train_only:
-        chosen |= dict.fromkeys(_matching(pattern, "train_only", parameters), True)
-    if config.train_last or config.freeze_first:
-        chosen |= _by_layer(model, parameters, config)
-    for pattern in config.freeze:
-        chosen |= dict.fromkeys(_matching(pattern, "freeze", parameters), False)
-    for name, parameter in parameters.items():
-        parameter.requires_grad_(chosen[name])
-    return model
-
-
-def _by_layer(model: Module, parameters: dict[str, Parameter], config: Config) -> dict[str, bool]:
-    stack, n_layers = layer_stack(model)
-    for name in ("freeze_first", "train_last"):
-        if (getattr(config, name) or 0) > n_layers:
-            raise UsageError(f"{name}: {getattr(config, name)}, and the model has {n_layers} layers.")
-    inside = re.compile(re.escape(stack) + r"\.(\d+)\.")
-    order = list(parameters)
-    first = next(i for i, name in enumerate(order) if inside.match(name))
-    chosen = {}
-    for i, name in enumerate(order):
-        match = inside.match(name)
-        layer = int(match[1]) if match else (-1 if i < first else n_layers)  # before the stack, or after it
-        if config.train_last and layer >= n_layers - config.train_last:
-            chosen[name] = True
-        if config.freeze_first and layer < config.freeze_first:
-            chosen[name] = False
-    return chosen
-
-
-def _matching(pattern: str, key: str, names: Iterable[str]) -> list[str]:
-    try:
-        expression = re.compile(pattern)
-    except re.error as error:
-        raise UsageError(f'{key}: "{pattern}" is not a regular expression ({error}).') from None
-    found = [name for name in names if expression.search(name)]
-    if not found:
-        raise UsageError(f'{key}: no parameter matches "{pattern}"; one is called "{next(iter(names))}".')
-    return found
 
 
 def _bitfit(model: Module, config: Config, task_type: str | None, new_ids: list[int]) -> Module:
@@ -315,7 +260,7 @@ def _bottleneck(model: Module, config: Config, task_type: str | None, new_ids: l
 
 TRAINABLES: dict[str, Trainable] = {
     "full": Trainable(_full, 2e-5, adapter=False),
-    "partial": Trainable(_partial, 2e-5, adapter=False),
+    "partial": Trainable(choose_parameters, 2e-5, adapter=False),
     "bitfit": Trainable(_bitfit, 1e-3, adapter=False, paper="arXiv:2106.10199"),
     "lora": Trainable(_lora, 2e-4, paper="arXiv:2106.09685"),
     "qlora": Trainable(_qlora, 2e-4, paper="arXiv:2305.14314"),

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from finetune.arguments import arguments, intervals
 from finetune.config import load_config
 from finetune.keys import KEYS, Config
-from finetune.train import arguments, intervals
 from merge.errors import RecipeError
 
 WATCHING = ("eval_every", "save_every", "early_stopping", "keep_best", "validation", "log_every")

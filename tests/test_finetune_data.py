@@ -11,8 +11,8 @@ import pytest
 from tiny_llama import make_tiny_llama, words, write_lines
 
 from finetune.data import Data, encode_samples, read_samples
-from finetune.data.encode import set_up_tokenizer
 from finetune.data.pack import IGNORED, BatchRow, collate, make_rows
+from finetune.data.tokenizer import set_up_tokenizer
 from finetune.keys import Config, DataSource
 from merge.errors import MergeError, UsageError
 

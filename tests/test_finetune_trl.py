@@ -16,7 +16,7 @@ import pytest
 from tiny_llama import make_tiny_llama, write_lines
 
 from finetune.data import Data, encode_samples, read_samples
-from finetune.data.encode import set_up_tokenizer
+from finetune.data.tokenizer import set_up_tokenizer
 from finetune.keys import Config, DataSource
 
 pytestmark = [

@@ -4,7 +4,7 @@ files.py    .jsonl .json .csv .tsv .parquet .txt -> rows with their places; hub.
 samples.py  rows -> samples, by templates or by the formats of formats.py (turns.py, preferences.py)
 settle.py   which samples go into the chat template
 mix.py      weights of several files; a part held out
-encode.py   tokens, and the weight of each in the loss
+encode.py   tokens, and the weight of each in the loss; tokenizer.py: new tokens, marks, template
 pack.py     examples -> rows and tensors of a batch
 show.py     what --show prints
 """
