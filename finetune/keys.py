@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any
 
 from merge.schema.keys import Key
@@ -18,8 +19,18 @@ FORMATS = (
     *("messages", "sharegpt", "alpaca", "prompt_completion", "text", "preference", "kto", "anchor_positive"),
     "text_label",
 )
-# finetune/objectives/ does them
-OBJECTIVES = ("supervised", "text", "infilling", "mlm", "classification", "dpo", "kto", "distillation", "embeddings")
+
+
+def _objectives(*first: str) -> tuple[str, ...]:
+    """The names of the files of finetune/objectives/, but for those that others share; `first` in that order."""
+    found = {file.stem for file in (Path(__file__).parent / "objectives").glob("[a-z]*.py")} - {"base", "causal"}
+    return (*first, *sorted(found.difference(first)))
+
+
+# In the order that `--help` shows.
+OBJECTIVES = _objectives(
+    *("supervised", "text", "infilling", "mlm", "classification", "dpo", "kto", "distillation", "embeddings")
+)
 SCHEDULERS = (
     *("linear", "cosine", "constant", "constant_with_warmup", "polynomial", "inverse_sqrt", "cosine_with_restarts"),
 )

@@ -283,7 +283,7 @@ def poison() -> Any:
 
 
 def test_packing_that_would_leak_is_refused(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    from finetune.objectives.causal import Supervised
+    from finetune.objectives.supervised import Supervised
 
     honest = Supervised.loss
 

@@ -1,25 +1,18 @@
-"""Objectives: one file each, one line in OBJECTIVES, and the name in finetune/keys.py.
+"""Objectives: one file each, which bears the objective's name and holds OBJECTIVE. Adding a file adds an objective.
 
 An objective says which samples it takes, which class of model it trains, how a sample becomes examples, how rows become
 a batch, and what the loss of a batch is: sums and the weights they are to be divided by, so that batches of any size
-add up to the mean over the whole step, and over the whole validation set.
+add up to the mean over the whole step, and over the whole validation set. They share base.py and causal.py.
 """
 
 from __future__ import annotations
 
+import importlib
 from typing import NamedTuple
 
 from finetune.data.contents import Conversation, Instruction, Judged, Labelled, Preference, Text, TextPair
 from finetune.keys import KEYS, Config
 from finetune.objectives.base import Objective, Run
-from finetune.objectives.causal import Supervised, TextPretraining
-from finetune.objectives.classification import Classification
-from finetune.objectives.distillation import Distillation
-from finetune.objectives.embeddings import Embeddings
-from finetune.objectives.infilling import Infilling
-from finetune.objectives.judged import JudgedAnswers
-from finetune.objectives.masked import MaskedLanguageModelling
-from finetune.objectives.preference import DirectPreference
 from merge.errors import UsageError
 from merge.schema.names import one_of
 
@@ -32,15 +25,7 @@ class SampleKind(NamedTuple):
 
 
 OBJECTIVES: dict[str, Objective] = {
-    "supervised": Supervised(),
-    "text": TextPretraining(),
-    "infilling": Infilling(),
-    "mlm": MaskedLanguageModelling(),
-    "classification": Classification(),
-    "dpo": DirectPreference(),
-    "kto": JudgedAnswers(),
-    "distillation": Distillation(),
-    "embeddings": Embeddings(),
+    name: importlib.import_module(f"{__name__}.{name}").OBJECTIVE for name in KEYS["objective"].choices
 }
 
 KINDS: dict[type, SampleKind] = {

@@ -1,12 +1,10 @@
-"""Next-token prediction: supervised fine-tuning on responses, and continued pretraining on text."""
+"""Next-token prediction, which several objectives share."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from finetune.data.contents import Conversation, Instruction, Sample, Text, TextPair
-from finetune.data.encode import Encoder, Example
 from finetune.data.pack import IGNORED, Batch, BatchRow, collate
 from finetune.objectives.base import Objective, model_inputs
 
@@ -44,31 +42,3 @@ def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
         logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED, reduction="none"
     )
     return losses.view_as(targets)
-
-
-class Supervised(Causal):
-    """Responses count 1, prompts prompt_loss_weight."""
-
-    takes: tuple[type, ...] = (Conversation, Instruction, TextPair)
-    too_long = "error"
-
-    def encode(self, sample: Sample, encoder: Encoder) -> list[Example]:
-        content, config = sample.content, encoder.config
-        if isinstance(content, Conversation):
-            ids, weights = encoder.conversation(content, sample.place)
-        else:
-            assert isinstance(content, TextPair)
-            ids, weights = encoder.pair(content.prompt, content.completion)
-        return encoder.fit(ids, weights, sample.place, sample.task, config.too_long or self.too_long)
-
-
-class TextPretraining(Causal):
-    """Every token counts; longer texts are split."""
-
-    takes: tuple[type, ...] = (Text,)
-    too_long = "split"
-
-    def encode(self, sample: Sample, encoder: Encoder) -> list[Example]:
-        assert isinstance(sample.content, Text)
-        ids, weights = encoder.text(sample.content.text)
-        return encoder.fit(ids, weights, sample.place, sample.task, encoder.config.too_long or self.too_long)

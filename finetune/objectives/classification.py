@@ -184,3 +184,6 @@ def _class_weights(config: Config, labels: tuple[str, ...], amounts: list[float]
         if label not in labels:
             raise UsageError(f'class_weights: "{label}" is not a label; {suggest(label, list(labels))}')
     return tuple(float(given.get(label, 1.0)) for label in labels)
+
+
+OBJECTIVE = Classification()

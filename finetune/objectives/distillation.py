@@ -20,7 +20,9 @@ from finetune.data.encode import Encoder, Example
 from finetune.data.pack import Batch, max_length
 from finetune.keys import Config
 from finetune.objectives.base import Run
-from finetune.objectives.causal import Causal, Supervised, TextPretraining, logits_of, token_losses
+from finetune.objectives.causal import Causal, logits_of, token_losses
+from finetune.objectives.supervised import Supervised
+from finetune.objectives.text import TextPretraining
 from finetune.sources import SourceStates, weight_digests
 from merge.errors import UsageError
 
@@ -104,3 +106,6 @@ class Distillation(Causal):
         share = config.distillation_alpha
         losses = share * heat**2 * divergence + (1 - share) * labels
         return losses, torch.stack([labels, divergence, self.weights(batch)], 1).detach()
+
+
+OBJECTIVE = Distillation()

@@ -168,3 +168,6 @@ def write_sentence_transformer(folder: Path, width: int, max_length: int | None)
         (folder / path).mkdir(exist_ok=True)
     for name, value in files.items():
         (folder / name).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+OBJECTIVE = Embeddings()

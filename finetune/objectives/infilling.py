@@ -96,3 +96,6 @@ class Infilling(Causal):
         weights = np.ones(len(before) + len(after), np.float32)
         weights[: len(before) if encoder.held_out else 1] = 0
         return np.array(before + after, np.int32), weights
+
+
+OBJECTIVE = Infilling()

@@ -114,3 +114,6 @@ class MaskedLanguageModelling(Objective):
         """Share of hidden tokens whose most probable prediction is right."""
         right, weight = columns.sum(0).tolist()
         return {"accuracy": right / weight}
+
+
+OBJECTIVE = MaskedLanguageModelling()

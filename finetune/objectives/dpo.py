@@ -157,3 +157,6 @@ def without_adapter(model: nn.Module) -> Iterator[None]:
     adapter = model.disable_adapter() if hasattr(model, "disable_adapter") else silent_bottlenecks(model)
     with adapter:
         yield
+
+
+OBJECTIVE = DirectPreference()

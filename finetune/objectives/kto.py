@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from finetune.data.contents import Judged, Sample
 from finetune.data.encode import Encoder, Example
 from finetune.data.pack import Batch, BatchRow
-from finetune.objectives.preference import DirectPreference
+from finetune.objectives.dpo import DirectPreference
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -66,3 +66,6 @@ class JudgedAnswers(DirectPreference):
             if (signs == sign).any()
         }
         return means | ({"reward_margin": means["reward_wanted"] - means["reward_unwanted"]} if len(means) == 2 else {})
+
+
+OBJECTIVE = JudgedAnswers()
