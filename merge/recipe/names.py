@@ -29,17 +29,19 @@ def _own(*keys: str) -> dict[str, Key]:
 KEYS: dict[str, dict[str, Key]] = {
     "recipe": {
         **_own("merge_method", "models", "slices", "modules", "base_model", "parameters", "dtype", "out_dtype"),
-        **_own("tokenizer_source", "tokenizer", "chat_template", "name", "allow", "upscale"),
-        **_own("config_donor", "tokenizer_donor"),
+        **_own("tokenizer_source", "tokenizer", "chat_template", "name"),
         "seed": _SEED,
+        **_own("allow"),
         "align": Key("str", choices=ALIGN, noun="way to align"),
+        **_own("upscale", "config_donor", "tokenizer_donor"),
         "compat": _COMPAT,
     },
     "mixture": {
-        **_own("base_model", "experts", "shared_experts", "gate_mode", "architecture", "attention", "reinit"),
-        **_own("dtype", "out_dtype", "name", "allow"),
+        **_own("base_model", "experts", "shared_experts", "gate_mode"),
         "experts_per_token": Key("int", low=1),
+        **_own("architecture", "attention", "reinit", "dtype", "out_dtype", "name"),
         "seed": _SEED,
+        **_own("allow"),
         "compat": _COMPAT,
     },
     "expert": {
@@ -62,8 +64,8 @@ KEYS: dict[str, dict[str, Key]] = {
     "tokenizer": {**_own("source", "tokens"), "pad_to_multiple_of": Key("int", low=1, high=1 << 20)},
     "token": {**_own("source"), "force": _FLAG},
     "token source": {
-        **_own("model", "token"),
         "kind": Key("str", choices=("model_token", "zero")),
+        **_own("model", "token"),
         "token_id": Key("int", low=0),
     },
     "condition": _own("filter", "value"),
