@@ -83,7 +83,7 @@ def _item(value: Any, metric: str) -> Item | None:
     return None
 
 
-def _is_pair(value: Any) -> bool:
+def _is_pair(value: object) -> bool:
     return isinstance(value, (tuple, list)) and len(value) == 2 and all(isinstance(v, (int, float)) for v in value)
 
 

@@ -144,7 +144,7 @@ _MARKS = (_MARK, _MARK)
 class _Complaints:
     """Reports a problem where its key was given: at the flag, the line, or the file."""
 
-    def __init__(self, place: ConfigReader, values: Mapping[str, Any], flags: Mapping[str, Any]) -> None:
+    def __init__(self, place: ConfigReader, values: Mapping[str, object], flags: Mapping[str, object]) -> None:
         self._place, self._flags = place, flags
         self.given = [name for name, value in values.items() if value is not None]
         self.wrong = [name for name, value in values.items() if value is None]

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 Kind = TypeVar("Kind")
 
 
-def decode(data: Any, kind: type[Kind]) -> Kind:
+def decode(data: object, kind: type[Kind]) -> Kind:
     """What `json.dumps(dataclasses.asdict(value))` made of a value, read with parse_json -> an equal value.
 
     Lists become tuples, also where the declared type is Any: in a value that survives JSON there is no list.
@@ -23,14 +23,14 @@ def decode(data: Any, kind: type[Kind]) -> Kind:
         raise ValueError(str(error)) from None
 
 
-def _variant(kind: Any, data: Any) -> Any:
+def _variant(kind: Any, data: object) -> object:
     """Of a class that is one of several dataclasses, that which `kind.variant` tells from the data."""
     import msgspec
 
     return msgspec.convert(data, kind.variant(data), dec_hook=_variant)
 
 
-def _tuples(data: Any) -> Any:
+def _tuples(data: object) -> object:
     if isinstance(data, list):
         return tuple(_tuples(item) for item in data)
     if isinstance(data, dict):

@@ -334,7 +334,7 @@ def test_data_sets_of_the_hub_are_read_by_name(monkeypatch: pytest.MonkeyPatch, 
         (DataSource("none.jsonl"), "data none.jsonl: there is no such file"),
         (
             DataSource("here.jsonl", split="test"),
-            "data here.jsonl: is a file; subset and split are of data sets of the hub",
+            "data here.jsonl: is a file; only data sets of the hub have subset and split",
         ),
     ],
 )

@@ -75,11 +75,11 @@ def read_tools(row: Row) -> str:
     return compact([_without_nothing(tool) for tool in tools])
 
 
-def compact(value: Any) -> str:
+def compact(value: object) -> str:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
-def _without_nothing(value: Any) -> Any:
+def _without_nothing(value: object) -> object:
     """Without keys whose value is null: files of columns write all keys in every row."""
     if isinstance(value, dict):
         return {key: _without_nothing(part) for key, part in value.items() if part is not None}
@@ -93,7 +93,7 @@ class _Reader:
         self.row, self.where = row, f'data {row.place}: "{column}", turn {number}'
         self.column = column
 
-    def read(self, turn: Any) -> Turn:
+    def read(self, turn: object) -> Turn:
         if not isinstance(turn, dict):
             raise UsageError(f'{self.where}: expected {{"role", "content"}}, found {quoted(turn)}.')
         said = {key: value for key, value in turn.items() if value is not None}
@@ -123,7 +123,7 @@ class _Reader:
             raise UsageError(f"{self.where}: tool calls are the assistant's, found role {role}.")
         return Turn(role, content, self._learnt(said, role), compact(more) if more else "")
 
-    def _content(self, value: Any) -> str | None:
+    def _content(self, value: object) -> str | None:
         """A string, or a list of text parts."""
         if isinstance(value, list):
             parts = []
@@ -139,7 +139,7 @@ class _Reader:
             whole(value, self.row, self.column)
         return value
 
-    def _learnt(self, said: Mapping[str, Any], role: str) -> bool:
+    def _learnt(self, said: Mapping[str, object], role: str) -> bool:
         for key in _LEARNT:
             if key in said:
                 if said[key] not in (0, 1):  # of these are False and True
@@ -149,22 +149,21 @@ class _Reader:
                 return bool(said[key])
         return True
 
-    def _calls(self, calls: Any) -> list[dict[str, Any]]:
+    def _calls(self, calls: object) -> list[dict[str, object]]:
         """As chat templates take them: arguments are objects, also where the data has JSON of them."""
         if isinstance(calls, str):
             calls = parsed(self.row, self.column, calls)
         found = []
         for call in calls if isinstance(calls, list) else [calls]:
-            function = call.get("function", call) if isinstance(call, dict) else None
+            given = call if isinstance(call, dict) else {}
+            function = given.get("function", call)
             if not isinstance(function, dict) or not isinstance(function.get("name"), str):
                 raise UsageError(f'{self.where}: a tool call has "name" and "arguments", found {quoted(call)}.')
             arguments = function.get("arguments", function.get("parameters", {}))
             if isinstance(arguments, str):
                 arguments = parsed(self.row, self.column, arguments or "{}")
-            made: dict[str, Any] = {"type": "function", "function": {"name": function["name"], "arguments": arguments}}
-            if isinstance(call.get("id"), str):
-                made["id"] = call["id"]
-            found.append(made)
+            made = {"type": "function", "function": {"name": function["name"], "arguments": arguments}}
+            found.append(made | ({"id": given["id"]} if isinstance(given.get("id"), str) else {}))
         return found
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from finetune.config import from_record
 from finetune.keys import KEYS, Config
@@ -25,6 +25,10 @@ from merge.loading import trusted_names, trusting
 from merge.output.directory import partial_of
 from merge.output.workspace import settle
 from merge.processors import processors
+
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
+    from multiprocessing.context import SpawnProcess
 
 ProgressBar = Callable[[str], AbstractContextManager[Progress]]
 
@@ -134,7 +138,7 @@ def _train_in_processes(stages: Sequence[TrainingStage], workers: int, machine: 
     threads = machine.threads or max(1, processors() // workers)
     context = multiprocessing.get_context("spawn")
     waiting = list(stages)
-    running: dict[str, tuple[Any, Any]] = {}
+    running: dict[str, tuple[SpawnProcess, Connection]] = {}
     failed: list[tuple[str, str, int]] = []
     try:
         while running or (waiting and not failed):
@@ -159,7 +163,7 @@ def _train_in_processes(stages: Sequence[TrainingStage], workers: int, machine: 
         raise (UsageError if code == 2 else OutputError)(f"{name}: {text}")
 
 
-def _finished(running: dict[str, tuple[Any, Any]]) -> Iterator[str]:
+def _finished(running: dict[str, tuple[SpawnProcess, Connection]]) -> Iterator[str]:
     from multiprocessing.connection import wait
 
     wait([process.sentinel for process, _ in running.values()])
@@ -168,7 +172,7 @@ def _finished(running: dict[str, tuple[Any, Any]]) -> Iterator[str]:
             yield name
 
 
-def _outcome(name: str, process: Any, here: Any, say: Say) -> list[tuple[str, str, int]]:
+def _outcome(name: str, process: SpawnProcess, here: Connection, say: Say) -> list[tuple[str, str, int]]:
     process.join()
     try:
         text, code = here.recv() if here.poll() else (f"its process ended with exit code {process.exitcode}.", 1)
@@ -198,7 +202,7 @@ def _work(
     threads: int,
     force: bool,
     trusted: tuple[str, ...],
-    connection: Any,
+    connection: Connection,
 ) -> None:
     """In the process: a training, and what became of it in a line."""
     import os

@@ -269,7 +269,7 @@ def _method_s_own(reader: RecipeReader, group: Group, method: Method) -> None:
         reader.problem(reader.line(group.path), f"{group.what}: {wrong}")
 
 
-def _resolved(reader: RecipeReader, levels: list[tuple[str, Settings]], parameter: Parameter) -> Any:
+def _resolved(reader: RecipeReader, levels: list[tuple[str, Settings]], parameter: Parameter) -> object:
     """The value that all tensors get; _VARIES where they differ or a problem is known."""
     for path, settings in levels:
         if parameter.name in settings:
@@ -279,7 +279,7 @@ def _resolved(reader: RecipeReader, levels: list[tuple[str, Settings]], paramete
     return _VARIES if parameter.required else parameter.default
 
 
-def _constant(setting: Setting) -> Any:
+def _constant(setting: Setting) -> object:
     if not isinstance(setting, tuple):
         return setting
     first = setting[0]

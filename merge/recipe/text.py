@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 from merge.dtypes import torch_name
 from merge.recipe.model import ModelRef, Recipe
@@ -13,7 +12,7 @@ _PLAIN = ("name", "merge_method", "tokenizer_source", "parameters", "allow")
 
 def text_of(recipe: Recipe) -> str:
     """Values are written as JSON. For recipes of whole models, which is what commands make."""
-    values: dict[str, Any] = {key: getattr(recipe, key) for key in _PLAIN}
+    values: dict[str, object] = {key: getattr(recipe, key) for key in _PLAIN}
     values["dtype"] = recipe.dtype and torch_name(recipe.dtype)
     lines = [f"{key}: {_json(value)}" for key, value in values.items() if value]
     lines.append("models:")
@@ -24,11 +23,11 @@ def text_of(recipe: Recipe) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _json(value: Any) -> str:
+def _json(value: object) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _reference(ref: ModelRef) -> str | dict[str, Any]:
+def _reference(ref: ModelRef) -> str | dict[str, dict[str, str]]:
     """As it was written; a model and an adapter in parts, for either may have a "+" in its path."""
     if ref.adapter is None:
         return ref.text
