@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+import merge.cli
 from merge.cli import VERBS
 
 Run = Callable[..., tuple[int, str, str]]
@@ -48,6 +49,13 @@ def test_help_lists_the_verbs(run_cli: Run) -> None:
     assert out.splitlines()[0] == "Usage: merge [OPTIONS] COMMAND [ARGS]..."
     verbs = re.findall(r"^  ([a-z]+)  ", out.partition("Commands:")[2].partition("Examples:")[0], re.MULTILINE)
     assert verbs == list(VERBS)
+
+
+def test_every_file_with_a_command_is_a_verb() -> None:
+    folder = Path(merge.cli.__file__).parent
+    assert {path.stem for path in folder.glob("*.py") if "\ndef command(" in path.read_text(encoding="utf-8")} == set(
+        VERBS
+    )
 
 
 @pytest.mark.parametrize("verb", VERBS)

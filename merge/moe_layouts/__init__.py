@@ -99,8 +99,11 @@ class MoeLayout:
         return f"{self.block}.{self.shared}.{projection}.weight"
 
 
+_FIRST = ("mixtral", "qwen2_moe", "qwen3_moe", "deepseek")  # in messages
+
+
 @functools.cache
 def all_layouts() -> Mapping[str, MoeLayout]:
-    """Every layout by its name, in the order of the names."""
-    names = sorted(module.name for module in pkgutil.iter_modules(__path__))
-    return {name: importlib.import_module(f"{__name__}.{name}").LAYOUT for name in names}
+    """Every layout by its name."""
+    others = {module.name for module in pkgutil.iter_modules(__path__)}.difference(_FIRST)
+    return {name: importlib.import_module(f"{__name__}.{name}").LAYOUT for name in (*_FIRST, *sorted(others))}

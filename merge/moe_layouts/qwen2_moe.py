@@ -35,7 +35,7 @@ def _config(counts: Counts, window: Window) -> dict[str, Any]:
 
 
 LAYOUT = MoeLayout(
-    words=("qwen2", "qwen2_moe"),
+    words=("qwen", "qwen moe", "qwen2", "qwen2_moe"),
     title="Qwen2-MoE",
     families=("qwen2", "llama", "mistral"),
     block="mlp",

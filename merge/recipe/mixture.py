@@ -157,9 +157,9 @@ def _gate_mode(reader: RecipeReader, node: yaml.Node | None) -> str:
 
 def _architecture(reader: RecipeReader, node: yaml.Node | None) -> str | None:
     """The name of a layout, or "qwen", which is settled by the models."""
-    layouts = {word: name for name, layout in all_layouts().items() for word in layout.words}
-    words = dict.fromkeys(("qwen", "qwen moe"), "qwen") | layouts
-    word = _word(reader, node, "architecture", tuple(sorted(words)))
+    words = {word: name for name, layout in all_layouts().items() for word in layout.words}
+    words |= dict.fromkeys(("qwen", "qwen moe"), "qwen")
+    word = _word(reader, node, "architecture", tuple(words))
     return None if word is None else words[word]
 
 
