@@ -12,8 +12,8 @@ import pytest
 import torch
 from architectures import build, names, tiny
 from conftest import write_safetensors
+from mixture_models import SIZES, dense, mixture
 from safetensors.numpy import load_file
-from test_mixture_models import SIZES, dense, mixture
 
 import merge.layerwise.weights
 from merge.checkpoint import open_checkpoint

