@@ -22,7 +22,7 @@ PASSTHROUGH = "passthrough"  # what `upscale` means where no method is written
 
 
 def build(reader: RecipeReader, root: yaml.MappingNode, text: str) -> Recipe:
-    """Reads every level; what is wrong goes to the reader, and the rest of the recipe is still built."""
+    """Reads every level. The reader collects problems; the rest of the recipe is still built."""
     # Methods come first: they decide what is known and where, whatever the order of the keys.
     reader.method = _method_at(reader, root, reader.methods.get(PASSTHROUGH) if _value(root, "upscale") else None)
     reader.in_use = tuple(dict.fromkeys(_methods_in(reader, root)))
@@ -61,12 +61,12 @@ def _plain_pairs(node: yaml.Node) -> list[tuple[str, yaml.Node, yaml.Node]]:
 
 
 def _value(node: yaml.Node, key: str) -> yaml.Node | None:
-    """What a mapping has under a key, before it is read properly."""
+    """The value of a key, read ahead of the other keys."""
     return next((value for found, _, value in _plain_pairs(node) if found == key), None)
 
 
 def _method_at(reader: RecipeReader, node: yaml.Node, outer: Method | None) -> Method | None:
-    """The method of a recipe, module or slice: its own, or else that of what is around it."""
+    """The method of a recipe, module or slice: its own, or else that of the level around it."""
     named = _value(node, "merge_method")
     if named is None or named.tag == NULL:
         return outer
@@ -74,7 +74,7 @@ def _method_at(reader: RecipeReader, node: yaml.Node, outer: Method | None) -> M
 
 
 def _methods_in(reader: RecipeReader, node: yaml.Node, outer: Method | None = None) -> Iterator[Method]:
-    """The methods of a recipe or module and of what is in it, its own first."""
+    """The methods of a recipe or module and of the levels inside it, its own first."""
     method = _method_at(reader, node, outer or reader.method)
     if method is not None:
         yield method
@@ -87,7 +87,7 @@ def _methods_in(reader: RecipeReader, node: yaml.Node, outer: Method | None = No
 
 
 def _own_method(reader: RecipeReader, node: yaml.Node | None, path: str) -> str | None:
-    """The merge_method that a slice or a module has of its own."""
+    """The merge_method of a slice or module itself."""
     name = reader.text(node, path)
     if node is not None and name and name not in reader.methods:
         reader.problem(node, names.unknown_method(name, reader.methods), path)
@@ -225,6 +225,6 @@ def _upscale(reader: RecipeReader, node: yaml.Node | None) -> Upscale | None:
 
 
 def written_compat(root: yaml.MappingNode) -> str | None:
-    """What `compat:` says, before the keys are read that depend on it."""
+    """The value of `compat:`, read ahead because other keys depend on it."""
     node = _value(root, "compat")
     return node.value if isinstance(node, yaml.ScalarNode) and node.value in COMPAT else None

@@ -1,4 +1,4 @@
-"""Checks that need more than one place of a recipe: models against method, base, required parameters, sums."""
+"""Checks that involve several places of a recipe: models against method, base, required parameters, sums."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Group:
 
 
 def check(reader: RecipeReader, recipe: Recipe, are_adapters: AreAdapters) -> None:
-    """Notes every problem that shows only when the recipe is seen whole, its models located."""
+    """Notes the problems that involve several places of the recipe, once its models are located."""
     _one_of_models_and_slices(reader, recipe)
     _upscale(reader, recipe)
     if reader.method is None or reader.broken.intersection(("models", "slices", "modules")):
@@ -85,7 +85,7 @@ def _groups_in(
     outer: tuple[tuple[str, Settings], ...],
     method: tuple[str, str],
 ) -> Iterator[Group]:
-    """Those of the recipe itself or of a module; one whose method is unknown is left out."""
+    """The groups of the recipe itself or of a module, without those whose method is unknown."""
     within = f"module {prefix.removeprefix('modules.')[:-1]}, " if prefix else ""
     if part.models and (known := reader.methods.get(method[0])) is not None:
         what = f'{within}"models"'
@@ -216,7 +216,7 @@ def _written(reader: RecipeReader, path: str, settings: Settings, parameter: Par
 
 
 def _statistics(reader: RecipeReader, group: Group, method: Method) -> None:
-    """Statistics are there for every input of a method that needs them, and for no other."""
+    """Every input of a method that needs statistics must have them, and no other may."""
     for i, source in _inputs(group, method):
         path = group.source_path(i)
         if path in reader.broken or join(path, "statistics") in reader.broken:
@@ -233,7 +233,7 @@ def _statistics(reader: RecipeReader, group: Group, method: Method) -> None:
 
 
 def _same_length(reader: RecipeReader, group: Group) -> None:
-    """The sources of a slice are laid on each other layer by layer."""
+    """The sources of a slice are merged layer by layer, so they must have equally many."""
     lengths = [source.layer_range[1] - source.layer_range[0] for source in group.sources if source.layer_range]
     if any(length != lengths[0] for length in lengths):
         listed = " and ".join(str(length) for length in lengths)
@@ -241,7 +241,7 @@ def _same_length(reader: RecipeReader, group: Group) -> None:
 
 
 def _holds_layers(reader: RecipeReader, recipe: Recipe) -> None:
-    """A slice may hold no layer, [n, n]; then it gives what stands before or after the layers. One has to hold some."""
+    """A slice may be empty, [n, n], to give only what is before or after the layers; but not all slices."""
     parts: list[Recipe | Module] = [recipe, *recipe.modules.values()]
     for part in parts:
         sources = [source for piece in part.slices for source in piece.sources]
@@ -270,7 +270,7 @@ def _method_s_own(reader: RecipeReader, group: Group, method: Method) -> None:
 
 
 def _resolved(reader: RecipeReader, levels: list[tuple[str, Settings]], parameter: Parameter) -> object:
-    """The value that all tensors get; _VARIES where they differ or a problem is known."""
+    """The value for all tensors; _VARIES if it differs between them or is known to be wrong."""
     for path, settings in levels:
         if parameter.name in settings:
             return _constant(settings[parameter.name])
@@ -289,7 +289,7 @@ def _constant(setting: Setting) -> object:
 
 
 def check_attention(reader: RecipeReader, recipe: Recipe) -> None:
-    """Whether the method that merges what is no expert's takes this many models."""
+    """Checks that the method for everything but the experts takes this many models."""
     method = reader.methods.get(recipe.merge_method)
     if recipe.mixture is None or method is None or method.name == PASSTHROUGH:
         return

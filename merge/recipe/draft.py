@@ -1,4 +1,4 @@
-"""What a recipe's text says by itself, before anything is looked for."""
+"""A recipe as its text alone says, before anything is looked up."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from merge.recipe.references import StageNames
 
 @dataclass(frozen=True)
 class Draft:
-    """A recipe as it is written: nothing was looked for yet, on the disk or the hub.
+    """A recipe as it is written: nothing has been looked up yet, on the disk or the hub.
 
     Attributes:
         recipe: its references are as written; see ModelRef.
-        reader: where everything stands, and what is wrong with the text.
+        reader: the lines of all keys, and the problems in the text.
     """
 
     recipe: Recipe
@@ -30,6 +30,6 @@ class Draft:
 def draft_of(
     root: yaml.MappingNode, text: str, file: str | None, stages: StageNames | None = None, compat: str | None = None
 ) -> Draft:
-    """A document's tree -> Draft, by its text alone; `stages`: what the other documents of its file are called."""
+    """A document's tree -> Draft, from its text alone; `stages`: the names of the other documents in the file."""
     reader = RecipeReader(file, all_methods(), stages, compat or written_compat(root))
     return Draft((build_mixture if is_mixture(root) else build)(reader, root, text), reader)

@@ -1,4 +1,4 @@
-"""The plain fields of a recipe: dtype, name, allow, compat. What is wrong goes to the reader."""
+"""The plain fields of a recipe: dtype, name, allow, compat. The reader collects problems."""
 
 from __future__ import annotations
 

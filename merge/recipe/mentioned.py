@@ -1,4 +1,4 @@
-"""Every model that a recipe names, once, with its place there."""
+"""Every model that a recipe names, once, with its place in the recipe."""
 
 from __future__ import annotations
 

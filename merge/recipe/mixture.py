@@ -35,7 +35,7 @@ PROMPTED = GATE_MODES[:3]  # modes that make the router from prompts
 
 @dataclass(frozen=True, slots=True)
 class Expert:
-    """How one expert's MLP is made of its model's, and what the router should send to it.
+    """How one expert's MLP is made from its model's, and which tokens the router should send to it.
 
     Attributes:
         positive, negative: prompts whose hidden states make the router's row, the second kind subtracted.
@@ -52,7 +52,7 @@ class Expert:
 
 @dataclass(frozen=True, slots=True)
 class Mixture:
-    """`experts` and `shared` belong to Recipe.models in this order; `reinit`: share of neurons that are drawn anew."""
+    """`experts` and `shared` belong to Recipe.models in this order; `reinit`: share of neurons to draw again."""
 
     experts: tuple[Expert, ...]
     shared: tuple[Expert, ...] = ()
@@ -67,7 +67,7 @@ def is_mixture(root: yaml.MappingNode) -> bool:
 
 
 def build_mixture(reader: RecipeReader, root: yaml.MappingNode, text: str) -> Recipe:
-    """Reads the recipe; what is wrong goes to the reader."""
+    """Reads the recipe; the reader collects problems."""
     fields = reader.mapping(root, "", "mixture")
     if "base_model" not in fields:
         reader.problem(root, 'a mixture needs "base_model", whose attention, norms and embeddings it gets')
@@ -242,7 +242,7 @@ def _with_attention(reader: RecipeReader, node: yaml.Node | None, recipe: Recipe
 
 
 def _check_attention(reader: RecipeReader, node: yaml.Node, method: Method, parameters: Mapping[str, object]) -> None:
-    """Whether the method can merge experts with what it is given."""
+    """Checks that the method can merge the experts with these parameters."""
     if method.name == "passthrough":
         reader.problem(
             node, 'passthrough merges nothing; "attention: base" takes everything but the experts from the base'

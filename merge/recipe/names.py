@@ -1,4 +1,4 @@
-"""The keys a recipe may write, and what somebody who wrote another one probably meant."""
+"""The keys of each level of a recipe, and suggestions for unknown ones."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _TEXT, _FLAG = Key("str"), Key("bool")
 
 
 def _own(*keys: str) -> dict[str, Key]:
-    """Keys that functions of merge/recipe read."""
+    """Keys that are read by functions of merge/recipe."""
     return dict.fromkeys(keys, Key())
 
 
@@ -108,7 +108,7 @@ def is_ignored_elsewhere(key: str, known: Sequence[str], methods: Mapping[str, M
 
 
 def unknown_key(key: str, level: str, method: Method | None) -> str:
-    """A key that is right elsewhere is sent there; else the nearest name of this level."""
+    """The message for an unknown key: the level that it belongs to, or the nearest key of this level."""
     known = KEYS[level]
     if "parameters" in known and method is not None and method.parameter(key) is not None:
         return f'unknown key "{key}"; it is a parameter of {method.name}: write it under "parameters"'

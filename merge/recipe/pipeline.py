@@ -1,4 +1,4 @@
-"""Recipes of several documents: `load_pipeline("pipeline.yaml")`. A later document uses earlier ones by their names.
+"""Recipes of several documents: `load_pipeline("pipeline.yaml")`. Later documents use earlier ones by name.
 
 The schema is mergekit-multi's: documents separated by `---`, each a recipe with a `name`; the last one may lack it.
 """
@@ -22,7 +22,7 @@ class Stage:
 
     Attributes:
         name: by which later documents use it; None only for the last.
-        recipe: its `text` is that of all documents which it takes to make this one.
+        recipe: its `text` has all documents that are needed to make this one.
         uses: names of the earlier stages that it reads, in the pipeline's order.
         line: where it begins in the file.
     """
@@ -47,7 +47,7 @@ class Pipeline:
 
 
 def stage_names(documents: Sequence[Document]) -> Iterator[StageNames]:
-    """For each document, what the others are called; one alone has the name of its result, which may be a model's."""
+    """For each document, the names of the others. The name of a single document may also be a model's."""
     if len(documents) == 1:
         yield StageNames()
         return
@@ -64,7 +64,7 @@ def stage_names(documents: Sequence[Document]) -> Iterator[StageNames]:
 
 
 def name_of(document: Document) -> str | None:
-    """What the document is called, if it says so at all; whether the name is a good one is seen when it is built."""
+    """The document's name, if it has one, not yet checked."""
     return next((value.value for key, value in document.root.value if _is_name(key, value)), None)
 
 
@@ -134,7 +134,7 @@ def _texts(root: yaml.Node) -> list[str]:
 
 
 def with_texts(stages: Sequence[Stage], text: str) -> Iterator[Stage]:
-    """Each recipe with the text of all documents that it takes: what is written beside the result can be run again."""
+    """Each recipe with the text of all documents that it needs, so that the copy beside the result can be run again."""
     needs: dict[str, dict[str, None]] = {}  # name -> the stages it takes, itself included
     texts = {stage.name: stage.recipe.text for stage in stages}
     for stage in stages:

@@ -1,6 +1,6 @@
-"""Reads nodes of one recipe: what the schema's reader does, by the recipe's levels and methods.
+"""Reads the nodes of one recipe with the schema's reader, by the recipe's levels and methods.
 
-Keys that mergekit passes over are notes with `compat: mergekit`, and else problems.
+Keys that mergekit ignores are problems; with `compat: mergekit` they are notes.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ class RecipeReader(Reader):
         self._ignored: dict[str, list[int]] = {}  # keys that mergekit passes over -> lines
 
     def ignored(self, at: yaml.Node, key: str, message: str, broken: str | None = None) -> None:
-        """A key that nothing reads, and that mergekit passes over: a note with `compat: mergekit`, else a problem."""
+        """An unknown key that mergekit ignores: a problem, or a note with `compat: mergekit`."""
         self._ignored.setdefault(key, []).append(line_of(at))
         if self.compat is None:
             self.problem(at, message, broken)
 
     def notes(self) -> tuple[str, ...]:
-        """What `compat: mergekit` passed over."""
+        """The keys that `compat: mergekit` ignored."""
         return (f"compat: mergekit: ignored {self._ignored_keys()}",) if self.compat and self._ignored else ()
 
     def _ignored_keys(self) -> str:
@@ -67,7 +67,7 @@ class RecipeReader(Reader):
 
     @contextlib.contextmanager
     def scope(self, *methods: Method | None) -> Iterator[None]:
-        """Reads a part of the recipe that these methods, the first of them its own, work on."""
+        """Reads a part of the recipe to which these methods apply, its own first."""
         before = self.method, self.in_use
         self.method = methods[0]
         self.in_use = tuple(dict.fromkeys(method for method in methods if method is not None))

@@ -1,7 +1,7 @@
 """Model references: a local directory, or a hub id `org/name[@revision]`, with `+adapter` after either.
 
-Directories may have `@` and `+` in their path: a text that names an existing directory is that directory, whole. Only
-else is it split, at the last `+` and then at the last `@`. A relative path is looked for in the current working
+Directories may have `@` and `+` in their path: a text that names an existing directory is that directory. Other
+texts are split, at the last `+` and then at the last `@`. A relative path is looked for in the current working
 directory first and then beside the recipe.
 """
 
@@ -31,7 +31,7 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", re.ASCII)
 
 
 def parse_reference(text: str, folder: Path | None = None) -> ModelRef:
-    """What the recipe wrote -> ModelRef; `folder` is the recipe's. Raises ValueError with the short cause."""
+    """The text in a recipe -> ModelRef; `folder` is the recipe's. Raises ValueError with a short cause."""
     if not text.strip() or not text.isprintable():
         raise ValueError(f"{clipped(text)!a} is not a model: write a directory or a hub id such as org/name")
     found = _directory(text, folder)
@@ -87,7 +87,7 @@ def _is_file(path: str) -> str:
 
 
 def _looks_local(path: str) -> bool:
-    """True for what cannot be a hub id, so that a missing directory is told here, with its line."""
+    """Whether the text cannot be a hub id, so that a missing directory is reported here, with its line."""
     return path.startswith((".", "~")) or os.path.isabs(path) or "\\" in path or path.count("/") > 1
 
 
@@ -98,7 +98,7 @@ def _no_directory(text: str, folder: Path | None) -> str:
 
 @dataclass
 class StageNames:
-    """What the documents of a pipeline are called, as one of them sees it; it collects which of them that one uses.
+    """The names of a pipeline's documents, as one of them sees them; it also collects which ones that document uses.
 
     Attributes:
         earlier: those before it.

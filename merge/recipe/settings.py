@@ -1,4 +1,4 @@
-"""The values under `parameters`: a scalar, a gradient, or conditions; each leaf held against the method's signature."""
+"""The values under `parameters`: scalars, gradients, conditions; each leaf is checked against the method's signature."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Level = Literal["model", "shared"]  # under one model or source; or under a slic
 
 
 def read_settings(reader: RecipeReader, node: yaml.Node | None, path: str, level: Level) -> Settings:
-    """`parameters:` of one level. What is wrong is left out, but stays in reader.lines as written."""
+    """`parameters:` of one level. Wrong values are left out, but their lines stay in reader.lines."""
     settings: dict[str, Setting] = {}
     if node is None:
         return settings

@@ -1,4 +1,4 @@
-"""A recipe that was made of values -> the YAML that says the same, for the result's files and for `merge verify`."""
+"""A recipe made of values -> equivalent YAML, for the result's files and for `merge verify`."""
 
 from __future__ import annotations
 

@@ -143,7 +143,7 @@ def _documents(text: str, file: str | None, starts: list[int], kind: FileKind) -
 
 
 def _not_a_mapping(root: yaml.Node, number: int, line: int | None, file: str | None, kind: FileKind) -> Problem:
-    """line: of the document, where it is one of several"""
+    """line: of the document, if it is one of several"""
     if line is not None and isinstance(root, yaml.ScalarNode) and not root.value:
         return Problem(f"document {number + 1} is empty; remove its line of dashes", place(file, line))
     what = f"the {kind.what}" if line is None else f"document {number + 1}"
@@ -225,7 +225,7 @@ def _children(node: yaml.Node) -> list[yaml.Node]:
 
 
 def compose_value(text: str) -> yaml.Node | None:
-    """The node of any YAML value within the bounds; None where there is none."""
+    """The node of any YAML value within the bounds; None if there is none."""
     try:
         _check_text(text, None, _VALUE)
         _document_lines(text, None, _VALUE)

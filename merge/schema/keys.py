@@ -1,4 +1,4 @@
-"""One key of a recipe or config: what its value may be, and what it is for."""
+"""One key of a recipe or config: its type, bounds and help."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Key:
         help: one line, for `--help` and the documents.
         choices: the words that a str, or each of words, may be.
         low, high: inclusive bounds of a number; `above` is an exclusive one.
-        noun: what a message calls the choices, if not by the key's name.
+        noun: the name of the choices in messages, if it is not the key's.
     """
 
     kind: str = "own"

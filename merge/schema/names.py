@@ -1,4 +1,4 @@
-"""What somebody who wrote an unknown name probably meant."""
+"""Suggestions for unknown names."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _LONGEST = 100  # characters: no name is so long
 
 
 def suggest(word: str, names: Iterable[str], listed_by: str | None = None) -> str:
-    """`did you mean "density"?`, or `known: a, b, c`; or the command that lists them, where they are many."""
+    """`did you mean "density"?`, or `known: a, b, c`; or the command that lists them, if there are many."""
     names = list(names)
     near = nearest(word, names)
     if near or listed_by is None or len(names) < _MANY:
@@ -25,7 +25,7 @@ def nearest(word: str, names: Iterable[str]) -> str | None:
 
 
 def alike(word: str, names: Iterable[str]) -> list[str]:
-    """The names that were probably meant: letters swapped, else cut short, else alike and as much so as the nearest."""
+    """The names that were probably meant: with letters swapped, else with this beginning, else the most similar."""
     if len(word) > _LONGEST:
         return []
     names, word = list(names), _fold(word)

@@ -1,7 +1,7 @@
-"""Nodes of a YAML file, or of flags -> typed values by a table of keys; collects everything that is wrong.
+"""Nodes of a YAML file, or of flags -> typed values by a table of keys; collects all problems.
 
-The reader goes on after a problem: it notes the place, gives back what can still be used, and remembers which keys were
-`broken`, so that later checks do not complain about what is only a consequence.
+The reader continues after a problem: it notes the place, returns what can still be used, and remembers which keys were
+`broken`, so that later checks do not report consequences.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Reader:
 
     @contextlib.contextmanager
     def at_flag(self, flag: str | None) -> Iterator[None]:
-        """Problems found inside stand at a flag of the command, if there is one, instead of a line."""
+        """Problems found inside name a flag of the command, if one is given, instead of a line."""
         before, self._flag = self._flag, flag
         try:
             yield
@@ -57,14 +57,14 @@ class Reader:
             self._flag = before
 
     def add(self, problems: Iterable[Problem]) -> None:
-        """Takes in what was found elsewhere; it stands at the line that it names, or at the end."""
+        """Adds problems found elsewhere, sorted by the line that they name, or at the end."""
         for problem in problems:
             file, _, line = (problem.where or "").rpartition(":" if self.file is not None else " ")
             known = file == (self.file or "line") and line.isdigit()
             self._problems.append((int(line) if known else sys.maxsize, problem))
 
     def take_problems(self, part: Reader) -> None:
-        """Those of a reader that has read a part of the same file."""
+        """Adds the problems of a reader for a part of the same file."""
         self._problems += part._problems
         self._end_if_many()
 
@@ -86,7 +86,7 @@ class Reader:
             raise RecipeError(list(dict.fromkeys(problem for _, problem in ordered)), self.advice())
 
     def advice(self) -> list[str]:
-        """What is said below the problems."""
+        """Lines to print below the problems."""
         return []
 
     def line(self, path: str) -> int:
@@ -135,7 +135,7 @@ class Reader:
         """A mapping, read by the table of its keys, without those that are null.
 
         Args:
-            unknown: told of a key that is not in the table, its node and its value; else that is a problem.
+            unknown: called with a key that is not in the table, its node and its value; by default that is a problem.
         """
         found = Fields(self, path, keys)
         for key, key_node, value in self.pairs(node, path, what):
@@ -159,10 +159,10 @@ class Reader:
             self.lines[join(path, str(i))] = line_of(item)
         return list(node.value)
 
-    # ---- values; None where nothing is written, and where it is wrong: then `broken` has the path
+    # ---- values; None if nothing is written, or if it is wrong: then `broken` has the path
 
     def value(self, node: yaml.Node, path: str, key: Key) -> Any:
-        """By the kind of its key."""
+        """The value that its key's kind asks for."""
         return getattr(self, _READERS.get(key.kind, key.kind))(node, path, key)
 
     def text(self, node: yaml.Node | None, path: str, key: Key = _TEXT) -> str | None:
@@ -217,14 +217,14 @@ class Reader:
 
 
 class Fields(dict[str, yaml.Node]):
-    """The nodes of one mapping, which are read by the table of its keys."""
+    """The nodes of one mapping, read by the table of its keys."""
 
     def __init__(self, reader: Reader, path: str, keys: Mapping[str, Key]) -> None:
         super().__init__()
         self._reader, self._path, self._keys = reader, path, keys
 
     def at(self, name: str) -> tuple[yaml.Node | None, str]:
-        """(node, path), as methods of the reader take them"""
+        """(node, path): the first arguments of the reader's methods"""
         return self.get(name), join(self._path, name)
 
     def value(self, name: str) -> Any:

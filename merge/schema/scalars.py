@@ -1,4 +1,4 @@
-"""Scalar nodes of a YAML tree -> numbers and booleans, and nodes as messages name them."""
+"""Scalar nodes of a YAML tree -> numbers and booleans; descriptions of nodes for messages."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def as_integer(node: yaml.Node) -> int | None:
 
 
 def as_number(node: yaml.ScalarNode) -> float | None:
-    """A number as float; also where YAML 1.1 sees a text, as in 1e-3 and "0.5"."""
+    """A number as float; also of texts that YAML 1.1 does not read as numbers, such as 1e-3 and "0.5"."""
     kind = node.tag.rpartition(":")[2]
     if len(node.value) > MAX_DIGITS:
         return math.inf if kind in ("int", "float") else None
@@ -49,7 +49,7 @@ def as_boolean(node: yaml.ScalarNode) -> bool | None:
 
 
 def shown(node: yaml.Node) -> str:
-    """A node as a message names it, on one short line."""
+    """A node's description in messages, on one short line."""
     if isinstance(node, yaml.MappingNode):
         return "a mapping"
     if isinstance(node, yaml.SequenceNode):
