@@ -1,4 +1,4 @@
-"""The values under `parameters`: scalars, gradients, conditions; each leaf is checked against the method's signature."""
+"""The values under `parameters`: scalars, gradients, conditions; each checked against the method's signature."""
 
 from __future__ import annotations
 
