@@ -10,11 +10,15 @@ import contextlib
 import re
 import warnings
 from collections.abc import Callable, Container, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 from merge.architecture.facts import Architecture, PerLayer, Rename, Tie
 from merge.architecture.stacks import LAYER_COUNT_KEYS
+
+if TYPE_CHECKING:
+    from torch.nn import Module
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 _SAID = (None, False, True)
 _NUMBER = re.compile(r"\.\d+\.")
@@ -66,7 +70,7 @@ def _quietly() -> Iterator[None]:
         logging.set_verbosity(level)
 
 
-def _without_timm() -> contextlib.AbstractContextManager[Any]:
+def _without_timm() -> contextlib.AbstractContextManager[object]:
     """Leaves image towers of timm empty (Gemma 3n): nothing is asked of them, and timm need not be installed."""
     import torch
     from transformers.models.timm_wrapper import modeling_timm_wrapper as wrapper
@@ -84,7 +88,7 @@ def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
     return {**kept, "dtype": "bfloat16"}
 
 
-def _default(cls: Any) -> dict[str, Any]:
+def _default(cls: type[PreTrainedModel]) -> dict[str, Any]:
     """The default config of a class, with two layers if the class can be built so."""
     values = _plain(cls.config_class().to_dict())
     with _quietly():
@@ -122,7 +126,7 @@ def _with_layers(values: Mapping[str, Any], change: Callable[[int], int], fixed:
     return changed
 
 
-def _built(cls: Any, values: Mapping[str, Any]) -> Any:
+def _built(cls: type[PreTrainedModel], values: Mapping[str, Any]) -> PreTrainedModel:
     """The model without weights, as transformers builds it for bfloat16."""
     import torch
 
@@ -136,7 +140,7 @@ def _built(cls: Any, values: Mapping[str, Any]) -> Any:
         torch.set_default_dtype(before)
 
 
-def _name_of(model: Any, getter: str) -> str | None:
+def _name_of(model: Module, getter: str) -> str | None:
     """Name of the weight of the input or output embeddings."""
     try:
         wanted = getattr(model, getter)()
@@ -151,7 +155,7 @@ def _name_of(model: Any, getter: str) -> str | None:
 # Ties.
 
 
-def _ties(model: Any, cls: Any, values: Mapping[str, Any]) -> Iterator[Tie]:
+def _ties(model: Module, cls: type[PreTrainedModel], values: Mapping[str, Any]) -> Iterator[Tie]:
     """Every pair that transformers ties where its config asks for it, those of submodels included."""
     from transformers import PreTrainedModel
 
@@ -173,7 +177,7 @@ def _ties(model: Any, cls: Any, values: Mapping[str, Any]) -> Iterator[Tie]:
     yield from found.values()
 
 
-def _section(whole: Any, part: Any, path: str = "") -> str:
+def _section(whole: object, part: object, path: str = "") -> str:
     """Where a submodel's config lies in the model's; "" for the model's own or a copy of it."""
     if part is whole:
         return path
@@ -184,12 +188,12 @@ def _section(whole: Any, part: Any, path: str = "") -> str:
     return ""
 
 
-def _text_section(config: Any) -> str:
+def _text_section(config: PreTrainedConfig) -> str:
     text = config.get_text_config(decoder=True)
     return "" if text is config else _section(config, text)
 
 
-def _flags(cls: Any, values: Mapping[str, Any], section: str) -> str:
+def _flags(cls: type[PreTrainedModel], values: Mapping[str, Any], section: str) -> str:
     """Whether the tie holds, "1" or "0", for each of nothing, false, true at the top and of the same in the section.
 
     Where the flag is read: in `section`, or at the top, which some configs set by their text part.
@@ -202,7 +206,7 @@ def _flags(cls: Any, values: Mapping[str, Any], section: str) -> str:
     )
 
 
-def _holds(cls: Any, values: Mapping[str, Any], section: str) -> str:
+def _holds(cls: type[PreTrainedModel], values: Mapping[str, Any], section: str) -> str:
     try:
         config = cls.config_class.from_dict(dict(values))
     except Exception:  # a config that does not allow it
@@ -235,7 +239,7 @@ def _in_section(
 # Names and dtypes.
 
 
-def _unread(model: Any) -> Iterator[str]:
+def _unread(model: Module) -> Iterator[str]:
     """Patterns of keys that loading ignores or computes: narrowed where they would take weights of the model's own.
 
     transformers applies them only to what the model lacks. Layers by number ("layers.61") are left to the config.
@@ -257,7 +261,7 @@ def _unread(model: Any) -> Iterator[str]:
                 break
 
 
-def _float32(model: Any) -> Iterator[str]:
+def _float32(model: Module) -> Iterator[str]:
     """Patterns of what stays float32 in a model loaded as bfloat16."""
     import torch
 
@@ -270,7 +274,7 @@ def _float32(model: Any) -> Iterator[str]:
     yield from (rf"(^|\.){re.escape(end)}$" for end in sorted(ends))
 
 
-def _renames(model: Any) -> Iterator[Rename]:
+def _renames(model: Module) -> Iterator[Rename]:
     """Names on the disk -> names in the model, in the order in which transformers applies them."""
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import GroupWeightRename, Inkling2IndexOffsetWeightRename, WeightRenaming
@@ -289,7 +293,9 @@ def _renames(model: Any) -> Iterator[Rename]:
         yield Rename(pattern, transform.target_patterns[0], tuple(dict.fromkeys(scopes)))
 
 
-def _layers(model: Any, cls: Any, values: Mapping[str, Any], fixed: Container[str]) -> dict[str, Any]:
+def _layers(
+    model: Module, cls: type[PreTrainedModel], values: Mapping[str, Any], fixed: Container[str]
+) -> dict[str, Any]:
     """Lists of modules and tensors that grow with a layer more; what is special about the first layer."""
     section = _text_section(model.config)
     deeper = _in_section(values, section, lambda part: _with_layers(part, lambda count: count + 1, fixed))
@@ -327,7 +333,7 @@ def _special(stack: str, names: list[str]) -> Iterator[str]:
         yield from (f"-{stack}0.{suffix}" for suffix in sorted(second - first))
 
 
-def _fixed_lists(config: Any) -> set[str]:
+def _fixed_lists(config: PreTrainedConfig) -> set[str]:
     """Keys of lists that are not one value for each layer, by the default config of each section."""
     found: set[str] = set()
     for section in (config, *(getattr(config, key, None) for key in getattr(config, "sub_configs", None) or ())):

@@ -15,10 +15,13 @@ from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from merge.jsontext import parse_json
 from merge.plan import TensorRef
+
+if TYPE_CHECKING:
+    from torch.nn import Module
 
 Shape = tuple[int, ...]
 LINEAR, CONV1D, EMBEDDING = "linear", "conv1d", "embedding"
@@ -101,7 +104,7 @@ class Makings:
     shapes: Mapping[str, Shape]
 
 
-def makings_of(model: Any, tensors: Mapping[str, TensorRef]) -> Makings:
+def makings_of(model: Module, tensors: Mapping[str, TensorRef]) -> Makings:
     """How transformers would load these tensors into a model; only the shapes of its parameters are looked at."""
     table = _Table(model, tensors)
     table.read()
@@ -143,7 +146,7 @@ def _decoded(value: Any) -> Any:
     return {key: _decoded(each) for key, each in value.items()}
 
 
-def _kind(module: Any) -> str | None:
+def _kind(module: Module) -> str | None:
     from torch import nn
     from transformers.pytorch_utils import Conv1D
 
@@ -152,7 +155,7 @@ def _kind(module: Any) -> str | None:
     return LINEAR if isinstance(module, nn.Linear) else EMBEDDING if isinstance(module, nn.Embedding) else None
 
 
-def _head(model: Any) -> Any:
+def _head(model: Module) -> Any:
     try:
         return model.get_output_embeddings()
     except (NotImplementedError, AttributeError):  # a model without words
@@ -162,7 +165,7 @@ def _head(model: Any) -> Any:
 class _Table:
     """Sorts the stored tensors by the parameter that they are read into."""
 
-    def __init__(self, model: Any, tensors: Mapping[str, TensorRef]) -> None:
+    def __init__(self, model: Module, tensors: Mapping[str, TensorRef]) -> None:
         self.model = model
         self.shapes: dict[str, Shape] = {name: tuple(value.shape) for name, value in model.state_dict().items()}
         self.stored = {name: ref.shape for name, ref in tensors.items()}

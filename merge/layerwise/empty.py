@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from merge.loading import CAUSAL, check_causal, check_sees_no_later, load_config, load_model, model_from_config
 
+if TYPE_CHECKING:
+    from torch.nn import Module
 
-def empty_model(path: str) -> Any:
+
+def empty_model(path: str) -> Module:
     """The model of a directory's config.json; parameters have a shape and no memory, buffers their values.
 
     Raises:
@@ -24,7 +27,7 @@ def empty_model(path: str) -> Any:
         return model_from_config(CAUSAL, config, path, dtype=torch.float32, experts_implementation="eager").eval()
 
 
-def whole_model(path: str) -> Any:
+def whole_model(path: str) -> Module:
     """The model in memory, float32, as transformers loads it.
 
     Raises:
@@ -45,7 +48,7 @@ def _parameters_on_meta() -> Iterator[None]:
 
     register = nn.Module.register_parameter
 
-    def on_meta(module: Any, name: str, parameter: Any) -> None:
+    def on_meta(module: Module, name: str, parameter: Any) -> None:
         if parameter is not None and parameter.device.type != "meta":
             parameter = nn.Parameter(parameter.to("meta"), requires_grad=False)
         register(module, name, parameter)

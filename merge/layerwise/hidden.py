@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import tempfile
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from merge.errors import OutputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class HiddenStates:
@@ -28,7 +31,7 @@ class HiddenStates:
     def spilled(self) -> bool:
         return self._file is not None
 
-    def put(self, number: int, values: Any) -> None:
+    def put(self, number: int, values: Tensor) -> None:
         if number not in self._places and (number in self._memory or values.nbytes <= self._left):
             self._left -= 0 if number in self._memory else values.nbytes
             self._memory[number] = values.clone()
@@ -49,7 +52,7 @@ class HiddenStates:
                 "point TMPDIR to another, or take less text."
             ) from error
 
-    def get(self, number: int) -> Any:
+    def get(self, number: int) -> Tensor:
         import torch
 
         if number in self._memory:

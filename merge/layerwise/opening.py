@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING
 
 from merge.architecture import find_stacks, main_stack
 from merge.architecture.loaded import Makings, makings_of
@@ -15,6 +15,9 @@ from merge.layerwise.runner import LayerRunner, name_of
 from merge.layerwise.trial import Unstreamable, check_end
 from merge.layerwise.weights import LayerWeights
 from merge.loading import check_stored
+
+if TYPE_CHECKING:
+    from torch.nn import Module
 
 
 def open_runner(
@@ -48,7 +51,7 @@ def open_runner(
         return None
 
 
-def _check_sources(model: Any, weights: LayerWeights, makings: Makings) -> None:
+def _check_sources(model: Module, weights: LayerWeights, makings: Makings) -> None:
     """Raises Unstreamable for numbers that cannot be read piece by piece."""
     if makings.obscure:
         name, how = next(iter(makings.obscure.items()))

@@ -14,7 +14,7 @@ import inspect
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,13 +23,18 @@ from merge.layerwise.trial import FORMS, Unstreamable, find_form
 from merge.layerwise.weights import LayerWeights, ModelParameter, are_large
 from merge.loading import alike_but_for_the_last, check_alike
 
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.nn import Module
+    from transformers.utils import ModelOutput
+
 ROWS = 8192  # an embedding of more rows is read by rows, as the input tokens' always is
 
 
 class _Reached(Exception):
     """Ends a pass; what comes after is not needed."""
 
-    def __init__(self, hidden: Any) -> None:
+    def __init__(self, hidden: Tensor) -> None:
         super().__init__()
         self.hidden = hidden
 
@@ -47,7 +52,7 @@ class _Pass:
     """
 
     stop: int | None = None
-    hidden: Any = None
+    hidden: Tensor | None = None
     runs: bool = True
     trial: list[tuple[int, Any, Any]] | None = None
     blank: bool = False
@@ -67,10 +72,10 @@ class LayerRunner:
         trial_tokens: two short sequences that differ in the last token only.
     """
 
-    def __init__(self, model: Any, prefix: str, weights: LayerWeights, path: str) -> None:
+    def __init__(self, model: Module, prefix: str, weights: LayerWeights, path: str) -> None:
         """Raises Unstreamable."""
         self.model, self.prefix, self.weights = model, prefix, weights
-        self.layers: list[Any] = list(model.get_submodule(prefix.rstrip(".")))
+        self.layers: list[Module] = list(model.get_submodule(prefix.rstrip(".")))
         self._of_layer: list[list[ModelParameter]] = [[] for _ in self.layers]
         self.form, self.needs_embedding = FORMS[0], True
         self._local, self._lock, self.path = threading.local(), threading.Lock(), path
@@ -88,13 +93,13 @@ class LayerRunner:
         """Rows of the head."""
         return int(self._head.out_features)
 
-    def shape(self, tokens: Any) -> tuple[int, ...]:
+    def shape(self, tokens: Tensor) -> tuple[int, ...]:
         """Of the hidden state of tokens (sequence, token), in front of and behind every layer."""
         return (*self._shape[:-3], *tokens.shape, self._shape[-1])
 
     # ---- passes
 
-    def embed(self, tokens: Any) -> Any:
+    def embed(self, tokens: Tensor) -> Tensor:
         """What goes into the first layer.
 
         Args:
@@ -127,7 +132,7 @@ class LayerRunner:
                 rows = self.weights.borrow(self.weights.rows(slot, start, stop))
                 self._head._parameters[key] = _parameter(rows)
 
-    def finish(self, tokens: Any, hidden: Any, blank: bool = True) -> Any:
+    def finish(self, tokens: Tensor, hidden: Tensor, blank: bool = True) -> Tensor:
         """Hidden state behind the last layer -> logits (sequence, token, row of the head).
 
         Args:
@@ -136,7 +141,7 @@ class LayerRunner:
         with self._asked(hidden=hidden, **({} if blank else {"blank": False})):
             return self._forward(self.model, tokens).logits.float()
 
-    def _run(self, tokens: Any, **asked: Any) -> Any:
+    def _run(self, tokens: Tensor, **asked: Any) -> Any:
         with self._asked(**asked):
             try:
                 self._forward(self.model.base_model, tokens)
@@ -144,7 +149,7 @@ class LayerRunner:
                 return reached.hidden
         raise Unstreamable("its forward does not reach its layers")
 
-    def _forward(self, model: Any, tokens: Any) -> Any:
+    def _forward(self, model: Module, tokens: Tensor) -> ModelOutput:
         import torch
 
         with torch.no_grad():
@@ -182,9 +187,9 @@ class LayerRunner:
 
     # ---- weights outside the layers
 
-    def _sort(self) -> dict[Any, list[ModelParameter]]:
+    def _sort(self) -> dict[Module, list[ModelParameter]]:
         """Sorts the parameters by the layer they are in; gives those outside, by the module that has them."""
-        outer: dict[Any, list[ModelParameter]] = {}
+        outer: dict[Module, list[ModelParameter]] = {}
         for slot in self.weights.all:
             if not slot.pieces:  # a buffer that has its values
                 continue
@@ -201,7 +206,7 @@ class LayerRunner:
         number = name.removeprefix(self.prefix).partition(".")[0]
         return int(number) if name.startswith(self.prefix) and number.isdecimal() else None
 
-    def _load_when_used(self, outer: Mapping[Any, list[ModelParameter]]) -> None:
+    def _load_when_used(self, outer: Mapping[Module, list[ModelParameter]]) -> None:
         """Small parameters are loaded when their module is first called and stay; of embeddings only rows are read."""
         from torch import nn
 
@@ -228,7 +233,7 @@ class LayerRunner:
             if not isinstance(module, nn.ModuleList) or not name.endswith("experts"):
                 continue
             inside = {each: expert for expert in module for each in expert.modules()}
-            own: dict[Any, list[ModelParameter]] = {}
+            own: dict[Module, list[ModelParameter]] = {}
             for slot in self._of_layer[number]:
                 if (expert := inside.get(slot.places[0][0])) is not None:
                     own.setdefault(expert, []).append(slot)
@@ -239,7 +244,7 @@ class LayerRunner:
                 listed = {slot for slots in own.values() for slot in slots}
                 self._of_layer[number] = [slot for slot in self._of_layer[number] if slot not in listed]
 
-    def _is_read_by_rows(self, module: Any, slots: Sequence[ModelParameter]) -> bool:
+    def _is_read_by_rows(self, module: Module, slots: Sequence[ModelParameter]) -> bool:
         from torch import nn
 
         large = isinstance(module, nn.Embedding) and (
@@ -249,7 +254,7 @@ class LayerRunner:
         takes = len(inspect.signature(type(module).forward).parameters) == 2
         return large and takes and len(slots) == 1 and slots[0].is_plain
 
-    def _embedded(self, module: Any, slot: ModelParameter, tokens: Any) -> Any:
+    def _embedded(self, module: Module, slot: ModelParameter, tokens: Tensor) -> Tensor:
         """An embedding's forward with only the rows that a batch needs, in whatever way the model scales them."""
         import torch
 
@@ -284,7 +289,7 @@ class LayerRunner:
             raise Unstreamable("its hidden states are in another order than sequences of tokens")
         return [others for _, _, others in calls]
 
-    def _tried(self, number: int, hidden: Any, others: Any) -> Any:
+    def _tried(self, number: int, hidden: Tensor, others: Any) -> Any:
         calls = self._local.now.trial
         assert calls is not None
         if calls and hidden is not calls[-1][1]:
@@ -296,11 +301,11 @@ class LayerRunner:
         return self.form(given)
 
 
-def _parameter(values: Any) -> Any:
+def _parameter(values: Tensor) -> Tensor:
     from torch import nn
 
     return nn.Parameter(values, requires_grad=False)
 
 
-def name_of(model: Any, wanted: Any) -> str:
+def name_of(model: Module, wanted: Any) -> str:
     return next(str(name) for name, module in model.named_modules() if module is wanted)

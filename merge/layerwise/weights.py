@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,10 @@ from merge.architecture.loaded import Piece
 from merge.checkpoint.reader import SourceReader
 from merge.dtypes import DTYPES
 from merge.plan import TensorRef
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.nn import Module
 
 F32 = npt.NDArray[np.float32]
 EXPERT_BYTES = 256 << 20  # experts of a layer that take more than this in float32 are read one by one
@@ -31,7 +35,7 @@ class ModelParameter:
     """
 
     names: tuple[str, ...]
-    places: tuple[tuple[Any, str], ...]
+    places: tuple[tuple[Module, str], ...]
     empty: Any
     pieces: tuple[Piece, ...]
 
@@ -74,7 +78,7 @@ class LayerWeights:
 
     def __init__(
         self,
-        model: Any,
+        model: Module,
         pieces: Mapping[str, tuple[Piece, ...]],
         tensors: Mapping[str, TensorRef],
         reader: SourceReader,
@@ -119,7 +123,7 @@ class LayerWeights:
                 module.__dict__.pop(key, None)
             self._place(slot, slot.empty)
 
-    def _place(self, slot: ModelParameter, values: Any) -> None:
+    def _place(self, slot: ModelParameter, values: Tensor) -> None:
         from torch import nn
 
         for module, key in slot.places:
@@ -128,7 +132,7 @@ class LayerWeights:
             else:
                 module._parameters[key] = nn.Parameter(values, requires_grad=False)
 
-    def rows(self, slot: ModelParameter, start: int, stop: int) -> Any:
+    def rows(self, slot: ModelParameter, start: int, stop: int) -> Tensor:
         """Rows start..stop of a plain matrix, or of a plain vector its elements, float32."""
         import torch
 
@@ -137,14 +141,14 @@ class LayerWeights:
         self._read(slot.pieces[0].tensor, start * columns, out)
         return torch.from_numpy(out).view(stop - start, *slot.shape[1:])
 
-    def rows_of(self, slot: ModelParameter, numbers: npt.NDArray[np.int64]) -> Any:
+    def rows_of(self, slot: ModelParameter, numbers: npt.NDArray[np.int64]) -> Tensor:
         """Rows of a plain matrix for sorted numbers, neighbours read together."""
         import torch
 
         runs = np.split(numbers, np.flatnonzero(np.diff(numbers) > 1) + 1)
         return torch.cat([self.rows(slot, int(run[0]), int(run[-1]) + 1) for run in runs])
 
-    def matrix(self, slot: ModelParameter, expert: int) -> Any:
+    def matrix(self, slot: ModelParameter, expert: int) -> Tensor:
         """What a stack has for one expert: (*shape[1:])."""
         import torch
 
@@ -152,12 +156,12 @@ class LayerWeights:
         self._expert(slot, expert, out)
         return torch.from_numpy(out).view(slot.shape[1:])
 
-    def borrow(self, values: Any) -> Any:
+    def borrow(self, values: Tensor) -> Tensor:
         """Counts values that stay for as long as one batch only."""
         self.most = max(self.most, self.held + values.nbytes)
         return values
 
-    def _values(self, slot: ModelParameter) -> Any:
+    def _values(self, slot: ModelParameter) -> Tensor:
         import torch
 
         out = np.empty(slot.empty.numel(), np.float32)

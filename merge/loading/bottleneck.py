@@ -14,13 +14,16 @@ import contextlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from merge.checkpoint.files import BOTTLENECK_CONFIG, read_json
 from merge.errors import CheckpointError, UsageError
+
+if TYPE_CHECKING:
+    from torch.nn import Module
 
 CONFIG, WEIGHTS = BOTTLENECK_CONFIG, "bottleneck.safetensors"
 NAME = "bottleneck"
@@ -47,7 +50,7 @@ class Bottleneck(nn.Module):  # type: ignore[misc]  # torch is untyped here
         return change.to(x.dtype)
 
 
-def add_bottlenecks(model: Any, width: int, targets: tuple[str, ...] = ()) -> list[str]:
+def add_bottlenecks(model: Module, width: int, targets: tuple[str, ...] = ()) -> list[str]:
     """Freezes the model and puts an adapter of `width` after every module whose name ends with a target.
 
     Raises:
@@ -70,13 +73,13 @@ def add_bottlenecks(model: Any, width: int, targets: tuple[str, ...] = ()) -> li
     return list(found)
 
 
-def _add_change(module: Any, inputs: Any, output: Tensor) -> Tensor:
+def _add_change(module: Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
     adapter = getattr(module, NAME)
     return output if adapter.silent else output + adapter(output)
 
 
 @contextlib.contextmanager
-def silent_bottlenecks(model: Any) -> Iterator[None]:
+def silent_bottlenecks(model: Module) -> Iterator[None]:
     """The model computes as if it had no bottlenecks."""
     adapters = [module for module in model.modules() if isinstance(module, Bottleneck)]
     for adapter in adapters:
@@ -88,7 +91,7 @@ def silent_bottlenecks(model: Any) -> Iterator[None]:
             adapter.silent = False
 
 
-def save_bottlenecks(model: Any, folder: Path, base: str, state: dict[str, Any] | None = None) -> None:
+def save_bottlenecks(model: Module, folder: Path, base: str, state: dict[str, Tensor] | None = None) -> None:
     """Writes the adapters of a model; `state`: its gathered parameters, where they are sharded."""
     folder.mkdir(parents=True, exist_ok=True)
     state = model.state_dict() if state is None else state
@@ -100,7 +103,7 @@ def save_bottlenecks(model: Any, folder: Path, base: str, state: dict[str, Any] 
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def load_bottlenecks(model: Any, folder: str | Path) -> Any:
+def load_bottlenecks(model: Module, folder: str | Path) -> Module:
     """The model, with the adapters of a folder put in; give the base it was trained on.
 
     Raises:
@@ -120,7 +123,7 @@ def load_bottlenecks(model: Any, folder: str | Path) -> Any:
     return model
 
 
-def put_bottlenecks(model: Any, tensors: dict[str, Any], folder: Path) -> None:
+def put_bottlenecks(model: Module, tensors: dict[str, Tensor], folder: Path) -> None:
     own = {name: value for name, value in model.state_dict().items() if f".{NAME}." in name or name in tensors}
     wrong = [
         name

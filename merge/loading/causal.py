@@ -5,18 +5,23 @@ A model that sees the token itself, as BERT does, has a perplexity that says not
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from merge.errors import CheckpointError
 
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.nn import Module
+    from transformers import PreTrainedConfig
 
-def check_causal(config: Any, path: str) -> None:
+
+def check_causal(config: PreTrainedConfig, path: str) -> None:
     """Raises CheckpointError for a config whose model attends to later tokens."""
     if reason := _why_not(config):
         raise _error(path, reason)
 
 
-def check_sees_no_later(network: Any, path: str) -> None:
+def check_sees_no_later(network: Module, path: str) -> None:
     """Runs a model twice on texts that differ in their last token only: predictions before it must not differ.
 
     Raises:
@@ -29,14 +34,14 @@ def check_sees_no_later(network: Any, path: str) -> None:
     check_alike(logits, path)
 
 
-def alike_but_for_the_last(network: Any) -> Any:
+def alike_but_for_the_last(network: Module) -> Tensor:
     """Two sequences of tokens (2, 6) that differ in the last token."""
     import torch
 
     return torch.tensor([[1, 2, 3, 4, 5, 6], [1, 2, 3, 4, 5, 7]]) % network.get_input_embeddings().num_embeddings
 
 
-def check_alike(values: Any, path: str) -> None:
+def check_alike(values: Tensor, path: str) -> None:
     """Raises CheckpointError if a model's outputs for them, (..., 2, 6, n), differ before the last token."""
     import torch
 
@@ -47,7 +52,7 @@ def check_alike(values: Any, path: str) -> None:
         raise _error(path, "its predictions depend on later tokens")
 
 
-def _why_not(config: Any) -> str | None:
+def _why_not(config: PreTrainedConfig) -> str | None:
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
     text = config.get_text_config()

@@ -11,14 +11,17 @@ import copy
 import functools
 import re
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from merge.errors import CheckpointError
 from merge.quoting import excerpt
 
+if TYPE_CHECKING:
+    from torch.nn import Module
+
 
 def check_complete(
-    network: Any, found: Mapping[str, Any], path: str, *, new_heads: bool = False, brought: Collection[str] = ()
+    network: Module, found: Mapping[str, Any], path: str, *, new_heads: bool = False, brought: Collection[str] = ()
 ) -> tuple[str, ...]:
     """Returns the parameters of a new head, which the checkpoint lacks.
 
@@ -63,7 +66,7 @@ def check_complete(
     return heads
 
 
-def check_stored(network: Any, stored: Mapping[str, tuple[int, ...]], path: str) -> None:
+def check_stored(network: Module, stored: Mapping[str, tuple[int, ...]], path: str) -> None:
     """The same for a model that is not loaded as a whole, from the names and shapes of what a checkpoint stores.
 
     Says nothing where names differ both ways: transformers renames tensors of some checkpoints when it loads them.
@@ -99,7 +102,7 @@ def _count(names: Collection[str]) -> str:
     return f"{len(names):,} such tensors" if len(names) > 1 else "1 such tensor"
 
 
-def _names_of_relatives(network: Any) -> list[frozenset[str]]:
+def _names_of_relatives(network: Module) -> list[frozenset[str]]:
     """Names of parameters and buffers of each class that transformers has for the config, without the model's prefix.
 
     Nothing is allocated.

@@ -6,7 +6,10 @@ import contextlib
 import logging
 import warnings
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch.nn import Module
 
 
 @contextlib.contextmanager
@@ -29,7 +32,7 @@ def quiet_libraries() -> Iterator[None]:
             transformers_logging.set_verbosity(before[1])
 
 
-def keep_4_bit_layout(model: Any, trained: bool = True) -> None:
+def keep_4_bit_layout(model: Module, trained: bool = True) -> None:
     """bitsandbytes would permanently rearrange 4-bit weights for AVX-512 at the first evaluation.
 
     The product with that layout has no gradient: training would go on without most of it. And there is no such layout

@@ -6,7 +6,7 @@ import contextlib
 import os
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from merge.checkpoint.files import read_json
 from merge.checkpoint.trust import note_unread, permission, refusal
@@ -15,6 +15,12 @@ from merge.loading.causal import check_causal
 from merge.loading.complete import check_complete
 from merge.needs import QUANTISED, need
 
+if TYPE_CHECKING:
+    from peft import PeftConfig
+    from torch import Tensor
+    from torch.nn import Module
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
 CAUSAL = "AutoModelForCausalLM"
 
 
@@ -22,7 +28,7 @@ CAUSAL = "AutoModelForCausalLM"
 class LoadedModel:
     """`new`: parameters of a head that the checkpoint lacks, which start at random."""
 
-    network: Any
+    network: Module
     new: tuple[str, ...] = ()
 
 
@@ -40,7 +46,7 @@ def library() -> Any:
     return transformers
 
 
-def load_config(path: str) -> Any:
+def load_config(path: str) -> PreTrainedConfig:
     """transformers' config of a directory, or of a config.json.
 
     Raises:
@@ -53,7 +59,7 @@ def load_config(path: str) -> Any:
     return config
 
 
-def load_tokenizer(path: str) -> Any:
+def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
     """The tokenizer of a directory. Raises CheckpointError if transformers can load none."""
     with _explained(path, f"{path}: its tokenizer cannot be loaded"):
         allowed = permission(path)
@@ -67,7 +73,7 @@ def load_model(
     kind: str,
     path: str,
     *,
-    config: Any = None,
+    config: PreTrainedConfig | None = None,
     new_heads: bool = False,
     brought: Collection[str] = (),
     **settings: Any,
@@ -116,7 +122,7 @@ def check_needs(path: str, adapter: str | None = None) -> None:
         need(f"{path}: loading weights quantised by {method}", "quantize", *QUANTISED[method])
 
 
-def model_from_config(kind: str, config: Any, path: str, **settings: Any) -> Any:
+def model_from_config(kind: str, config: PreTrainedConfig, path: str, **settings: Any) -> Module:
     """A model of a config, with random weights, or none on the meta device.
 
     Args:
@@ -130,14 +136,14 @@ def model_from_config(kind: str, config: Any, path: str, **settings: Any) -> Any
         return made._from_config(config, **settings)
 
 
-def own_class(config: Any) -> str:
+def own_class(config: PreTrainedConfig) -> str:
     """The class that config.json names if transformers has it, else the one that chooses a causal language model."""
     classes = getattr(config, "architectures", None)
     named = str(classes[0]) if isinstance(classes, list) and classes else ""
     return named if hasattr(getattr(library(), named, None), "_from_config") else CAUSAL
 
 
-def load_adapter(network: Any, folder: str, trainable: bool = False) -> Any:
+def load_adapter(network: Module, folder: str, trainable: bool = False) -> Module:
     """A model with a PEFT adapter in it. Weights are safetensors, or pickles read as weights only.
 
     Raises:
@@ -149,7 +155,7 @@ def load_adapter(network: Any, folder: str, trainable: bool = False) -> Any:
         return PeftModel.from_pretrained(network, folder, is_trainable=trainable)
 
 
-def adapter_settings(folder: str) -> Any:
+def adapter_settings(folder: str) -> PeftConfig:
     """PEFT's config of an adapter's directory."""
     from peft import PeftConfig
 
@@ -157,12 +163,12 @@ def adapter_settings(folder: str) -> Any:
         return PeftConfig.from_pretrained(folder)
 
 
-def adapter_weights(folder: str) -> dict[str, Any]:
+def adapter_weights(folder: str) -> dict[str, Tensor]:
     """The tensors of a PEFT adapter, on the CPU."""
     from peft.utils.save_and_load import load_peft_weights
 
     with _explained(folder, f"{folder}: peft cannot read this adapter"):
-        found: dict[str, Any] = load_peft_weights(folder, device="cpu")
+        found: dict[str, Tensor] = load_peft_weights(folder, device="cpu")
         return found
 
 
@@ -192,7 +198,7 @@ def _silent() -> Iterator[None]:
         logging.set_verbosity(before)
 
 
-def _check_kernels(config: Any, path: str) -> None:
+def _check_kernels(config: PreTrainedConfig, path: str) -> None:
     """An attention of the form ORG/NAME is code of the hub, whichever organisation's."""
     parts = (config, *(getattr(config, name, None) for name in getattr(config, "sub_configs", ())))
     for part in parts:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from merge.checkpoint.files import BOTTLENECK_CONFIG, FINETUNE_RECORD, read_json
 from merge.checkpoint.hub import locate
@@ -13,12 +13,18 @@ from merge.loading import CAUSAL, check_needs, load_adapter, load_config, load_m
 from merge.loading.libraries import keep_4_bit_layout, quiet_libraries
 from merge.recipe.references import parse_reference
 
+if TYPE_CHECKING:
+    from torch.nn import Module
+    from transformers import PreTrainedTokenizerBase
+
+    from merge.recipe.model import ModelRef
+
 
 @dataclass(frozen=True)
 class OpenedModel:
     name: str
-    network: Any
-    tokenizer: Any
+    network: Module
+    tokenizer: PreTrainedTokenizerBase
 
 
 def load(text: str, kind: str = CAUSAL) -> OpenedModel:
@@ -58,7 +64,7 @@ def _load(text: str, path: str, adapter: str | None, kind: str) -> OpenedModel:
     return OpenedModel(text, network.eval(), tokenizer)
 
 
-def _put(network: Any, adapter: str, n_tokens: int) -> Any:
+def _put(network: Module, adapter: str, n_tokens: int) -> Module:
     """The network with the adapter in it, its embeddings enlarged for tokens that came with the adapter."""
     if n_tokens > network.get_input_embeddings().weight.shape[0]:
         network.resize_token_embeddings(n_tokens, mean_resizing=False)
@@ -93,7 +99,7 @@ def _adapter_config(folder: str) -> str | None:
     return next((file for file in files if os.path.isfile(file)), None)
 
 
-def _adapter_path(ref: Any) -> str:
+def _adapter_path(ref: ModelRef) -> str:
     path = ref.path if os.path.isdir(ref.path) else locate(ref).path
     if _adapter_config(path) is None:
         raise CheckpointError(f"{path}: has no adapter_config.json, so it is no adapter.")

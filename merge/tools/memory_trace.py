@@ -15,11 +15,16 @@ import copy
 import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from merge.errors import UsageError, first_line
 from merge.loading import model_from_config, own_class
 from merge.tools.memory_math import lora_shapes
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.nn import Module
+    from transformers import PreTrainedConfig
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,7 @@ class Lora:
     targets: tuple[str, ...] = ("all-linear",)
 
 
-def parameter_shapes(config: Any) -> dict[str, tuple[int, ...]]:
+def parameter_shapes(config: PreTrainedConfig) -> dict[str, tuple[int, ...]]:
     """Shapes of a model's parameters, tied ones once; nothing is allocated."""
     import torch
 
@@ -57,7 +62,9 @@ def parameter_shapes(config: Any) -> dict[str, tuple[int, ...]]:
     return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
 
 
-def trace_inference(config: Any, *, dtype: str, batch: int, context: int, all_logits: bool = False) -> Trace:
+def trace_inference(
+    config: PreTrainedConfig, *, dtype: str, batch: int, context: int, all_logits: bool = False
+) -> Trace:
     """Reading a prompt of `context` tokens into the key-value cache.
 
     Args:
@@ -81,7 +88,7 @@ def trace_inference(config: Any, *, dtype: str, batch: int, context: int, all_lo
 
 
 def trace_training(
-    config: Any,
+    config: PreTrainedConfig,
     *,
     dtype: str,
     batch: int,
@@ -132,13 +139,13 @@ def trace_training(
     return trace
 
 
-def _arguments(model: Any) -> Sequence[str]:
+def _arguments(model: Module) -> Sequence[str]:
     import inspect
 
     return list(inspect.signature(model.forward).parameters)
 
 
-def build_model(config: Any, dtype: str) -> Any:
+def build_model(config: PreTrainedConfig, dtype: str) -> Module:
     """The class that config.json names, else a causal language model, with parameters of a dtype."""
     import torch
 
@@ -146,7 +153,7 @@ def build_model(config: Any, dtype: str) -> Any:
     return model_from_config(own_class(config), config, config.name_or_path, dtype=getattr(torch, dtype))
 
 
-def _with_adapters(model: Any, lora: Lora) -> Any:
+def _with_adapters(model: Module, lora: Lora) -> Module:
     """LoRA as peft lays it beside linear layers: float32 factors, the input in float32 for them, one more addition.
 
     Not by peft itself: it moves its parameters between devices, which fake ones do not support.
@@ -155,13 +162,13 @@ def _with_adapters(model: Any, lora: Lora) -> Any:
     from torch import nn
 
     class Adapted(nn.Module):  # type: ignore[misc]  # torch is not followed
-        def __init__(self, base: Any) -> None:
+        def __init__(self, base: Module) -> None:
             super().__init__()
             self.base = base
             self.lora_A = nn.Linear(base.in_features, lora.rank, bias=False, dtype=torch.float32)
             self.lora_B = nn.Linear(lora.rank, base.out_features, bias=False, dtype=torch.float32)
 
-        def forward(self, x: Any) -> Any:
+        def forward(self, x: Tensor) -> Tensor:
             result = self.base(x)
             return (result + self.lora_B(self.lora_A(x.to(torch.float32))) * 2.0).to(result.dtype)
 

@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,9 @@ from merge.errors import NumbersError, UsageError
 from merge.loading import load_tokenizer
 from merge.statistics.data import read_texts
 from merge.tools.logits import Batch, Logits, WholeLogits, open_logits
+
+if TYPE_CHECKING:
+    from torch.nn import Module
 
 F64 = npt.NDArray[np.float64]
 BUDGET = 256 << 20  # bytes of hidden states in memory
@@ -145,7 +148,7 @@ def measure(
     return _summary(sums, batches, len(documents), len(paths))
 
 
-def of_network(network: Any, batches: Sequence[Batch], name: str) -> Perplexity:
+def of_network(network: Module, batches: Sequence[Batch], name: str) -> Perplexity:
     """The same of a model in memory, in its own dtype, on windows (windows, tokens) each of which is a text."""
     windows = [Windows(batch, np.ones((len(batch), batch.shape[1] - 1), np.bool_)) for batch in batches]
     sums = _over_blocks([WholeLogits(network, batches)], [Path(name)], windows, lambda share: None)
