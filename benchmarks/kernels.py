@@ -19,12 +19,13 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from kernel_calls import Call, calls_of_all, elements, key_of
+from kernel_calls import Call, calls_of, elements, key_of
 from machine_code import loops_of, vector_share
 
 # What numba is told of the processor: most laptops' instructions, which any newer x86 runs too.
@@ -38,10 +39,10 @@ MACHINES = {
 Row = dict[str, Any]
 
 
-def rows_here(wanted: set[str], timed: bool) -> list[Row]:
+def rows_here(names: Sequence[str], timed: bool) -> list[Row]:
     """What is known of each kernel in this process: name, ns an element, loops, packed loops, share."""
     rows = []
-    for call in calls_of_all(wanted):
+    for call in calls_of(names):
         loops = loops_of(call.kernel, call.types)
         rows.append(
             {
@@ -65,10 +66,10 @@ def _nanoseconds(call: Call) -> float:
     return least / elements(call.kernel, call.arguments) * 1e9
 
 
-def rows_on(machine: str, wanted: set[str], timed: bool = True) -> list[Row]:
+def rows_on(machine: str, names: Sequence[str], timed: bool = True) -> list[Row]:
     """The same in a process that compiles for this machine, with nothing compiled before."""
     with tempfile.TemporaryDirectory() as cache:
-        command = [sys.executable, __file__, "--worker", *sorted(wanted)] + ([] if timed else ["--untimed"])
+        command = [sys.executable, __file__, "--worker", *names] + ([] if timed else ["--untimed"])
         env = os.environ | MACHINES[machine] | {"NUMBA_CACHE_DIR": cache}
         done = subprocess.run(command, env=env, stdout=subprocess.PIPE, text=True)
     if done.returncode:
@@ -90,7 +91,7 @@ def show(machine: str, rows: list[Row], old: list[Row]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("kernels", nargs="*", help="of these alone, as in task_vectors._trim_elect")
+    parser.add_argument("names", nargs="*", help="methods, or modules of merge/kernels, that are run; by default all")
     parser.add_argument("--machine", choices=MACHINES, help="this one alone")
     parser.add_argument("--json", type=Path, help="also write the figures here")
     parser.add_argument("--against", type=Path, help="figures of an earlier run")
@@ -98,12 +99,12 @@ def main() -> None:
     parser.add_argument("--untimed", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
-        print(json.dumps(rows_here(set(args.kernels), not args.untimed)))
+        print(json.dumps(rows_here(args.names, not args.untimed)))
         return
     old = json.loads(args.against.read_text()) if args.against else {}
     found = {}
     for machine in [args.machine] if args.machine else MACHINES:
-        found[machine] = rows_on(machine, set(args.kernels))
+        found[machine] = rows_on(machine, args.names)
         show(machine, found[machine], old.get(machine, []))
     if args.json:
         args.json.write_text(json.dumps(found, indent=1) + "\n")

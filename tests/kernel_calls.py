@@ -72,13 +72,13 @@ def elements(kernel: Any, arguments: tuple[Any, ...]) -> int:
     return 1
 
 
-def calls_of_all(wanted: Collection[str] = ()) -> list[Call]:
-    """Runs everything, and gives what came to the kernels, or to those that are named."""
+def calls_of(names: Collection[str] = ()) -> list[Call]:
+    """Runs what is named, or everything, and gives what came to kernels that take arrays."""
     with _kept() as kept:
-        for run in runs():
-            run()
-    arrays = [call for call in kept.values() if any(isinstance(value, np.ndarray) for value in call.arguments)]
-    return [call for call in arrays if not wanted or key_of(call.kernel) in wanted]
+        for name, run in runs():
+            if not names or name in names:
+                run()
+    return [call for call in kept.values() if any(isinstance(value, np.ndarray) for value in call.arguments)]
 
 
 def unused() -> list[str]:
@@ -112,12 +112,12 @@ def _kept() -> Iterator[dict[Any, Call]]:
         CPUDispatcher.__call__ = plain
 
 
-def runs() -> Iterator[Callable[[], Any]]:
-    """All that is run, one after another"""
-    for method in all_methods().values():
+def runs() -> Iterator[tuple[str, Callable[[], Any]]]:
+    """All that can be run: methods, in each of their ways, and modules of kernels that methods do not use"""
+    for name, method in all_methods().items():
         if method.fused:
             for parameters in _variants(method):
-                yield lambda method=method, parameters=parameters: _run(method, parameters)  # type: ignore[misc]
+                yield name, lambda method=method, parameters=parameters: _run(method, parameters)  # type: ignore[misc]
     yield from _others()
 
 
@@ -156,7 +156,7 @@ def _run(method: Method, parameters: dict[str, Any]) -> None:
         combine(tensor.load(0), np.empty(N, np.float32))
 
 
-def _others() -> Iterator[Callable[[], Any]]:
+def _others() -> Iterator[tuple[str, Callable[[], Any]]]:
     """What is not a method: encoding, differences, adapters, random numbers"""
     from merge.dtypes import DTYPES
     from merge.kernels import (
@@ -167,6 +167,7 @@ def _others() -> Iterator[Callable[[], Any]]:
         functions,
         fusion,
         random,
+        ranks,
         rotate,
         rounding,
         spherical,
@@ -179,26 +180,32 @@ def _others() -> Iterator[Callable[[], Any]]:
     rows, columns = SHAPE
     for dtype in ("BF16", "F16", "F8_E4M3", "F8_E5M2"):
         stored = np.empty(N, DTYPES[dtype].numpy_name)
-        yield lambda dtype=dtype, stored=stored: encode.encode(values, dtype, stored)  # type: ignore[misc]
-        yield lambda dtype=dtype, stored=stored: rounding.rounding_sums(values, dtype, stored)  # type: ignore[misc]
-    yield lambda: encode.count_nonfinite(raw[0])
-    yield lambda: difference.difference_of(raw[:2], np.empty(5))
-    yield lambda: difference.difference_of(raw, np.empty(10))
-    yield lambda: elementwise.difference_sums(raw, 1)
-    yield lambda: spherical._sum_squares(raw, (0.5, 0.3, -0.8), np.empty(1))
+        yield "encode", lambda dtype=dtype, stored=stored: encode.encode(values, dtype, stored)  # type: ignore[misc]
+        yield "rounding", lambda dtype=dtype, stored=stored: rounding.rounding_sums(values, dtype, stored)  # type: ignore[misc]
+    yield "encode", lambda: encode.count_nonfinite(raw[0])
+    yield "difference", lambda: difference.difference_of(raw[:2], np.empty(5))
+    yield "difference", lambda: difference.difference_of(raw, np.empty(10))
+    yield "elementwise", lambda: elementwise.difference_sums(raw, 1)
+    yield "spherical", lambda: spherical._sum_squares(raw, (0.5, 0.3, -0.8), np.empty(1))
+    yield "spherical", lambda: spherical._column_sums(raw, 1, 0, columns)
+    yield "spherical", lambda: spherical._combine_columns(raw, 1, 0, np.ones((2, columns)), np.empty(N, np.float32))
+    yield "ranks", lambda: ranks.sorted_rows(raw[0], raw[1], N)  # so long a row that its keys are of 64 bits
     rank = 16
     left, right = generator.standard_normal((rows, rank)), generator.standard_normal((rank, columns))
-    yield lambda: fold.add_product(left.astype(np.float32), right.astype(np.float32), 0.5, matrix.copy())
-    yield lambda: fold.accumulate(left, right, 0.5, wide.reshape(SHAPE).copy())
-    yield lambda: fold.scale_rows(np.ones(rows, np.float32), 0, matrix.copy())
-    yield lambda: fold.add_column_squares(matrix, np.zeros(columns))
-    yield lambda: fold.scale_columns(np.ones(columns), matrix.copy())
+    yield "fold", lambda: fold.add_product(left.astype(np.float32), right.astype(np.float32), 0.5, matrix.copy())
+    yield "fold", lambda: fold.accumulate(left, right, 0.5, wide.reshape(SHAPE).copy())
+    yield "fold", lambda: fold.scale_rows(np.ones(rows, np.float32), 0, matrix.copy())
+    yield "fold", lambda: fold.add_column_squares(matrix, np.zeros(columns))
+    yield "fold", lambda: fold.scale_columns(np.ones(columns), matrix.copy())
     blocks = np.repeat(np.eye(32)[None], columns // 32, 0)
-    yield lambda: rotate.rotate(wide.reshape(SHAPE).copy(), blocks)
-    yield lambda: rotate.reflect(wide.reshape(SHAPE).copy(), right / np.linalg.norm(right, axis=1, keepdims=True))
+    yield "rotate", lambda: rotate.rotate(wide.reshape(SHAPE).copy(), blocks)
+    yield (
+        "rotate",
+        lambda: rotate.reflect(wide.reshape(SHAPE).copy(), right / np.linalg.norm(right, axis=1, keepdims=True)),
+    )
     keys = random.split_key(12345)
-    yield lambda: random.fill_normal(0, *keys, 0.02, np.empty(N, np.float32))
-    yield lambda: random.fill_uniform(0, *keys, 0.02, np.empty(N, np.float32))
-    yield lambda: fusion._row_divergences(to_raw(np.stack([values, values * 9.0]), "BF16"), N, np.empty(1))
-    yield lambda: functions.exp_all(wide.copy())
-    yield lambda: functions.tanh_all(wide.copy())
+    yield "random", lambda: random.fill_normal(0, *keys, 0.02, np.empty(N, np.float32))
+    yield "random", lambda: random.fill_uniform(0, *keys, 0.02, np.empty(N, np.float32))
+    yield "fusion", lambda: fusion._row_divergences(to_raw(np.stack([values, values * 9.0]), "BF16"), N, np.empty(1))
+    yield "functions", lambda: functions.exp_all(wide.copy())
+    yield "functions", lambda: functions.tanh_all(wide.copy())

@@ -129,6 +129,18 @@ def sub32(typing_context: Any, a: Any, b: Any) -> Any:
 
 
 @intrinsic  # type: ignore[untyped-decorator]
+def count32(typing_context: Any, count: Any, condition: Any) -> Any:
+    """uint32, one more where the condition holds: a counter as wide as a float32, so that both fill one register"""
+    if not isinstance(condition, types.Boolean):
+        return None
+
+    def add(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.add(args[0], builder.zext(args[1], _I32))
+
+    return types.uint32(types.uint32, condition), add
+
+
+@intrinsic  # type: ignore[untyped-decorator]
 def power_of_two(typing_context: Any, exponent: Any) -> Any:
     """int64 from -126 to 127 -> 2^exponent as float32"""
 

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from merge.dtypes import DTYPES
-from merge.kernels.bits import as_f32, kernel, magnitude_bits, power_of_two, sign_bits, to_bf16
+from merge.kernels.bits import as_f32, count32, kernel, magnitude_bits, power_of_two, sign_bits, to_bf16, where
 
 LANES = 64  # partial sums that do not wait for each other; their number is part of the result's definition
 _INFINITY = 0x7F800000
@@ -69,9 +69,9 @@ def _encode_wide(values: npt.NDArray[Any], dtype: str, out: npt.NDArray[Any]) ->
 @kernel
 def count_nonfinite(values: Any) -> Any:
     """values (n,) uint16 bf16 or float32 -> number of NaN and infinities"""
-    count = 0
+    count = np.uint32(0)
     for i in range(values.shape[0]):
-        count += magnitude_bits(as_f32(values[i])) >= np.uint32(_INFINITY)
+        count = count32(count, magnitude_bits(as_f32(values[i])) >= np.uint32(_INFINITY))
     return count
 
 
@@ -80,13 +80,12 @@ def _statistics(values: Any) -> Any:
     """values (n,) float32 -> non-finite count, bits of the largest finite magnitude, sum of squares (float64)"""
     n = values.shape[0]
     lanes = np.zeros(LANES, np.float64)
-    nonfinite = 0
+    nonfinite = np.uint32(0)
     largest = np.uint32(0)
     for i in range(n):
         magnitude = magnitude_bits(values[i])
-        finite = magnitude < np.uint32(_INFINITY)
-        nonfinite += not finite
-        largest = max(largest, magnitude if finite else np.uint32(0))
+        nonfinite = count32(nonfinite, magnitude >= np.uint32(_INFINITY))
+        largest = max(largest, where(magnitude < np.uint32(_INFINITY), magnitude, np.uint32(0)))
     for start in range(0, n, LANES):
         part = values[start : start + LANES]
         for lane in range(len(part)):
@@ -97,11 +96,11 @@ def _statistics(values: Any) -> Any:
 @kernel
 def _to_bf16(values: Any, out: Any) -> Any:
     """Rounds; returns how many results are not finite."""
-    count = 0
+    count = np.uint32(0)
     for i in range(values.shape[0]):
         rounded = to_bf16(values[i])
         out[i] = rounded
-        count += (rounded & np.uint16(0x7F80)) == np.uint16(0x7F80)
+        count = count32(count, (rounded & np.uint16(0x7F80)) == np.uint16(0x7F80))
     return count
 
 

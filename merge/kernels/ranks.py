@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from merge.kernels.bits import as_f32, kernel, magnitude_bits, power_of_two, where
+from merge.kernels.bits import add32, as_f32, count32, kernel, magnitude_bits, power_of_two, where
 from merge.kernels.scratch import Scratch
 
 _LONGEST = 1 << 16  # entries of a row that 32 bits are tried for
@@ -80,9 +80,10 @@ def _repair(base: Any, tuned: Any, place_bits: int, keys: Any, wide: Any) -> Non
         if wide[row]:
             continue
         start, ordered, before = row * length, keys[row, 1:], keys[row, :-1]
-        n_unclear = 0
+        n_unclear = np.uint32(0)
         for i in range(length - 1):
-            n_unclear += ((ordered[i] ^ before[i]) <= place) & ((ordered[i] & (place + np.uint32(1))) != 0)
+            lost = (ordered[i] & add32(place, np.uint32(1))) != 0
+            n_unclear = count32(n_unclear, ((ordered[i] ^ before[i]) <= place) & lost)
         wide[row] = n_unclear > length // _UNCLEAR
         if wide[row] or n_unclear == 0:
             continue

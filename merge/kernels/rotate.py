@@ -25,8 +25,8 @@ def rotate(values: Any, blocks: Any) -> None:
     for row in range(values.shape[0]):
         for block in range(n_blocks):
             sums = values[row, block * size : (block + 1) * size]
-            before[:] = sums
-            sums[:] = 0.0
+            for i in range(size):
+                before[i], sums[i] = sums[i], 0.0
             for j in range(size):
                 column, factor = turned[block, j], before[j]
                 for i in range(size):

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from merge.kernels.bits import as_f32, kernel, magnitude_bits, sub32
+from merge.kernels.bits import as_f32, count32, kernel, magnitude_bits, sub32
 from merge.kernels.protocol import Block, Passes
 
 TOP = 1 << 31  # every magnitude is below
@@ -249,9 +249,12 @@ def _window_histogram(base: Any, model: Any, low: Any, high: Any, shift: Any, co
             tile[:] = np.uint32(0xFFFFFFFF)
         for i in range(len(b)):
             tile[i] = sub32(magnitude_bits(as_f32(x[i]) - as_f32(b[i])), low)
+        here = np.uint32(0)
         for i in range(_TILE):
-            above += (tile[i] >= width) & (tile[i] < np.uint32(0x80000000))
-        least[:] = tile[:n_groups]
+            here = count32(here, (tile[i] >= width) & (tile[i] < np.uint32(0x80000000)))
+        above += int(here)
+        for g in range(n_groups):
+            least[g] = tile[g]  # `least[:] = ...` takes numba two seconds more
         for k in range(1, _GROUP):
             part = tile[k * n_groups : (k + 1) * n_groups]
             for g in range(n_groups):
@@ -283,9 +286,9 @@ def _bucket_from_top(counts: Any, keep: int) -> Any:
 
 @kernel
 def count_equal(raw: Any, row: int, bits: Any) -> Any:
-    count = 0
+    count = np.uint32(0)
     for i in range(raw.shape[1]):
-        count += magnitude_bits(as_f32(raw[row, i]) - as_f32(raw[0, i])) == bits
+        count = count32(count, magnitude_bits(as_f32(raw[row, i]) - as_f32(raw[0, i])) == bits)
     return count
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from merge.kernels.bits import add32, as_f32, kernel, magnitude_bits, where
+from merge.kernels.bits import as_f32, count32, kernel, magnitude_bits, where
 from merge.kernels.coefficients import NEARSWAP_LEAST, unique_factor
 from merge.kernels.computed import Computed
 from merge.kernels.encode import LANES
@@ -47,10 +47,17 @@ def ram(tensor: FusedTensor, *, epsilon: float = 1e-5) -> Combine:
 
 def ramplus_tl(tensor: FusedTensor, *, epsilon: float = 1e-5, r: float = 0.1, alpha: float = 0.2) -> Combine:
     ones = (1.0,) * n_inputs(tensor)
-    parts = tensor.map_chunks(lambda block: _shared_unique(block.raw, epsilon, ones))
+    least = _at_most(epsilon)
+    parts = tensor.map_chunks(lambda block: _shared_unique(block.raw, least, ones))
     counts = np.sum(parts, axis=0) if parts else np.zeros((1, 2))
     factors = tuple(unique_factor(int(shared), int(unique), r, alpha) for shared, unique in counts)
     return _ram_by(epsilon, factors)
+
+
+def _at_most(number: float) -> np.float32:
+    """The largest float32 that is not above a number: float32 numbers exceed both or neither"""
+    near = np.float32(number)
+    return near if float(near) <= number else np.nextafter(near, np.float32(-np.inf))
 
 
 def _ram_by(epsilon: float, factors: tuple[float, ...]) -> Combine:
@@ -121,8 +128,8 @@ def _magmax(raw: Any, models: Any, scale: float, out: Any) -> None:
 
 
 @kernel
-def _shared_unique(raw: Any, epsilon: float, models: Any) -> Any:
-    """raw (1 + model, n) -> (model, 2): active entries of each model that others share, and that are its own"""
+def _shared_unique(raw: Any, epsilon: Any, models: Any) -> Any:
+    """raw (1 + model, n), epsilon float32 -> (model, 2): active entries of each model that others share, and its own"""
     counts = np.zeros((len(models), 2), np.int64)
     n_active = np.empty(_TILE, np.float32)
     for start in range(0, raw.shape[1], _TILE):
@@ -132,15 +139,14 @@ def _shared_unique(raw: Any, epsilon: float, models: Any) -> Any:
         for m in range(len(models)):
             tuned = raw[m + 1, start : start + _TILE]
             for i in range(len(base)):
-                here = abs(np.float64(as_f32(tuned[i]) - as_f32(base[i]))) > epsilon
+                here = abs(as_f32(tuned[i]) - as_f32(base[i])) > epsilon
                 n_active[i] += where(here, np.float32(1), np.float32(0))
         for m in range(len(models)):
             tuned = raw[m + 1, start : start + _TILE]
             active, alone = np.uint32(0), np.uint32(0)
             for i in range(len(base)):
-                here = abs(np.float64(as_f32(tuned[i]) - as_f32(base[i]))) > epsilon
-                active = add32(active, where(here, np.uint32(1), np.uint32(0)))
-                alone = add32(alone, where(here & (n_active[i] == 1), np.uint32(1), np.uint32(0)))
+                here = abs(as_f32(tuned[i]) - as_f32(base[i])) > epsilon
+                active, alone = count32(active, here), count32(alone, here & (n_active[i] == 1))
             counts[m, 0] += np.int64(active) - np.int64(alone)
             counts[m, 1] += np.int64(alone)
     return counts
