@@ -1,7 +1,11 @@
-"""Loops over elements run in vector registers, also where the processor has AVX2 and no more, as most laptops'."""
+"""Loops over elements run in vector registers, also where the processor has AVX2 and no more, as most laptops'.
+
+And what was written for that in place of a division and of a function of the C library gives the same numbers.
+"""
 
 from __future__ import annotations
 
+import math
 import platform
 import runpy
 from pathlib import Path
@@ -14,7 +18,7 @@ from kernel_calls import calls_of, unused
 from machine_code import loops_of
 from numba import njit
 
-from merge.kernels.bits import where
+from merge.kernels.bits import frexp, quotient, where
 
 BENCHMARK = Path(__file__).parents[1] / "benchmarks" / "kernels.py"
 # Loops that are not over elements, or cannot do several at once: how many of each kernel, and why.
@@ -87,3 +91,32 @@ def _dependent(values: Any, out: Any) -> None:
     for i in range(len(values)):
         total = total * np.float32(0.5) + values[i]
         out[i] = total
+
+
+@pytest.mark.parametrize("divisor", [2, 3, 5, 7, 49, 127, 255, 499, 500])
+def test_quotients_are_those_of_a_division(divisor: int) -> None:
+    random = np.random.default_rng(divisor)
+    numbers = random.standard_normal(20_000) * 2.0 ** random.integers(-280, 250, 20_000)
+    near_whole = random.integers(1, 1 << 40, 20_000) * float(divisor) + random.integers(-1, 2, 20_000)
+    for values in (numbers, near_whole, np.array([0.0, 5e-90, 1e300])):
+        np.testing.assert_array_equal(_divided(values, float(divisor)), values / divisor)
+
+
+@njit  # type: ignore[untyped-decorator]
+def _divided(values: Any, divisor: float) -> Any:
+    out = np.empty_like(values)
+    for i in range(len(values)):
+        out[i] = quotient(values[i], divisor, 1.0 / divisor)
+    return out
+
+
+def test_mantissas_and_exponents_are_those_of_the_c_library() -> None:
+    bits = np.random.default_rng(0).integers(0, 1 << 64, 5000, dtype=np.uint64)
+    special = [0.0, -0.0, 1.0, -0.5, 5e-324, -5e-324, 2.0**-1022, 2.0**-1023, np.inf, -np.inf, np.nan]
+    for value in [*bits.view(np.float64), *(bits >> np.uint64(12)).view(np.float64), *special]:
+        assert str(_split(value)) == str(tuple(map(float, math.frexp(value))))
+
+
+@njit  # type: ignore[untyped-decorator]
+def _split(value: float) -> Any:
+    return frexp(value)

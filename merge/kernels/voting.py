@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from merge.kernels.bits import as_f32, count32, kernel, magnitude_bits, where
+from merge.kernels.bits import as_f32, count32, kernel, magnitude_bits, quotient, where
 from merge.kernels.coefficients import NEARSWAP_LEAST, unique_factor
 from merge.kernels.computed import Computed
 from merge.kernels.encode import LANES
@@ -21,6 +21,7 @@ from merge.kernels.selection import KEEP_ALL, Threshold, largest
 from merge.kernels.sparsify import columns, edges
 from merge.kernels.spherical import n_inputs
 
+_TINY = 1e-30  # a deviation of differences above this is not below float32's range, with up to 1e6 models
 _TILE = 2048  # elements that stay in the first-level cache from model to model
 _scratch = Scratch()
 
@@ -103,9 +104,18 @@ def most_varying(tensor: FusedTensor, share: float, models: tuple[float, ...]) -
 
     `models` has an element for each model: kernels unroll by its length.
     """
+
+    def differing(block: Block) -> int:
+        """Entries whose standard deviation is not zero"""
+        count, tiny = _count_differing(block.raw, models)
+        if tiny:  # their deviations may round to zero
+            spread = _scratch.array("spread", block.raw.shape[1], np.float32)
+            _deviations(block.raw, models, spread)
+            count = np.count_nonzero(spread)
+        return int(count)
+
     spreads = Computed(tensor, lambda block, out: _deviations(block.raw, models, out))
-    differing = sum(spreads.map_chunks(lambda block: int(np.count_nonzero(block.raw[1]))))
-    return largest(spreads, [int(share * differing)])[0]
+    return largest(spreads, [int(share * sum(tensor.map_chunks(differing)))])[0]
 
 
 @kernel
@@ -171,17 +181,33 @@ def _ram(raw: Any, epsilon: float, factors: Any, out: Any) -> None:
 @kernel
 def _deviations(raw: Any, models: Any, out: Any) -> None:
     """raw (1 + model, n) -> population standard deviations of the task vectors, rounded to float32"""
+    n = np.float64(len(models))
+    inverse = 1.0 / n
     for i in range(raw.shape[1]):
         base = as_f32(raw[0, i])
-        mean = 0.0
+        total = 0.0
         for m in range(len(models)):
-            mean += np.float64(as_f32(raw[m + 1, i]) - base)
-        mean /= len(models)
+            total += np.float64(as_f32(raw[m + 1, i]) - base)
+        mean = quotient(total, n, inverse)
         squares = 0.0
         for m in range(len(models)):
             apart = np.float64(as_f32(raw[m + 1, i]) - base) - mean
             squares += apart * apart
-        out[i] = np.float32(math.sqrt(squares / len(models)))
+        out[i] = np.float32(math.sqrt(quotient(squares, n, inverse)))
+
+
+@kernel
+def _count_differing(raw: Any, models: Any) -> Any:
+    """raw (1 + model, n) -> how many entries' task vectors differ, and how many of them by next to nothing"""
+    count, tiny = np.uint32(0), np.uint32(0)
+    for i in range(raw.shape[1]):
+        base = as_f32(raw[0, i])
+        first = as_f32(raw[1, i]) - base
+        apart = first - first  # NaN where it is not finite
+        for m in range(1, len(models)):
+            apart += abs((as_f32(raw[m + 1, i]) - base) - first)
+        count, tiny = count32(count, apart != 0), count32(tiny, (apart != 0) & (apart < np.float32(_TINY)))
+    return count, tiny
 
 
 @kernel
