@@ -175,7 +175,7 @@ def _one_task(
     return found
 
 
-def _run(each: LoadedTask, model: JudgedModel, settings: Settings) -> dict[str, Any]:
+def _run(each: LoadedTask, model: JudgedModel, settings: Settings) -> dict[str, object]:
     """lm-eval's own evaluation of one task, prepared as its simple_evaluate does.
 
     simple_evaluate itself would also describe the machine, which takes seconds for every call.

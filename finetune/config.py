@@ -29,7 +29,7 @@ _SHARE = Key("float", above=0, high=0.9)
 class ConfigReader(Reader):
     """Also reads sources of data, and knows the names that other tools use for our keys."""
 
-    def value(self, node: yaml.Node, path: str, key: Key) -> Any:
+    def value(self, node: yaml.Node, path: str, key: Key) -> object:
         if key.kind == "fraction|data" and _is_number(node):
             return self.number(node, path, _SHARE)
         return self._sources(node, path) if key.kind in ("data", "fraction|data") else super().value(node, path, key)
@@ -66,7 +66,7 @@ def _is_number(node: yaml.Node) -> bool:
 
 
 def load_config(
-    file: str | None, flags: Mapping[str, Sequence[str]] | None = None, defaults: Mapping[str, Any] | None = None
+    file: str | None, flags: Mapping[str, Sequence[str]] | None = None, defaults: Mapping[str, object] | None = None
 ) -> Config:
     """Reads a config file (or none), then the flags over it.
 
@@ -90,7 +90,7 @@ def read_config(
     place: ConfigReader,
     root: yaml.Node | None,
     flags: Mapping[str, Sequence[str]] | None = None,
-    defaults: Mapping[str, Any] | None = None,
+    defaults: Mapping[str, object] | None = None,
 ) -> Config:
     """As load_config, from a node; `place` collects the problems."""
     values: dict[str, Any] = {}

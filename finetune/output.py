@@ -95,5 +95,5 @@ class TrainingDirectory:
         self._work.complete(report)
 
 
-def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+def _differences(before: dict[str, object], now: dict[str, object]) -> list[str]:
     return sorted(name for name in {**before, **now} if before.get(name) != now.get(name))

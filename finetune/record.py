@@ -28,8 +28,8 @@ _PACKAGES = (
 
 
 def manifest(
-    config: Config, base: Base, data: Data, digests: dict[str, str], figures: dict[str, Any]
-) -> dict[str, Any]:
+    config: Config, base: Base, data: Data, digests: dict[str, str], figures: dict[str, object]
+) -> dict[str, object]:
     """`figures`: parameters, losses, steps, times; `digests`: of the base's weights."""
     return {
         "format": FORMAT,

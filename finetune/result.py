@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from finetune.models import Base
 from finetune.output import TrainingDirectory
@@ -59,7 +59,11 @@ def _save_model(model: nn.Module, state: dict[str, Tensor] | None, base: Base, f
 
 
 def write_records(
-    trainer: Tuner, prepared: Prepared, directory: TrainingDirectory, digests: dict[str, str], figures: dict[str, Any]
+    trainer: Tuner,
+    prepared: Prepared,
+    directory: TrainingDirectory,
+    digests: dict[str, str],
+    figures: dict[str, object],
 ) -> str | None:
     """Log, curve, manifest and card; a note for the user if something is left out."""
     config, result, log = prepared.config, directory.result, trainer.state.log_history

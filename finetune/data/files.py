@@ -110,14 +110,14 @@ def _document(path: Path, text: str) -> Iterator[Row]:
         yield _object(f"{path}:{number}", item)
 
 
-def _json(place: str, text: str) -> Any:
+def _json(place: str, text: str) -> object:
     try:
         return parse_json(text, max_memory=max(MAX_MEMORY, 10 * len(text)))  # a file of examples may be large
     except ValueError as error:
         raise UsageError(f"data {place}: {error}: {quoted(text.strip())}.") from None
 
 
-def _object(place: str, value: Any) -> Row:
+def _object(place: str, value: object) -> Row:
     if not isinstance(value, dict):
         raise UsageError(f"data {place}: expected an object of columns, found {quoted(value)}.")
     return Row(place, value)

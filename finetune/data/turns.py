@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
 
 from finetune.data.contents import Turn, Turns
 from finetune.data.files import Row
@@ -55,7 +54,7 @@ def read_turns(row: Row, column: str) -> Turns:
     return tuple(_Reader(row, column, number).read(turn) for number, turn in enumerate(turns, 1))
 
 
-def parsed(row: Row, column: str, text: str) -> Any:
+def parsed(row: Row, column: str, text: str) -> object:
     """JSON within a column. Raises UsageError."""
     try:
         return parse_json(text)

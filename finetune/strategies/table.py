@@ -7,7 +7,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from finetune.strategies.score import StrategyScore
 from merge.output.directory import explained, write_whole
@@ -56,7 +55,7 @@ def forgetting(tasks: Sequence[str], results: Sequence[Result]) -> dict[str, dic
     return found
 
 
-def as_json(tasks: Sequence[str], results: Sequence[Result]) -> dict[str, Any]:
+def as_json(tasks: Sequence[str], results: Sequence[Result]) -> dict[str, object]:
     """`loss`: nats a token, on held-out data; `exact`: share of right answers, `exact_error` its standard error."""
     return {
         "format": 1,

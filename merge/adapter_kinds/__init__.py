@@ -100,7 +100,7 @@ def expect(module: AdaptedModule, shapes: Mapping[str, Shape | None]) -> None:
             raise ValueError(f"{part}: expected {said}, found {'none' if found is None else list(found)}")
 
 
-def number(config: Mapping[str, Any], key: str, default: float | None = None) -> float:
+def number(config: Mapping[str, object], key: str, default: float | None = None) -> float:
     """A setting that must be a number; a missing one has PEFT's default."""
     value = config.get(key, default)
     if not isinstance(value, (int, float)) or isinstance(value, bool) or not abs(value) < 1e30:

@@ -26,7 +26,7 @@ _NAME = re.compile(r"[\w.-]+", re.ASCII)
 class ModulePatterns:
     """pattern -> value; raises ValueError for a pattern that is no regular expression."""
 
-    def __init__(self, values: Mapping[str, Any]) -> None:
+    def __init__(self, values: Mapping[str, object]) -> None:
         self._values = list(values.values())
         self._names: dict[str, int] = {}  # name -> its place in the order
         self._dots: dict[int, dict[tuple[int, ...], None]] = {}  # length of a name -> where its dots are
@@ -40,7 +40,7 @@ class ModulePatterns:
             else:
                 self._expressions.append((place, _compiled(pattern)))
 
-    def find(self, module: str, default: Any) -> Any:
+    def find(self, module: str, default: object) -> object:
         """The module's value. Raises ValueError once all searches together took MAX_SECONDS."""
         try:
             return self._find(module, default)
@@ -50,7 +50,7 @@ class ModulePatterns:
                 "regular expressions"
             ) from None
 
-    def _find(self, module: str, default: Any) -> Any:
+    def _find(self, module: str, default: object) -> object:
         began = time.thread_time() - self._seconds
         best = len(self._values)
         for name in self._readings(module):
@@ -86,7 +86,7 @@ class ModulePatterns:
 _kept: list[tuple[Mapping[str, Any], ModulePatterns]] = []
 
 
-def patterns_of(values: Mapping[str, Any]) -> ModulePatterns:
+def patterns_of(values: Mapping[str, object]) -> ModulePatterns:
     """The patterns of a config, which is asked of each module; the last four are kept."""
     found = next((patterns for kept, patterns in _kept if kept is values), None)
     if found is None:
@@ -95,7 +95,7 @@ def patterns_of(values: Mapping[str, Any]) -> ModulePatterns:
     return found
 
 
-def _compiled(pattern: str) -> Any:
+def _compiled(pattern: str) -> object:
     try:
         if len(pattern) > MAX_NAME:
             raise ValueError(f"{len(pattern):,} characters, at most {MAX_NAME:,} are read")
@@ -105,7 +105,7 @@ def _compiled(pattern: str) -> Any:
         raise ValueError(f'"{clipped(pattern)}" is not a regular expression ({error})') from None
 
 
-def by_pattern(config: Mapping[str, Any], key: str, module: str, default: str) -> float:
+def by_pattern(config: Mapping[str, object], key: str, module: str, default: str) -> float:
     """A module's own number: patterns are tried in their order, and the first that matches its end wins.
 
     Args:

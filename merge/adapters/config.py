@@ -47,7 +47,7 @@ _PARTED = {"pissa": "svd", "olora": "qr"}
 _FOLD = "Fold it with PEFT's merge_and_unload and name the result."
 
 
-def check_config(path: str, config: Mapping[str, Any]) -> None:
+def check_config(path: str, config: Mapping[str, object]) -> None:
     """Refuses adapters that cannot be folded exactly.
 
     Raises:
@@ -92,12 +92,12 @@ def _why_not(kind: object) -> str:
     return f"peft_type: expected one of {known}; found {quoted(kind, 40)}. {_FOLD}"
 
 
-def base_part(config: Mapping[str, Any]) -> str | None:
+def base_part(config: Mapping[str, object]) -> str | None:
     """How a part of the base's weights was taken into a LoRA when it began: "svd", "qr"; None: it was not."""
     return _PARTED.get(str(config.get("init_lora_weights")).lower())
 
 
-def scaling_of(config: Mapping[str, Any], module: str) -> tuple[int, float]:
+def scaling_of(config: Mapping[str, object], module: str) -> tuple[int, float]:
     """Rank and scaling of a module of a LoRA. Raises ValueError with the short cause."""
     rank = int(by_pattern(config, "rank_pattern", module, "r"))
     alpha = by_pattern(config, "alpha_pattern", module, "lora_alpha")
@@ -112,7 +112,7 @@ def _check_pattern(path: str, config: Mapping[str, Any], key: str, is_right: Any
         raise CheckpointError(f"{path}: {key}: expected module names with a number each, found {quoted(pattern, 60)}.")
 
 
-def trained_on(folder: str, config: Mapping[str, Any]) -> str | None:
+def trained_on(folder: str, config: Mapping[str, object]) -> str | None:
     """The 4-bit format of the base that the adapter was trained on (QLoRA), if its files say so; else None.
 
     PEFT does not record it. `merge finetune` does; others leave it in the base's name, as unsloth's "...-bnb-4bit".

@@ -79,7 +79,7 @@ class _Fold:
         self.is_resized = False  # the vocabulary
         self.groups: tuple[tuple[str, ...], ...] = ()
 
-    def tensors(self) -> tuple[dict[str, TensorRef], dict[str, Any], list[str]]:
+    def tensors(self) -> tuple[dict[str, TensorRef], dict[str, object], list[str]]:
         adapter = self.adapter
         modules: dict[str, LoraModule | OtherModule] = {**adapter.modules, **adapter.others}
         changed = {f"{name}.weight": module for name, module in modules.items()}

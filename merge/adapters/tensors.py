@@ -40,7 +40,9 @@ _PARTS = (
 _OF_ADAPTERS = re.compile(rf"(^|\.)({'|'.join(_PARTS.split())})(_|$|\.)")
 
 
-def sort_tensors(config_path: str, path: str, config: Mapping[str, Any], refs: Iterable[TensorRef]) -> AdapterTensors:
+def sort_tensors(
+    config_path: str, path: str, config: Mapping[str, object], refs: Iterable[TensorRef]
+) -> AdapterTensors:
     """Every tensor of an adapter's file in its place.
 
     Raises:
@@ -55,7 +57,7 @@ def sort_tensors(config_path: str, path: str, config: Mapping[str, Any], refs: I
 class _Sorter:
     """What all kinds have: whole tensors and rows of tokens."""
 
-    def __init__(self, config_path: str, path: str, config: Mapping[str, Any]) -> None:
+    def __init__(self, config_path: str, path: str, config: Mapping[str, object]) -> None:
         self.config_path, self.path, self.config = config_path, path, config
         self.found = AdapterTensors()
         self.names: dict[str | None, str] = {}  # of adapters in the file -> a tensor that has it
@@ -154,7 +156,7 @@ class _Other(_Sorter):
 class _Lora(_Sorter):
     """LoRA, and kinds that consist of whole tensors or rows of tokens."""
 
-    def __init__(self, config_path: str, path: str, config: Mapping[str, Any]) -> None:
+    def __init__(self, config_path: str, path: str, config: Mapping[str, object]) -> None:
         super().__init__(config_path, path, config)
         self.factors: dict[tuple[str, bool], dict[str, TensorRef]] = {}  # (module, is embedding) -> part -> tensor
         self.magnitudes: dict[str, TensorRef] = {}

@@ -82,13 +82,13 @@ def _without_timm() -> contextlib.AbstractContextManager[object]:
     )
 
 
-def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
+def _plain(config: Mapping[str, object]) -> dict[str, object]:
     """The config of a model that is loaded as bfloat16, its weights plain numbers."""
     kept = {key: value for key, value in config.items() if key not in ("quantization_config", "torch_dtype")}
     return {**kept, "dtype": "bfloat16"}
 
 
-def _default(cls: type[PreTrainedModel]) -> dict[str, Any]:
+def _default(cls: type[PreTrainedModel]) -> dict[str, object]:
     """The default config of a class, with two layers if the class can be built so."""
     values = _plain(cls.config_class().to_dict())
     with _quietly():
@@ -100,7 +100,7 @@ def _default(cls: type[PreTrainedModel]) -> dict[str, Any]:
     return values
 
 
-def _filled(values: Mapping[str, Any]) -> dict[str, Any]:
+def _filled(values: Mapping[str, object]) -> dict[str, object]:
     """With numbers for sizes that only real configs have."""
     heads = values.get("num_attention_heads") or 2
     sizes = {"num_key_value_heads": heads, "head_dim": 8}
@@ -126,7 +126,7 @@ def _with_layers(values: Mapping[str, Any], change: Callable[[int], int], fixed:
     return changed
 
 
-def _built(cls: type[PreTrainedModel], values: Mapping[str, Any]) -> PreTrainedModel:
+def _built(cls: type[PreTrainedModel], values: Mapping[str, object]) -> PreTrainedModel:
     """The model without weights, as transformers builds it for bfloat16."""
     import torch
 
@@ -155,7 +155,7 @@ def _name_of(model: Module, getter: str) -> str | None:
 # Ties.
 
 
-def _ties(model: Module, cls: type[PreTrainedModel], values: Mapping[str, Any]) -> Iterator[Tie]:
+def _ties(model: Module, cls: type[PreTrainedModel], values: Mapping[str, object]) -> Iterator[Tie]:
     """Every pair that transformers ties where its config asks for it, those of submodels included."""
     from transformers import PreTrainedModel
 
@@ -193,7 +193,7 @@ def _text_section(config: PreTrainedConfig) -> str:
     return "" if text is config else _section(config, text)
 
 
-def _flags(cls: type[PreTrainedModel], values: Mapping[str, Any], section: str) -> str:
+def _flags(cls: type[PreTrainedModel], values: Mapping[str, object], section: str) -> str:
     """Whether the tie holds, "1" or "0", for each of nothing, false, true at the top and of the same in the section.
 
     Where the flag is read: in `section`, or at the top, which some configs set by their text part.
@@ -206,7 +206,7 @@ def _flags(cls: type[PreTrainedModel], values: Mapping[str, Any], section: str) 
     )
 
 
-def _holds(cls: type[PreTrainedModel], values: Mapping[str, Any], section: str) -> str:
+def _holds(cls: type[PreTrainedModel], values: Mapping[str, object], section: str) -> str:
     try:
         config = cls.config_class.from_dict(dict(values))
     except Exception:  # a config that does not allow it
@@ -216,10 +216,10 @@ def _holds(cls: type[PreTrainedModel], values: Mapping[str, Any], section: str) 
     return "1" if getattr(config, "tie_word_embeddings", False) else "0"
 
 
-def _saying(values: Mapping[str, Any], section: str, flag: bool | None) -> dict[str, Any]:
+def _saying(values: Mapping[str, object], section: str, flag: bool | None) -> dict[str, object]:
     """The config with the flag of a section set, or taken out."""
 
-    def change(part: Mapping[str, Any]) -> dict[str, Any]:
+    def change(part: Mapping[str, object]) -> dict[str, object]:
         kept = {key: value for key, value in part.items() if key not in ("tie_word_embeddings", "tie_embedding")}
         return kept if flag is None else {**kept, "tie_word_embeddings": flag}
 

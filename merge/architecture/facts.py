@@ -27,7 +27,7 @@ class Tie:
     section: str
     flags: str
 
-    def holds(self, config: Mapping[str, Any]) -> bool:
+    def holds(self, config: Mapping[str, object]) -> bool:
         """Whether a model with this config.json has the tie."""
         top, part = flag_of(config), flag_of(config_section(config, self.section)) if self.section else None
         return self.flags[3 * _place(top) + _place(part)] == "1"
@@ -133,12 +133,12 @@ _UNREAD = (r"rotary_emb\.inv_freq$", r"(^|\.)position_ids$")
 _compiled = functools.lru_cache(maxsize=None)(re.compile)
 
 
-def flag_of(config: Mapping[str, Any]) -> bool | None:
+def flag_of(config: Mapping[str, object]) -> bool | None:
     """tie_word_embeddings of a section; None if it says nothing."""
     return next((bool(config[key]) for key in _FLAG_KEYS if config.get(key) is not None), None)
 
 
-def config_section(config: Mapping[str, Any], path: str) -> Mapping[str, Any]:
+def config_section(config: Mapping[str, object], path: str) -> Mapping[str, object]:
     part: Any = config
     for key in filter(None, path.split(".")):
         part = part.get(key) if isinstance(part, Mapping) else None

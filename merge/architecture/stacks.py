@@ -47,7 +47,7 @@ class Stack:
         return f"{self.prefix}{layer}.{suffix}"
 
 
-def find_stacks(names: Iterable[str], config: Mapping[str, Any]) -> tuple[Stack, ...]:
+def find_stacks(names: Iterable[str], config: Mapping[str, object]) -> tuple[Stack, ...]:
     """The stacks whose length the config confirms, the longest first; without such a config, the longest run.
 
     A run may go on behind what the config counts, with layers that have more in them than the last one counted.
@@ -88,12 +88,12 @@ def main_stack(stacks: tuple[Stack, ...], config: Mapping[str, Any]) -> Stack | 
     return chosen[0] if chosen else None
 
 
-def layer_counts(config: Mapping[str, Any]) -> list[int]:
+def layer_counts(config: Mapping[str, object]) -> list[int]:
     """Every number of layers that a config gives, of all its sections."""
     return [count for _, count in _layer_counts(config)]
 
 
-def _layer_counts(config: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, int]]:
+def _layer_counts(config: Mapping[str, object], path: str = "") -> Iterator[tuple[str, int]]:
     for key, value in config.items():
         if isinstance(value, Mapping):
             yield from _layer_counts(value, f"{path}{key}.")

@@ -40,17 +40,17 @@ class _Generation(jinja2.ext.Extension):
 class _Namespace(jinja2.utils.Namespace):
     """namespace() without names that begin with an underscore."""
 
-    def __init__(self, /, *mappings: Any, **names: Any) -> None:
+    def __init__(self, /, *mappings: object, **names: object) -> None:
         super().__init__(*mappings, **names)
         for name in dict(*mappings, **names):
             _check_public(name)
 
-    def __setitem__(self, name: str, value: Any) -> None:
+    def __setitem__(self, name: str, value: object) -> None:
         _check_public(name)
         super().__setitem__(name, value)
 
 
-def _check_public(name: Any) -> None:
+def _check_public(name: object) -> None:
     if isinstance(name, str) and name.startswith("_"):
         raise SecurityError(f"a namespace takes no name that begins with an underscore, such as {name[:40]}")
 

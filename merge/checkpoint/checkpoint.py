@@ -97,7 +97,7 @@ def _left_out(directory: str) -> tuple[str, ...]:
     return (f"{directory}: not copied, as larger than a side file is: {some(list(large))}",) if large else ()
 
 
-def _read_config(directory: str) -> dict[str, Any]:
+def _read_config(directory: str) -> dict[str, object]:
     path = inside(directory, "config.json")
     if not os.path.isfile(path):
         raise CheckpointError(

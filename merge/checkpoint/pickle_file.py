@@ -142,7 +142,7 @@ class _ZipPlaces:
         return f"{self._folder}{record}" in self._entries
 
 
-def _read_zip(path: str, file: IO[bytes], file_size: int) -> tuple[Any, _Find]:
+def _read_zip(path: str, file: IO[bytes], file_size: int) -> tuple[object, _Find]:
     places = _ZipPlaces(path, file, file_size)
     if places.has("byteorder"):
         order = file.read(places.small("byteorder", 64))
@@ -157,7 +157,7 @@ def _read_zip(path: str, file: IO[bytes], file_size: int) -> tuple[Any, _Find]:
 # --- the format before torch 1.6 ---------------------------------------------------------------------------------
 
 
-def _read_legacy(path: str, file: IO[bytes], file_size: int) -> tuple[Any, _Find]:
+def _read_legacy(path: str, file: IO[bytes], file_size: int) -> tuple[object, _Find]:
     magic = load(path, file, 1024)
     if magic != _LEGACY_MAGIC or load(path, file, 1024) != _LEGACY_PROTOCOL:
         raise CheckpointError(f"{path}: is a pickle but not a torch checkpoint (wrong magic number). {_AGAIN}")

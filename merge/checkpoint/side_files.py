@@ -12,7 +12,6 @@ import fnmatch
 import os
 import re
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from merge.checkpoint.files import inside, read_json, read_json_value
 from merge.errors import CheckpointError
@@ -153,7 +152,7 @@ def _named_code(directory: str) -> Iterator[str]:
             yield f"{kind.partition('.')[0]}.py"
 
 
-def _modules(directory: str) -> list[dict[str, Any]]:
+def _modules(directory: str) -> list[dict[str, object]]:
     path = inside(directory, MODULES)
     if not os.path.isfile(path):
         return []

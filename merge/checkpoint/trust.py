@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from merge.checkpoint.files import read_json
 from merge.errors import CheckpointError, MergeError
@@ -122,7 +121,7 @@ def code_of(path: str) -> dict[str, dict[str, str]]:
     return found
 
 
-def _first(value: Any) -> Any:
+def _first(value: object) -> object:
     """Of a tokenizer's two classes, the one that transformers takes: the fast one if there is one."""
     if isinstance(value, (list, tuple)):
         return next((each for each in reversed(value) if each), "")

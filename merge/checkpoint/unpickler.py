@@ -57,7 +57,9 @@ class NotWeightsError(Exception):
     """The pickle holds something that weights do not need."""
 
 
-def load(path: str, file: IO[bytes], limit: int = MAX_PICKLE_BYTES, storages: dict[str, Storage] | None = None) -> Any:
+def load(
+    path: str, file: IO[bytes], limit: int = MAX_PICKLE_BYTES, storages: dict[str, Storage] | None = None
+) -> object:
     """One pickle, from the file's position; afterwards the position is right behind it.
 
     Args:
@@ -123,7 +125,7 @@ def _rebuild_tensor(storage: Any, first: Any, shape: Any, strides: Any, dtype: s
 
 
 def _rebuild_tensor_v2(
-    storage: Any, first: Any, shape: Any, strides: Any, grad: Any, hooks: Any, metadata: Any = None
+    storage: object, first: object, shape: object, strides: object, grad: object, hooks: object, metadata: object = None
 ) -> StoredTensor:
     if metadata:
         raise NotWeightsError("a tensor that is stored negated or conjugated; save its plain values")
@@ -131,14 +133,21 @@ def _rebuild_tensor_v2(
 
 
 def _rebuild_tensor_v3(
-    storage: Any, first: Any, shape: Any, strides: Any, grad: Any, hooks: Any, dtype: Any, metadata: Any = None
+    storage: object,
+    first: object,
+    shape: object,
+    strides: object,
+    grad: object,
+    hooks: object,
+    dtype: object,
+    metadata: object = None,
 ) -> StoredTensor:
     if metadata or not isinstance(dtype, _DTypeMark):
         raise NotWeightsError("a tensor that is stored negated, conjugated or without a dtype; save its plain values")
     return _rebuild_tensor(storage, first, shape, strides, dtype.dtype)
 
 
-def _rebuild_parameter(data: Any, grad: Any, hooks: Any) -> Any:
+def _rebuild_parameter(data: object, grad: object, hooks: object) -> object:
     return data
 
 
@@ -180,7 +189,7 @@ _OPCODES = frozenset(
 )
 
 
-def _plain_key(key: Any) -> Any:
+def _plain_key(key: object) -> object:
     # A tuple as a key would be hashed, which a few hundred bytes of nested tuples can make last for ever.
     if not isinstance(key, (str, int, float, bytes)) and key is not None:
         raise NotWeightsError(f"a dictionary with a {type(key).__name__} as key; expected names")
@@ -220,7 +229,7 @@ class _Weights(pickle._Unpickler):
         if self._left < 0:
             raise NotWeightsError(f"its pickle has more than {MAX_INSTRUCTIONS:,} instructions; not loaded")
 
-    def find_class(self, module: str, name: str, /) -> Any:
+    def find_class(self, module: str, name: str, /) -> object:
         if f"{module}.{name}" == _ORDERED_DICT:
             return self._ordered_dict
         found = _NAMES.get(f"{module}.{name}")
@@ -242,7 +251,7 @@ class _Weights(pickle._Unpickler):
             result[_plain_key(key)] = value
         return result
 
-    def persistent_load(self, saved: Any, /) -> Storage:
+    def persistent_load(self, saved: object, /) -> Storage:
         if not isinstance(saved, tuple) or len(saved) not in (5, 6) or saved[0] not in ("storage", b"storage"):
             raise NotWeightsError("a persistent id that is not a storage; the file is damaged")
         _, mark, key, location, numel, *view = saved
@@ -274,7 +283,7 @@ class _Weights(pickle._Unpickler):
     def _setitems(self) -> None:
         self._fill(self.pop_mark())
 
-    def _fill(self, items: list[Any]) -> None:
+    def _fill(self, items: list[object]) -> None:
         target = self.stack[-1]
         if not isinstance(target, dict) or len(items) % 2:
             raise NotWeightsError("items for something that is not a dictionary; the file is damaged")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 from click.core import ParameterSource
@@ -58,7 +58,7 @@ def command(
     gate: bool,
     gate_against: str | None,
     as_json: bool,
-    **asked: Any,
+    **asked: object,
 ) -> None:
     """Compare merges with their parents on the same items: scores, gains, and their uncertainty."""
     from eval import tables
@@ -130,7 +130,7 @@ def names_of(text: str | None) -> list[str]:
     return [name.strip() for name in (text or "").split(",") if name.strip()]
 
 
-def _results(sources: tuple[str, ...], asked: dict[str, Any]) -> Results:
+def _results(sources: tuple[str, ...], asked: dict[str, object]) -> Results:
     """What is in the files, or what the models score."""
     saved = [source for source in sources if source.endswith(".json")]
     if not saved:

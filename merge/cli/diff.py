@@ -69,7 +69,7 @@ def command(
         ctx.exit(1)
 
 
-def _as_dict(found: Diff) -> dict[str, Any]:
+def _as_dict(found: Diff) -> dict[str, object]:
     kinds = {kind: {"tensors": n, **sums.measures(found.with_base)} for kind, n, sums in found.by_kind()}
     return {
         "different": found.is_different,
@@ -128,7 +128,7 @@ def _show(found: Diff, a: str, b: str, top: int) -> None:
         out.print(f"\nA is {printable(a)}, B is {printable(b)}; |A| and |B| are the norms of their task vectors")
 
 
-def _table(rows: list[tuple[str, int, Sums]], with_base: bool, title: str) -> Any:
+def _table(rows: list[tuple[str, int, Sums]], with_base: bool, title: str) -> object:
     from rich.table import Table
 
     several = title == "kind"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -42,7 +41,7 @@ def command(
     out: Path | None,
     html: Path | None,
     as_json: bool,
-    **asked: Any,
+    **asked: object,
 ) -> None:
     """Evaluate MODELs on the same items: directories, hub ids, model+adapter, or recipes (merged on the fly)."""
     check_files(out=out, html=html)

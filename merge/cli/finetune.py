@@ -118,7 +118,7 @@ def command(
     force: bool,
     quiet: bool,
     as_json: bool,
-    **flags: Any,
+    **flags: object,
 ) -> None:
     """Train a model, or an adapter for one, on your data.
 
@@ -185,7 +185,7 @@ def _given(flags: dict[str, Any]) -> dict[str, list[str]]:
     }
 
 
-def _read(words: tuple[str, ...], flags: dict[str, Any], only_shown: bool) -> tuple[str | None, Config]:
+def _read(words: tuple[str, ...], flags: dict[str, object], only_shown: bool) -> tuple[str | None, Config]:
     """The words after `finetune`, and the flags -> (config file, config)."""
     from finetune.config import load_config
     from merge.errors import UsageError

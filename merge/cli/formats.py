@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -90,7 +90,7 @@ def _percent(share: float) -> str:
     return f"{share:.3%}" if math.isfinite(share) else "-"
 
 
-def _plain(stored: InFormat) -> dict[str, Any]:
+def _plain(stored: InFormat) -> dict[str, object]:
     """For JSON, which has no infinity and no NaN: those are texts."""
 
     def plain(value: float) -> float | str:

@@ -78,7 +78,7 @@ def trust_option(function: Function) -> Function:
     """Adds the option of verbs that load models: whose Python code may run. The command runs with them trusted."""
 
     @functools.wraps(function)
-    def command(*arguments: Any, trust_remote_code: tuple[str, ...], **keywords: Any) -> Any:
+    def command(*arguments: object, trust_remote_code: tuple[str, ...], **keywords: object) -> object:
         def say(text: str) -> None:
             if not keywords.get("quiet"):
                 click.echo(f"note: {printable(text)}", err=True)

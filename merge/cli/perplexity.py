@@ -113,7 +113,7 @@ def command(
         click.echo(_distance(judged[0].name, judged[1].name, distance))
 
 
-def _as_json(text: str, found: Perplexity) -> dict[str, Any]:
+def _as_json(text: str, found: Perplexity) -> dict[str, object]:
     data = dataclasses.asdict(found)
     return {"name": text, "perplexity": dataclasses.asdict(found.perplexity), **data}
 

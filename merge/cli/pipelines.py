@@ -63,7 +63,7 @@ def show_stages(
         )
 
 
-def _entry(stage: StagePlan) -> dict[str, Any]:
+def _entry(stage: StagePlan) -> dict[str, object]:
     directory = None if stage.directory is None else str(stage.directory)
     return {
         "name": stage.name,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -48,7 +48,7 @@ def command(
     html: Path | None,
     force: bool,
     as_json: bool,
-    **asked: Any,
+    **asked: object,
 ) -> None:
     """Average the MODELs that improve the average: directories, hub ids, model+adapter, or recipes."""
     if out is not None:

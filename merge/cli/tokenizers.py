@@ -80,7 +80,7 @@ _ROWS = {
 }
 
 
-def _cell(value: Any) -> str:
+def _cell(value: object) -> str:
     if value is None:
         return "-"
     if isinstance(value, bool):

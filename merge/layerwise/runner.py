@@ -141,7 +141,7 @@ class LayerRunner:
         with self._asked(hidden=hidden, **({} if blank else {"blank": False})):
             return self._forward(self.model, tokens).logits.float()
 
-    def _run(self, tokens: Tensor, **asked: Any) -> Any:
+    def _run(self, tokens: Tensor, **asked: object) -> object:
         with self._asked(**asked):
             try:
                 self._forward(self.model.base_model, tokens)
@@ -165,7 +165,7 @@ class LayerRunner:
         finally:
             del self._local.now
 
-    def _layer(self, number: int, *arguments: Any, **keywords: Any) -> Any:
+    def _layer(self, number: int, *arguments: object, **keywords: object) -> object:
         """In place of a layer's forward."""
         now, layer = self._local.now, self.layers[number]
         place = None if arguments else next(iter(keywords))
@@ -277,7 +277,7 @@ class LayerRunner:
 
     # ---- trials
 
-    def trial(self, marker: float, blank: bool = False) -> list[Any]:
+    def trial(self, marker: float, blank: bool = False) -> list[object]:
         """What each layer takes but for the hidden state, where each adds a number to it."""
         self._marker = marker
         calls: list[tuple[int, Any, Any]] = []
@@ -289,7 +289,7 @@ class LayerRunner:
             raise Unstreamable("its hidden states are in another order than sequences of tokens")
         return [others for _, _, others in calls]
 
-    def _tried(self, number: int, hidden: Tensor, others: Any) -> Any:
+    def _tried(self, number: int, hidden: Tensor, others: object) -> object:
         calls = self._local.now.trial
         assert calls is not None
         if calls and hidden is not calls[-1][1]:
@@ -307,5 +307,5 @@ def _parameter(values: Tensor) -> Tensor:
     return nn.Parameter(values, requires_grad=False)
 
 
-def name_of(model: Module, wanted: Any) -> str:
+def name_of(model: Module, wanted: object) -> str:
     return next(str(name) for name, module in model.named_modules() if module is wanted)

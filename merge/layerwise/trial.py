@@ -90,7 +90,7 @@ def _same(one: Any, two: Any) -> bool:
     return not isinstance(one, (int, float, str)) or bool(one == two)
 
 
-def _parts(value: Any) -> Iterator[Any]:
+def _parts(value: object) -> Iterator[object]:
     """Values at any depth of lists and mappings, and empty mappings."""
     if isinstance(value, (list, tuple)) or (isinstance(value, Mapping) and value):
         for each in value.values() if isinstance(value, Mapping) else value:
@@ -99,6 +99,6 @@ def _parts(value: Any) -> Iterator[Any]:
         yield value
 
 
-def _holds_state(value: Any) -> bool:
+def _holds_state(value: object) -> bool:
     """Whether a layer may leave something there for later ones."""
     return isinstance(value, Mapping) or hasattr(value, "get_seq_length")

@@ -126,5 +126,5 @@ def _names_of_relatives(network: Module) -> list[frozenset[str]]:
     return found
 
 
-def _each(value: Any) -> tuple[type, ...]:
+def _each(value: object) -> tuple[type, ...]:
     return value if isinstance(value, tuple) else (value,)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from merge.moe_layouts import ATTENTION, NORMS, PROJECTIONS, Counts, MoeLayout, Window
 
 
-def _config(counts: Counts, window: Window) -> dict[str, Any]:
+def _config(counts: Counts, window: Window) -> dict[str, object]:
     return {
         "architectures": ["DeepseekForCausalLM"],
         "model_type": "deepseek",

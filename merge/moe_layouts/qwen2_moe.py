@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from merge.moe_layouts import ATTENTION, BIASES, NORMS, PROJECTIONS, Counts, MoeLayout, Window
 
 
-def qwen_config(counts: Counts) -> dict[str, Any]:
+def qwen_config(counts: Counts) -> dict[str, object]:
     return {
         "num_experts": counts.n_experts,
         "intermediate_size": counts.neurons,
@@ -20,7 +18,7 @@ def qwen_config(counts: Counts) -> dict[str, Any]:
     }
 
 
-def _config(counts: Counts, window: Window) -> dict[str, Any]:
+def _config(counts: Counts, window: Window) -> dict[str, object]:
     return {
         "architectures": ["Qwen2MoeForCausalLM"],
         "model_type": "qwen2_moe",

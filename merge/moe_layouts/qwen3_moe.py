@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from merge.moe_layouts import ATTENTION, NORMS, PROJECTIONS, Counts, MoeLayout, Window
 from merge.moe_layouts.qwen2_moe import qwen_config
 
 
-def _config(counts: Counts, window: Window) -> dict[str, Any]:
+def _config(counts: Counts, window: Window) -> dict[str, object]:
     return {
         "architectures": ["Qwen3MoeForCausalLM"],
         "model_type": "qwen3_moe",

@@ -117,7 +117,7 @@ def _duration(seconds: int) -> str:
     return f"{round(seconds / 60)} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
-def _tensor_table(plan: Plan) -> Any:
+def _tensor_table(plan: Plan) -> object:
     from rich.table import Table
 
     table = Table("tensor", "shape", "dtype", "method", "inputs and parameters", box=None, pad_edge=False)
@@ -151,7 +151,7 @@ def _sources(plan: Plan, step: Step) -> str:
     return " + ".join(parts) + (f"; {' '.join(shared)}" if shared else "")
 
 
-def _number(value: Any) -> str:
+def _number(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value).lower()
 
 
@@ -159,7 +159,7 @@ Numbers = dict[str, tuple[float, float]]  # what is set -> smallest and largest 
 _MOST_ROWS = 16
 
 
-def _layer_table(plan: Plan) -> Any:
+def _layer_table(plan: Plan) -> object:
     """One row for each run of layers that are treated alike; what is the same everywhere is said once, below."""
     from rich.console import Group
     from rich.table import Table

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from string import ascii_uppercase
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from merge.jsontext import parse_json
 from merge.show.terminal import printable
@@ -35,7 +35,7 @@ class LayerRun:
         return self.last - self.first + 1
 
 
-def pictures(plan: Plan, width: int) -> Iterator[Any]:
+def pictures(plan: Plan, width: int) -> Iterator[object]:
     """What to print for each stack whose layers are not simply those of its sources, in their order."""
     for prefix, runs in rearranged(plan):
         yield from _picture(plan, prefix, runs, width)
@@ -88,7 +88,7 @@ def _method(steps: list[Step]) -> str:
     return " ".join(method for method in methods if method != "copy") or "copy"
 
 
-def _picture(plan: Plan, prefix: str, runs: list[LayerRun], width: int) -> Iterator[Any]:
+def _picture(plan: Plan, prefix: str, runs: list[LayerRun], width: int) -> Iterator[object]:
     from rich.text import Text
 
     models = list(dict.fromkeys(model for run in runs for model, _ in run.sources))

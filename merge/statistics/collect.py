@@ -196,7 +196,7 @@ class _Collection:
             )
         self._parts.save(part, tensors)
 
-    def _model(self) -> Any:
+    def _model(self) -> object:
         if self._whole is None:
             self._whole = whole_model(self._checkpoint.path)
         return self._whole

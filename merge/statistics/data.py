@@ -50,7 +50,7 @@ def _text(path: Path, number: int, line: str) -> str:
     return text
 
 
-def make_batches(tokenizer: Any, texts: list[str], max_tokens: int, length: int, size: int, seed: int) -> Batches:
+def make_batches(tokenizer: object, texts: list[str], max_tokens: int, length: int, size: int, seed: int) -> Batches:
     """Texts in an order drawn from the seed, cut to sequences until there are enough tokens, grouped by length.
 
     Args:

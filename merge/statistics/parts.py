@@ -66,7 +66,7 @@ class Parts:
             return False
         return True
 
-    def save(self, name: str, tensors: Mapping[str, Any], metadata: Mapping[str, str] | None = None) -> None:
+    def save(self, name: str, tensors: Mapping[str, object], metadata: Mapping[str, str] | None = None) -> None:
         from safetensors.torch import save_file
 
         new = self.path(name + ".new")
@@ -117,7 +117,7 @@ def parts_of(work: Workspace, sources: Sequence[SourceFile] = (), fresh: bool = 
         yield parts
 
 
-def _read(path: Path) -> dict[str, Any] | None:
+def _read(path: Path) -> dict[str, object] | None:
     try:
         found = parse_json(path.read_bytes())
     except FileNotFoundError:

@@ -297,7 +297,9 @@ def _integers(a: TensorRef, b: TensorRef, reader: SourceReader) -> Sums:
     return Sums(size=chunks.size, changed=changed)
 
 
-def _config_differences(a: Mapping[str, Any], b: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any, Any]]:
+def _config_differences(
+    a: Mapping[str, object], b: Mapping[str, object], path: str = ""
+) -> Iterator[tuple[str, object, object]]:
     for key in dict.fromkeys((*a, *b)):
         ours, theirs = a.get(key), b.get(key)
         if isinstance(ours, Mapping) and isinstance(theirs, Mapping):

@@ -51,7 +51,7 @@ class Quantizer(Protocol):
     def encode(self, values: F32) -> tuple[dict[str, Array], F32]:
         """values (rows, columns): ROWS rows or the last ones -> flat pieces by suffix, and what they mean, as values"""
 
-    def config(self, kept: Sequence[str]) -> dict[str, Any]:
+    def config(self, kept: Sequence[str]) -> dict[str, object]:
         """quantization_config of config.json; `kept`: linear layers that stay as they are."""
 
 
@@ -69,7 +69,7 @@ class Int8:
         codes = np.rint(values * (np.float32(127) / largest)).astype(np.int8)
         return {"weight": codes.reshape(-1), "SCB": largest.reshape(-1)}, codes * (largest / np.float32(127))
 
-    def config(self, kept: Sequence[str]) -> dict[str, Any]:
+    def config(self, kept: Sequence[str]) -> dict[str, object]:
         return {
             "quant_method": "bitsandbytes",
             "load_in_8bit": True,
@@ -98,7 +98,7 @@ class Nf4:
         stored = {"weight": (flat[::2] << 4) | flat[1::2], "weight.absmax": scales}
         return stored, nf4_values(codes, scales, values.shape)
 
-    def config(self, kept: Sequence[str]) -> dict[str, Any]:
+    def config(self, kept: Sequence[str]) -> dict[str, object]:
         return {
             "quant_method": "bitsandbytes",
             "load_in_8bit": False,
@@ -151,7 +151,7 @@ class Int4:
         packed = (nibbles << np.arange(0, 32, 4, dtype=np.uint32)).sum(axis=1, dtype=np.uint32)
         return {"weight_packed": packed.view(np.int32), "weight_scale": stored}, meant
 
-    def config(self, kept: Sequence[str]) -> dict[str, Any]:
+    def config(self, kept: Sequence[str]) -> dict[str, object]:
         weights = {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "group", "group_size": self.group}
         scheme = {"targets": ["Linear"], "weights": weights, "input_activations": None, "output_activations": None}
         return {
@@ -184,7 +184,7 @@ class Fp8:
         meant = (scaled.reshape(blocks.shape) * scales).reshape(rows, columns)
         return {"weight": codes, "weight_scale_inv": scales.reshape(-1)}, meant
 
-    def config(self, kept: Sequence[str]) -> dict[str, Any]:
+    def config(self, kept: Sequence[str]) -> dict[str, object]:
         return {
             "quant_method": "fp8",
             "fmt": "e4m3",
@@ -227,7 +227,7 @@ class Dequantized:
 
         return encode
 
-    def config(self, kept: Sequence[str]) -> dict[str, Any]:
+    def config(self, kept: Sequence[str]) -> dict[str, object]:
         return {}
 
 

@@ -107,11 +107,11 @@ def check_loads(union: Union, name: str) -> None:
 
 
 def renumbered(
-    config: Mapping[str, Any],
+    config: Mapping[str, object],
     old: Mapping[str, int],
     new: Mapping[str, int],
     named: Mapping[str, str],
-) -> Planned[dict[str, Any]]:
+) -> Planned[dict[str, object]]:
     """A configuration whose token ids (eos_token_id ...) are those of another vocabulary.
 
     A token that is not in it gives way to the one of the same role (`named`: {"eos_token": "</s>"}), or to null.
@@ -119,7 +119,7 @@ def renumbered(
     tokens = {number: token for token, number in old.items()}
     notes: list[str] = []
 
-    def number(key: str, value: Any) -> Any:
+    def number(key: str, value: object) -> object:
         if isinstance(value, list):
             return [found for item in value if (found := number(key, item)) is not None] or None
         if not isinstance(value, int) or isinstance(value, bool) or value not in tokens:
@@ -131,7 +131,7 @@ def renumbered(
             )
         return found
 
-    def walk(part: Mapping[str, Any]) -> dict[str, Any]:
+    def walk(part: Mapping[str, object]) -> dict[str, object]:
         return {
             key: walk(value) if isinstance(value, dict) else number(key, value) if _is_id_key(key) else value
             for key, value in part.items()

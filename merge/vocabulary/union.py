@@ -119,7 +119,7 @@ class _UnionBuilder:
             if token not in self.vocabulary:
                 self._add_token(token, {"single_word": False, "lstrip": False, "rstrip": False, "normalized": True})
 
-    def _add_token(self, content: str, entry: dict[str, Any]) -> None:
+    def _add_token(self, content: str, entry: dict[str, object]) -> None:
         self._give_id(content)
         self.added[content] = {"special": False, **entry, "id": self.vocabulary[content], "content": content}
 
@@ -174,5 +174,5 @@ def _pair(merge: Any) -> tuple[str, str]:
     return str(left), str(right)
 
 
-def _flags(entry: dict[str, Any]) -> tuple[bool, ...]:
+def _flags(entry: dict[str, object]) -> tuple[bool, ...]:
     return tuple(bool(entry.get(key)) for key in ("single_word", "lstrip", "rstrip", "normalized", "special"))

@@ -37,7 +37,7 @@ class QuantizedFormat(Protocol):
         """
 
 
-def decoded(path: str, config: Mapping[str, Any], tensors: Tensors) -> tuple[dict[str, TensorRef], tuple[str, ...]]:
+def decoded(path: str, config: Mapping[str, object], tensors: Tensors) -> tuple[dict[str, TensorRef], tuple[str, ...]]:
     """The tensors of a model as they are read, whatever format they are stored in, and notes.
 
     Raises:
@@ -62,7 +62,7 @@ def _formats() -> Iterator[QuantizedFormat]:
         yield cast(QuantizedFormat, importlib.import_module(f"{__name__}.{module.name}"))
 
 
-def _quantization(config: Mapping[str, Any]) -> Quantization | None:
+def _quantization(config: Mapping[str, object]) -> Quantization | None:
     nested = config.get("text_config")
     for place in (config, nested if isinstance(nested, Mapping) else {}):
         for key in ("quantization_config", "compression_config"):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 from merge.checkpoint.formats import Quantization, Tensors
 from merge.errors import CheckpointError
@@ -75,7 +74,7 @@ def _is_compressed_fp8(quantization: Quantization) -> bool:
     )
 
 
-def _groups(quantization: Quantization) -> list[Mapping[str, Any]]:
+def _groups(quantization: Quantization) -> list[Mapping[str, object]]:
     """How the weights of each group of compressed-tensors are quantised."""
     groups = quantization.get("config_groups")
     values = groups.values() if isinstance(groups, Mapping) else ()

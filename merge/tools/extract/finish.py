@@ -56,7 +56,7 @@ def finish(
     work: Work,
     saved: Mapping[str, str],
     models: tuple[Input, Input],
-    asked: Mapping[str, Any],
+    asked: Mapping[str, object],
     notes: tuple[str, ...],
     began: float,
 ) -> Summary:
@@ -113,7 +113,7 @@ def finish(
 
 def _shares(
     work: Work, saved: Mapping[str, str], total: float
-) -> tuple[tuple[dict[str, Any], ...], tuple[dict[str, Any], ...]]:
+) -> tuple[tuple[dict[str, object], ...], tuple[dict[str, object], ...]]:
     modules = tuple(
         {
             "module": each["module"],

@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import xxhash
 
@@ -84,7 +83,7 @@ def card_text(name: str, base: str, is_hub: bool, tuned: str, table: Sequence[st
 
 
 def manifest_of(
-    directory: Path, files: Mapping[str, bytes], settings: Mapping[str, Any], results: Sequence[Mapping[str, Any]]
+    directory: Path, files: Mapping[str, bytes], settings: Mapping[str, object], results: Sequence[Mapping[str, object]]
 ) -> bytes:
     """merge_manifest.json: digests of all that was written, what was asked for, and the error of each module."""
     path = directory / WEIGHTS
@@ -115,5 +114,5 @@ def manifest_of(
     )
 
 
-def _json(value: Any) -> str:
+def _json(value: object) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
