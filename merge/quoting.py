@@ -6,6 +6,7 @@ every error goes through, so that one that quotes a name whole is short all the 
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Sequence
 from itertools import islice
@@ -39,7 +40,7 @@ def excerpt(text: str, most: int = 300) -> str:
 
 def some(names: Sequence[str], limit: int = 3) -> str:
     """ "a, b, c and 7 more" """
-    shown = ", ".join(map(clipped, names[:limit]))
+    shown = ", ".join(name if name.startswith(os.sep) else clipped(name) for name in names[:limit])  # paths are whole
     return shown if len(names) <= limit else f"{shown} and {len(names) - limit:,} more"
 
 

@@ -125,7 +125,10 @@ class Architecture:
         if dtype not in ("BF16", "F16"):
             return False
         patterns = (*self.float32, *(self.float32_of_half if dtype == "F16" else ()))
-        return bool(patterns) and any(_compiled(pattern).search(self.loaded_name(name)) for pattern in patterns)
+        if not patterns:
+            return False
+        loaded = self.loaded_name(name)
+        return any(_compiled(pattern).search(loaded) for pattern in patterns)
 
 
 # Buffers that were once stored, in any model.

@@ -5,12 +5,13 @@ No kernel is loaded for it, so `merge plan` is quick.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from merge.chunks import Chunks
 from merge.dtypes import DTYPES
 from merge.methods import Method, get_method
-from merge.plan import Derived, Step
+from merge.plan import Derived, Step, Stored
 from merge.planning.factors import GROUP, is_exact, on_factors, rank_of, ranks_in
 from merge.sources import held_bytes
 
@@ -47,6 +48,16 @@ def needs(step: Step, block_chunks: int, device: str) -> Needs:
     if step.kind == "copy":
         return Needs(_block_bytes(step, _elements(step, block_chunks)))
     return _merge_needs(step, block_chunks, device)
+
+
+def distinct(steps: Iterable[Step]) -> list[Step]:
+    """One step of each kind that costs the same memory, for there may be 100,000 of a few kinds."""
+    found: dict[object, Step] = {}
+    for step in steps:
+        plain = not step.factor and not step.statistics and all(type(ref) is Stored for ref in step.sources)
+        key = (step.method, step.shape, step.dtype, len(step.inputs), *(ref.dtype for ref in step.sources))
+        found.setdefault(key if plain else id(step), step)
+    return list(found.values())
 
 
 def work(step: Step) -> tuple[float, int]:

@@ -11,7 +11,7 @@ import contextlib
 import sys
 
 from merge import address_space
-from merge.engine.costs import Budget, Needs, needs
+from merge.engine.costs import Budget, Needs, distinct, needs
 from merge.errors import UsageError
 from merge.plan import Plan
 from merge.processors import processors
@@ -68,7 +68,7 @@ def predicted_peak(plan: Plan, threads: int, block_chunks: int, device: str = "c
 
 
 def _needs(plan: Plan, block_chunks: int, device: str) -> list[Needs]:
-    return [needs(step, block_chunks, device) for step in plan.steps]
+    return [needs(step, block_chunks, device) for step in distinct(plan.steps)]
 
 
 def peak_resident() -> int:

@@ -15,7 +15,7 @@ from merge.plan import Step
 from merge.sources.stage import looks_at_all
 
 _UNRELATED = 0.9  # median of ‖d‖/‖b‖ from which a base is plainly not the base; fine-tunes lie below 0.2
-_MOST_DEAR = 9
+_MOST, _MOST_DEAR = 1_000, 9
 _MIN_ELEMENTS = 1024  # norms of biases and layer norms say little
 
 
@@ -41,12 +41,13 @@ def check_models(context: Context) -> None:
 
 
 def _worth_a_look(steps: list[Step]) -> list[Step]:
-    """All steps but those of which a chunk costs as much as the whole tensor: of these a few small ones will do."""
+    """Some all over the model; of those of which a chunk costs as much as the whole tensor, a few small ones."""
     dear = [step for step in steps if any(looks_at_all(ref) for ref in step.sources)]
     seen = {id(step) for step in dear}
     large = [step for step in dear if step.size >= _MIN_ELEMENTS]
     few = sorted(large, key=lambda step: step.size)[:_MOST_DEAR]
-    return [step for step in steps if id(step) not in seen] + few
+    cheap = [step for step in steps if id(step) not in seen]
+    return cheap[:: -(-len(cheap) // _MOST) or 1] + few
 
 
 def _check_ratios(context: Context, steps: list[Step], model: int, ratios: list[float]) -> None:

@@ -113,7 +113,7 @@ def _run(
     plan = sink.plan
     with SourceReader(source_files(plan)) as reader:
         context = Context(plan, reader, worker, sink, device, budget)
-        tick = _ticker(context, progress)
+        tick = _Ticker(context, progress)
         find_all(context, tick, before_checks=True)
         for stage in plan.stages:
             if stage.steps:  # streamed
@@ -155,6 +155,18 @@ def _run_step(context: Context, index: int, step: Step) -> None:
     context.out.finish(index, record)
 
 
-def _ticker(context: Context, progress: Progress) -> Callable[[], None]:
-    steps = context.plan.steps
-    return lambda: progress(sum(steps[i].nbytes for i in list(context.out.records)))
+class _Ticker:
+    """Reports the bytes of the tensors that are done; looks at each of them once, for there may be 100,000."""
+
+    def __init__(self, context: Context, progress: Progress) -> None:
+        self._context, self._progress = context, progress
+        self._seen = self._bytes = 0
+
+    def __call__(self) -> None:
+        records = self._context.out.records
+        if len(records) < self._seen:  # journaled ones that were not whole
+            self._seen = self._bytes = 0
+        new = list(records)[self._seen :]
+        self._seen += len(new)
+        self._bytes += sum(self._context.plan.steps[i].nbytes for i in new)
+        self._progress(self._bytes)

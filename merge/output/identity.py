@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -31,8 +32,21 @@ def plan_digest(plan: Plan) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
 
 
+_ATOMS = frozenset((str, int, float, bool, type(None)))
+
+
+@functools.cache
+def _fields(kind: type) -> tuple[str, ...]:
+    return tuple(field.name for field in dataclasses.fields(kind))
+
+
 def _plain(value: Any, names: dict[str, str]) -> Any:
     """For JSON: a dataclass as the list of its fields."""
+    kind = type(value)
+    if kind in _ATOMS:
+        return value
+    if kind is Stored:
+        return [value.name, value.dtype, value.shape, names.get(value.file, value.file), value.offset]
     if isinstance(value, (list, tuple)):
         return [_plain(item, names) for item in value]
     if isinstance(value, dict):
@@ -43,8 +57,6 @@ def _plain(value: Any, names: dict[str, str]) -> Any:
         return [value.ref, value.revision, _plain(value.files, names)]
     if isinstance(value, SideFile):
         return [value.name, value.source and os.path.basename(value.source), value.text]
-    if isinstance(value, Stored):
-        value = dataclasses.replace(value, file=names.get(value.file, value.file))
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return [_plain(getattr(value, field.name), names) for field in dataclasses.fields(value)]
+    if dataclasses.is_dataclass(kind):
+        return [_plain(getattr(value, name), names) for name in _fields(kind)]
     return value

@@ -186,9 +186,9 @@ class OutputDirectory:
     def finish(self, index: int, record: dict[str, Any]) -> None:
         """Journals that a step's tensor is whole."""
         line = {"step": index, **record}
-        self.records[index] = line
         with explained(self.partial):
             self._append(line)
+        self.records[index] = line  # whoever sees it there may rely on the journal
 
     def keep(self, name: str, value: Any) -> None:
         """Journals a result that is not a tensor."""

@@ -78,15 +78,16 @@ def model_targets(recipe: Recipe, inputs: Inputs, tower: Tower) -> tuple[Target,
     """Every tensor of the union, from every model under the same name."""
     base = None if recipe.base_model is None else inputs.place(recipe.base_model)
     places = {inputs.place(source.model) for source in tower.models} | ({base} if base is not None else set())
+    sources = [
+        (inputs.place(source.model), (source.parameters, *tower.settings), source.statistics) for source in tower.models
+    ]
+    stored = [inputs.all[place].tensors for place in places]
     targets = []
     for name in inputs.names():
-        if not tower.owns(name) or not any(name in inputs.all[place].tensors for place in places if place is not None):
+        if not tower.owns(name) or not any(name in tensors for tensors in stored):
             continue
         layer, t = place_of(name, inputs.donor.stacks)
-        slots = tuple(
-            Slot(inputs.place(source.model), name, (source.parameters, *tower.settings), source.statistics)
-            for source in tower.models
-        )
+        slots = tuple(Slot(place, name, settings, statistics) for place, settings, statistics in sources)
         base_slot = None if base is None else Slot(base, name, tower.settings)
         targets.append(Target(name, slots, base_slot, tower.settings, t, layer, tower.method))
     return tuple(targets)

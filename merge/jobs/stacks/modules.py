@@ -6,6 +6,7 @@ model that is one tower. A recipe may also name a module by what its tensors' na
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import takewhile
 
@@ -28,9 +29,11 @@ _ALIASES = {
     "connector": PROJECTOR,
 }
 # Parts of names that lead from a tower to the text model; the rest of what is theirs lies in the towers.
-_PROJECTORS = (
-    *("multi_modal_projector", "mm_projector", "connector", "projector", "merger", "deepstack_merger_list"),
-    *("modality_projection", "aligner", "embed_vision", "embed_audio", "image_newline", "mlp1"),
+_PROJECTORS = frozenset(
+    (
+        *("multi_modal_projector", "mm_projector", "connector", "projector", "merger", "deepstack_merger_list"),
+        *("modality_projection", "aligner", "embed_vision", "embed_audio", "image_newline", "mlp1"),
+    )
 )
 _VISION_PARTS = ("vision", "visual", "image_encoder", "vit")
 _AUDIO_PARTS = ("audio", "speech")
@@ -42,9 +45,9 @@ class Modules:
 
     def __init__(self, names: Iterable[str]) -> None:
         self._names = list(names)
-        roots = {_root(name) for name in self._names if _tower(name) is None}
-        self._is_pair = {ENCODER, DECODER} <= roots
-        self._is_single = not self._is_pair and all(_tower(name) is None for name in self._names)
+        plain = [name for name in self._names if _tower(name) is None]
+        self._is_pair = {ENCODER, DECODER} <= set(map(_root, plain))
+        self._is_single = not self._is_pair and len(plain) == len(self._names)
         self.found = tuple(dict.fromkeys(map(self.of, self._names)))
 
     def of(self, name: str) -> str:
@@ -128,7 +131,12 @@ class Chosen:
 
 def inputs_modules(inputs: Inputs) -> Modules:
     """The modules of the donor, by which all inputs' tensors are sorted."""
-    return Modules(inputs.donor.tensors)
+    return modules_of(tuple(inputs.donor.tensors))
+
+
+@functools.lru_cache(maxsize=8)
+def modules_of(names: tuple[str, ...]) -> Modules:
+    return Modules(names)
 
 
 def side_modules(inputs: Inputs) -> Mapping[str, frozenset[int]]:
@@ -148,7 +156,7 @@ def side_modules(inputs: Inputs) -> Mapping[str, frozenset[int]]:
 def _tower(name: str) -> str | None:
     """The module of a tensor that is not the language model's."""
     parts = name.split(".")
-    if any(part in _PROJECTORS for part in parts):
+    if not _PROJECTORS.isdisjoint(parts):
         return PROJECTOR
     for part in takewhile(lambda part: not part.isdecimal(), parts):
         if part.startswith(_VISION_PARTS):

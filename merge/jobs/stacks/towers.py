@@ -13,8 +13,8 @@ from merge.jobs.stacks.modules import (
     ENCODER,
     SIDE_MODULES,
     Chosen,
-    Modules,
     inputs_modules,
+    modules_of,
     side_modules,
 )
 from merge.jobs.stacks.slices import slice_targets
@@ -105,7 +105,8 @@ def _towers_beside_the_donor(recipe: Recipe, inputs: Inputs) -> Iterator[Problem
     """Towers that an input has and the donor of the config has not: there is no place for them in the result."""
     known = inputs_modules(inputs).found
     for model in inputs.all[1:]:
-        more = [module for module in Modules(model.tensors).found if module in SIDE_MODULES and module not in known]
+        found = modules_of(tuple(model.tensors)).found
+        more = [module for module in found if module in SIDE_MODULES and module not in known]
         if more:
             donor = inputs.donor.ref.text
             message = f"{model.ref.text} has a {' and a '.join(more)}, and {donor}, which gives config.json, has none."
