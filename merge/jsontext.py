@@ -18,6 +18,7 @@ MAX_DEPTH = 64
 MAX_DIGITS = 300  # still a float64
 # Bytes that CPython needs at most, as measured: for an object, a list, a name in an object, and any value in its place.
 _OBJECT, _LIST, _NAME, _VALUE = 200, 100, 150, 64
+_MANY_DIGITS = re.compile(rf"\d{{{MAX_DIGITS + 1}}}")
 _HALF_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
@@ -45,7 +46,8 @@ def parse_json(text: str | bytes, *, unique: bool = False, is_text: bool = False
                 f"holds so many values that they take about {memory >> 20:,} MiB of memory; at most "
                 f"{max_memory >> 20:,} MiB are allowed"
             )
-        data = json.loads(text, object_pairs_hook=_unique if unique else None, parse_int=_whole)
+        long_numbers = _whole if _MANY_DIGITS.search(text) else None  # a call for each number takes its time
+        data = json.loads(text, object_pairs_hook=_unique if unique else None, parse_int=long_numbers)
     except JSONTextError:
         raise
     except RecursionError:

@@ -27,6 +27,7 @@ if sys.platform != "win32":
     import resource  # here, because where files have run out no module can be loaded
 
 _READ_BYTES = 1 << 26  # at most this much a system call; Linux itself stops at 2 GiB
+_AHEAD = 16 << 20  # bytes asked for at once where tensors are small
 
 
 class SourceReader:
@@ -45,6 +46,7 @@ class SourceReader:
         self._read_at = best_read(self._seek_lock)
         self._derived: dict[int, _Prepared] = {}  # by id: a ref may be large, and hashing it slow
         self._derive_lock = threading.Lock()
+        self._asked: dict[str, tuple[int, int]] = {}  # the part of each file that the system was asked for last
         self._closed = False
 
     def __enter__(self) -> SourceReader:
@@ -128,6 +130,14 @@ class SourceReader:
             item_size = DTYPES[ref.dtype].itemsize
             place, size = ref.offset + start * item_size, count * item_size
             os.posix_fadvise(self._descriptor(ref.file), place, size, os.POSIX_FADV_WILLNEED)
+
+    def will_need_next(self, ref: TensorRef) -> None:
+        """Ask the system to read what lies behind a tensor, once for many tensors."""
+        if isinstance(ref, Stored) and hasattr(os, "posix_fadvise"):
+            start, end = self._asked.get(ref.file, (0, 0))
+            if not start <= ref.offset < end - _AHEAD // 2:
+                self._asked[ref.file] = ref.offset, ref.offset + _AHEAD
+                os.posix_fadvise(self._descriptor(ref.file), ref.offset, _AHEAD, os.POSIX_FADV_WILLNEED)
 
     def check_unchanged(self, path: str | None = None) -> None:
         """Holds one file, or all of them, to what they were when the plan was made."""

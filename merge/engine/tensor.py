@@ -48,7 +48,7 @@ class StepTensor:
         self._nonfinite = np.zeros((len(self.sources), max(1, self.n_chunks)), np.int64)
         self._kept: npt.NDArray[Any] | None = None  # all chunks, where they fit; else every pass reads them again
         self._is_kept = [False] * self.n_chunks
-        if self.n_chunks > 1 and self.size * len(self.sources) * self.raw_dtype.itemsize <= cache_bytes:
+        if self.size * len(self.sources) * self.raw_dtype.itemsize <= cache_bytes:
             self._kept = buffers.kept(self.size * len(self.sources), self.raw_dtype)
 
     def load(self, first: int, n: int = 1) -> Block:
@@ -69,7 +69,14 @@ class StepTensor:
         return Block(start, raw)
 
     def read_ahead(self, first: int) -> None:
-        """Asks the system for the chunks from `first`, so that the disk works while the processor does."""
+        """Asks the system for the chunks from `first`, so that the disk works while the processor does.
+
+        Of a tensor of one chunk what lies behind it in its file: that is most likely the next one.
+        """
+        if self.n_chunks == 1:
+            for source in self.sources:
+                self._reader.will_need_next(source)
+            return
         start, stop = self.chunks.span(first, AHEAD)
         for source in self.sources:
             self._reader.will_need(source, start, stop - start)

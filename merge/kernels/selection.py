@@ -22,6 +22,7 @@ TOP = 1 << 31  # every magnitude is below
 NOTHING = 0xFFFFFFFF  # a threshold that no magnitude reaches
 BUCKETS = 1 << 20  # of one window at the most: wide enough that one pass is usually all
 _COARSE_SHIFT = 15
+_SMALL = 1 << 14  # elements of a tensor for which sorting is quicker than histograms
 _SAMPLED = 3  # of a sample's chunks each third entry is looked at; not a power of two, so in rows each column is
 _TILE = 2048
 _GROUP = 8  # elements of a tile that are looked at only if one of them is in the window
@@ -72,9 +73,28 @@ def kth_bits(tensor: Passes, ks: Sequence[int]) -> list[int]:
 
 
 def _find(searches: list[Search], tensor: Passes) -> None:
+    if tensor.n_chunks == 1 and tensor.size <= _SMALL:
+        _sort([search for search in searches if not search.found], tensor)
     _propose([search for search in searches if not search.found], tensor)
     while pending := [search for search in searches if not search.found]:
         _narrow(pending, tensor)
+
+
+def _sort(searches: list[Search], tensor: Passes) -> None:
+    """Finds the values of a tensor that is read and sorted at once."""
+    rows = tuple(dict.fromkeys(search.model + 1 for search in searches))
+
+    def magnitudes(block: Block) -> npt.NDArray[np.uint32]:
+        found = np.empty((len(rows), block.raw.shape[1]), np.uint32)
+        for place, row in enumerate(rows):
+            _magnitudes(block.raw[0], block.raw[row], found[place])
+        return found
+
+    if rows:
+        (found,) = tensor.map_chunks(magnitudes)
+        found.sort(axis=1)
+        for search in searches:
+            search.take(found[rows.index(search.model + 1)])
 
 
 class Search:
@@ -130,6 +150,13 @@ class Search:
         else:
             low = self.low + (bucket << self.shift)
             self.low, self.high = low, min(low + (1 << self.shift), self.high)
+
+    def take(self, ordered: npt.NDArray[np.uint32]) -> None:
+        """Finds the value in all magnitudes, in rising order."""
+        value = ordered[-self.keep]
+        first, end = (int(np.searchsorted(ordered, value, side)) for side in ("left", "right"))
+        stay = self.keep - (len(ordered) - end)
+        self.bits, self.quota = int(value), stay if stay < end - first else None
 
     @property
     def threshold(self) -> Threshold:
@@ -219,6 +246,12 @@ def place_cuts(searches: list[Search], tensor: Passes) -> None:
             [chunk],
         )
         search.cut = cut + 1
+
+
+@kernel
+def _magnitudes(base: Any, model: Any, out: Any) -> None:
+    for i in range(len(base)):
+        out[i] = magnitude_bits(as_f32(model[i]) - as_f32(base[i]))
 
 
 @kernel

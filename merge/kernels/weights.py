@@ -7,6 +7,7 @@ sign. Weights 3, 3 and -6 give sums that float64 holds exactly; the common facto
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +22,11 @@ _ROUNDING = 4 * 2.0**-53
 
 def whole(numbers: Sequence[float]) -> tuple[tuple[float, ...], float]:
     """Numbers that are short fractions -> (multiples, scale), multiple = number * scale; else as they are, and 1."""
+    return _whole(tuple(numbers))
+
+
+@functools.lru_cache(maxsize=256, typed=True)
+def _whole(numbers: tuple[float, ...]) -> tuple[tuple[float, ...], float]:
     fractions = [Fraction(number).limit_denominator(_DENOMINATOR) for number in numbers]
     common = math.lcm(*(fraction.denominator for fraction in fractions))
     multiples = [int(fraction * common) for fraction in fractions]
@@ -29,7 +35,7 @@ def whole(numbers: Sequence[float]) -> tuple[tuple[float, ...], float]:
         for fraction, number in zip(fractions, numbers, strict=True)
     )
     if not meant or common > _LARGEST or any(abs(multiple) > _LARGEST for multiple in multiples):
-        return tuple(numbers), 1.0
+        return numbers, 1.0
     return tuple(float(multiple) for multiple in multiples), float(common)
 
 

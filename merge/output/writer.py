@@ -165,7 +165,8 @@ class OutputDirectory:
 
     def _append(self, line: dict[str, Any]) -> None:
         with self._journal_lock:
-            os.write(self._files[JOURNAL], json.dumps([_seal(line), line], separators=(",", ":")).encode() + b"\n")
+            text = json.dumps(line, separators=(",", ":"))
+            os.write(self._files[JOURNAL], f'["{_seal(text)}",{text}]\n'.encode())
 
     # While running; called from any thread.
 
@@ -236,9 +237,9 @@ class OutputDirectory:
         self._work.complete(report)
 
 
-def _seal(line: dict[str, Any]) -> str:
+def _seal(text: str) -> str:
     """A digest that tells a whole journal line from one that was cut short or damaged."""
-    return xxhash.xxh3_64_hexdigest(json.dumps(line, separators=(",", ":")).encode())
+    return xxhash.xxh3_64_hexdigest(text.encode())
 
 
 def _journal_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
@@ -251,7 +252,7 @@ def _journal_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
             seal, line = parse_json(text)
         except (ValueError, TypeError):
             break
-        if not isinstance(line, dict) or seal != _seal(line):
+        if not isinstance(line, dict) or seal != _seal(json.dumps(line, separators=(",", ":"))):
             break
         lines.append(line)
         whole += len(text) + 1

@@ -17,7 +17,7 @@ from merge.planned import Planned
 from merge.planning.inputs import Inputs
 from merge.planning.statistics import Statistics
 from merge.planning.targets import Slot, Target
-from merge.recipe.model import Recipe, resolve
+from merge.recipe.model import Conditional, Recipe, Settings, resolve
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +47,8 @@ class _StepBuilder:
         self._statistics: dict[StatisticsKind, Statistics] = {}
         self._lenient: Counter[str] = Counter()
         self._unset: dict[tuple[str, str], list[str]] = {}
+        self._known: dict[object, dict[str, Any]] = {}  # parameters
+        self._has_filters: dict[int, bool] = {}
 
     def step(self, target: Target) -> Step | None:
         """The step of one target; None if a problem was found, or if nothing is to be written."""
@@ -198,7 +200,31 @@ class _StepBuilder:
         )
 
     def _parameters(self, method: Method, target: Target, slots: list[Slot]) -> dict[str, Any] | None:
-        """Every parameter of the method as a number (a tuple of one for each input, if it is per model)."""
+        """Every parameter of the method as a number (a tuple of one for each input, if it is per model).
+
+        Resolved once for all tensors of a layer where no setting has a filter: there may be 100,000 tensors.
+        """
+        levels = (target.settings, *(slot.settings for slot in slots))
+        if any(map(self._filters, levels)):
+            return self._resolved(method, target, slots)
+        key = (method.name, target.t, *map(id, levels))  # targets hold the settings, so no other gets the same id
+        if key not in self._known:
+            found = self._resolved(method, target, slots)
+            if found is None:  # a problem, which names its tensor
+                return None
+            self._known[key] = found
+        return self._known[key]
+
+    def _filters(self, levels: tuple[Settings, ...]) -> bool:
+        """Whether any setting depends on a tensor's name."""
+        found = self._has_filters.get(id(levels))
+        if found is None:
+            values = (value for level in levels for value in level.values())
+            found = any(isinstance(each, tuple) and each and isinstance(each[0], Conditional) for each in values)
+            self._has_filters[id(levels)] = found
+        return found
+
+    def _resolved(self, method: Method, target: Target, slots: list[Slot]) -> dict[str, Any] | None:
         values: dict[str, Any] = {}
         complete = True
         for parameter in method.parameters:
