@@ -40,7 +40,7 @@ class TensorRef:
     shape: tuple[int, ...]
 
     @staticmethod
-    def variant(data: Mapping[str, Any]) -> type[TensorRef]:
+    def variant(data: Mapping[str, object]) -> type[TensorRef]:
         """Which of the two this is in JSON."""
         return Derived if "operation" in data else Stored
 
@@ -188,7 +188,7 @@ class Finding:
     key: str
 
     @staticmethod
-    def variant(data: Mapping[str, Any]) -> type[Finding]:
+    def variant(data: Mapping[str, object]) -> type[Finding]:
         """Its class, from JSON."""
         return typing.cast(type[Finding], importlib.import_module(f"merge.findings.{data['finder']}").FINDING)
 

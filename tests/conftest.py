@@ -28,7 +28,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+from hypothesis import settings
 from safetensors import TensorSpec, serialize_file
+
+settings.register_profile("any machine", deadline=None)  # a busy one takes 300 ms for what takes 2
+settings.load_profile("any machine")
 
 # Code that models bring is copied there on loading, and imported from there: one place for all tests of a process.
 _CODE = tempfile.TemporaryDirectory(prefix="merge-tests-")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from merge.checkpoint.digest import stored_digest
@@ -14,7 +12,7 @@ from merge.errors import NumbersError
 from merge.plan import Plan, Step
 
 
-def run(context: Context, index: int, step: Step) -> dict[str, Any]:
+def run(context: Context, index: int, step: Step) -> dict[str, object]:
     """Bytes pass through; where there are several inputs (integers, masks) they must agree."""
     storage = np.dtype(DTYPES[step.dtype].numpy_name)
     first, *others = step.inputs
@@ -46,5 +44,5 @@ def _disagree(plan: Plan, step: Step, place: int) -> NumbersError:
     )
 
 
-def sources(context: Context, step: Step) -> dict[str, Any]:
+def sources(context: Context, step: Step) -> dict[str, object]:
     return {"sources": [stored_digest(context.reader, ref) for ref in step.inputs]}

@@ -53,7 +53,7 @@ class Emitter:
             self._digests[(start + place) // length] = chunk_digest(encoded[place : place + length].data)
         self._out.write(self.step, start, encoded.data, self._dtype.itemsize)
 
-    def record(self, sources: list[str], nonfinite_in: list[int]) -> dict[str, Any]:
+    def record(self, sources: list[str], nonfinite_in: list[int]) -> dict[str, object]:
         """What the journal and the manifest say of this tensor."""
         record: dict[str, Any] = {"digest": tensor_digest(self._digests), "sources": sources}
         if self.step.kind != "copy":
@@ -72,7 +72,7 @@ class Emitter:
         return record
 
 
-def _rounding(sums: npt.NDArray[np.float64]) -> dict[str, Any]:
+def _rounding(sums: npt.NDArray[np.float64]) -> dict[str, object]:
     """sums (chunk, 5) -> what the manifest says; see merge.kernels.rounding"""
     changed, underflow = (int(count) for count in sums[:, :2].sum(axis=0))
     lost, squares = (_exact_sum(sums[:, column]) or 0.0 for column in (3, 4))

@@ -64,7 +64,7 @@ class PendingFactors:
     waiting: dict[str, _Result] = field(default_factory=dict)
 
 
-def run(context: Context, index: int, step: Step) -> dict[str, Any]:
+def run(context: Context, index: int, step: Step) -> dict[str, object]:
     """Always on the CPU."""
     module = step.inputs[0].name
     pending: PendingFactors = context.shared.setdefault("factors", PendingFactors())
@@ -83,7 +83,7 @@ def run(context: Context, index: int, step: Step) -> dict[str, Any]:
     return emitter.record(result.digests, result.nonfinite) | result.facts
 
 
-def sources(context: Context, step: Step) -> dict[str, Any]:
+def sources(context: Context, step: Step) -> dict[str, object]:
     """Of each adapter's module; see _read."""
     return {"sources": [_read(context, ref).digest for ref in step.inputs]}
 
@@ -127,7 +127,7 @@ def _side_by_side(sources: list[_Source], factors: tuple[float, ...]) -> tuple[F
     return a, b
 
 
-def _decomposed(context: Context, step: Step, sources: list[_Source]) -> tuple[F64, F64, dict[str, Any]]:
+def _decomposed(context: Context, step: Step, sources: list[_Source]) -> tuple[F64, F64, dict[str, object]]:
     rank = rank_of(step)
     found = None
     if not any(one.nonfinite for one in sources):
@@ -173,7 +173,7 @@ def _weights(step: Step) -> tuple[float, ...]:
     return how.weights(step.parameters)
 
 
-def _dense(context: Context, step: Step, keywords: dict[str, Any]) -> Tensor:
+def _dense(context: Context, step: Step, keywords: dict[str, object]) -> Tensor:
     """(out, in) float64: the method on the changes themselves, with a base of zeros"""
     import torch
 
@@ -199,7 +199,7 @@ def _dense(context: Context, step: Step, keywords: dict[str, Any]) -> Tensor:
     return torch.from_numpy(merged.reshape(whole.shape)).to(torch.float64)
 
 
-def _keywords(context: Context, step: Step) -> dict[str, Any]:
+def _keywords(context: Context, step: Step) -> dict[str, object]:
     method = method_of(step)
     keywords = method.keywords(step.parameters)
     if method.random:

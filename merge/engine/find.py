@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from typing import Any, Protocol, cast
+from typing import Protocol, cast
 
 from merge.engine.context import Context
 
@@ -14,7 +14,7 @@ class Finder(Protocol):
 
     BEFORE_CHECKS: bool  # sources cannot be read without it, so it comes before anything looks at them
 
-    def find(self, context: Context, finding: Any, tick: Callable[[], None]) -> None:
+    def find(self, context: Context, finding: object, tick: Callable[[], None]) -> None:
         """Finds it, or takes it from the journal, and hands it on."""
 
 

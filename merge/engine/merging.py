@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from merge.engine.context import Context, arguments, run_definition
@@ -15,20 +13,20 @@ from merge.one_thread import ONE_THREAD
 from merge.plan import Step
 
 
-def run(context: Context, index: int, step: Step) -> dict[str, Any]:
+def run(context: Context, index: int, step: Step) -> dict[str, object]:
     """On the CPU by a kernel where the method has one; all else is torch."""
     if step.size == 0 and not step.statistics:
         return _empty(context, step)
     return _torch(context, index, step) if runs_in_torch(step, context.device) else _fused(context, index, step)
 
 
-def _empty(context: Context, step: Step) -> dict[str, Any]:
+def _empty(context: Context, step: Step) -> dict[str, object]:
     """No numbers, whatever the method: of a tensor [0, 2^40] it would prepare rows that fit no memory."""
     tensor = context.tensor(step)
     return Emitter(step, context.out, context.buffers).record(tensor.source_digests(), tensor.nonfinite())
 
 
-def _fused(context: Context, index: int, step: Step) -> dict[str, Any]:
+def _fused(context: Context, index: int, step: Step) -> dict[str, object]:
     """The numba way: statistics passes, then one pass that combines, rounds, digests and writes."""
     fused = method_of(step).load_fused()
     assert fused is not None
@@ -46,7 +44,7 @@ def _fused(context: Context, index: int, step: Step) -> dict[str, Any]:
     return emitter.record(tensor.source_digests(), tensor.nonfinite())
 
 
-def _torch(context: Context, index: int, step: Step) -> dict[str, Any]:
+def _torch(context: Context, index: int, step: Step) -> dict[str, object]:
     """The definition, on whole tensors: for a GPU, for methods without a kernel, and for float64."""
     import torch
 
@@ -81,13 +79,13 @@ def _torch(context: Context, index: int, step: Step) -> dict[str, Any]:
     return emitter.record(tensor.source_digests(), tensor.nonfinite()) | digests(statistics)
 
 
-def _widened(block: Block) -> Any:
+def _widened(block: Block) -> object:
     if block.raw.dtype == np.uint16:
         return (block.raw.astype(np.uint32) << np.uint32(16)).view(np.float32)
     return block.raw
 
 
-def sources(context: Context, step: Step) -> dict[str, Any]:
+def sources(context: Context, step: Step) -> dict[str, object]:
     tensor = context.tensor(step)
 
     def load(state: None, span: tuple[int, int]) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -31,7 +31,7 @@ Steps = list[tuple[int, "Step"]]
 _NOTE = "model_thresholds"
 
 
-def thresholds(context: Context, steps: Steps, tick: Callable[[], None]) -> dict[int, dict[str, Any]]:
+def thresholds(context: Context, steps: Steps, tick: Callable[[], None]) -> dict[int, dict[str, object]]:
     """The `_threshold` of every step that trims over the model; taken from the journal where it is there already."""
     if _NOTE not in context.out.notes:
         found = _search(context, steps, tick)

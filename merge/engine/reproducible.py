@@ -63,7 +63,7 @@ def _is_bitwise_source(ref: TensorRef) -> bool:
     return all(map(_is_bitwise_source, ref.inputs))
 
 
-def conditions(plan: Plan, device: str) -> dict[str, Any] | None:
+def conditions(plan: Plan, device: str) -> dict[str, object] | None:
     """What the bytes hang on, for the manifest; None where they are the same on every machine, and torch stays out."""
     if all(is_bitwise(plan, step, device) for step in plan.steps):
         return None
@@ -83,7 +83,7 @@ def conditions(plan: Plan, device: str) -> dict[str, Any] | None:
     }
 
 
-def _blas() -> list[dict[str, Any]]:
+def _blas() -> list[dict[str, object]]:
     """The BLAS libraries that torch and numpy have loaded, without their paths."""
     import threadpoolctl
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 import xxhash
@@ -29,6 +27,6 @@ def read_statistics(reader: SourceReader, step: Step) -> list[npt.NDArray[np.flo
     return arrays
 
 
-def digests(arrays: list[npt.NDArray[np.float32]]) -> dict[str, Any]:
+def digests(arrays: list[npt.NDArray[np.float32]]) -> dict[str, object]:
     """What the manifest says of them."""
     return {"statistics": [xxhash.xxh3_128_hexdigest(array.data) for array in arrays]} if arrays else {}

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from merge.kernels.coefficients import KARCHER_TINY
 from merge.methods.registry import PerModel, Range, method
@@ -36,7 +36,7 @@ dtype: bfloat16
 """
 
 
-def _check(parameters: dict[str, Any]) -> str | None:
+def _check(parameters: dict[str, object]) -> str | None:
     weight = parameters.get("weight") or (1.0,)
     weights = weight if isinstance(weight, Sequence) else (weight,)
     if min(weights) < 0 or sum(weights) <= 0:

@@ -177,7 +177,7 @@ class Method:
         """Whether a base, where the recipe has one, is what task vectors start from and no input."""
         return self.base != "none" and not self.base_is_input
 
-    def copies(self, parameters: dict[str, Any]) -> bool:
+    def copies(self, parameters: dict[str, object]) -> bool:
         """Whether the method with these parameters is its single input, unchanged."""
         return self.n_models == (1, 1) and all(value is None for value in parameters.values())
 
@@ -188,7 +188,7 @@ class Method:
         """Imports the numba side only when it is about to run."""
         return _load(self.fused)
 
-    def looks_at_model(self, parameters: Mapping[str, Any]) -> bool:
+    def looks_at_model(self, parameters: Mapping[str, object]) -> bool:
         """Whether it needs its pass over whole models with these parameters."""
         return self.model_pass is not None and parameters.get(self.model_pass.key) == self.model_pass.value
 
@@ -198,7 +198,7 @@ class Method:
         sums_changes = self.inputs == "deltas" and self.base_apart and self.statistics is None
         return self.inputs == "adapters" or self.on_factors is not None or sums_changes
 
-    def keywords(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
+    def keywords(self, parameters: Mapping[str, object]) -> dict[str, object]:
         """A recipe's parameters as the function's: `lambda` is `lambda_` there."""
         return {("lambda_" if key == "lambda" else key): value for key, value in parameters.items()}
 
@@ -303,7 +303,7 @@ def _parameters(function: Callable[..., Any]) -> tuple[Parameter, ...]:
     return tuple(_parameter(parameter, hints[name]) for name, parameter in schema.items())
 
 
-def _parameter(parameter: inspect.Parameter, hint: Any) -> Parameter:
+def _parameter(parameter: inspect.Parameter, hint: object) -> Parameter:
     range_, doc = None, ""
     if typing.get_origin(hint) is Annotated:
         hint, *extras = typing.get_args(hint)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from merge.adapters.files import Adapter
 
@@ -63,13 +62,13 @@ def _usual(ranks: Mapping[str, int]) -> int:
     return max(counts, key=lambda rank: (counts[rank], rank))
 
 
-def _common(adapters: Sequence[Adapter], key: str) -> Any:
+def _common(adapters: Sequence[Adapter], key: str) -> object:
     """The value that all adapters have; None where they differ."""
     first = adapters[0].config.get(key)
     return first if all(one.config.get(key) == first for one in adapters) else None
 
 
-def _targets(adapters: Sequence[Adapter], ranks: Mapping[str, int]) -> dict[str, Any]:
+def _targets(adapters: Sequence[Adapter], ranks: Mapping[str, int]) -> dict[str, object]:
     """The adapters' own words for their modules where they are the same ones; else every module by its name."""
     alike = all(set(one.modules) == set(ranks) for one in adapters)
     if alike and len({_targets_of(one) for one in adapters}) == 1:

@@ -44,7 +44,7 @@ def output_config(
     return Planned(json.dumps(config, indent=2, ensure_ascii=False) + "\n", notes=tuple(notes))
 
 
-def _set(config: dict[str, Any], text: dict[str, Any], keys: tuple[str, ...], value: Any) -> None:
+def _set(config: dict[str, object], text: dict[str, object], keys: tuple[str, ...], value: object) -> None:
     """Sets every one of the keys that is there, in the config and in its text part; the first one if none is."""
     found = False
     for part in (config, text):

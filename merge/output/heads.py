@@ -75,7 +75,7 @@ def _scores_choices(config: Mapping[str, Any]) -> bool:
     return any(str(name).endswith("ForMultipleChoice") for name in config.get("architectures") or ())
 
 
-def _n_labels(config: Mapping[str, Any]) -> int:
+def _n_labels(config: Mapping[str, object]) -> int:
     labels = config.get("id2label")
     if isinstance(labels, Mapping):
         return len(labels)

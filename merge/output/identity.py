@@ -7,7 +7,6 @@ import functools
 import hashlib
 import json
 import os
-from typing import Any
 
 from merge.plan import Plan, SideFile, SourceFile, SourceModel, Stored
 
@@ -19,7 +18,7 @@ def source_files(plan: Plan) -> tuple[SourceFile, ...]:
     return tuple({file.path: file for file in files}.values())
 
 
-def stamps(plan: Plan) -> list[list[Any]]:
+def stamps(plan: Plan) -> list[list[object]]:
     """Of each of source_files: what it was when the plan was made. No two states of a file have the same."""
     return [[file.made_from] if file.made_from else list(file.stamp) for file in source_files(plan)]
 

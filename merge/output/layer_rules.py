@@ -47,7 +47,7 @@ _PATTERN_KEYS = ("sliding_window_pattern", "_sliding_window_pattern", "full_atte
 _TYPE_KEYS = (*_PATTERN_KEYS, "global_attn_every_n_layers", "max_window_layers")
 
 
-def _types(section: Section, n: int) -> list[Any] | None:
+def _types(section: Section, n: int) -> list[object] | None:
     kind = section.get("model_type", "")
     if isinstance(section.get("layer_types"), list):
         return list(section["layer_types"])
@@ -66,7 +66,7 @@ def _types(section: Section, n: int) -> list[Any] | None:
     return _types_from(section, kind, n)
 
 
-def _types_from(section: Section, kind: str, n: int) -> list[Any] | None:
+def _types_from(section: Section, kind: str, n: int) -> list[object] | None:
     """Qwen: a window from layer max_window_layers on."""
     first = section.get("max_window_layers")
     asked = section.get("use_sliding_window", kind == "dots1")
@@ -77,7 +77,7 @@ def _types_from(section: Section, kind: str, n: int) -> list[Any] | None:
     return [_WINDOW if i >= first else _FULL for i in range(n)]
 
 
-def _write_types(section: Section, values: list[Any]) -> bool:
+def _write_types(section: Section, values: list[object]) -> bool:
     section["layer_types"] = values
     for key in (*_PATTERN_KEYS, "global_attn_every_n_layers"):  # untrue now; max_window_layers has a default anyway
         section.pop(key, None)
@@ -87,7 +87,7 @@ def _write_types(section: Section, values: list[Any]) -> bool:
 # no_rope_layers: 0 for layers without rotary positions (SmolLM3, Llama 4).
 
 
-def _ropes(section: Section, n: int) -> list[Any] | None:
+def _ropes(section: Section, n: int) -> list[object] | None:
     listed, every = section.get("no_rope_layers"), section.get("no_rope_layer_interval")
     if isinstance(listed, list) and listed:
         return list(listed)
@@ -96,7 +96,7 @@ def _ropes(section: Section, n: int) -> list[Any] | None:
     return [int((i + 1) % every != 0) for i in range(n)] if every else None
 
 
-def _write_ropes(section: Section, values: list[Any]) -> bool:
+def _write_ropes(section: Section, values: list[object]) -> bool:
     section["no_rope_layers"] = values
     return True
 
@@ -104,14 +104,14 @@ def _write_ropes(section: Section, values: list[Any]) -> bool:
 # Which layers have a dense MLP in a mixture of experts: in Qwen by step and by number ...
 
 
-def _dense_by_step(section: Section, n: int) -> list[Any] | None:
+def _dense_by_step(section: Section, n: int) -> list[object] | None:
     step, listed = section.get("decoder_sparse_step"), section.get("mlp_only_layers")
     if (not step and listed is None) or not section.get("num_experts", 1):
         return None
     return [i in (listed or ()) or (i + 1) % (step or 1) != 0 for i in range(n)]
 
 
-def _write_dense_by_step(section: Section, values: list[Any]) -> bool:
+def _write_dense_by_step(section: Section, values: list[object]) -> bool:
     section["decoder_sparse_step"] = 1
     section["mlp_only_layers"] = [i for i, dense in enumerate(values) if dense]
     return True
@@ -124,7 +124,7 @@ _READ_MLP_TYPES = (
 )
 
 
-def _dense_first(section: Section, n: int) -> list[Any] | None:
+def _dense_first(section: Section, n: int) -> list[object] | None:
     if isinstance(section.get("mlp_layer_types"), list):
         return list(section["mlp_layer_types"])
     first, every = section.get("first_k_dense_replace"), section.get("moe_layer_freq") or 1
@@ -133,7 +133,7 @@ def _dense_first(section: Section, n: int) -> list[Any] | None:
     return ["dense" if i < first or i % every else "sparse" for i in range(n)]
 
 
-def _write_dense_first(section: Section, values: list[Any]) -> bool:
+def _write_dense_first(section: Section, values: list[object]) -> bool:
     if isinstance(section.get("mlp_layer_types"), list) or section.get("model_type") in _READ_MLP_TYPES:
         section["mlp_layer_types"] = values
         section.pop("first_k_dense_replace", None)
@@ -149,14 +149,14 @@ def _write_dense_first(section: Section, values: list[Any]) -> bool:
 # ... in Llama 4 every k-th has experts ...
 
 
-def _experts_listed(section: Section, n: int) -> list[Any] | None:
+def _experts_listed(section: Section, n: int) -> list[object] | None:
     listed, every = section.get("moe_layers"), section.get("interleave_moe_layer_step")
     if isinstance(listed, list):
         return [i in listed for i in range(n)]
     return [i % every == every - 1 for i in range(n)] if every else None
 
 
-def _write_experts_listed(section: Section, values: list[Any]) -> bool:
+def _write_experts_listed(section: Section, values: list[object]) -> bool:
     section["moe_layers"] = [i for i, sparse in enumerate(values) if sparse]
     return True
 
@@ -164,7 +164,7 @@ def _write_experts_listed(section: Section, values: list[Any]) -> bool:
 # ... in ERNIE those from one layer to another.
 
 
-def _experts_between(section: Section, n: int) -> list[Any] | None:
+def _experts_between(section: Section, n: int) -> list[object] | None:
     first, last = section.get("moe_layer_start_index"), section.get("moe_layer_end_index", -1)
     every = section.get("moe_layer_interval") or 1
     if not isinstance(first, int) or not isinstance(last, int):
@@ -173,7 +173,7 @@ def _experts_between(section: Section, n: int) -> list[Any] | None:
     return [first <= i <= last and (i + 1) % every == 0 for i in range(n)]
 
 
-def _write_experts_between(section: Section, values: list[Any]) -> bool:
+def _write_experts_between(section: Section, values: list[object]) -> bool:
     if True not in values or (section.get("moe_layer_interval") or 1) != 1:
         return False
     first, last = values.index(True), len(values) - 1 - values[::-1].index(True)
@@ -185,26 +185,26 @@ def _write_experts_between(section: Section, values: list[Any]) -> bool:
 
 
 def _periodic(period: str, offset: str) -> Callable[[Section, int], list[Any] | None]:
-    def values(section: Section, n: int) -> list[Any] | None:
+    def values(section: Section, n: int) -> list[object] | None:
         every = section.get(period)
         return [i % every == section.get(offset, 0) for i in range(n)] if isinstance(every, int) and every else None
 
     return values
 
 
-def _cannot(section: Section, values: list[Any]) -> bool:
+def _cannot(section: Section, values: list[object]) -> bool:
     return False
 
 
 # GPT-Neo: [[["global", "local"], 12]].
 
 
-def _neo(section: Section, n: int) -> list[Any] | None:
+def _neo(section: Section, n: int) -> list[object] | None:
     kinds = section.get("attention_types")
     return [kind for some, times in kinds for _ in range(times) for kind in some] if isinstance(kinds, list) else None
 
 
-def _write_neo(section: Section, values: list[Any]) -> bool:
+def _write_neo(section: Section, values: list[object]) -> bool:
     section["attention_types"] = [[values, 1]]
     if "attention_layers" in section:
         section["attention_layers"] = list(values)
@@ -214,7 +214,7 @@ def _write_neo(section: Section, values: list[Any]) -> bool:
 # Gemma 3n and 4: the last layers take keys and values of earlier ones.
 
 
-def _shared(section: Section, n: int) -> list[Any] | None:
+def _shared(section: Section, n: int) -> list[object] | None:
     last = section.get("num_kv_shared_layers")
     return [i >= n - last for i in range(n)] if isinstance(last, int) else None
 

@@ -67,7 +67,7 @@ def restack(config: dict[str, Any], stack: Restacked) -> list[str]:
     return notes
 
 
-def section_of(config: dict[str, Any], module: str) -> Section:
+def section_of(config: dict[str, object], module: str) -> Section:
     """The part of a config that is about a module."""
     for path in _SECTIONS.get(module, _SECTIONS["text_decoder"]):
         part: Any = config
@@ -89,7 +89,7 @@ _ENCODER_COUNTS = ("encoder_layers", "num_encoder_layers", "num_layers", "num_hi
 _DECODER_COUNTS = ("decoder_layers", "num_decoder_layers")
 
 
-def _set_counts(config: dict[str, Any], section: Section, stack: Restacked, n: int) -> set[str]:
+def _set_counts(config: dict[str, object], section: Section, stack: Restacked, n: int) -> set[str]:
     """Writes the number of layers under every key that has it; returns these keys."""
     if section is not config or stack.module not in ("encoder", "decoder"):
         keys = {key for key in LAYER_COUNT_KEYS if section.get(key) == stack.n_old and key in section}
@@ -186,7 +186,7 @@ def _apply(rule: Rule, section: Section, old: Section, origins: Sequence[tuple[s
     return f"config.json: {rule.name}: {said} does not fit the layers in this order; now {_runs(wanted)}"
 
 
-def _runs(values: list[Any]) -> str:
+def _runs(values: list[object]) -> str:
     """[a, a, b] -> "2 x a, 1 x b" """
     runs = [(value, len(list(group))) for value, group in groupby(values)]
     text = ", ".join(f"{count} x {str(value).lower()}" for value, count in runs[:6])

@@ -47,10 +47,10 @@ class Sink(Protocol):
     def read_into(self, step: Step, element: int, data: memoryview, itemsize: int) -> None:
         """Gives back what was written."""
 
-    def finish(self, index: int, record: dict[str, Any]) -> None:
+    def finish(self, index: int, record: dict[str, object]) -> None:
         """A step's tensor is whole."""
 
-    def keep(self, name: str, value: Any) -> None:
+    def keep(self, name: str, value: object) -> None:
         """A result that is not a tensor."""
 
     def prove(self) -> None:
@@ -63,7 +63,7 @@ class Sink(Protocol):
         """Around the steps."""
 
     def complete(
-        self, small_files: Mapping[str, bytes], manifest: tuple[str, bytes], report: Mapping[str, Any]
+        self, small_files: Mapping[str, bytes], manifest: tuple[str, bytes], report: Mapping[str, object]
     ) -> None:
         """All tensors are whole; these files go with them."""
 
@@ -117,10 +117,10 @@ class MemorySink:
                 self._bytes[step.name] = np.empty(step.nbytes, np.uint8)
             return self._bytes[step.name]
 
-    def finish(self, index: int, record: dict[str, Any]) -> None:
+    def finish(self, index: int, record: dict[str, object]) -> None:
         self.records[index] = {"step": index, **record}
 
-    def keep(self, name: str, value: Any) -> None:
+    def keep(self, name: str, value: object) -> None:
         self.notes[name] = value
 
     def prove(self) -> None:
@@ -134,7 +134,7 @@ class MemorySink:
         yield
 
     def complete(
-        self, small_files: Mapping[str, bytes], manifest: tuple[str, bytes], report: Mapping[str, Any]
+        self, small_files: Mapping[str, bytes], manifest: tuple[str, bytes], report: Mapping[str, object]
     ) -> None:
         self.files = {**small_files, manifest[0]: manifest[1]}
         self.finished = dict(report)

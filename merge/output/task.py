@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 # The end of a class's name -> task; the first that fits. Names are those of the hub's tasks, huggingface.co/tasks.
 _TASKS = {
@@ -45,7 +44,7 @@ _SPEECH_INPUTS = ("num_mel_bins", "feat_extract_norm", "conv_dim")  # keys of co
 _VISION_INPUTS = ("vision_config", "image_size", "patch_size")
 
 
-def task_of(config: Mapping[str, Any], embeds: bool = False) -> str | None:
+def task_of(config: Mapping[str, object], embeds: bool = False) -> str | None:
     """The task; None where the config does not say which.
 
     Args:
@@ -70,7 +69,7 @@ def task_of(config: Mapping[str, Any], embeds: bool = False) -> str | None:
     return task
 
 
-def _generating(config: Mapping[str, Any]) -> str:
+def _generating(config: Mapping[str, object]) -> str:
     """Of a class ...ForConditionalGeneration: what it is given tells what it does."""
     if any(key in config for key in _VISION_INPUTS):
         return "any-to-any" if "audio_config" in config else "image-text-to-text"

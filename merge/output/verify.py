@@ -77,7 +77,7 @@ def verify_output(
     return Verdict(len(good), len(manifest["files"]), total, tuple(problems))
 
 
-def _shard(root: Path, name: str, expected: dict[str, Any], refs: dict[str, TensorRef]) -> Iterator[str]:
+def _shard(root: Path, name: str, expected: dict[str, object], refs: dict[str, TensorRef]) -> Iterator[str]:
     path = root / name
     if not path.is_file():
         yield f"{path}: missing"

@@ -56,7 +56,7 @@ class Workspace:
         out: Path,
         mark: str,
         verb: str,
-        identity: Mapping[str, Any],
+        identity: Mapping[str, object],
         *,
         force: bool = False,
         sources: Sources = (),
@@ -123,7 +123,7 @@ class Workspace:
             self.partial.mkdir(exist_ok=True)
             self._lock = take_lock(self.partial)
 
-    def complete(self, report: Mapping[str, Any]) -> None:
+    def complete(self, report: Mapping[str, object]) -> None:
         """Gives the result, all of which is on the disk, the name OUT, and removes the rest.
 
         Args:

@@ -57,7 +57,7 @@ def _comparable(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> tuple[Map
 
 
 def _differences(
-    ours: Mapping[str, Any], theirs: Mapping[str, Any], without: frozenset[str], path: str = ""
+    ours: Mapping[str, object], theirs: Mapping[str, object], without: frozenset[str], path: str = ""
 ) -> Iterator[str]:
     """`rope_theta 500000.0 in place of 10000.0`; a key that is null is one that is not there"""
     for key in dict.fromkeys((*ours, *theirs)):

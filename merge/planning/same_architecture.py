@@ -79,7 +79,7 @@ def _text(config: Mapping[str, Any]) -> Mapping[str, Any]:
     return config.get("text_config") or config
 
 
-def _sizes(config: Mapping[str, Any], other: Mapping[str, Any]) -> str:
+def _sizes(config: Mapping[str, object], other: Mapping[str, object]) -> str:
     """`hidden_size 512 and 192, head_dim 64 and 32`, of the text models where the configs have those"""
     ours, theirs = _text(config), _text(other)
     pairs = [(key, ours.get(key), theirs.get(key)) for key in _SIZES]

@@ -7,7 +7,6 @@ those tensors; `turned`: the matrix is stored (in, out), so all of it is held; a
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
@@ -18,7 +17,7 @@ from merge.sources import F32, Fill, Read
 
 
 def adapted(
-    weight: TensorRef, kind: str, parts: Mapping[str, TensorRef], turned: bool, settings: Mapping[str, Any]
+    weight: TensorRef, kind: str, parts: Mapping[str, TensorRef], turned: bool, settings: Mapping[str, object]
 ) -> TensorRef:
     """The ref of the changed tensor, under the name, dtype and shape of `weight`."""
     parameters = {"kind": kind, "parts": tuple(parts), "turned": turned, **settings}

@@ -14,7 +14,7 @@ _WINDOW_KEYS = ("sliding_window", "use_sliding_window", "max_window_layers", "la
 _DENSE_ONLY = ("architectures", "model_type", "auto_map", "quantization_config", "mlp_bias", "pretraining_tp")
 
 
-def defaults() -> Mapping[str, Mapping[str, Any]]:
+def defaults() -> Mapping[str, Mapping[str, object]]:
     """Family -> what transformers takes where a dense model's config.json does not say; layouts have other defaults."""
     return {family: found for layout in all_layouts().values() for family, found in layout.defaults.items()}
 
@@ -46,7 +46,7 @@ def window_of(config: Mapping[str, Any]) -> Window:
     return Window(size, tuple(i >= first for i in range(n)))
 
 
-def moe_config(layout: MoeLayout, config: Mapping[str, Any], counts: Counts) -> dict[str, Any]:
+def moe_config(layout: MoeLayout, config: Mapping[str, object], counts: Counts) -> dict[str, object]:
     """The mixture's config: all that the dense model's (settled) says, and what the layout adds."""
     kept = {key: value for key, value in config.items() if key not in (*_WINDOW_KEYS, *_DENSE_ONLY)}
     if not layout.head_dim:

@@ -16,7 +16,6 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import filelock
 
@@ -189,7 +188,7 @@ def _note(folder: Path, name: str) -> Path:
     return folder / f".{name}.json"
 
 
-def _noted(folder: Path, name: str) -> dict[str, Any] | None:
+def _noted(folder: Path, name: str) -> dict[str, object] | None:
     """What is known of how a stage was made; None if nothing is."""
     try:
         found = parse_json(_note(folder, name).read_bytes())
@@ -256,10 +255,10 @@ class _Stages:
         assert stage.directory is not None
         self._write(stage, {"files": _files(stage.directory), "manifest": _manifest_digest(stage.directory)})
 
-    def _made_by(self, stage: StagePlan) -> dict[str, Any]:
+    def _made_by(self, stage: StagePlan) -> dict[str, object]:
         return {"plan": plan_digest(stage.plan), "device": self._device, "sources": stamps(stage.plan)}
 
-    def _write(self, stage: StagePlan, more: dict[str, Any]) -> None:
+    def _write(self, stage: StagePlan, more: dict[str, object]) -> None:
         known = self._made_by(stage) | more
         with explained(self._folder):
             write_whole(_note(self._folder, stage.name), json.dumps(known).encode())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from merge.errors import Problem
 from merge.methods import get_method
@@ -60,7 +59,7 @@ def part_targets(
         yield Target(name, tuple(slots), base, shared, 0.0, None, method)
 
 
-def _alike(tower: Tower, part: Slice, name: str) -> Any:
+def _alike(tower: Tower, part: Slice, name: str) -> object:
     """What has to be the same in all slices."""
     method = get_method(part.merge_method or tower.method)
     assert method is not None  # the recipe was checked against the registry

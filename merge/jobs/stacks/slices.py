@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Container, Iterator
-from typing import Any
 
 from merge.architecture import Stack, is_input_side, layer_counts
 from merge.errors import Problem
@@ -47,7 +46,7 @@ def slice_targets(recipe: Recipe, inputs: Inputs, tower: Tower) -> Planned[Layou
     return said.with_value(Layout((*before, *beside, *targets, *after), stacks))
 
 
-def _origin(inputs: Inputs, layer: StackedLayer) -> tuple[str, dict[str, Any], int]:
+def _origin(inputs: Inputs, layer: StackedLayer) -> tuple[str, dict[str, object], int]:
     first = inputs.all[inputs.place(layer.part.sources[0].model)]
     return first.checkpoint.path, first.config, layer.numbers[0]
 

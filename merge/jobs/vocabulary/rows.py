@@ -11,7 +11,6 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -52,7 +51,7 @@ class Vocabulary:
     donor: Tokenizer
     memory: TokenizerMemory
 
-    def adapted(self, config: dict[str, Any]) -> Planned[dict[str, Any]]:
+    def adapted(self, config: dict[str, object]) -> Planned[dict[str, object]]:
         """A configuration of the donor with the token ids (eos_token_id ...) of this vocabulary."""
         return renumbered(config, self.donor.vocabulary, self.ids, self.tokenizer.named)
 
