@@ -7,6 +7,7 @@ import functools
 import hashlib
 import json
 import os
+from typing import Any
 
 from merge.plan import Plan, SideFile, SourceFile, SourceModel, Stored
 
@@ -18,7 +19,7 @@ def source_files(plan: Plan) -> tuple[SourceFile, ...]:
     return tuple({file.path: file for file in files}.values())
 
 
-def stamps(plan: Plan) -> list[list[object]]:
+def stamps(plan: Plan) -> list[list[Any]]:
     """Of each of source_files: what it was when the plan was made. No two states of a file have the same."""
     return [[file.made_from] if file.made_from else list(file.stamp) for file in source_files(plan)]
 
