@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from eval.model_proxy import RememberingLM
 
     JudgedModel = RememberingLM | EnsembleLM
+
 _READ_FILES = ("hf", "vllm")  # run the weights in the directory; others ask a server, and what that runs is not known
 
 # progress(model, task, requests answered, requests in all)
