@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from merge.kernels.protocol import Block
 from merge.methods import Method
@@ -55,6 +54,8 @@ class MemoryTensor:
 
 def to_raw(values: npt.ArrayLike, dtype: str) -> npt.NDArray[Any]:
     """(source, n) -> as kernels read it: float32, or bfloat16 as uint16, rounded to nearest even"""
+    import torch
+
     single = np.ascontiguousarray(values, np.float32)
     return torch.from_numpy(single).to(torch.bfloat16).view(torch.uint16).numpy() if dtype == "BF16" else single
 
@@ -93,6 +94,8 @@ def run_reference(
     method: Method, raw: npt.NDArray[Any], shape: Sequence[int] | None = None, **parameters: Any
 ) -> Floats:
     """The same by the method's definition in torch."""
+    import torch
+
     values = torch.from_numpy(widened(raw)).view(len(raw), *(raw.shape[1:] if shape is None else shape))
     if has_base(method, len(raw), parameters):
         merged = values[0] + method.reference(values[1:] - values[0], **parameters)

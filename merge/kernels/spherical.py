@@ -192,15 +192,16 @@ def _value(entry: Any, base: Any, apart: bool) -> Any:
 def _inner(raw: Any, a: int, b: int, apart: bool, start: int, stop: int) -> Any:
     """Inner product of two inputs over elements start to stop"""
     lanes = np.zeros(LANES, np.float64)
-    whole = start + (stop - start) // LANES * LANES
-    for at in range(start, whole, LANES):
-        base, one, other = raw[0, at : at + LANES], raw[a, at : at + LANES], raw[b, at : at + LANES]
+    base, one, other = raw[0, start:stop], raw[a, start:stop], raw[b, start:stop]
+    n_wide = len(base) // LANES * LANES
+    for at in range(0, n_wide, LANES):
         for lane in range(LANES):
-            first, second = _value(one[lane], base[lane], apart), _value(other[lane], base[lane], apart)
+            i = at + lane
+            first, second = _value(one[i], base[i], apart), _value(other[i], base[i], apart)
             lanes[lane] += np.float64(first) * np.float64(second)
-    base, one, other = raw[0, whole:stop], raw[a, whole:stop], raw[b, whole:stop]
-    for lane in range(len(base)):
-        first, second = _value(one[lane], base[lane], apart), _value(other[lane], base[lane], apart)
+    for lane in range(len(base) - n_wide):
+        i = n_wide + lane
+        first, second = _value(one[i], base[i], apart), _value(other[i], base[i], apart)
         lanes[lane] += np.float64(first) * np.float64(second)
     return lanes.sum()
 
