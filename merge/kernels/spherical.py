@@ -189,10 +189,9 @@ def _value(entry: Any, base: Any, apart: bool) -> Any:
 
 
 @kernel
-def _inner(raw: Any, a: int, b: int, apart: bool, start: int, stop: int) -> Any:
-    """Inner product of two inputs over elements start to stop"""
+def _inner(one: Any, other: Any, base: Any, apart: bool) -> Any:
+    """Inner product of two inputs, or of their task vectors"""
     lanes = np.zeros(LANES, np.float64)
-    base, one, other = raw[0, start:stop], raw[a, start:stop], raw[b, start:stop]
     n_wide = len(base) // LANES * LANES
     for at in range(0, n_wide, LANES):
         for lane in range(LANES):
@@ -213,7 +212,7 @@ def _gram_sums(raw: Any, n_models: int, out: Any) -> None:
     k = 0
     for a in range(first, raw.shape[0]):
         for b in range(a, raw.shape[0]):
-            out[k] = _inner(raw, a, b, first > 0, 0, raw.shape[1])
+            out[k] = _inner(raw[a], raw[b], raw[0], first > 0)
             k += 1
 
 
@@ -251,10 +250,9 @@ def _arc_rows(raw: Any, first: int, row: int, t: float, out: Any) -> None:
     """raw (source, n), n whole rows: slerp of each row"""
     for start in range(0, raw.shape[1], row):
         stop = start + row
-        square_a = _inner(raw, first, first, first > 0, start, stop)
-        square_b = _inner(raw, first + 1, first + 1, first > 0, start, stop)
-        a, b = arc_factors(square_a, square_b, _inner(raw, first, first + 1, first > 0, start, stop), t)
         base, one, other = raw[0, start:stop], raw[first, start:stop], raw[first + 1, start:stop]
+        square_a, square_b = _inner(one, one, base, first > 0), _inner(other, other, base, first > 0)
+        a, b = arc_factors(square_a, square_b, _inner(one, other, base, first > 0), t)
         into = out[start:stop]
         for i in range(len(into)):
             into[i] = _two(base[i], one[i], other[i], first > 0, a, b)
@@ -329,12 +327,13 @@ def _stock_rows(raw: Any, row: int, clamp: bool, out: Any) -> None:
     gram = np.empty((n, n), np.float64)
     totals = np.empty(LANES, np.float64)
     for first in range(0, raw.shape[1], row):
+        last = first + row
         for a in range(n):
             for b in range(a, n):
-                gram[a, b] = _inner(raw, a + 1, b + 1, True, first, first + row)
+                gram[a, b] = _inner(raw[a + 1, first:last], raw[b + 1, first:last], raw[0, first:last], True)
         share = _ratio(gram, clamp) / n
-        for start in range(first, first + row, LANES):
-            stop = min(start + LANES, first + row)
+        for start in range(first, last, LANES):
+            stop = min(start + LANES, last)
             base, into = raw[0, start:stop], out[start:stop]
             totals[:] = 0.0
             for m in range(n):
