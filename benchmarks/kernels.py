@@ -25,7 +25,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from kernel_calls import Call, calls_of, elements, key_of
+from kernel_calls import Call, calls_of, elements, key_of, unused
 from machine_code import loops_of, vector_share
 
 # What numba is told of the processor: most laptops' instructions, which any newer x86 runs too.
@@ -41,8 +41,10 @@ Row = dict[str, Any]
 
 def rows_here(names: Sequence[str], timed: bool) -> list[Row]:
     """What is known of each kernel in this process: name, ns an element, loops, packed loops, share."""
-    rows = []
-    for call in calls_of(names):
+    rows, calls = [], calls_of(names)
+    if not names and unused():
+        sys.exit(f"tests/kernel_calls.py runs nothing that uses {', '.join(unused())}")
+    for call in calls:
         loops = loops_of(call.kernel, call.types)
         rows.append(
             {

@@ -176,6 +176,7 @@ def _others() -> Iterator[tuple[str, Callable[[], Any]]]:
         ranks,
         rotate,
         rounding,
+        selection,
         spherical,
     )
 
@@ -196,6 +197,7 @@ def _others() -> Iterator[tuple[str, Callable[[], Any]]]:
     yield "spherical", lambda: spherical._column_sums(raw, 1, 0, columns)
     yield "spherical", lambda: spherical._combine_columns(raw, 1, 0, np.ones((2, columns)), np.empty(N, np.float32))
     yield "ranks", lambda: ranks.sorted_rows(raw[0], raw[1], N)  # so long a row that its keys are of 64 bits
+    yield "selection", lambda: selection._magnitudes(raw[0], raw[1], np.empty(N, np.uint32))  # of small tensors alone
     rank = 16
     left, right = generator.standard_normal((rows, rank)), generator.standard_normal((rank, columns))
     yield "fold", lambda: fold.add_product(left.astype(np.float32), right.astype(np.float32), 0.5, matrix.copy())
