@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from tiny_llama import make_tiny_llama
 
-SECONDS = 60.0
+SECONDS = 300.0  # a machine that does ten other things at once
 
 
 class Terminal:
