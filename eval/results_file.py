@@ -31,7 +31,9 @@ def load_results(path: Path) -> Results:
         for model in found.models:
             for problem in _problems(model, found.tasks):
                 raise ValueError(f"{quoted(model.name)}: {problem}")
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror or error}).") from None
+    except ValueError as error:
         raise UsageError(f"{path}: holds no results of merge eval ({first_line(error)}).") from None
     return found
 

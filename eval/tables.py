@@ -17,6 +17,7 @@ from eval.compare import (
     compare,
     in_percent,
     is_share,
+    parents,
 )
 from eval.difference import AVERAGE
 from eval.results import ModelScores, Results, TaskResult
@@ -201,6 +202,9 @@ def verdict(results: Results, merged: Merged) -> str:
         above = [each.task for each in merged.gains[:-1] if each.best.value > 0]
         n = len(merged.gains) - 1
         text += f" It is above the best parent of each task on {len(above)} of {n} tasks."
+    known = parents(results, merged.model)
+    if list(merged.parents) == known and len(known) < len(merged.model.parents):  # none was named by --parents
+        text += f" Only {len(known)} of its {len(merged.model.parents)} parents were measured."
     return text
 
 

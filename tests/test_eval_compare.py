@@ -186,6 +186,18 @@ def test_gains_over_the_best_parent_and_the_mean() -> None:
     assert verdict(found.results, merged).endswith("It is above the best parent of each task on 1 of 2 tasks.")
 
 
+def test_parents_that_were_not_measured_are_counted() -> None:
+    results = made.family({"a": (50, 50), "merge": (60, 70)})
+    models = [
+        dataclasses.replace(model, parents=(*model.parents, "b", "c")) if model.parents else model
+        for model in results.models
+    ]
+    (merged,) = compare(dataclasses.replace(results, models=tuple(models))).merges
+    assert verdict(results, merged).endswith(" Only 1 of its 3 parents were measured.")
+    (named,) = compare(made.family({"a": (50, 50), "merge": (60, 70)})).merges
+    assert "Only" not in verdict(results, named)
+
+
 def test_average_has_the_interval_and_error_of_independent_tasks() -> None:
     found = made.family({"a": (50, 50), "merge": (60, 70)})
     a, merge = found.models

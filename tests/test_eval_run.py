@@ -230,7 +230,7 @@ def test_compare_from_the_command_line(tmp_path: Path, monkeypatch: pytest.Monke
         (["r.json", out], "results and models at once"),
         (["r.json", "--parents", "nobody"], 'no results for "nobody"'),
         (["r.json", "--card", "nowhere"], "--card nowhere: there is no such directory"),
-        (["none.json"], "none.json: holds no results of merge eval"),
+        (["none.json"], "none.json: cannot be read"),
         (["hole.json"], "hole.json: holds no results of merge eval .*'base': has no score of 'reverse'"),
         (["r.json", "--html", out], "--html .*out: is a directory"),
     ):

@@ -107,6 +107,19 @@ COMPARED: dict[str, Rows] = {
 }
 
 
+@pytest.fixture(autouse=True)
+def templates_as_transformers_renders_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other tests of this process have them rendered by merge.chat, which does not say where an answer stands."""
+    from transformers.utils import chat_template_utils
+
+    spec = importlib.util.find_spec(chat_template_utils.__name__)
+    assert spec is not None
+    assert spec.loader is not None
+    fresh = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(fresh)
+    monkeypatch.setattr(chat_template_utils, "_compile_jinja_template", fresh._compile_jinja_template)
+
+
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny_llama(tmp_path_factory.mktemp("tiny") / "model", context=256)

@@ -13,7 +13,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 
-from merge.checkpoint.files import inside, read_json, read_json_value
+from merge.checkpoint.files import FINETUNE_RECORD, inside, read_json, read_json_value
 from merge.errors import CheckpointError
 
 SMALL = 64_000_000  # bytes; the largest tokenizer.json of a known model has 35 MB
@@ -27,6 +27,7 @@ _NEVER = (
     "*.index.json",
     # what training leaves behind
     *("training_args.*", "trainer_state.json", "optimizer*", "scheduler*", "rng_state*", "*_results.*", "*.log"),
+    *(FINETUNE_RECORD, "training_log.json"),
     *("*tfevents*", "latest", "global_step*", "events.out.*", "*.tmp", "*.incomplete", "*.lock", "*.pyc", "*.jsonl"),
     # data, archives, and what a page of the hub shows
     *("*.csv", "*.tsv", "*.parquet", "*.arrow", "*.zip", "*.tar", "*.gz", "*.7z", ".*", "README*"),

@@ -76,7 +76,7 @@ def _list(methods: dict[str, Any]) -> None:
     table = Table("method", "base", "needs", "reproducible", "what it does", box=None, pad_edge=False)
     for method in methods.values():
         names = " ".join(p.name for p in method.parameters if p.required)
-        names = "adapters" if method.inputs == "adapters" else names
+        names = "adapters" if method.inputs == "adapters" else "statistics" if method.statistics else names
         table.add_row(method.name, method.base, names, method.reproducible, _title(method))
     console().print(table)
 

@@ -34,11 +34,9 @@ def opened(text: str, kind: str | None = None, say: Callable[[str], None] = lamb
 def read_lines(path: Path) -> list[str]:
     """The lines that are not blank. Raises UsageError if there is none, or the file is no text."""
     from merge.errors import UsageError
+    from merge.textfile import read_text
 
-    try:
-        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"--file {path}: cannot be read as UTF-8 text ({error}).") from None
+    lines = [line for line in read_text(path, "--file").splitlines() if line.strip()]
     if not lines:
         raise UsageError(f"--file {path}: expected a text in each line, found none.")
     return lines

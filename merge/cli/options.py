@@ -69,7 +69,7 @@ force_option = click.option(
     "--force", is_flag=True, help="Replace an existing result; discard unfinished work of another run."
 )
 refuse_above_option = click.option(
-    "--max-ram", type=Size(), help="Refuse a model that cannot be streamed and takes more memory than this."
+    "--max-ram", type=Size(), help="Fail if the model cannot be streamed and would need more memory than this."
 )
 no_bar_option = click.option("--quiet", is_flag=True, help="No progress bar.")
 

@@ -61,7 +61,7 @@ def command(
     as_json: bool,
 ) -> None:
     """Show what RECIPE would do: made from headers and configs only, in a second or two; nothing is written."""
-    from merge.errors import RecipeError
+    from merge.errors import MergeError, Problem, RecipeError
     from merge.jobs.pipelines.plan import PipelinePlanner
     from merge.methods.method_file import load_method_file
     from merge.planning.load import load_pipeline
@@ -71,11 +71,13 @@ def command(
     try:
         pipeline = load_pipeline(recipe, compat)
         planned = PipelinePlanner(pipeline, out, stages_dir, keep_stages, shard_size).planned
-    except RecipeError as error:
+    except MergeError as error:
         if not as_json:
             raise
-        problems = [{"where": p.where, "message": p.message, "hint": p.hint} for p in error.problems]
-        click.echo(json.dumps({"problems": problems, "advice": error.advice}, indent=2))
+        found = error.problems if isinstance(error, RecipeError) else [Problem(str(error))]
+        problems = [{"where": p.where, "message": p.message, "hint": p.hint} for p in found]
+        advice = error.advice if isinstance(error, RecipeError) else []
+        click.echo(json.dumps({"problems": problems, "advice": advice}, indent=2))
         ctx.exit(error.exit_code)
     if len(planned) > 1:
         show_stages(planned, (threads, max_ram, device), tensors, as_json)

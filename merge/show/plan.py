@@ -87,7 +87,7 @@ def _show_totals(plan: Plan, totals: dict[str, int], out: Any) -> None:
     out.print(f"result   {len(plan.steps)} tensors, {totals['parameters']:,} parameters, {n_bytes}")
     if plan.experts is not None:
         out.print(f"experts  {_experts(plan.experts, plan)}")
-    out.print(f"reads    {size(totals['bytes_read'])} (tensor passes repeat from the page cache)")
+    out.print(f"reads    {size(totals['bytes_read'])} (later passes read from the disk cache)")
     out.print(f"memory   at most {memory(totals['peak_memory'])} with {totals['threads']} threads")
     if "matrix_tensors" in totals:
         took = f"about {_duration(totals['matrix_seconds'])}, " if totals["matrix_seconds"] else ""

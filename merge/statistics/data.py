@@ -12,6 +12,7 @@ from typing import Any
 from merge.errors import UsageError
 from merge.jsontext import parse_json
 from merge.quoting import quoted
+from merge.textfile import read_text
 
 
 @dataclass(frozen=True)
@@ -31,10 +32,7 @@ class Batches:
 
 def read_texts(path: Path) -> list[str]:
     """The "text" of each line of a .jsonl file; of any other file the lines that are not blank."""
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"--data {path}: cannot be read as UTF-8 text ({error}).") from None
+    lines = read_text(path, "--data").split("\n")
     if path.suffix not in (".jsonl", ".json"):
         return [line for line in lines if line.strip()]
     return [_text(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]

@@ -23,6 +23,7 @@ from merge.checkpoint.files import read_json
 from merge.errors import NumbersError, UsageError
 from merge.loading import load_tokenizer
 from merge.statistics.data import read_texts
+from merge.textfile import read_text
 from merge.tools.logits import Batch, Logits, WholeLogits, open_logits
 
 if TYPE_CHECKING:
@@ -165,10 +166,7 @@ def read_documents(path: Path) -> list[str]:
     """Raises UsageError for a file that cannot be read, with the line of a .jsonl."""
     if path.suffix in (".jsonl", ".json"):
         return read_texts(path)
-    try:
-        return [path.read_text(encoding="utf-8-sig")]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"--data {path}: cannot be read as UTF-8 text ({error}).") from None
+    return [read_text(path, "--data")]
 
 
 def cut(documents: Sequence[Sequence[int]], context: int, stride: int) -> list[Windows]:
