@@ -28,7 +28,7 @@ class Inline:
     def each(self, function: Callable[[T], None], items: Iterable[T], tick: Callable[[], None], alone: int = 0) -> None:
         for item in items:
             function(item)
-            self.done += 1
+            self.done += len(item)  # type: ignore[arg-type]  # runs of steps
 
     def fold(self, start: Callable[[], S], update: Callable[[S, T], None], items: Iterable[T]) -> list[S]:
         state = start()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from typing import Any
 
 from merge.checkpoint.reader import SourceReader
@@ -23,6 +24,7 @@ class Context:
         self.plan, self.reader, self.crew, self.out, self.device = plan, reader, crew, out, device
         self.block_chunks, self._cache_bytes = budget.block_chunks, budget.cache_bytes
         self.buffers = Buffers()
+        self.tiny = threading.Lock()  # held by the thread that does many tiny steps; see merge.engine.order
         self.shared: dict[str, Any] = {}  # what executors keep from one step for another
         self.private: dict[int, dict[str, Any]] = {}  # results of passes over the whole model, by step
 

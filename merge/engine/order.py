@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 from merge.engine.costs import runs_in_torch
 from merge.plan import Step
 
 SMALL = 1 << 22  # elements: what one thread does while the others wait
+_TINY, _BATCH = 1 << 14, 64  # elements; steps
 Item = tuple[int, Step]
 
 
@@ -31,3 +34,22 @@ def in_order(todo: list[Item], device: str) -> tuple[list[Item], int]:
         key=lambda item: item[1].nbytes < giant and item[1].kind != "factor",
     )
     return [*smallest.values(), *rest], len(first)
+
+
+def batches(items: Sequence[Item]) -> Iterator[list[Item]]:
+    """Steps in runs for one thread to do: tiny ones many at once.
+
+    With these nearly all time is Python's own, of which one thread can run: several hinder each other. Of 45,000
+    tensors two threads took 36 s and one 20 s.
+    """
+    batch: list[Item] = []
+    for item in items:
+        if item[1].size > _TINY or item[1].kind == "factor":  # the halves of one module wait for each other
+            yield [item]
+            continue
+        batch.append(item)
+        if len(batch) == _BATCH:
+            yield batch
+            batch = []
+    if batch:
+        yield batch

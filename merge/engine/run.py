@@ -5,10 +5,11 @@ Everything that could be wrong with the recipe was found when the plan was made;
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from merge.engine.crew import Crew, Worker
 from merge.engine.executors import executor
 from merge.engine.find import find_all
 from merge.engine.numbers import check_numbers
-from merge.engine.order import in_order
+from merge.engine.order import batches, in_order
 from merge.engine.preflight import check_models
 from merge.engine.reproducible import conditions
 from merge.engine.resume import check_sources, still_good
@@ -126,7 +127,8 @@ def _run(
             sink.prove()
             todo = [(i, step) for i, step in enumerate(plan.steps) if i not in sink.records]
             ordered, alone = in_order(todo, device)
-            worker.each(lambda item: _run_step(context, *item), ordered, tick, alone)
+            runs = [*([item] for item in ordered[:alone]), *batches(ordered[alone:])]
+            worker.each(lambda run: _run_steps(context, run), runs, tick, alone)
         reader.check_unchanged()
     aligned = summary(plan, sink.notes)
     adapter = factors.summary(plan.steps, sink.records)
@@ -146,6 +148,12 @@ def _run(
     manifest = manifest_bytes(plan, sink.records, small_files, aligned, adapter, conditions(plan, device))
     sink.complete(small_files, (MANIFEST, manifest), dataclasses.asdict(report))
     return report
+
+
+def _run_steps(context: Context, items: Sequence[tuple[int, Step]]) -> None:
+    with context.tiny if len(items) > 1 else contextlib.nullcontext():
+        for item in items:
+            _run_step(context, *item)
 
 
 def _run_step(context: Context, index: int, step: Step) -> None:
