@@ -13,6 +13,17 @@ from memory_tensor import MemoryTensor
 
 from merge.kernels.protocol import Block
 from merge.methods import all_methods
+from merge.plan import Derived, Stored, TensorRef
+from merge.sources import held_bytes, operation
+from merge.sources.added import added
+from merge.sources.joined import joined
+from merge.sources.layer_parts import layer_parts
+from merge.sources.lora import fold
+from merge.sources.ordered import ordered
+from merge.sources.rows import RowMap, rows_ref
+from merge.sources.scaled import scaled
+from merge.sources.token_rows import replace_rows
+from merge.sources.view import strided
 
 CHUNK = 1 << 17
 N = 3
@@ -76,3 +87,74 @@ def test_kernels_take_what_their_methods_say(name: str, shape: tuple[int, ...]) 
     said = method.scratch(shape, n, tensor.chunk)
     assert peaks[1] <= said + MIB // 4
     assert said <= 2 * peaks[1] + 10 * max(n, 3) * MIB  # histograms are as wide as the numbers are apart
+
+
+SHAPE = (512, 512)  # two chunks
+FLOATS = Stored("w", "BF16", SHAPE, "f", 0)
+
+
+def _derived(
+    operation: str, inputs: tuple[TensorRef, ...], parameters: dict[str, Any], how: Any = "computed"
+) -> Derived:
+    return Derived("w", "BF16", SHAPE, operation, inputs, parameters, how)
+
+
+def _floats(*shape: int) -> Stored:
+    return Stored("part", "F32", shape, "f", 0)
+
+
+def _rows() -> TensorRef:
+    own = np.arange(SHAPE[0], dtype=np.int32)
+    own[::3] = -1
+    pairs: dict[int, list[tuple[int, int]] | None] = {int(row): [(0, 1), (1, 2)] for row in np.flatnonzero(own < 0)}
+    pairs[0] = None  # padding: the mean of all rows
+    return rows_ref("w", (FLOATS, FLOATS), RowMap.of(own, pairs), SHAPE)
+
+
+PARTS = tuple((0, layer) for layer in (1, 0, 3, 2))
+OPERATIONS: dict[str, TensorRef] = {
+    "added": added(FLOATS, FLOATS, 0.5),
+    "joined": joined("w", [_floats(256, 512), _floats(256, 512)], SHAPE),
+    "layer_parts": layer_parts("w", [FLOATS], 1, [4], PARTS),
+    "lora": fold(FLOATS, _floats(16, 512), _floats(512, 16), 0.5, False, None),
+    "lora, rows scaled": fold(FLOATS, _floats(16, 512), _floats(512, 16), 0.5, False, _floats(512)),
+    "lora, columns scaled": fold(FLOATS, _floats(16, 512), _floats(512, 16), 0.5, True, _floats(512)),
+    "low_rank": _derived("low_rank", (_floats(16, 512), _floats(512, 16)), {"scaling": 1.0}),
+    "noisy": _derived("noisy", (FLOATS,), {"key": 1, "scale": 0.1}),
+    "ordered, rows": ordered(FLOATS, Stored("o", "I64", (64,), "f", 0), 0),
+    "ordered, columns": ordered(FLOATS, Stored("o", "I64", (64,), "f", 0), 1),
+    "part": _derived("part", (_floats(1024, 512),), {"start": 512}),
+    "random": _derived("random", (), {"key": 1, "scale": 0.1, "distribution": "normal"}),
+    "recast": _derived("recast", (_floats(*SHAPE),), {}),
+    "reinitialised": _derived("reinitialised", (FLOATS,), {"key": 1, "neurons": 2, "axis": 0, "ratio": 0.5}),
+    "rows": _rows(),
+    "scaled": scaled(FLOATS, _floats(4, 4), (128, 128)),
+    "token_rows": replace_rows(FLOATS, _floats(8, 512), tuple(range(8))),
+    "view": strided(FLOATS, (1, 512)),
+    "zeros": _derived("zeros", (), {}),
+}
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_operations_take_what_they_say(name: str) -> None:
+    ref = OPERATIONS[name]
+    assert isinstance(ref, Derived)
+
+    def read(source: TensorRef, start: int, out: Any) -> None:
+        out[:] = 0.5 if out.dtype.kind == "f" else np.arange(start, start + len(out))
+
+    def once() -> None:
+        operation(ref).prepare(ref, read)(0, out)
+
+    out = np.empty(CHUNK, np.float32)
+    once()  # compiles
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        once()
+        taken = tracemalloc.get_traced_memory()[1] - before
+    finally:
+        tracemalloc.stop()
+    said = held_bytes(ref)
+    assert taken <= said + (64 << 10)
+    assert said <= 3 * taken + MIB

@@ -7,6 +7,8 @@ import numpy as np
 from merge.plan import Derived, TensorRef
 from merge.sources import F32, Fill, Read
 
+_ELEMENTS = 1 << 13  # that are added at once
+
 
 def added(ref: TensorRef, change: TensorRef, scaling: float) -> TensorRef:
     """The ref of the sum, under the name, dtype and shape of `ref`."""
@@ -14,16 +16,25 @@ def added(ref: TensorRef, change: TensorRef, scaling: float) -> TensorRef:
 
 
 def prepare(ref: Derived, read: Read) -> Fill:
-    (first, second), scaling = ref.inputs, float(ref.parameters["scaling"])
+    (first, second), scaling, block = ref.inputs, float(ref.parameters["scaling"]), _block(ref)
 
     def fill(start: int, out: F32) -> None:
-        change = np.empty(len(out), np.float32)
         read(first, start, out)
-        read(second, start, change)
-        out[:] = out + scaling * change.astype(np.float64)
+        change = np.empty(min(len(out), block), np.float32)
+        for place in range(0, len(out), block):
+            part = out[place : place + block]
+            read(second, start + place, change[: len(part)])
+            part[:] = part + scaling * change[: len(part)].astype(np.float64)
 
     return fill
 
 
 def held_bytes(ref: Derived) -> int:
-    return 0
+    """The change as float32; it, its product and the sum as float64."""
+    return (4 + 3 * 8) * _block(ref)
+
+
+def _block(ref: TensorRef) -> int:
+    """Whole rows: a change that is a product of factors would compute a cut row twice."""
+    width = ref.shape[-1] if len(ref.shape) > 1 else 1
+    return max(1, _ELEMENTS // max(1, width)) * max(1, width)
