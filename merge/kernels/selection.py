@@ -24,6 +24,7 @@ BUCKETS = 1 << 20  # of one window at the most: wide enough that one pass is usu
 _COARSE_SHIFT = 15
 _SMALL = 1 << 14  # elements of a tensor for which sorting is quicker than histograms
 _SAMPLED = 3  # of a sample's chunks each third entry is looked at; not a power of two, so in rows each column is
+_COUNTED = 64  # chunks whose equal entries are counted before it is known whether more must be
 _TILE = 2048
 _GROUP = 8  # elements of a tile that are looked at only if one of them is in the window
 
@@ -223,29 +224,38 @@ def _narrow(searches: list[Search], tensor: Passes) -> None:
 
 
 def place_cuts(searches: list[Search], tensor: Passes) -> None:
-    """Finds the flat indices at which entries equal to the threshold stop being kept."""
-    if not searches:
-        return
-    targets = [(search.model + 1, np.uint32(search.bits or 0)) for search in searches]
+    """Finds the flat indices at which entries equal to the threshold stop being kept.
 
-    def count(block: Block) -> list[int]:
-        return [count_equal(block.raw, row, bits) for row, bits in targets]
+    Chunks are counted in order, and no further than to where the last search's quota is reached.
+    """
+    left = [search.quota or 0 for search in searches]
+    for first in range(0, tensor.n_chunks, _COUNTED):
+        open_ = [place for place, quota in enumerate(left) if quota > 0]
+        if not open_:
+            return
+        chunks = range(first, min(first + _COUNTED, tensor.n_chunks))
+        targets = [(searches[place].model + 1, np.uint32(searches[place].bits or 0)) for place in open_]
 
-    totals = np.cumsum(np.array(tensor.map_chunks(count), dtype=np.int64), axis=0)
-    for place, search in enumerate(searches):
-        assert search.quota is not None
-        chunk = int(np.searchsorted(totals[:, place], search.quota))
-        before = int(totals[chunk - 1, place]) if chunk else 0
-        row, bits = targets[place]
-        wanted = search.quota - before
-        (cut,) = tensor.map_chunks(
-            lambda block, row=row, bits=bits, wanted=wanted: (
-                block.start  # type: ignore[misc]
-                + _place_of_equal(block.raw, row, bits, wanted)
-            ),
-            [chunk],
-        )
-        search.cut = cut + 1
+        def count(block: Block, targets: list[tuple[int, np.uint32]] = targets) -> list[int]:
+            return [count_equal(block.raw, row, bits) for row, bits in targets]
+
+        totals = np.cumsum(np.array(tensor.map_chunks(count, chunks), dtype=np.int64), axis=0)
+        for column, place in enumerate(open_):
+            here = int(np.searchsorted(totals[:, column], left[place]))
+            if here < len(chunks):
+                wanted = left[place] - (int(totals[here - 1, column]) if here else 0)
+                searches[place].cut = 1 + _find_equal(tensor, chunks[here], *targets[column], wanted)
+            left[place] -= int(totals[-1, column])
+
+
+def _find_equal(tensor: Passes, chunk: int, row: int, bits: np.uint32, wanted: int) -> int:
+    """Flat index of the wanted-th (from 1) entry of a chunk whose magnitude equals bits"""
+
+    def place(block: Block) -> int:
+        return block.start + int(_place_of_equal(block.raw, row, bits, wanted))
+
+    (found,) = tensor.map_chunks(place, [chunk])
+    return found
 
 
 @kernel
