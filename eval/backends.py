@@ -1,21 +1,26 @@
-"""Opens lm-eval's models: from directories, or on servers."""
+"""Opens lm-eval's models: from directories, or on servers.
+
+Those that transformers runs are loaded through merge.loading: complete, and without untrusted code.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from eval.models import Subject, check_files
 from eval.quiet import quietly
 from eval.settings import Settings
 from merge.errors import MergeError, UsageError, first_line
 from merge.loading import FLAG, permission, refusal
+from merge.loading import load_model as load_pretrained
 from merge.schema.names import suggest
 
 if TYPE_CHECKING:
     from lm_eval.api.model import LM
     from torch.nn import Module
+    from transformers import PreTrainedModel
 
 _SMALL = 20_000_000  # parameters
 
@@ -27,8 +32,6 @@ def load_model(path: Path, settings: Settings) -> LM:
         MergeError: a backend that is not installed, or a model that it cannot load.
     """
     from lm_eval.api.registry import get_model, model_registry
-
-    from eval.lm import checked
 
     try:
         kind = get_model(settings.backend)
@@ -48,7 +51,7 @@ def load_model(path: Path, settings: Settings) -> LM:
         arguments["trust_remote_code"] = True
     try:
         with quietly():
-            model = checked(kind).create_from_arg_obj(
+            model = _checked(kind).create_from_arg_obj(
                 arguments, {"batch_size": settings.batch_size or _batch_size(settings), "device": settings.device}
             )
     except Exception as error:  # backends raise what they like
@@ -61,6 +64,35 @@ def load_model(path: Path, settings: Settings) -> LM:
     if settings.backend == "hf" and settings.device == "cpu":
         _one_thread_if_small(model.model)
     return model
+
+
+def _checked(kind: type[LM]) -> type[LM]:
+    """A model type of lm-eval; types that load with transformers do so through merge.loading."""
+    from lm_eval.models.huggingface import HFLM
+
+    if not issubclass(kind, HFLM):
+        return kind
+
+    def create(self: Any, *arguments: object, **keywords: object) -> None:
+        """HFLM loads through the class in one of its attributes, which `_Loader` replaces meanwhile."""
+        before = self.AUTO_MODEL_CLASS
+        self.AUTO_MODEL_CLASS = _Loader(before.__name__)
+        try:
+            kind._create_model(self, *arguments, **keywords)
+        finally:
+            self.AUTO_MODEL_CLASS = before
+
+    return type(kind.__name__, (kind,), {"_create_model": create})
+
+
+class _Loader:
+    def __init__(self, kind: str) -> None:
+        self._kind = kind
+
+    def from_pretrained(self, path: str, *, trust_remote_code: bool | None = None, **settings: Any) -> PreTrainedModel:
+        """Like transformers' own; whether code may run has been decided before."""
+        given = {name: value for name, value in settings.items() if value not in (None, "")}
+        return load_pretrained(self._kind, path, **given).network
 
 
 def _one_thread_if_small(model: Module) -> None:

@@ -204,6 +204,11 @@ class Finding:
         """Bytes that finding it takes."""
         raise NotImplementedError
 
+    @classmethod
+    def summary(cls, plan: Plan, notes: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """What report and manifest say of all findings of this kind; `notes`: what the journal keeps, by key."""
+        return []
+
 
 @dataclass(frozen=True, slots=True)
 class Experts:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from merge.methods.registry import all_methods
+from merge.moe_layouts import all_layouts
 from merge.planning.load import parse_recipe
 from merge.planning.resolve import made_recipe, reference
 from merge.recipe import draft_of
@@ -31,7 +32,7 @@ def test_parsing_asks_neither_the_disk_nor_the_network(monkeypatch: pytest.Monke
     parity = runpy.run_path(str(ROOT / "benchmarks" / "parity_recipes.py"))
     texts = [file.read_text() for file in (ROOT / "recipes").glob("*.yaml")]
     texts += [*(text for _, _, text in parity["RECIPES"]), *parity["EXAMPLES"].values()]
-    all_methods()
+    all_methods(), all_layouts()
 
     def refuse(*args: object, **kwargs: object) -> None:
         raise AssertionError(f"asked for {args}")

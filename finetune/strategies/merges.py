@@ -26,7 +26,7 @@ from merge.output.scratch import scratch
 from merge.output.shards import header_text
 from merge.output.workspace import settle
 from merge.planning.resolve import resolve
-from merge.recipe.draft import draft_of
+from merge.recipe.build import draft_of
 from merge.schema.reader import join
 from merge.schema.scalars import MAP, SEQ, STR
 

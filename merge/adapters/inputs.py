@@ -15,7 +15,8 @@ from merge.methods import Method, all_methods
 from merge.methods.registry import OUTPUT_RANK
 from merge.plan import SourceModel
 from merge.quoting import some
-from merge.recipe.model import ModelRef, Recipe, Source, resolve
+from merge.recipe.model import ModelRef, Recipe, Source
+from merge.recipe.settings import resolve
 
 FOLD = "Fold it: list BASE+ADAPTER in a recipe of models, and make an adapter of the result with `merge lora extract`."
 

@@ -1,20 +1,18 @@
-"""What the steps of a run share, and what a method's function is given."""
+"""What the steps of a run share."""
 
 from __future__ import annotations
 
-import sys
 import threading
 from typing import Any
 
 from merge.checkpoint.reader import SourceReader
-from merge.engine.costs import Budget, method_of
+from merge.engine.costs import Budget
 from merge.engine.crew import Worker
 from merge.engine.tensor import Buffers, StepTensor
-from merge.errors import MergeError, UsageError
-from merge.methods import Method, get_method
+from merge.errors import UsageError
+from merge.methods import get_method
 from merge.output.sink import Sink
 from merge.plan import Plan, Step
-from merge.random_keys import random_key
 
 
 class Context:
@@ -43,35 +41,3 @@ def check_method(plan: Plan) -> None:
                 f'the plan was made with the method "{name}" of {origin}, and {instead}. '
                 "Load that one (--method-file, load_method_file), or make the plan again."
             )
-
-
-def arguments(context: Context, index: int, step: Step) -> dict[str, Any]:
-    """Keyword arguments of the method's function: the step's parameters, random keys, whole-model results."""
-    method = method_of(step)
-    keywords = method.keywords(step.parameters)
-    if method.random:
-        keywords["_keys"] = tuple(random_key(context.plan.seed, step.name, place) for place in range(len(step.inputs)))
-    return keywords | context.private.get(index, {})
-
-
-def run_definition(method: Method, step: Step, inputs: Any, keywords: dict[str, Any]) -> Any:
-    """The definition's result; errors in a user's method get the tensor's name."""
-    import torch
-
-    if not method.origin:
-        return method.reference(inputs, **keywords)
-    from merge.methods.entry_points import failure
-
-    try:
-        merged = method.reference(inputs, **keywords)
-    except (MergeError, MemoryError, torch.OutOfMemoryError):
-        raise
-    except Exception as error:
-        told = failure(error, sys.modules[method.reference.__module__].__file__)
-        raise MergeError(
-            f"{step.name}: {method.name} ({method.origin.split(', sha256')[0]}) failed: {told}."
-        ) from error
-    shape = list(merged.shape) if isinstance(merged, torch.Tensor) else type(merged).__name__
-    if shape != list(step.shape):
-        raise MergeError(f"{step.name}: {method.name} must return a tensor of shape {list(step.shape)}, not {shape}.")
-    return merged

@@ -18,13 +18,13 @@ import numpy.typing as npt
 from merge.chunks import Chunks, digest_of, tensor_digest
 from merge.decode import to_float32
 from merge.dtypes import DTYPES
-from merge.engine.context import Context, run_definition
+from merge.engine.context import Context
 from merge.engine.costs import dense_step, method_of
 from merge.engine.emit import Emitter
+from merge.engine.merging import arguments, run_definition
 from merge.one_thread import ONE_THREAD
 from merge.plan import Derived, Step, TensorRef
 from merge.planning.factors import is_exact, on_factors, rank_of
-from merge.random_keys import random_key
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -151,7 +151,7 @@ def _low_rank(context: Context, step: Step, sources: list[_Source], rank: int) -
         else None
         for one in sources
     ]
-    keywords = _keywords(context, step)
+    keywords = arguments(context, step)
     how = on_factors(step)
     if how is None:
         merged = _dense(context, step, keywords)
@@ -197,15 +197,6 @@ def _dense(context: Context, step: Step, keywords: dict[str, object]) -> Tensor:
     context.crew.fold(lambda: None, block, tensor.blocks(context.block_chunks))
     context.reader.release(whole.sources)
     return torch.from_numpy(merged.reshape(whole.shape)).to(torch.float64)
-
-
-def _keywords(context: Context, step: Step) -> dict[str, object]:
-    method = method_of(step)
-    keywords = method.keywords(step.parameters)
-    if method.random:
-        module = step.inputs[0].name  # the same for A and B
-        keywords["_keys"] = tuple(random_key(context.plan.seed, module, place) for place in range(len(step.inputs)))
-    return keywords
 
 
 def _read(context: Context, ref: TensorRef) -> _Source:

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import sys
+from typing import Any
+
 import numpy as np
 
-from merge.engine.context import Context, arguments, run_definition
+from merge.engine.context import Context
 from merge.engine.costs import method_of, needs_float64, runs_in_torch
 from merge.engine.emit import Emitter
 from merge.engine.statistics import digests, read_statistics
+from merge.errors import MergeError
 from merge.kernels.protocol import Block
+from merge.methods import Method
 from merge.one_thread import ONE_THREAD
 from merge.plan import Step
+from merge.random_keys import random_key
 
 
 def run(context: Context, index: int, step: Step) -> dict[str, object]:
     """On the CPU by a kernel where the method has one; all else is torch."""
     if step.size == 0 and not step.statistics:
         return _empty(context, step)
-    return _torch(context, index, step) if runs_in_torch(step, context.device) else _fused(context, index, step)
+    keywords = arguments(context, step) | context.private.get(index, {})
+    return (_torch if runs_in_torch(step, context.device) else _fused)(context, step, keywords)
 
 
 def _empty(context: Context, step: Step) -> dict[str, object]:
@@ -26,13 +33,13 @@ def _empty(context: Context, step: Step) -> dict[str, object]:
     return Emitter(step, context.out, context.buffers).record(tensor.source_digests(), tensor.nonfinite())
 
 
-def _fused(context: Context, index: int, step: Step) -> dict[str, object]:
+def _fused(context: Context, step: Step, keywords: dict[str, Any]) -> dict[str, object]:
     """The numba way: statistics passes, then one pass that combines, rounds, digests and writes."""
     fused = method_of(step).load_fused()
     assert fused is not None
     tensor = context.tensor(step, n_passes=2 if method_of(step).locality == "tensor" else 1)
     emitter = Emitter(step, context.out, context.buffers)
-    combine = fused(tensor, **arguments(context, index, step))
+    combine = fused(tensor, **keywords)
 
     def block(state: None, span: tuple[int, int]) -> None:
         loaded = tensor.load(*span)
@@ -44,7 +51,7 @@ def _fused(context: Context, index: int, step: Step) -> dict[str, object]:
     return emitter.record(tensor.source_digests(), tensor.nonfinite())
 
 
-def _torch(context: Context, index: int, step: Step) -> dict[str, object]:
+def _torch(context: Context, step: Step, keywords: dict[str, Any]) -> dict[str, object]:
     """The definition, on whole tensors: for a GPU, for methods without a kernel, and for float64."""
     import torch
 
@@ -61,7 +68,6 @@ def _torch(context: Context, index: int, step: Step) -> dict[str, object]:
     try:
         values = torch.from_numpy(whole).to(context.device).view(len(step.sources), *step.shape)
         inputs = values if step.base is None else values[1:] - values[0]
-        keywords = arguments(context, index, step)
         statistics = read_statistics(context.reader, step)
         if method.statistics is not None:
             keywords["_statistics"] = tuple(torch.from_numpy(array).to(context.device) for array in statistics)
@@ -77,6 +83,39 @@ def _torch(context: Context, index: int, step: Step) -> dict[str, object]:
         start, stop = tensor.chunks.span(first, n)
         emitter.put(start, result[start:stop])
     return emitter.record(tensor.source_digests(), tensor.nonfinite()) | digests(statistics)
+
+
+def arguments(context: Context, step: Step) -> dict[str, Any]:
+    """Keyword arguments of the method's function: the step's parameters and random keys."""
+    name = step.inputs[0].name if step.factor else step.name  # of a module: the same for A and B
+    method = method_of(step)
+    keywords = method.keywords(step.parameters)
+    if method.random:
+        keywords["_keys"] = tuple(random_key(context.plan.seed, name, place) for place in range(len(step.inputs)))
+    return keywords
+
+
+def run_definition(method: Method, step: Step, inputs: Any, keywords: dict[str, Any]) -> Any:
+    """The definition's result; errors in a user's method get the tensor's name."""
+    import torch
+
+    if not method.origin:
+        return method.reference(inputs, **keywords)
+    from merge.methods.entry_points import failure
+
+    try:
+        merged = method.reference(inputs, **keywords)
+    except (MergeError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        told = failure(error, sys.modules[method.reference.__module__].__file__)
+        raise MergeError(
+            f"{step.name}: {method.name} ({method.origin.split(', sha256')[0]}) failed: {told}."
+        ) from error
+    shape = list(merged.shape) if isinstance(merged, torch.Tensor) else type(merged).__name__
+    if shape != list(step.shape):
+        raise MergeError(f"{step.name}: {method.name} must return a tensor of shape {list(step.shape)}, not {shape}.")
+    return merged
 
 
 def _widened(block: Block) -> object:

@@ -9,7 +9,6 @@ import numpy as np
 from merge.chunks import digest_of
 from merge.dtypes import DTYPES
 from merge.engine.context import Context
-from merge.engine.executors import executor
 from merge.plan import Derived, Step, TensorRef
 from merge.quoting import some
 from merge.sources import FOUND
@@ -42,8 +41,11 @@ def written_digest(context: Context, step: Step) -> str:
     return digest_of(step.shape, read)
 
 
-def check_sources(context: Context, tick: Callable[[], None]) -> None:
+def check_sources(context: Context, sources: Callable[[Step], dict[str, object]], tick: Callable[[], None]) -> None:
     """Compares what journaled tensors were made from with the files that changed since, which may be equal copies.
+
+    Args:
+        sources: what the record of a step says of its sources, found by reading them.
 
     Raises:
         StaleWork: they are not, and going on would mix two sources.
@@ -57,7 +59,7 @@ def check_sources(context: Context, tick: Callable[[], None]) -> None:
         read = [part for ref in (*step.sources, *step.statistics) for part in _parts(ref)]
         if not any(_may_differ(part, out.changed) for part in read):
             return
-        if any(record.get(key) != value for key, value in executor(step).sources(context, step).items()):
+        if any(record.get(key) != value for key, value in sources(step).items()):
             files = sorted({part.file for part in read} & out.changed) or sorted(out.changed)
             raise out.stale(f"{step.name} in {some(files)}")
         context.reader.release(step.sources)

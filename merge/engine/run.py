@@ -12,15 +12,14 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from merge.checkpoint.reader import SourceReader
 from merge.codec import decode
-from merge.engine import factors, memory
+from merge.engine import copying, factors, memory, merging
 from merge.engine.context import Context, check_method
 from merge.engine.costs import Budget
 from merge.engine.crew import Crew, Worker
-from merge.engine.executors import executor
 from merge.engine.find import find_all
 from merge.engine.numbers import check_numbers
 from merge.engine.order import batches, in_order
@@ -28,15 +27,27 @@ from merge.engine.preflight import check_models
 from merge.engine.reproducible import conditions
 from merge.engine.resume import check_sources, still_good
 from merge.engine.space import check_space
-from merge.findings.alignment import summary
 from merge.output.identity import source_files
 from merge.output.manifest import MANIFEST, manifest_bytes, side_file_bytes
 from merge.output.sink import Sink
 from merge.output.workspace import resume
 from merge.output.writer import OutputDirectory
-from merge.plan import Plan, Step
+from merge.plan import Kind, Plan, Step
 
 Progress = Callable[[int], None]  # bytes of output done so far, resumed ones included
+
+
+class Executor(Protocol):
+    """What the module of a kind of step has."""
+
+    def run(self, context: Context, index: int, step: Step) -> dict[str, object]:
+        """Computes and writes the step's tensor; returns its record for journal and manifest."""
+
+    def sources(self, context: Context, step: Step) -> dict[str, object]:
+        """What the record of a step says of its sources, found by reading them."""
+
+
+EXECUTORS: dict[Kind, Executor] = {"copy": copying, "merge": merging, "factor": factors}
 
 
 @dataclass(frozen=True)
@@ -123,14 +134,15 @@ def _run(
         resumed = still_good(context, tick)
         with sink.flushing():
             find_all(context, tick, before_checks=False)
-            check_sources(context, tick)
+            check_sources(context, lambda step: EXECUTORS[step.kind].sources(context, step), tick)
             sink.prove()
             todo = [(i, step) for i, step in enumerate(plan.steps) if i not in sink.records]
             ordered, alone = in_order(todo, device)
             runs = [*([item] for item in ordered[:alone]), *batches(ordered[alone:])]
             worker.each(lambda run: _run_steps(context, run), runs, tick, alone)
         reader.check_unchanged()
-    aligned = summary(plan, sink.notes)
+    kinds = dict.fromkeys(type(finding) for finding in plan.findings)
+    aligned = [entry for kind in kinds for entry in kind.summary(plan, sink.notes)]
     adapter = factors.summary(plan.steps, sink.records)
     report = Report(
         out=sink.name,
@@ -157,7 +169,7 @@ def _run_steps(context: Context, items: Sequence[tuple[int, Step]]) -> None:
 
 
 def _run_step(context: Context, index: int, step: Step) -> None:
-    record = executor(step).run(context, index, step)
+    record = EXECUTORS[step.kind].run(context, index, step)
     context.reader.release(step.sources)
     check_numbers(context.plan, step, record)
     context.out.finish(index, record)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,20 +63,20 @@ class PermutableModule(Finding):
         costs = self.n_inner**2 + self.n_units**2 * (self.per_unit > 1)
         return _SCIPY + 8 * (costs + 6 * BLOCK + UNITS**2)
 
+    @classmethod
+    def summary(cls, plan: Plan, notes: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Of each model and kind of module, how many units there are and how many changed places."""
+        found: dict[tuple[int, str], dict[str, Any]] = {}
+        for units in (each for each in plan.findings if isinstance(each, cls)):
+            entry = found.setdefault(
+                (units.model, units.kind),
+                {"model": plan.models[units.model].ref, "kind": units.kind, "layers": 0, "units": 0, "moved": 0},
+            )
+            _, inner = notes[units.key]
+            entry["layers"] += 1
+            entry["units"] += len(inner)
+            entry["moved"] += sum(place != unit for place, unit in enumerate(inner))
+        return [found[key] for key in sorted(found)]
+
 
 FINDING = PermutableModule
-
-
-def summary(plan: Plan, notes: dict[str, Any]) -> list[dict[str, Any]]:
-    """For the manifest: of each model and kind of module, how many units there are and how many changed places."""
-    found: dict[tuple[int, str], dict[str, Any]] = {}
-    for units in (each for each in plan.findings if isinstance(each, PermutableModule)):
-        entry = found.setdefault(
-            (units.model, units.kind),
-            {"model": plan.models[units.model].ref, "kind": units.kind, "layers": 0, "units": 0, "moved": 0},
-        )
-        _, inner = notes[units.key]
-        entry["layers"] += 1
-        entry["units"] += len(inner)
-        entry["moved"] += sum(place != unit for place, unit in enumerate(inner))
-    return [found[key] for key in sorted(found)]

@@ -28,7 +28,8 @@ from merge.plan import COPY, Derived, Plan, SideFile, Step, TensorRef
 from merge.planning.factors import GROUP, is_exact
 from merge.planning.targets import gradient_place
 from merge.quoting import some
-from merge.recipe.model import Recipe, Settings, resolve
+from merge.recipe.model import Recipe, Settings
+from merge.recipe.settings import resolve
 
 RECIPE_FILE = "merge_recipe.yaml"
 PREFIX = "base_model.model."

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from merge.errors import Problem, RecipeError
 from merge.planning.resolve import resolve
-from merge.recipe.draft import draft_of
+from merge.recipe.build import draft_of
 from merge.recipe.model import Recipe
 from merge.recipe.names import RECIPE
 from merge.recipe.pipeline import Pipeline, Stage, name_of, name_problems, stage_names, with_texts

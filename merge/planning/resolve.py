@@ -15,8 +15,8 @@ from merge.errors import RecipeError
 from merge.methods.registry import Method, all_methods
 from merge.planning.kind import are_adapters, is_adapter_ref
 from merge.quoting import quoted
+from merge.recipe.build import Draft
 from merge.recipe.check import check, check_attention
-from merge.recipe.draft import Draft
 from merge.recipe.fields import is_file_name
 from merge.recipe.mentioned import mentioned
 from merge.recipe.model import ModelRef, Module, Recipe, Source

@@ -17,7 +17,8 @@ from merge.planned import Planned
 from merge.planning.inputs import Inputs
 from merge.planning.statistics import Statistics
 from merge.planning.targets import Slot, Target
-from merge.recipe.model import Conditional, Recipe, Settings, resolve
+from merge.recipe.model import Conditional, Recipe, Settings
+from merge.recipe.settings import resolve
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Which source tensors go into which output tensor, of whole models; merge.jobs.stacks.slices has stacks of layers."""
+"""Which source tensors go into which output tensor; merge.jobs.stacks lays them out."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from merge.architecture import Stack
 from merge.output.layers import Restacked
 from merge.plan import TensorRef
-from merge.planning.inputs import Input, Inputs
-from merge.recipe.model import Recipe, Settings, Slice, Source
+from merge.planning.inputs import Input
+from merge.recipe.model import Settings, Slice, Source
 
 
 @dataclass(frozen=True)
@@ -72,25 +72,6 @@ class Tower:
     settings: tuple[Settings, ...]
     owns: Callable[[str], bool]
     stack: Callable[[Input], Stack | None]
-
-
-def model_targets(recipe: Recipe, inputs: Inputs, tower: Tower) -> tuple[Target, ...]:
-    """Every tensor of the union, from every model under the same name."""
-    base = None if recipe.base_model is None else inputs.place(recipe.base_model)
-    places = {inputs.place(source.model) for source in tower.models} | ({base} if base is not None else set())
-    sources = [
-        (inputs.place(source.model), (source.parameters, *tower.settings), source.statistics) for source in tower.models
-    ]
-    stored = [inputs.all[place].tensors for place in places]
-    targets = []
-    for name in inputs.names():
-        if not tower.owns(name) or not any(name in tensors for tensors in stored):
-            continue
-        layer, t = place_of(name, inputs.donor.stacks)
-        slots = tuple(Slot(place, name, settings, statistics) for place, settings, statistics in sources)
-        base_slot = None if base is None else Slot(base, name, tower.settings)
-        targets.append(Target(name, slots, base_slot, tower.settings, t, layer, tower.method))
-    return tuple(targets)
 
 
 def place_of(name: str, stacks: Sequence[Stack]) -> tuple[int | None, float]:

@@ -7,18 +7,17 @@ names.py       the keys of each level, and suggestions for unknown ones
 references.py  directory, org/name@revision, model+adapter, the name of an earlier document; looks at the disk
 mentioned.py   every model that a recipe names
 pipeline.py    several documents, of which later ones use earlier ones
-settings.py    scalars, gradients, conditions, held against the method's signature
-draft.py       what a text says by itself
-build.py       one function a level of the schema
+settings.py    scalars, gradients, conditions: held against the method's signature, and -> one number
+build.py       what a text says by itself: one function a level of the schema
 mixture.py     recipes with "experts": another schema
 check.py       what needs more than one place: models, base, required parameters
 text.py        a recipe made of values -> its text
-model.py       the dataclasses, and settings -> one number
+model.py       the dataclasses
 """
 
 from __future__ import annotations
 
-from merge.recipe.draft import Draft, draft_of
+from merge.recipe.build import Draft, draft_of
 from merge.recipe.model import (
     ALLOW,
     Conditional,
@@ -30,10 +29,9 @@ from merge.recipe.model import (
     Settings,
     Slice,
     Source,
-    evaluate,
-    resolve,
 )
 from merge.recipe.references import parse_reference
+from merge.recipe.settings import evaluate, resolve
 
 __all__ = [
     "ALLOW",

@@ -1,17 +1,20 @@
-"""The tree of a recipe -> Recipe: one function a level of the schema."""
+"""The tree of a recipe -> Draft, before anything is looked up: one function a level of the schema."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 import yaml
 
-from merge.methods.registry import Method
+from merge.methods.registry import Method, all_methods
 from merge.quoting import clipped
 from merge.recipe import names
 from merge.recipe.fields import read_allow, read_compat, read_dtype, read_name
+from merge.recipe.mixture import build_mixture, is_mixture
 from merge.recipe.model import COMPAT, Module, Recipe, Slice, Source, Upscale
 from merge.recipe.reader import UNREADABLE, RecipeReader
+from merge.recipe.references import StageNames
 from merge.recipe.settings import read_settings
 from merge.recipe.tokenizer import read_source, read_template, read_tokenizer
 from merge.schema.document import line_of
@@ -21,7 +24,28 @@ from merge.schema.scalars import NULL, as_integer, shown
 PASSTHROUGH = "passthrough"  # what `upscale` means where no method is written
 
 
-def build(reader: RecipeReader, root: yaml.MappingNode, text: str) -> Recipe:
+@dataclass(frozen=True)
+class Draft:
+    """A recipe as it is written: nothing has been looked up yet, on the disk or the hub.
+
+    Attributes:
+        recipe: its references are as written; see ModelRef.
+        reader: the lines of all keys, and the problems in the text.
+    """
+
+    recipe: Recipe
+    reader: RecipeReader
+
+
+def draft_of(
+    root: yaml.MappingNode, text: str, file: str | None, stages: StageNames | None = None, compat: str | None = None
+) -> Draft:
+    """A document's tree -> Draft, from its text alone; `stages`: the names of the other documents in the file."""
+    reader = RecipeReader(file, all_methods(), stages, compat or _written_compat(root))
+    return Draft((build_mixture if is_mixture(root) else _build)(reader, root, text), reader)
+
+
+def _build(reader: RecipeReader, root: yaml.MappingNode, text: str) -> Recipe:
     """Reads every level. The reader collects problems; the rest of the recipe is still built."""
     # Methods come first: they decide what is known and where, whatever the order of the keys.
     reader.method = _method_at(reader, root, reader.methods.get(PASSTHROUGH) if _value(root, "upscale") else None)
@@ -224,7 +248,7 @@ def _upscale(reader: RecipeReader, node: yaml.Node | None) -> Upscale | None:
     return Upscale(**numbers, zero_init=zero_init is not False)
 
 
-def written_compat(root: yaml.MappingNode) -> str | None:
+def _written_compat(root: yaml.MappingNode) -> str | None:
     """The value of `compat:`, read ahead because other keys depend on it."""
     node = _value(root, "compat")
     return node.value if isinstance(node, yaml.ScalarNode) and node.value in COMPAT else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -160,47 +160,3 @@ ALLOW = {
     "integer_mismatch": "copy an integer tensor that differs between inputs from the base (else the first model)",
     "different_bases": "combine adapters that were trained on different bases",
 }
-
-
-def resolve(levels: Sequence[Settings], key: str, tensor_name: str, t: float) -> Scalar | None:
-    """One number from the levels of a recipe, the innermost first.
-
-    Args:
-        levels: source or model, then slice, then module, then top level.
-        key: the parameter's name.
-        tensor_name: what filters are matched with (the input's name for per-model parameters, else the output's).
-        t: place in the slice, i/(L-1) in [0, 1].
-
-    Returns:
-        The value of the first level that has one for this tensor; None if none has.
-    """
-    for settings in levels:
-        if key in settings:
-            value = evaluate(settings[key], tensor_name, t)
-            if value is not None:
-                return value
-    return None
-
-
-def evaluate(setting: Setting, tensor_name: str, t: float) -> Scalar | None:
-    """A setting at place t: a scalar as it is, a gradient interpolated, conditions tried in order (None: no match)."""
-    if not isinstance(setting, tuple):
-        return setting
-    if setting and isinstance(setting[0], Conditional):
-        for condition in setting:
-            assert isinstance(condition, Conditional)
-            if condition.matches(tensor_name):
-                return evaluate(condition.value, tensor_name, t)
-        return None
-    return _gradient(setting, t)  # type: ignore[arg-type]
-
-
-def _gradient(points: tuple[Scalar, ...], t: float) -> Scalar:
-    """Linear between numbers; a list of booleans or strings picks floor(t * (n - 1))."""
-    if any(isinstance(point, (bool, str)) for point in points):
-        return points[int(t * (len(points) - 1))]
-    place = t * (len(points) - 1)
-    low = min(int(place), len(points) - 1)
-    high = min(low + 1, len(points) - 1)
-    fraction = place - low
-    return points[low] * (1 - fraction) + points[high] * fraction  # type: ignore[operator]

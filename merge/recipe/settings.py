@@ -1,4 +1,4 @@
-"""The values under `parameters`: scalars, gradients, conditions; each checked against the method's signature."""
+"""The values under `parameters`: scalars, gradients, conditions. Checked against the method's signature; resolved."""
 
 from __future__ import annotations
 
@@ -163,3 +163,47 @@ def _choice(node: yaml.ScalarNode, parameter: Parameter) -> Scalar | None:
 
 def _word(choice: object) -> str:
     return str(choice).lower() if isinstance(choice, bool) else f'"{choice}"'
+
+
+def resolve(levels: Sequence[Settings], key: str, tensor_name: str, t: float) -> Scalar | None:
+    """One number from the levels of a recipe, the innermost first.
+
+    Args:
+        levels: source or model, then slice, then module, then top level.
+        key: the parameter's name.
+        tensor_name: what filters are matched with (the input's name for per-model parameters, else the output's).
+        t: place in the slice, i/(L-1) in [0, 1].
+
+    Returns:
+        The value of the first level that has one for this tensor; None if none has.
+    """
+    for settings in levels:
+        if key in settings:
+            value = evaluate(settings[key], tensor_name, t)
+            if value is not None:
+                return value
+    return None
+
+
+def evaluate(setting: Setting, tensor_name: str, t: float) -> Scalar | None:
+    """A setting at place t: a scalar as it is, a gradient interpolated, conditions tried in order (None: no match)."""
+    if not isinstance(setting, tuple):
+        return setting
+    if setting and isinstance(setting[0], Conditional):
+        for condition in setting:
+            assert isinstance(condition, Conditional)
+            if condition.matches(tensor_name):
+                return evaluate(condition.value, tensor_name, t)
+        return None
+    return _gradient(setting, t)  # type: ignore[arg-type]
+
+
+def _gradient(points: tuple[Scalar, ...], t: float) -> Scalar:
+    """Linear between numbers; a list of booleans or strings picks floor(t * (n - 1))."""
+    if any(isinstance(point, (bool, str)) for point in points):
+        return points[int(t * (len(points) - 1))]
+    place = t * (len(points) - 1)
+    low = min(int(place), len(points) - 1)
+    high = min(low + 1, len(points) - 1)
+    fraction = place - low
+    return points[low] * (1 - fraction) + points[high] * fraction  # type: ignore[operator]

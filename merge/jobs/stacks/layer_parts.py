@@ -9,7 +9,8 @@ from merge.errors import Problem
 from merge.methods import get_method
 from merge.planning.inputs import Inputs
 from merge.planning.targets import Slot, Target, Tower
-from merge.recipe.model import Recipe, Settings, Slice, resolve
+from merge.recipe.model import Recipe, Settings, Slice
+from merge.recipe.settings import resolve
 from merge.sources.layer_parts import layer_parts
 
 

@@ -22,7 +22,7 @@ from merge.methods import get_method
 from merge.output.layers import Restacked
 from merge.planned import Planned, Said
 from merge.planning.inputs import Inputs
-from merge.planning.targets import Layout, Slot, Target, Tower, model_targets, place_of
+from merge.planning.targets import Layout, Slot, Target, Tower, place_of
 from merge.recipe.model import Module, Recipe
 
 
@@ -37,7 +37,7 @@ def lay_out_targets(recipe: Recipe, inputs: Inputs) -> Planned[Layout]:
         stack=lambda model: model.main,
     )
     if not recipe.slices:
-        targets = _with_lacking(inputs, model_targets(recipe, inputs, tower))
+        targets = _with_lacking(inputs, _model_targets(recipe, inputs, tower))
         return Planned(Layout(targets.value), notes=targets.notes)
     modules = inputs_modules(inputs).found
     if ENCODER in modules and DECODER in modules:
@@ -57,7 +57,7 @@ def _modules(recipe: Recipe, inputs: Inputs) -> Planned[Layout]:
     for key, module in recipe.modules.items():
         tower = _tower(recipe, key, module, chosen)
         made = (
-            Layout(model_targets(recipe, inputs, tower))
+            Layout(_model_targets(recipe, inputs, tower))
             if module.models
             else said.take(slice_targets(recipe, inputs, tower))
         )
@@ -80,6 +80,25 @@ def _modules(recipe: Recipe, inputs: Inputs) -> Planned[Layout]:
     order = {name: place for place, name in enumerate(inputs.names())}
     ordered = sorted(targets.values(), key=lambda target: order.get(target.name, len(order)))
     return said.with_value(Layout(tuple(ordered), stacks))
+
+
+def _model_targets(recipe: Recipe, inputs: Inputs, tower: Tower) -> tuple[Target, ...]:
+    """Every tensor of the union, from every model under the same name."""
+    base = None if recipe.base_model is None else inputs.place(recipe.base_model)
+    places = {inputs.place(source.model) for source in tower.models} | ({base} if base is not None else set())
+    sources = [
+        (inputs.place(source.model), (source.parameters, *tower.settings), source.statistics) for source in tower.models
+    ]
+    stored = [inputs.all[place].tensors for place in places]
+    targets = []
+    for name in inputs.names():
+        if not tower.owns(name) or not any(name in tensors for tensors in stored):
+            continue
+        layer, t = place_of(name, inputs.donor.stacks)
+        slots = tuple(Slot(place, name, settings, statistics) for place, settings, statistics in sources)
+        base_slot = None if base is None else Slot(base, name, tower.settings)
+        targets.append(Target(name, slots, base_slot, tower.settings, t, layer, tower.method))
+    return tuple(targets)
 
 
 def _tower(recipe: Recipe, key: str, module: Module, chosen: Chosen) -> Tower:
