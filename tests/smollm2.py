@@ -6,6 +6,7 @@ The package ships a Q4_1 GGUF; transformers dequantises it to bfloat16 safetenso
 from __future__ import annotations
 
 import importlib.util
+import sys
 import unicodedata
 from pathlib import Path
 
@@ -111,3 +112,7 @@ def answer(model_directory: Path, question: str) -> str:
         out = model.generate(**tokens, max_new_tokens=32, do_sample=False, pad_token_id=tokenizer.eos_token_id)
     text: str = tokenizer.decode(out[0, tokens["input_ids"].shape[1] :], skip_special_tokens=True)
     return text
+
+
+if __name__ == "__main__":
+    make_base(Path(sys.argv[1]))

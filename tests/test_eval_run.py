@@ -142,6 +142,15 @@ def test_broken_lines_are_named(tmp_path: Path) -> None:
     assert said[4] == '7: unknown key "anwser"; known: question, choices, answer.'
 
 
+@pytest.mark.parametrize(("answer", "tokens"), [("Paris", 7), ("", 3), ("日本", 8), ("x" * 200, 64)])
+def test_a_text_ends_soon_after_no_more_answer_is_as_long(tmp_path: Path, answer: str, tokens: int) -> None:
+    path = tmp_path / "q.jsonl"
+    path.write_text("".join(json.dumps({"question": "q", "answer": text}) + "\n" for text in ("a", answer)))
+    (task,) = resolve([str(path)], None)
+    assert isinstance(task.spec, dict)
+    assert task.spec["generation_kwargs"] == {"until": ["\n"], "max_gen_toks": tokens, "do_sample": False}
+
+
 def test_unknown_names_have_suggestions(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r'unknown task "arc_esay"; did you mean "arc_easy"'):
         resolve(["arc_esay"], None)

@@ -39,10 +39,18 @@ def jsonl_task(path: Path) -> Task:
         config |= {
             "output_type": "generate_until",
             "doc_to_target": "answer",
-            "generation_kwargs": {"until": ["\n"], "max_gen_toks": 64, "do_sample": False},
+            "generation_kwargs": {"until": ["\n"], "max_gen_toks": _enough_tokens(rows), "do_sample": False},
         }
     config["metric_list"] = [{"metric": metric, "aggregation": "mean", "higher_is_better": True} for metric in metrics]
     return Task(path.stem, config, metrics[-1])
+
+
+def _enough_tokens(rows: list[dict[str, object]]) -> int:
+    """At most 64. A token writes a byte or more, so a longer text than this many tokens is longer than every answer.
+
+    Two more than the longest answer has bytes: for a space in front that is a token, and for a token that goes on.
+    """
+    return min(64, 2 + max(len(str(row["answer"]).encode("utf-8", "surrogatepass")) for row in rows))
 
 
 def _version(rows: list[dict[str, object]]) -> str:

@@ -1,0 +1,98 @@
+"""The skills family's data: answers are right, no item is in two files, seeds repeat; and its configs are read."""
+
+from __future__ import annotations
+
+import json
+import re
+import runpy
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from eval.tasks.jsonl import read_rows
+from finetune.config import load_config
+
+FOLDER = Path(__file__).parents[1] / "recipes" / "skills"
+DATA: dict[str, Any] = runpy.run_path(str(FOLDER / "data.py"))
+NAMES = tuple(DATA["SKILLS"])
+SIDES = ("train", "held-out", "search", "report")
+
+
+def solved(prompt: str) -> str:
+    """The answer by other means than the generators have."""
+    text = prompt.removesuffix(":")
+    match text.split(" "):
+        case ["Zun", digits]:
+            return " ".join(DATA["DIGITS"][ord(digit) - ord("0")] for digit in digits)
+        case ["Flip", digits]:
+            number, flipped = int(f"1{digits}"), ""
+            while number > 1:
+                number, last = divmod(number, 10)
+                flipped += str(last)
+            return flipped
+        case ["Next", *letters]:
+            return " ".join("a" if letter == "z" else chr(ord(letter) + 1) for letter in letters)
+        case ["Kind", word]:
+            return str(DATA["KINDS"][re.sub(r".*-", "", word)])
+        case ["Bora", article, adjective, noun]:
+            spoken = {"the": "ta", "a": "mo", "my": "si", "this": "ke"}
+            return f"{noun} {adjective} {spoken[article]}"
+        case ["Back", first, second, third]:
+            return f"{third} {second} {first}"
+        case ["Initials", *words]:
+            return " ".join(re.findall(r"\b\w", " ".join(words)))
+        case ["Convert", number, unit]:
+            zeros, into = DATA["UNITS"][unit]
+            return f"{int(number) * 10**zeros} {into}"
+        case ["Code", *words]:
+            codes = [code for word in words for code, known in DATA["CODES"].items() if word in known.split()]
+            assert len(codes) == 2  # no word has two codes
+            return " ".join(codes)
+        case ["Date", date]:
+            month, day, _ = date.split("/")
+            return f"{'JanFebMarAprMayJunJulAugSepOctNovDec'[3 * int(month) - 3 : 3 * int(month)]} {int(day)}"
+    raise AssertionError(prompt)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_answer_is_right_and_short(name: str) -> None:
+    for side in SIDES:
+        for prompt, answer in DATA["items"](name, side, 40):
+            assert solved(prompt) == answer
+            assert "\n" not in prompt + answer
+            assert answer == answer.strip()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_item_is_on_two_sides_and_seeds_repeat(name: str) -> None:
+    drawn = {side: DATA["items"](name, side, count) for side, count in DATA["ROWS"].items()}
+    prompts = [prompt for rows in drawn.values() for prompt, _ in rows]
+    assert len(prompts) == len(set(prompts)) == sum(DATA["ROWS"].values())
+    assert drawn["report"] == DATA["items"](name, "report", DATA["ROWS"]["report"])
+    assert drawn["report"] != DATA["items"](name, "report", DATA["ROWS"]["report"], seed=1)
+
+
+def test_the_files_are_read_by_training_and_evaluation(tmp_path: Path) -> None:
+    DATA["write_data"](tmp_path)
+    for name in NAMES:
+        for side in ("search", "report"):
+            assert len(read_rows(tmp_path / side / f"{name}.jsonl")) == DATA["ROWS"][side]
+        for ending in ("", "-held-out"):
+            first = json.loads((tmp_path / f"{name}{ending}.jsonl").read_text(encoding="utf-8").splitlines()[0])
+            assert first.keys() == {"prompt", "completion"}
+
+
+@pytest.mark.parametrize("file", sorted(FOLDER.glob("*.yaml")), ids=lambda file: file.stem)
+def test_the_configs_are_read(file: Path) -> None:
+    config = load_config(str(file), {"data": ["x.jsonl"], "out": ["out"]})
+    assert config.train == "lora"
+    assert [source.path for source in config.data] == ["x.jsonl"]
+
+
+def test_the_simultaneous_training_takes_as_many_steps_as_the_experts_together() -> None:
+    expert, together = (
+        load_config(str(FOLDER / f"{name}.yaml"), {"data": ["x.jsonl"], "out": ["out"]})
+        for name in ("expert", "simultaneous")
+    )
+    assert together.max_steps == len(NAMES) * (expert.max_steps or 0)
