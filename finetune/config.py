@@ -15,7 +15,7 @@ import yaml
 
 from finetune.before import CONFIG
 from finetune.foreign import ours
-from finetune.keys import KEYS, SOURCE_KEYS, Config, DataSource
+from finetune.keys import KEYS, PROMPTS, SOURCE_KEYS, Config, DataSource
 from merge.codec import decode
 from merge.schema.document import compose_value, read_document, read_text
 from merge.schema.keys import Key
@@ -197,7 +197,7 @@ def _check_together(problem: _Complaints, config: Config) -> None:
     if keeps_best(config) and config.save_every and config.eval_every and config.save_every % config.eval_every:
         message = f"must be a multiple of eval_every ({config.eval_every}), so that the best checkpoint is kept"
         problem("save_every", f'"save_every" {message}')
-    if config.train in ("prompt", "prefix", "ptuning") and config.packing:
+    if config.train in PROMPTS and config.packing:
         problem("packing", f"train: {config.train} puts its tokens before a row, so rows cannot be packed")
     if config.train == "prefix" and config.gradient_checkpointing:
         problem("gradient_checkpointing", "prefix tuning feeds keys and values, which checkpointing cannot recompute")

@@ -38,7 +38,7 @@ OPTIMIZERS = ("adamw", "adamw_8bit", "paged_adamw_8bit", "adafactor", "sgd")
 
 _LORA = ("lora", "qlora")
 _ADAPTERS = (*_LORA, "ia3", "bottleneck")
-_PROMPTS = ("prompt", "prefix", "ptuning")
+PROMPTS = ("prompt", "prefix", "ptuning")
 
 
 @dataclass(frozen=True)
@@ -194,7 +194,7 @@ class Config:
         (), "words", "Modules to train and save whole, such as embed_tokens.", only=(*_LORA, "ia3")
     )
     double_quantization: bool = key(True, "bool", "Quantise the scales of the weights too.", only=("qlora",))
-    virtual_tokens: int = key(20, "int", "Length of the learnt prompt or prefix.", low=1, only=_PROMPTS)
+    virtual_tokens: int = key(20, "int", "Length of the learnt prompt or prefix.", low=1, only=PROMPTS)
     prompt_init: str | None = key(None, "str", "Text that the prompt is initialised from.", only=("prompt",))
     encoder_hidden: int | None = key(None, "int", "Width of the prompt encoder.", low=1, only=("prefix", "ptuning"))
     bottleneck: int = key(16, "int", "Width of a bottleneck adapter.", low=1, only=("bottleneck",))

@@ -26,11 +26,13 @@ if TYPE_CHECKING:
 class Trainable:
     """One way of training.
 
+    what: what is trained, for the documents.
     prepare: (model, config, task type of PEFT, new token ids) -> the model to train, with requires_grad set.
     adapter: the result is an adapter beside the base, not a model.
     checkpointing: can be combined with gradient checkpointing.
     """
 
+    what: str
     prepare: Callable[[Module, Config, str | None, list[int]], Module]
     learning_rate: float
     adapter: bool = True
@@ -259,14 +261,20 @@ def _bottleneck(model: Module, config: Config, task_type: str | None, new_ids: l
 
 
 TRAINABLES: dict[str, Trainable] = {
-    "full": Trainable(_full, 2e-5, adapter=False),
-    "partial": Trainable(choose_parameters, 2e-5, adapter=False),
-    "bitfit": Trainable(_bitfit, 1e-3, adapter=False, paper="arXiv:2106.10199"),
-    "lora": Trainable(_lora, 2e-4, paper="arXiv:2106.09685"),
-    "qlora": Trainable(_qlora, 2e-4, paper="arXiv:2305.14314"),
-    "ia3": Trainable(_ia3, 3e-3, paper="arXiv:2205.05638"),
-    "prompt": Trainable(_prompt, 1e-2, paper="arXiv:2104.08691"),
-    "prefix": Trainable(_prefix, 1e-2, checkpointing=False, paper="arXiv:2101.00190"),
-    "ptuning": Trainable(_ptuning, 1e-2, paper="arXiv:2103.10385"),
-    "bottleneck": Trainable(_bottleneck, 1e-3, paper="arXiv:1902.00751"),
+    "full": Trainable("all weights", _full, 2e-5, adapter=False),
+    "partial": Trainable("some layers or weights, by number or name", choose_parameters, 2e-5, adapter=False),
+    "bitfit": Trainable("biases", _bitfit, 1e-3, adapter=False, paper="arXiv:2106.10199"),
+    "lora": Trainable("low-rank factors beside linear layers", _lora, 2e-4, paper="arXiv:2106.09685"),
+    "qlora": Trainable("the same over a base in NF4; slow on CPU", _qlora, 2e-4, paper="arXiv:2305.14314"),
+    "ia3": Trainable("scales of keys, values and inner activations", _ia3, 3e-3, paper="arXiv:2205.05638"),
+    "prompt": Trainable("embeddings before the text", _prompt, 1e-2, paper="arXiv:2104.08691"),
+    "prefix": Trainable(
+        "keys and values before the text, in every layer", _prefix, 1e-2, checkpointing=False, paper="arXiv:2101.00190"
+    ),
+    "ptuning": Trainable(
+        "embeddings before the text, made by a small network", _ptuning, 1e-2, paper="arXiv:2103.10385"
+    ),
+    "bottleneck": Trainable(
+        "Houlsby adapters after attention and MLP; they start as no change", _bottleneck, 1e-3, paper="arXiv:1902.00751"
+    ),
 }

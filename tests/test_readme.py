@@ -16,7 +16,7 @@ from click.exceptions import Exit
 from merge.cli import VERBS, cli
 from merge.methods import all_methods
 from merge.planning.load import parse_pipeline
-from merge.recipe.names import KEYS
+from merge.recipe.keys import KEYS
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

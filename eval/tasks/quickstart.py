@@ -14,7 +14,7 @@ END = "\n"
 
 def suite() -> Suite:
     tasks = tuple(Task(name, _config(name), "exact_match") for name in SKILLS)
-    return Suite("quickstart", f"reverse, sort and add: {ITEMS} held-out prompts each, answered to the letter", tasks)
+    return Suite("quickstart", f"reverse, sort and add: {ITEMS} held-out prompts each, exact match", tasks)
 
 
 def _config(name: str) -> dict[str, object]:

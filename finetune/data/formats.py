@@ -35,6 +35,7 @@ class Format:
         needs: columns; "a|b" means either.
         may: columns that it reads if they exist.
         repeats: columns of public data sets that repeat what is read; a note names them.
+        about: what the columns hold, for the documents.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Format:
     may: tuple[str, ...]
     read: Callable[[Row], Content]
     repeats: tuple[str, ...] = ()
+    about: str = ""
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -218,30 +220,58 @@ _TALK = ("system", "tools")
 FORMATS: dict[str, Format] = {
     form.name: form
     for form in (
-        Format("messages", ("messages",), _TALK, _conversation("messages")),
-        Format("sharegpt", ("conversations",), _TALK, _conversation("conversations")),
+        Format(
+            *("messages", ("messages",), _TALK, _conversation("messages")),
+            about="OpenAI's turns: role, content, tool_calls, tool_call_id, name, weight",
+        ),
+        Format(
+            *("sharegpt", ("conversations",), _TALK, _conversation("conversations")),
+            about="turns with from and value; from human, gpt, system, function_call, observation",
+        ),
         Format(
             "preference",
             ("chosen", "rejected"),
             ("prompt", "question", "instruction", "input", "history", "messages", "conversations", *_TALK),
             _preference,
+            about="texts with a prompt, transcripts (HH), or turns (UltraFeedback, TRL)",
         ),
         Format(
             "kto",
             ("completion|response|output|messages|conversations", "label|kto_tag"),
             ("prompt", "instruction", "input", *_TALK),
             _judged,
+            about="an answer, and whether it is wanted: true or false",
         ),
-        Format("anchor_positive", ("anchor|query", "positive"), ("negative",), _anchor),
-        Format("alpaca", ("instruction", "output"), ("input", "system", "history"), _alpaca, ("text",)),
-        Format("prompt_completion", ("prompt", "completion|response|answer"), _TALK, _prompt_completion),
+        Format(
+            "anchor_positive",
+            ("anchor|query", "positive"),
+            ("negative",),
+            _anchor,
+            about="texts that match, and one that does not",
+        ),
+        Format(
+            "alpaca",
+            ("instruction", "output"),
+            ("input", "system", "history"),
+            _alpaca,
+            ("text",),
+            "an instruction with its answer",
+        ),
+        Format(
+            "prompt_completion",
+            ("prompt", "completion|response|answer"),
+            _TALK,
+            _prompt_completion,
+            about="texts or turns",
+        ),
         Format(
             "text_label",
             ("text|sentence", "label"),
             (),
             lambda row: Labelled(text_of(row, "text", "sentence"), text_of(row, "label")),
+            about="a text and its class",
         ),
-        Format("text", ("text",), (), lambda row: Text(text_of(row, "text"))),
+        Format("text", ("text",), (), lambda row: Text(text_of(row, "text")), about="a text to continue"),
     )
 }
 # Columns that say how a row is meant: what some format reads, and what none does.

@@ -11,7 +11,7 @@ import importlib
 from typing import NamedTuple
 
 from finetune.data.contents import Conversation, Instruction, Judged, Labelled, Preference, Text, TextPair
-from finetune.keys import KEYS, Config
+from finetune.keys import KEYS, PROMPTS, Config
 from finetune.objectives.base import Objective, Run
 from merge.errors import UsageError
 from merge.schema.names import one_of
@@ -56,7 +56,7 @@ def bind_objective(name: str, run: Run) -> Objective:
         raise UsageError(f"packing: objective {name} has one example a row; set packing: false.")
     if config.too_long == "split" and not objective.splits:
         raise UsageError(f"too_long: examples of objective {name} cannot be split; use truncate or drop.")
-    if config.train in ("prompt", "prefix", "ptuning") and not objective.prompts:
+    if config.train in PROMPTS and not objective.prompts:
         raise UsageError(
             f"train: {config.train} puts its tokens before a text, which objective {name} cannot use. "
             "Use lora, ia3, bottleneck, full, partial or bitfit."

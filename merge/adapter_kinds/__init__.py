@@ -1,7 +1,8 @@
 """PEFT adapters other than LoRA: one file for each kind that can be folded exactly.
 
-One file a kind, named in KINDS. A kind changes runs of rows of a module's matrix, (out, in), in float64. What it needs
-for the whole matrix is computed once, when the tensor is first read (merge/sources/adapted.py).
+Adding a file adds a kind; the first line of its docstring has the kind's name and formula. A kind changes runs of rows
+of a module's matrix, (out, in), in float64. What it needs for the whole matrix is computed once, when the tensor is
+first read (merge/sources/adapted.py).
 
 The formulas are those of each kind's get_delta_weight and merge in peft 0.21.2, tuners/KIND/layer.py.
 """
@@ -9,6 +10,7 @@ The formulas are those of each kind's get_delta_weight and merge in peft 0.21.2,
 from __future__ import annotations
 
 import importlib
+import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -25,23 +27,9 @@ Parts = Mapping[str, F64]
 # rows(first, values): rows first .. first + n of the matrix, (n, in) float64, as they are -> as the adapter has them
 Rows = Callable[[int, F64], None]
 
-# PEFT's name of a kind -> the module that has it
+# PEFT's name of a kind, which is that of its file in capitals -> the module that holds it
 KINDS: dict[str, str] = {
-    "ADALORA": "merge.adapter_kinds.adalora",
-    "BOFT": "merge.adapter_kinds.boft",
-    "C3A": "merge.adapter_kinds.c3a",
-    "DELORA": "merge.adapter_kinds.delora",
-    "FOURIERFT": "merge.adapter_kinds.fourierft",
-    "HIRA": "merge.adapter_kinds.hira",
-    "HRA": "merge.adapter_kinds.hra",
-    "IA3": "merge.adapter_kinds.ia3",
-    "LOHA": "merge.adapter_kinds.loha",
-    "LOKR": "merge.adapter_kinds.lokr",
-    "MISS": "merge.adapter_kinds.miss",
-    "OFT": "merge.adapter_kinds.oft",
-    "ROAD": "merge.adapter_kinds.road",
-    "VBLORA": "merge.adapter_kinds.vblora",
-    "VERA": "merge.adapter_kinds.vera",
+    file.name.upper(): f"{__name__}.{file.name}" for file in pkgutil.iter_modules(__path__) if file.name != "patterns"
 }
 
 

@@ -27,7 +27,8 @@ from merge.show.plan import show_plan, totals_of
 Examples:
   merge plan recipe.yaml
   merge plan recipe.yaml --tensors
-  merge plan recipe.yaml --json > plan.json""",
+  merge plan recipe.yaml --json > plan.json
+docs/recipes.md explains every key of a recipe; `merge methods` lists the methods.""",
 )
 @click.argument("recipe")
 @click.option(

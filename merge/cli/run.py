@@ -39,6 +39,7 @@ Examples:
   merge run recipe.yaml -o out --shard-size 2GB
   merge run recipe.yaml --threads 4 --max-ram 1GiB
   merge run pipeline.yaml --keep-stages        several documents; later ones use earlier ones
+docs/recipes.md explains every key of a recipe; `merge methods` lists the methods.
 Interrupted or killed, the same command resumes where it stopped.""",
 )
 @click.argument("recipe")

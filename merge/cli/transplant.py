@@ -19,6 +19,7 @@ from merge.cli.options import (
     trust_option,
 )
 from merge.show.terminal import memory, printable, progress_bar, show_notes, size
+from merge.tools.transplant import METHODS
 
 
 @click.command(
@@ -34,7 +35,7 @@ Interrupted or killed, the same command resumes where it stopped.""",
 @out_option
 @click.option(
     "--method",
-    type=click.Choice(["omp", "mean", "zero", "copy-only"]),
+    type=click.Choice(list(METHODS)),
     default="omp",
     show_default=True,
     help="Rows for tokens that MODEL lacks.",

@@ -3,7 +3,8 @@
 A text becomes a Draft by itself; merge/planning makes a Recipe of that.
 
 reader.py      reads nodes with the reader of merge/schema
-names.py       the keys of each level, and suggestions for unknown ones
+keys.py        the keys of each level, with values and help
+names.py       messages for unknown keys, parameters and methods
 references.py  directory, org/name@revision, model+adapter, the name of an earlier document; looks at the disk
 mentioned.py   every model that a recipe names
 pipeline.py    several documents, of which later ones use earlier ones

@@ -11,6 +11,7 @@ from merge.methods.registry import Method, all_methods
 from merge.quoting import clipped
 from merge.recipe import names
 from merge.recipe.fields import read_allow, read_compat, read_dtype, read_name
+from merge.recipe.keys import LEVELS
 from merge.recipe.mixture import build_mixture, is_mixture
 from merge.recipe.model import COMPAT, Module, Recipe, Slice, Source, Upscale
 from merge.recipe.reader import UNREADABLE, RecipeReader
@@ -140,12 +141,12 @@ def _models(reader: RecipeReader, node: yaml.Node | None, path: str) -> tuple[So
 def _source(reader: RecipeReader, node: yaml.Node, path: str, level: str) -> Source:
     """An entry of `models` or of `sources`; the latter has a layer_range."""
     if isinstance(node, yaml.ScalarNode):
-        message = f'{names.LEVELS[level]} must be a mapping, not {shown(node)}; write "- model: {clipped(node.value)}"'
+        message = f'{LEVELS[level]} must be a mapping, not {shown(node)}; write "- model: {clipped(node.value)}"'
         reader.problem(node, message, path)
         return Source(UNREADABLE, line=line_of(node))
     fields = reader.mapping(node, path, level)
     if "model" not in fields and path not in reader.broken:
-        reader.problem(node, f'{names.LEVELS[level]} needs the key "model"', path)
+        reader.problem(node, f'{LEVELS[level]} needs the key "model"', path)
     layer_range = None
     if level == "source":
         layer_range = _layer_range(reader, node, fields.get("layer_range"), path)

@@ -18,6 +18,7 @@ from merge.moe_layouts import all_layouts
 from merge.quoting import clipped
 from merge.recipe import names
 from merge.recipe.fields import read_allow, read_compat, read_dtype, read_name
+from merge.recipe.keys import GATE_MODES, LEVELS, PROMPTED
 from merge.recipe.model import Recipe, Source
 from merge.recipe.reader import UNREADABLE, RecipeReader
 from merge.recipe.settings import read_settings
@@ -28,9 +29,6 @@ from merge.schema.scalars import shown
 
 # What tells this schema from the other one.
 KEYS = ("experts", "shared_experts", "gate_mode", "experts_per_token")
-
-GATE_MODES = ("hidden", "hidden_avg", "cheap_embed", "random", "uniform_random", "zero")
-PROMPTED = GATE_MODES[:3]  # modes that make the router from prompts
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +115,7 @@ def _experts(reader: RecipeReader, node: yaml.Node | None, path: str) -> list[tu
 def _expert(reader: RecipeReader, node: yaml.Node, path: str) -> tuple[Source, Expert]:
     fields = reader.mapping(node, path, "expert")
     if "source_model" not in fields and path not in reader.broken:
-        reader.problem(node, f'{names.LEVELS["expert"]} needs the key "source_model"', path)
+        reader.problem(node, f'{LEVELS["expert"]} needs the key "source_model"', path)
     model = reader.reference(*fields.at("source_model")) or UNREADABLE
     line = line_of(node)
     expert = Expert(

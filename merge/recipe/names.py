@@ -1,4 +1,4 @@
-"""The keys of each level of a recipe, and suggestions for unknown ones."""
+"""Messages for unknown keys, parameters and methods of a recipe."""
 
 from __future__ import annotations
 
@@ -6,95 +6,14 @@ import difflib
 from collections.abc import Mapping, Sequence
 
 from merge.methods.registry import Method
-from merge.recipe.model import ALIGN, COMPAT
+from merge.recipe.keys import KEYS, LEVELS
 from merge.schema.document import FileKind
-from merge.schema.keys import Key
 from merge.schema.names import MOST, alike, nearest, suggest
 
 RECIPE = FileKind(
     *("recipe", "merge_method: linear", "merge_method and models"),
     several="this is a pipeline; read it with load_pipeline or parse_pipeline",
 )
-_SEED = Key("int", low=0, high=(1 << 64) - 1)
-_COMPAT = Key("str", choices=COMPAT)
-_TEXT, _FLAG = Key("str"), Key("bool")
-
-
-def _own(*keys: str) -> dict[str, Key]:
-    """Keys that are read by functions of merge/recipe."""
-    return dict.fromkeys(keys, Key())
-
-
-# Level -> its keys.
-KEYS: dict[str, dict[str, Key]] = {
-    "recipe": {
-        **_own("merge_method", "models", "slices", "modules", "base_model", "parameters", "dtype", "out_dtype"),
-        **_own("tokenizer_source", "tokenizer", "chat_template", "name"),
-        "seed": _SEED,
-        **_own("allow"),
-        "align": Key("str", choices=ALIGN, noun="way to align"),
-        **_own("upscale", "config_donor", "tokenizer_donor"),
-        "compat": _COMPAT,
-    },
-    "mixture": {
-        **_own("base_model", "experts", "shared_experts", "gate_mode"),
-        "experts_per_token": Key("int", low=1),
-        **_own("architecture", "attention", "reinit", "dtype", "out_dtype", "name"),
-        "seed": _SEED,
-        **_own("allow"),
-        "compat": _COMPAT,
-    },
-    "expert": {
-        **_own("source_model", "positive_prompts", "negative_prompts"),
-        "noise_scale": Key("float", low=0),
-        "residual_scale": Key("float"),
-    },
-    "attention": {"merge_method": _TEXT, **_own("parameters")},
-    "reinit": {"ratio": Key("float", low=0, high=1)},
-    "model": {**_own("model", "parameters"), "statistics": _TEXT},
-    "slice": _own("sources", "merge_method", "base_model", "parameters"),
-    "source": {**_own("model", "layer_range", "parameters"), "statistics": _TEXT},
-    "module": _own("slices", "models", "merge_method", "parameters"),
-    "upscale": {
-        "overlap": Key("int", low=0),
-        "layers": Key("int", low=2),
-        "insert_every": Key("int", low=1),
-        "zero_init": _FLAG,
-    },
-    "tokenizer": {**_own("source", "tokens"), "pad_to_multiple_of": Key("int", low=1, high=1 << 20)},
-    "token": {**_own("source"), "force": _FLAG},
-    "token source": {
-        "kind": Key("str", choices=("model_token", "zero")),
-        **_own("model", "token"),
-        "token_id": Key("int", low=0),
-    },
-    "condition": _own("filter", "value"),
-    "reference": {**_own("model", "lora"), "override_architecture": _TEXT},
-    "model path": {"path": _TEXT, "revision": _TEXT},
-}
-# Keys of mergekit's schema that do nothing there: refused with the reason, not as unknown.
-REFUSED: dict[str, dict[str, str]] = {
-    "slice": {"residual_weight": "residual_weight has no effect in mergekit and none here; remove it"},
-}
-LEVELS = {
-    "recipe": "the recipe",
-    "mixture": "the recipe",
-    "expert": 'an entry of "experts"',
-    "attention": '"attention"',
-    "reinit": '"reinit"',
-    "model": 'an entry of "models"',
-    "slice": 'an entry of "slices"',
-    "source": 'an entry of "sources"',
-    "module": "a module",
-    "upscale": '"upscale"',
-    "tokenizer": '"tokenizer"',
-    "token": "a token",
-    "token source": "a token's source",
-    "condition": "a condition",
-    "reference": "a model reference",
-    "model path": "a model path",
-}
-
 
 # Parameters of mergekit, or of scripts around it, that real recipes give to any method.
 _FOREIGN = ("allow_negative_weights", "smooth", "rank", "residual_weight")

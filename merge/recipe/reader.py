@@ -13,6 +13,7 @@ import yaml
 
 from merge.methods.registry import Method
 from merge.recipe import names
+from merge.recipe.keys import KEYS, LEVELS, REFUSED
 from merge.recipe.model import ModelRef
 from merge.recipe.references import StageNames
 from merge.schema.document import line_of, place
@@ -80,17 +81,17 @@ class RecipeReader(Reader):
         """The known keys of a mapping, without those that are null; unknown keys are problems."""
 
         def unknown(key: str, key_node: yaml.Node, value: yaml.Node) -> None:
-            if key not in names.REFUSED.get(level, {}):
+            if key not in REFUSED.get(level, {}):
                 self._unknown(key_node, key, level)
             elif value.tag != NULL:
-                self.ignored(key_node, key, names.REFUSED[level][key])
+                self.ignored(key_node, key, REFUSED[level][key])
 
-        return self.fields(node, path, names.KEYS[level], names.LEVELS[level], unknown)
+        return self.fields(node, path, KEYS[level], LEVELS[level], unknown)
 
     def _unknown(self, node: yaml.Node, key: str, level: str) -> None:
         message = names.unknown_key(key, level, self.method)
-        parameters = self.method.parameters if self.method and "parameters" in names.KEYS[level] else ()
-        known = (*names.KEYS[level], *(parameter.name for parameter in parameters))
+        parameters = self.method.parameters if self.method and "parameters" in KEYS[level] else ()
+        known = (*KEYS[level], *(parameter.name for parameter in parameters))
         if names.is_ignored_elsewhere(key, known, self.methods):
             self.ignored(node, key, message)
         else:

@@ -14,6 +14,8 @@ class Key:
         kind: str, int, float, bool, words (a list of strings), table (strings to numbers), or own: a function reads it.
         help: one line, for `--help` and the documents.
         choices: the words that a str, or each of words, may be.
+        takes: the kind of value in words, for the documents, where `kind` does not tell.
+        page: page of docs/ that explains the key, with its section.
         low, high: inclusive bounds of a number; `above` is an exclusive one.
         noun: the name of the choices in messages, if it is not the key's.
     """
@@ -25,6 +27,8 @@ class Key:
     high: float | None = None
     above: float | None = None
     noun: str = ""
+    takes: str = ""
+    page: str = ""
 
     @property
     def span(self) -> str:

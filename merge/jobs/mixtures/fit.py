@@ -13,7 +13,8 @@ from merge.moe_layouts import PROJECTIONS, MoeLayout, all_layouts
 from merge.plan import Plan, Step, TensorRef
 from merge.planning.inputs import Inputs
 from merge.quoting import quoted
-from merge.recipe.mixture import PROMPTED, Mixture
+from merge.recipe.keys import PROMPTED
+from merge.recipe.mixture import Mixture
 from merge.recipe.model import Recipe
 
 EMBEDDING, NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"

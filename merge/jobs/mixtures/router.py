@@ -21,7 +21,8 @@ from merge.moe_layouts import MoeLayout
 from merge.plan import Derived, TensorRef
 from merge.planning.inputs import Input
 from merge.quoting import quoted
-from merge.recipe.mixture import PROMPTED, Expert, Mixture
+from merge.recipe.keys import PROMPTED
+from merge.recipe.mixture import Expert, Mixture
 from merge.recipe.model import Recipe
 from merge.sources import found
 

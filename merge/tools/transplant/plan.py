@@ -1,11 +1,6 @@
 """Gives a model another model's tokenizer: shared tokens keep their rows, the others get new ones.
 
-    omp        combinations of shared tokens that give the donor's row in the donor's space, made of the model's rows
-    mean       the mean of the rows of the pieces into which the model's tokenizer cuts the new token's text
-    zero       zeros
-    copy-only  the mean of all rows that were copied
-
-The combinations are found first (new_rows.py), and the new rows are written to OUT.rows.safetensors; then an ordinary
+The combinations are found first (rows.py), and the new rows are written to OUT.rows.safetensors; then an ordinary
 plan puts the matrices together. Nothing is computed twice if that is interrupted.
 """
 
@@ -39,7 +34,6 @@ from merge.vocabulary.memory import tokenizer_memory
 from merge.vocabulary.surface import same_tokens, surfaces
 from merge.vocabulary.tokenizer import Tokenizer, read_tokenizer
 
-METHODS = ("omp", "mean", "zero", "copy-only")
 F32 = npt.NDArray[np.float32]
 Pairs = dict[int, list[tuple[int, int]] | None]
 
