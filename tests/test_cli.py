@@ -215,6 +215,36 @@ def test_plan_shows_the_merge_and_writes_nothing(call_cli: Run, recipe: Path) ->
     assert json.loads(out)
 
 
+@pytest.mark.parametrize(
+    ("args", "exit_code", "where", "words"),
+    [
+        (["run", "typo.yaml"], 2, "typo.yaml:1", 'unknown method "tees"'),
+        (["plan", "typo.yaml"], 2, "typo.yaml:1", 'unknown method "tees"'),
+        (["verify", "nothing"], 1, None, "nothing is not a finished output"),
+        (["diff", "nothing", "base"], 1, None, "nothing"),
+        (["run", "tiny.yaml", "-o", ""], 2, None, "a path that is empty"),
+    ],
+)
+def test_failures_are_json_too(
+    call_cli: Run, recipe: Path, args: list[str], exit_code: int, where: str | None, words: str
+) -> None:
+    (recipe.parent / "typo.yaml").write_text(TIES.replace("merge_method: ties", "merge_method: tees"))
+    code, out, err = call_cli([*args, "--json"])
+    (problem,) = json.loads(out)["problems"]
+    assert (code, problem["where"]) == (exit_code, where)
+    assert words in problem["message"]
+    assert words in err
+
+
+@pytest.mark.parametrize("args", [["run", "tiny.yaml", "-o", ""], ["verify", ""], ["compare", "a", "b", "--html", ""]])
+def test_an_empty_path_is_a_usage_error(call_cli: Run, recipe: Path, args: list[str]) -> None:
+    before = sorted(recipe.parent.rglob("*"))
+    code, out, err = call_cli(args)
+    assert (code, out) == (2, "")
+    assert "a path that is empty" in err
+    assert sorted(recipe.parent.rglob("*")) == before
+
+
 def test_verify_passes_what_was_written(call_cli: Run, recipe: Path) -> None:
     assert call_cli(["run", "tiny.yaml", "-o", "out"])[0] == 0
     code, out, err = call_cli(["verify", "out"])

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from merge.errors import RecipeError
-from merge.planning.load import parse_recipe
+from merge.jobs.build import build_plan
+from merge.planning.load import load_recipe, parse_recipe
 from merge.recipe import ModelRef, Recipe, parse_reference
 
 
@@ -57,6 +59,33 @@ def test_a_model_may_be_a_mapping(tmp_path: Path) -> None:
     assert linear("{model: {path: org/a, revision: v1}}").models[0].model == ModelRef("", "org/a", "v1")
     assert linear("{model: org/a@v1}").models[0].model == ModelRef("", "org/a", "v1")
     assert linear(f'{{model: {{path: "{tmp_path}/x@y"}}}}').models[0].model.path == f"{tmp_path}/x@y"
+
+
+def test_a_misspelt_directory_is_named_with_the_one_that_was_meant(
+    make_model: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("math", "code", "base"):
+        make_model(tmp_path / "family" / name)
+    text = """\
+merge_method: ties
+base_model: family/base
+models:
+  - {model: family/maht, parameters: {weight: 1, density: 0.5}}
+  - {model: famly/code, parameters: {weight: 1, dnsity: 0.5}}
+  - {model: codes, parameters: {weight: 1, density: 0.5}}
+"""
+    monkeypatch.chdir(tmp_path)
+    maht, famly, codes = (
+        f'r.yaml:{line}: there is no directory "{name}", nor beside the recipe in "."'
+        for line, name in ((4, "family/maht"), (5, "famly/code"), (6, "codes"))
+    )
+    models = [f'{maht}; did you mean "family/math"?', f'{famly}; did you mean "family/code"?', codes]
+    typo = 'r.yaml:5: unknown key "dnsity"; did you mean "density"?'
+    for written, expected in ((text, {*models, typo}), (text.replace("dnsity", "density"), set(models))):
+        Path("r.yaml").write_text(written)
+        with pytest.raises(RecipeError) as caught:
+            build_plan(load_recipe("r.yaml"))
+        assert set(str(caught.value).split("\n")) == expected
 
 
 def test_references_are_equal_when_they_mean_the_same_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

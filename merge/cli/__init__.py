@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import json
 import os
 import signal
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -45,6 +47,13 @@ def _verbs() -> dict[str, str]:
 
 
 VERBS = _verbs()
+
+
+@dataclass
+class Invocation:
+    """What main() knows about the command that runs: whether it was called with --json."""
+
+    as_json: bool = False
 
 
 class _Verbs(click.Group):
@@ -85,20 +94,23 @@ def cli() -> None:
 
 
 def main() -> None:
-    """Runs the command line; every error becomes one message and its exit code."""
+    """Runs the command line; every error becomes one message and its exit code, and with --json an object on stdout."""
     from merge.errors import MergeError, is_kept
 
     for name in ("stdout", "stderr"):  # None where the shell closed it (2>&-)
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
 
+    invocation = Invocation()
     try:
         with _terminable():
-            code = cli(prog_name="merge", standalone_mode=False)
+            code = cli(prog_name="merge", standalone_mode=False, obj=invocation)
         sys.exit(code if isinstance(code, int) else 0)
     except MergeError as error:
+        _problems(invocation, error)
         _end(_shortened(error), error.exit_code)
     except click.ClickException as error:
+        _problems(invocation, error)
         error.show()
         sys.exit(2)
     except (KeyboardInterrupt, click.Abort) as error:
@@ -112,10 +124,14 @@ def main() -> None:
         if not isinstance(error, MemoryError) and not any(words in str(error).lower() for words in _NO_MEMORY):
             raise
         kept = " Finished work is kept." if is_kept(error) else ""
-        _end(f"out of memory. Use fewer --threads, give --max-ram, or free some memory.{kept}", 1)
+        message = f"out of memory. Use fewer --threads, give --max-ram, or free some memory.{kept}"
+        _problems(invocation, message)
+        _end(message, 1)
     except OSError as error:  # the machine's doing: what can be said better is said where it happens
         place = f"{error.filename}: " if error.filename else ""
-        _end(f"{place}{error.strerror or error}.", 1)
+        message = f"{place}{error.strerror or error}."
+        _problems(invocation, message)
+        _end(message, 1)
 
 
 # How Python and the loader of libraries say so.
@@ -129,6 +145,20 @@ def _interrupted(error: BaseException) -> str:
     # click puts an error of its own around Ctrl-C
     kept = is_kept(error) or (error.__cause__ is not None and is_kept(error.__cause__))
     return "Interrupted. Finished work is kept; run the same command to resume." if kept else "Interrupted."
+
+
+def _problems(invocation: Invocation, error: Exception | str) -> None:
+    """With --json: all problems on stdout, as one object."""
+    from merge.errors import Problem, RecipeError
+
+    if not invocation.as_json:
+        return
+    text = error.format_message() if isinstance(error, click.ClickException) else str(error)
+    found = error.problems if isinstance(error, RecipeError) else [Problem(text)]
+    advice = error.advice if isinstance(error, RecipeError) else ()
+    problems = [{"where": p.where, "message": p.message, "hint": p.hint} for p in found]
+    with contextlib.suppress(BrokenPipeError):
+        click.echo(json.dumps({"problems": problems, "advice": list(advice)}))
 
 
 def _end(message: str, code: int) -> NoReturn:

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from merge.cli.models import opened, read_lines
-from merge.cli.options import trust_option
+from merge.cli.options import PATH, json_flag, trust_option
 from merge.show.terminal import console, printable
 
 
@@ -21,10 +21,10 @@ Examples:
 )
 @click.argument("model")
 @click.option("--text", "texts", multiple=True, help="A text; may be repeated.")
-@click.option("--file", type=click.Path(path_type=Path), help="A text in each line.")
+@click.option("--file", type=PATH, help="A text in each line.")
 @click.option("--top", type=click.IntRange(1), default=3, show_default=True, help="Labels shown for each text.")
 @click.option("--batch", type=click.IntRange(1), default=16, show_default=True, help="Texts at once.")
-@click.option("--json", "as_json", is_flag=True, help="Print one line of JSON for each text, with all labels.")
+@json_flag("Print one line of JSON for each text, with all labels.")
 @trust_option
 def command(model: str, texts: tuple[str, ...], file: Path | None, top: int, batch: int, as_json: bool) -> None:
     """Label texts with MODEL, a sequence classifier: a directory, hub id, model+adapter, or recipe."""

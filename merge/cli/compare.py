@@ -11,7 +11,7 @@ import click
 from click.core import ParameterSource
 
 from merge.cli.judging import check_files, judging, judging_options, write_text
-from merge.cli.options import html_option, trust_option
+from merge.cli.options import PATH, html_option, json_flag, trust_option
 from merge.errors import UsageError
 
 if TYPE_CHECKING:
@@ -36,14 +36,14 @@ Saved results are compared as they are; models are evaluated first, with the opt
     "--merge", "merge", help="The merges to compare, separated by commas.  [default: all whose parents are given]"
 )
 @click.option("--parents", help="The models to compare with, separated by commas.  [default: what it was made of]")
-@click.option("--csv", "csv_file", type=click.Path(path_type=Path), help="Write the table as CSV.")
-@click.option("--markdown", type=click.Path(path_type=Path), help="Write it as Markdown.")
+@click.option("--csv", "csv_file", type=PATH, help="Write the table as CSV.")
+@click.option("--markdown", type=PATH, help="Write it as Markdown.")
 @html_option
-@click.option("--card", type=click.Path(path_type=Path), help="Add the table to the model card of this directory.")
-@click.option("-o", "--out", type=click.Path(path_type=Path), help="File for the results.")
+@click.option("--card", type=PATH, help="Add the table to the model card of this directory.")
+@click.option("-o", "--out", type=PATH, help="File for the results.")
 @click.option("--gate", is_flag=True, help="Exit with 1 unless the mean rises and no task falls significantly.")
 @click.option("--gate-against", metavar="NAME", help="The model to replace.  [default: the best parent on average]")
-@click.option("--json", "as_json", is_flag=True, help="Print the comparison as JSON.")
+@json_flag("Print the comparison as JSON.")
 @judging_options
 @trust_option
 def command(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from merge.cli.options import quiet_option, threads_option
+from merge.cli.options import json_flag, quiet_option, threads_option
 from merge.show.terminal import console, printable, progress_bar, show_notes
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ Examples:
 @threads_option
 @click.option("--exit-code", is_flag=True, help="Exit with 1 if the models differ, as git diff does.")
 @quiet_option
-@click.option("--json", "as_json", is_flag=True, help="Print everything, tensor by tensor, as JSON.")
+@json_flag("Print everything, tensor by tensor, as JSON.")
 @click.pass_context
 def command(
     ctx: click.Context,

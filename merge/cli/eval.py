@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from merge.cli.judging import check_files, judging, judging_options, write_text
-from merge.cli.options import html_option, trust_option
+from merge.cli.options import PATH, html_option, json_flag, trust_option
 
 
 @click.command(
@@ -29,9 +29,9 @@ only that model. Compare saved results with merge compare.""",
 @click.option(
     "--ensemble", "ensembles", multiple=True, metavar="A,B", help="Add a row for these models as an ensemble."
 )
-@click.option("-o", "--out", type=click.Path(path_type=Path), help="File for the results.  [default: none]")
+@click.option("-o", "--out", type=PATH, help="File for the results.  [default: none]")
 @html_option
-@click.option("--json", "as_json", is_flag=True, help="Print the results as JSON.")
+@json_flag("Print the results as JSON.")
 @judging_options
 @trust_option
 def command(

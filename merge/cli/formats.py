@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from merge.cli.options import no_bar_option
+from merge.cli.options import json_flag, no_bar_option
 from merge.show.terminal import console, printable, progress_bar
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ Examples:
 @click.option("--model", help="A checkpoint whose weights are rounded to each format: directory or hub id.")
 @click.option("--threads", type=click.IntRange(1, 1024), help="With --model.  [default: all processors]")
 @no_bar_option
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_flag("Print JSON.")
 def command(
     numbers: tuple[str, ...], absmax: float | None, model: str | None, threads: int | None, quiet: bool, as_json: bool
 ) -> None:

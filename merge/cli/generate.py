@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from merge.cli.models import opened, read_lines, write
-from merge.cli.options import trust_option
+from merge.cli.options import PATH, json_flag, trust_option
 from merge.cli.talk import talk
 from merge.show.terminal import printable
 
@@ -26,7 +26,7 @@ Examples:
 )
 @click.argument("model")
 @click.option("--prompt", help="Text to continue, or the first message with --chat.")
-@click.option("--file", type=click.Path(path_type=Path), help="A prompt in each line.")
+@click.option("--file", type=PATH, help="A prompt in each line.")
 @click.option(
     "--chat/--no-chat", default=None, help="Use the model's chat template.  [default: in a conversation, if it has one]"
 )
@@ -40,7 +40,7 @@ Examples:
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Seed of sampling.")
 @click.option("--stop", multiple=True, help="Text that ends the output; may be repeated.")
 @click.option("--stream/--no-stream", default=True, help="Print text as it is generated.")
-@click.option("--json", "as_json", is_flag=True, help="Print one line of JSON for each prompt.")
+@json_flag("Print one line of JSON for each prompt.")
 @trust_option
 def command(
     model: str,

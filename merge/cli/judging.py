@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from merge.cli.options import check_device
+from merge.cli.options import PATH, check_device
 from merge.jsontext import parse_json
 from merge.needs import need
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from eval.tasks.task import Task
 
 Function = TypeVar("Function", bound=Callable[..., Any])
-_FILE = click.Path(path_type=Path)
+_FILE = PATH
 QUICK = 30  # items of each task
 _OPTIONS = (
     click.option("--suite", help="A suite of tasks: quickstart, core, openllm-v1, openllm-v2."),

@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from merge.cli.options import force_option, json_option, out_option, quiet_option, shard_size_option, threads_option
+from merge.cli.options import (
+    force_option,
+    json_flag,
+    json_option,
+    out_option,
+    quiet_option,
+    shard_size_option,
+    threads_option,
+)
 from merge.show.terminal import console, printable, progress_bar, show_notes, size
 
 if TYPE_CHECKING:
@@ -213,7 +221,7 @@ def _print_extracted(summary: Summary) -> None:
 
 @command.command("show")
 @click.argument("adapter")
-@click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
+@json_flag("Print it as JSON.")
 def show(adapter: str, as_json: bool) -> None:
     """Modules of ADAPTER with rank, scaling, parameters and the length of the change they make."""
     from rich.table import Table

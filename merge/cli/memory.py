@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from merge.cli.options import trust_option
+from merge.cli.options import json_flag, trust_option
 from merge.show.terminal import console, printable
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ Examples:
 @click.option("--accumulation", is_flag=True, help="Gradients of several batches are added up before a step.")
 @click.option("--checkpointing", is_flag=True, help="Gradient checkpointing: activations are computed twice.")
 @click.option("--master-weights", is_flag=True, help="Full training in 16 bits with float32 master weights and states.")
-@click.option("--json", "as_json", is_flag=True, help="Print the estimate as JSON.")
+@json_flag("Print the estimate as JSON.")
 @trust_option
 def command(
     model: str,

@@ -8,14 +8,14 @@ from typing import Any
 
 import click
 
-from merge.cli.options import method_file_option
+from merge.cli.options import json_flag, method_file_option
 from merge.show.terminal import console
 
 
 @click.command("methods", epilog="\b\nExamples:\n  merge methods\n  merge methods ties")
 @click.argument("name", required=False)
 @method_file_option
-@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+@json_flag("Print as JSON.")
 def command(name: str | None, method_files: tuple[Path, ...], as_json: bool) -> None:
     """List the merge methods; with NAME, its parameters, formula, paper and an example recipe."""
     from merge.errors import UsageError

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any, TypeVar
 import click
 
 from merge.checkpoint.trust import FLAG, trusting
+from merge.cli import Invocation
 from merge.show.terminal import printable
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -34,29 +36,50 @@ class Size(click.ParamType):  # type: ignore[type-arg]  # not generic in click 8
         return int(float(match[1]) * unit)
 
 
+class _NamedPath(click.Path):
+    def convert(
+        self, value: str | os.PathLike[str], param: click.Parameter | None, ctx: click.Context | None
+    ) -> str | bytes | os.PathLike[str]:
+        if not os.fspath(value):
+            self.fail("a path that is empty; name a file or directory (. is the working directory)", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+PATH = _NamedPath(path_type=Path)
+
+
+def json_flag(help: str) -> Callable[[Function], Function]:
+    """--json: the results as JSON on stdout. main() then prints what a failed command has to report as JSON too."""
+
+    def note(ctx: click.Context, param: click.Parameter, value: bool) -> bool:
+        if isinstance(ctx.obj, Invocation):
+            ctx.obj.as_json = value
+        return value
+
+    return click.option("--json", "as_json", is_flag=True, is_eager=True, callback=note, help=help)
+
+
 quiet_option = click.option("--quiet", is_flag=True, help="No progress bar and no notes.")
 threads_option = click.option(
     "--threads", type=click.IntRange(1, 1024), help="Worker threads.  [default: all processors]"
 )
-json_option = click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
+json_option = json_flag("Print the summary as JSON.")
 shard_size_option = click.option(
     "--shard-size", type=Size(), default="5GB", show_default=True, help="Largest output file."
 )
-out_option = click.option(
-    "-o", "--out", required=True, type=click.Path(path_type=Path), help="Directory for the result."
-)
+out_option = click.option("-o", "--out", required=True, type=PATH, help="Directory for the result.")
 method_file_option = click.option(
     "--method-file",
     "method_files",
     multiple=True,
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="A Python file with merge methods; may be repeated.",
 )
-html_option = click.option("--html", type=click.Path(path_type=Path), help="Write a page with tables and plots.")
+html_option = click.option("--html", type=PATH, help="Write a page with tables and plots.")
 max_ram_option = click.option("--max-ram", type=Size(), help="Limit on memory, e.g. 1GiB.")
 stages_dir_option = click.option(
     "--stages-dir",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="Directory for the stages of a pipeline that others need.  [default: OUT.stages]",
 )
 keep_stages_option = click.option("--keep-stages", is_flag=True, help="Write and keep every stage of a pipeline.")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from merge.cli.options import Size, quiet_option, refuse_above_option, trust_option
+from merge.cli.options import PATH, Size, json_flag, quiet_option, refuse_above_option, trust_option
 from merge.show.terminal import printable, progress_bar, show_notes
 
 if TYPE_CHECKING:
@@ -31,9 +31,7 @@ Examples:
   merge perplexity recipe.yaml --data text.txt --context 2048 --stride 1024 --json""",
 )
 @click.argument("model")
-@click.option(
-    "--data", required=True, type=click.Path(path_type=Path), help='A text, or .jsonl with "text" in each line.'
-)
+@click.option("--data", required=True, type=PATH, help='A text, or .jsonl with "text" in each line.')
 @click.option(
     "--against", help="Another model: measure the KL divergence from it, and how often both prefer the same token."
 )
@@ -49,7 +47,7 @@ Examples:
 @refuse_above_option
 @click.option("--threads", type=click.IntRange(1), help="[default: all cores]")
 @quiet_option
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@json_flag("Print the result as JSON.")
 @trust_option
 def command(
     model: str,

@@ -8,7 +8,9 @@ from pathlib import Path
 import click
 
 from merge.cli.options import (
+    PATH,
     compat_option,
+    json_flag,
     keep_stages_option,
     max_ram_option,
     method_file_option,
@@ -31,9 +33,7 @@ Examples:
 docs/recipes.md explains every key of a recipe; `merge methods` lists the methods.""",
 )
 @click.argument("recipe")
-@click.option(
-    "-o", "--out", type=click.Path(path_type=Path), help="Directory for the result.  [default: ./merged/NAME]"
-)
+@click.option("-o", "--out", type=PATH, help="Directory for the result.  [default: ./merged/NAME]")
 @click.option("--tensors", is_flag=True, help="One line for each tensor, with its resolved parameters.")
 @threads_option
 @max_ram_option
@@ -43,11 +43,9 @@ docs/recipes.md explains every key of a recipe; `merge methods` lists the method
 @stages_dir_option
 @keep_stages_option
 @compat_option
-@click.option("--json", "as_json", is_flag=True, help="Print the whole plan, or its problems, as JSON.")
-@click.pass_context
+@json_flag("Print the whole plan, or its problems, as JSON.")
 @trust_option
 def command(
-    ctx: click.Context,
     recipe: str,
     out: Path | None,
     tensors: bool,
@@ -62,24 +60,13 @@ def command(
     as_json: bool,
 ) -> None:
     """Show what RECIPE would do: made from headers and configs only, in a second or two; nothing is written."""
-    from merge.errors import MergeError, Problem, RecipeError
     from merge.jobs.pipelines.plan import PipelinePlanner
     from merge.methods.method_file import load_method_file
     from merge.planning.load import load_pipeline
 
     for file in method_files:
         load_method_file(file)
-    try:
-        pipeline = load_pipeline(recipe, compat)
-        planned = PipelinePlanner(pipeline, out, stages_dir, keep_stages, shard_size).planned
-    except MergeError as error:
-        if not as_json:
-            raise
-        found = error.problems if isinstance(error, RecipeError) else [Problem(str(error))]
-        problems = [{"where": p.where, "message": p.message, "hint": p.hint} for p in found]
-        advice = error.advice if isinstance(error, RecipeError) else []
-        click.echo(json.dumps({"problems": problems, "advice": advice}, indent=2))
-        ctx.exit(error.exit_code)
+    planned = PipelinePlanner(load_pipeline(recipe, compat), out, stages_dir, keep_stages, shard_size).planned
     if len(planned) > 1:
         show_stages(planned, (threads, max_ram, device), tensors, as_json)
         return

@@ -10,7 +10,15 @@ from pathlib import Path
 
 import click
 
-from merge.cli.options import no_bar_option, out_option, shard_size_option, threads_option, trust_option
+from merge.cli.options import (
+    PATH,
+    json_flag,
+    no_bar_option,
+    out_option,
+    shard_size_option,
+    threads_option,
+    trust_option,
+)
 from merge.errors import UsageError
 from merge.needs import QUANTISED, need
 from merge.show.terminal import console, printable, progress_bar, size
@@ -33,13 +41,13 @@ Interrupted or killed, the same command resumes where it stopped.""",
 @click.option("--exclude", multiple=True, help="Modules to leave unchanged.")
 @click.option("--dequantize", is_flag=True, help="Write the values of the quantised weights, in the model's own dtype.")
 @click.option("--nested", is_flag=True, help="With nf4: quantise the scales too, as QLoRA does.")
-@click.option("--data", type=click.Path(path_type=Path), help="Texts for perplexity.  [default: a small sample]")
+@click.option("--data", type=PATH, help="Texts for perplexity.  [default: a small sample]")
 @click.option("--no-perplexity", is_flag=True, help="Do not load the models to measure perplexity.")
 @threads_option
 @shard_size_option
 @click.option("--force", is_flag=True, help="Replace an existing result; discard unfinished work.")
 @no_bar_option
-@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON, with the error of each layer.")
+@json_flag("Print the summary as JSON, with the error of each layer.")
 @trust_option
 def command(
     model: str,

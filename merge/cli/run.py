@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from merge.cli.options import (
+    PATH,
     check_device,
     compat_option,
     json_option,
@@ -43,9 +44,7 @@ docs/recipes.md explains every key of a recipe; `merge methods` lists the method
 Interrupted or killed, the same command resumes where it stopped.""",
 )
 @click.argument("recipe")
-@click.option(
-    "-o", "--out", type=click.Path(path_type=Path), help="Directory for the result.  [default: ./merged/NAME]"
-)
+@click.option("-o", "--out", type=PATH, help="Directory for the result.  [default: ./merged/NAME]")
 @threads_option
 @max_ram_option
 @click.option("--device", default="cpu", show_default=True, help="cpu, or cuda to compute on a GPU.")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from merge.cli.judging import check_files, judging, judging_options, write_text
-from merge.cli.options import html_option, trust_option
+from merge.cli.options import PATH, html_option, json_flag, trust_option
 from merge.errors import UsageError
 from merge.output.directory import check_out
 
@@ -28,7 +28,7 @@ Greedy: sorted by score, each model is added if the average does not get worse. 
 (--holdout), the reported scores the others.""",
 )
 @click.argument("models", metavar="MODEL...", nargs=-1, required=True)
-@click.option("-o", "--out", type=click.Path(path_type=Path), help="Directory for the soup.  [default: not written]")
+@click.option("-o", "--out", type=PATH, help="Directory for the soup.  [default: not written]")
 @click.option(
     "--holdout",
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
@@ -38,7 +38,7 @@ Greedy: sorted by score, each model is added if the average does not get worse. 
 )
 @html_option
 @click.option("--force", is_flag=True, help="Replace an existing result.")
-@click.option("--json", "as_json", is_flag=True, help="Print the steps and the scores as JSON.")
+@json_flag("Print the steps and the scores as JSON.")
 @judging_options
 @trust_option
 def command(

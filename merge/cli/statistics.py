@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from merge.cli.options import json_option, quiet_option, refuse_above_option, trust_option
+from merge.cli.options import PATH, json_option, quiet_option, refuse_above_option, trust_option
 from merge.show.terminal import printable, progress_bar, show_notes
 
 
@@ -23,10 +23,8 @@ Name the file in the recipe, beside the model:   statistics: math.safetensors
 Interrupted or killed, the same command resumes where it stopped.""",
 )
 @click.argument("model")
-@click.option(
-    "--data", required=True, type=click.Path(path_type=Path), help='.jsonl with "text" in each line, or lines of text.'
-)
-@click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="File to write.")
+@click.option("--data", required=True, type=PATH, help='.jsonl with "text" in each line, or lines of text.')
+@click.option("-o", "--out", required=True, type=PATH, help="File to write.")
 @click.option(
     "--kind",
     type=click.Choice(["gram", "fisher", "both"]),

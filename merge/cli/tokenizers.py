@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from merge.cli.options import trust_option
+from merge.cli.options import json_flag, trust_option
 from merge.show.terminal import console, printable
 
 
@@ -20,7 +20,7 @@ Examples:
 All are compared with the first. Each may be a model, or a directory with only a tokenizer.""",
 )
 @click.argument("models", nargs=-1, required=True)
-@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+@json_flag("Print the report as JSON.")
 @trust_option
 def command(models: tuple[str, ...], as_json: bool) -> None:
     """Show how the tokenizers of MODELS differ.

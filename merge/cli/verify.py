@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from merge.cli.options import Size, check_device, method_file_option, no_bar_option, trust_option
+from merge.cli.options import PATH, Size, check_device, json_flag, method_file_option, no_bar_option, trust_option
 from merge.errors import UsageError
 from merge.show.terminal import printable, progress_bar, size
 
@@ -25,16 +25,16 @@ Examples:
   merge verify merged/quickstart
   merge verify merged/quickstart --rebuild --recipe-dir recipes""",
 )
-@click.argument("directory", type=click.Path(path_type=Path))
+@click.argument("directory", type=PATH)
 @click.option("--threads", type=click.IntRange(1, 1024), help="Reading threads.  [default: all processors]")
 @click.option("--sha256", is_flag=True, help="Also print the SHA-256 of each weight file, as the Hub shows it.")
 @click.option("--rebuild", "again", is_flag=True, help="Also merge again from the recorded recipe and compare.")
-@click.option("--recipe-dir", type=click.Path(path_type=Path), help="Directory of the recipe, for models beside it.")
+@click.option("--recipe-dir", type=PATH, help="Directory of the recipe, for models beside it.")
 @click.option("--max-ram", type=Size(), help="Limit on memory for --rebuild, e.g. 1GiB.")
 @click.option("--device", default="cpu", show_default=True, help="Device for --rebuild: cpu or cuda.")
 @method_file_option
 @no_bar_option
-@click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
+@json_flag("Print the findings as JSON.")
 @trust_option
 def command(
     directory: Path,

@@ -15,7 +15,7 @@ from merge.methods import get_method
 from merge.planning.kind import are_adapters
 from merge.recipe.mentioned import key_of, mentioned
 from merge.recipe.model import ModelRef, Recipe
-from merge.recipe.references import parse_reference
+from merge.recipe.references import STAGE, no_directory, parse_reference, similar_directory
 
 
 def first_model(recipe: Recipe) -> ModelRef:
@@ -32,7 +32,7 @@ def open_models(recipe: Recipe, known: Mapping[str, Checkpoint] | None = None) -
 
     Raises:
         CheckpointError: models that cannot be opened, all of them.
-        RecipeError: the same and, with them, what is wrong with the recipe's choice of models.
+        RecipeError: the same, if the recipe misspells a directory or chooses models that do not fit together.
     """
     method = get_method(recipe.merge_method)
     assert method is not None, recipe.merge_method  # the recipe was checked against the registry
@@ -43,6 +43,7 @@ def open_models(recipe: Recipe, known: Mapping[str, Checkpoint] | None = None) -
             checkpoints.append(open_model(ref, known or {}))
         except CheckpointError as error:
             failures.append((where, error))
+            problems += _misspelt(ref, where, recipe)
     if problems:
         told = [Problem(str(error), where) for where, error in failures if not _is_told(where, problems)]
         raise RecipeError([*problems, *told])
@@ -74,13 +75,27 @@ def _donor_first(recipe: Recipe, checkpoints: list[Checkpoint]) -> list[Checkpoi
     return [typed, *(one for one in checkpoints if one is not typed)]
 
 
+def _misspelt(ref: ModelRef, where: str | None, recipe: Recipe) -> list[Problem]:
+    """The parts of a reference (model, adapter) that are no directory and, by their names, were meant to be one.
+
+    A name without a "/" is no hub id. One with a "/" may be, unless a directory here has nearly the same name.
+    """
+    folder = None if recipe.file is None else Path(recipe.file).parent
+    return [
+        Problem(no_directory(part.path, folder), where)
+        for part in (ref, ref.adapter)
+        if part is not None and not os.path.exists(part.path) and not part.path.startswith(STAGE)
+        if "/" not in part.path or similar_directory(part.path, folder) is not None
+    ]
+
+
 def _is_told(where: str | None, problems: list[Problem]) -> bool:
     """Whether a model's line has a problem already: a lone adapter cannot be opened as a model either."""
     return where is not None and any(problem.where == where for problem in problems)
 
 
 def problems_of_models(recipe: Recipe) -> list[Problem]:
-    """What would be said of the models if the recipe were right, so that it is said at once. Nothing is downloaded."""
+    """The problems of the recipe's models, to be reported together with those of its keys. Nothing is downloaded."""
     refs = {key: found for key, found in mentioned(recipe).items() if found[0].path}  # "": not readable as a reference
     problems: list[Problem] = []
     method = get_method(recipe.merge_method)
@@ -92,8 +107,8 @@ def problems_of_models(recipe: Recipe) -> list[Problem]:
         try:
             if os.path.isdir(ref.path) and (ref.adapter is None or os.path.isdir(ref.adapter.path)):
                 open_model(ref)
-            elif os.path.isdir(folder := os.path.dirname(ref.path)):
-                problems.append(Problem(f'there is no directory "{ref.path}", while there is "{folder}"', where))
+            else:
+                problems += _misspelt(ref, where, recipe)
         except CheckpointError as error:
             problems += [] if _is_told(where, problems) else [Problem(str(error), where)]
     return problems

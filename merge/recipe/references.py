@@ -7,6 +7,7 @@ directory first and then beside the recipe.
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 from collections.abc import Mapping
@@ -26,6 +27,7 @@ NO_ADAPTER = (
     '"{0}" is another document, and adapters cannot be added to its result ("{1}"); put it on the models merged there'
 )
 _MAX_HUB_ID = 200  # characters; the hub allows 96
+_MOST_SIBLINGS = 100  # directories among which the nearest name is looked for
 _MOST_MISSES = 100  # for which the nearest name is looked for
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", re.ASCII)
 
@@ -41,7 +43,7 @@ def parse_reference(text: str, folder: Path | None = None) -> ModelRef:
     if not plus:
         return parse_model_path(text, folder)
     if _looks_local(model) and "@" not in model and not _directory(model, folder):
-        raise ValueError(_no_directory(text, folder))
+        raise ValueError(no_directory(text, folder))
     if not model or not adapter:
         raise ValueError(f'"{text}" has nothing {"after" if model else "before"} its "+": write model+adapter')
     return replace(parse_model_path(model, folder), text=text, adapter=parse_model_path(adapter, folder))
@@ -65,7 +67,7 @@ def parse_model_path(text: str, folder: Path | None = None, revision: str | None
     if os.path.isfile(path):
         raise ValueError(_is_file(path))
     if _looks_local(path):
-        raise ValueError(_no_directory(text, folder))
+        raise ValueError(no_directory(text, folder))
     if not _HUB_ID.fullmatch(path) or len(path) > _MAX_HUB_ID:
         raise ValueError(f'"{path}" is neither a directory here nor a hub id such as org/name')
     return ModelRef(written, path, revision)
@@ -91,9 +93,35 @@ def _looks_local(path: str) -> bool:
     return path.startswith((".", "~")) or os.path.isabs(path) or "\\" in path or path.count("/") > 1
 
 
-def _no_directory(text: str, folder: Path | None) -> str:
+def no_directory(text: str, folder: Path | None) -> str:
     beside = "" if folder is None or os.path.isabs(text) else f', nor beside the recipe in "{folder}"'
-    return f'there is no directory "{text}"{beside}'
+    near = similar_directory(text, folder)
+    return f'there is no directory "{text}"{beside}' + (f'; did you mean "{near}"?' if near else "")
+
+
+def similar_directory(text: str, folder: Path | None) -> str | None:
+    """The directory that was probably meant: each part of the path that does not exist replaced by the nearest one."""
+    for start in ("", folder or ""):
+        found: list[str] = []
+        for part in text.split("/"):
+            parent = os.path.join(start, os.path.expanduser("/".join([*found, ""]))) or "."
+            is_there = part in ("", "~") or os.path.isdir(os.path.join(parent, part))
+            near = part if is_there else nearest(part, _directories_in(parent))
+            if near is None:
+                break
+            found.append(near)
+        else:
+            return "/".join(found)
+    return None
+
+
+def _directories_in(path: str) -> list[str]:
+    try:
+        with os.scandir(path) as entries:
+            first = list(itertools.islice(entries, _MOST_SIBLINGS))
+            return sorted(entry.name for entry in first if entry.is_dir() and not entry.name.startswith("."))
+    except OSError:
+        return []
 
 
 @dataclass
