@@ -21,7 +21,7 @@ PACKAGES = ("merge", "finetune", "eval")
 ROOMS = (
     *("merge", "schema", "chat", "kernels", "methods", "moe_layouts", "recipe", "adapter_kinds", "sources"),
     *("checkpoint", "loading", "architecture", "vocabulary", "adapters", "layerwise", "output", "statistics"),
-    *("findings", "planning", "engine", "jobs", "tools", "show", "face", "finetune", "eval", "cli"),
+    *("findings", "planning", "engine", "workers", "jobs", "tools", "show", "face", "finetune", "eval", "cli"),
 )
 FACE = ("merge",)
 Graph = Mapping[str, Set[str]]

@@ -40,6 +40,7 @@ Examples:
   merge run recipe.yaml -o out --shard-size 2GB
   merge run recipe.yaml --threads 4 --max-ram 1GiB
   merge run pipeline.yaml --keep-stages        several documents; later ones use earlier ones
+  merge run recipe.yaml --workers ray --address auto
 docs/recipes.md explains every key of a recipe; `merge methods` lists the methods.
 Interrupted or killed, the same command resumes where it stopped.""",
 )
@@ -47,6 +48,14 @@ Interrupted or killed, the same command resumes where it stopped.""",
 @click.option("-o", "--out", type=PATH, help="Directory for the result.  [default: ./merged/NAME]")
 @threads_option
 @max_ram_option
+@click.option(
+    "--workers",
+    default="threads",
+    show_default=True,
+    metavar="KIND",
+    help="threads, processes:N, or ray:N on a cluster; --threads and --max-ram are then of each worker.",
+)
+@click.option("--address", help="Ray cluster to join.  [default: RAY_ADDRESS, or a new one on this machine]")
 @click.option("--device", default="cpu", show_default=True, help="cpu, or cuda to compute on a GPU.")
 @shard_size_option
 @method_file_option
@@ -62,6 +71,8 @@ def command(
     out: Path | None,
     threads: int | None,
     max_ram: int | None,
+    workers: str,
+    address: str | None,
     device: str,
     shard_size: int,
     method_files: tuple[Path, ...],
@@ -81,7 +92,13 @@ def command(
         load_method_file(file)
     planner = PipelinePlanner(load_pipeline(recipe, compat), out, stages_dir, keep_stages, shard_size)
     *earlier, last = planner.planned
-    options = {"threads": threads, "max_ram": max_ram, "device": device, "force": force}
+    options: dict[str, Any] = {"threads": threads, "max_ram": max_ram, "device": device, "force": force}
+    if workers != "threads" or address is not None:
+        from merge.workers.choose import chosen_workers
+
+        options["carry"] = chosen_workers(
+            workers, address=address, threads=threads, max_ram=max_ram, method_files=method_files
+        )
     if earlier:
         check_device(device)
         run_stages(planner, options, quiet, as_json)

@@ -5,24 +5,22 @@ Everything that could be wrong with the recipe was found when the plan was made;
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from merge.checkpoint.reader import SourceReader
 from merge.codec import decode
-from merge.engine import copying, factors, memory, merging
+from merge.engine import factors, memory
+from merge.engine.carry import EXECUTORS, Carry, by_threads
 from merge.engine.context import Context, check_method
 from merge.engine.costs import Budget
 from merge.engine.crew import Crew, Worker
 from merge.engine.find import find_all
-from merge.engine.numbers import check_numbers
-from merge.engine.order import batches, in_order
 from merge.engine.preflight import check_models
 from merge.engine.reproducible import conditions
 from merge.engine.resume import check_sources, still_good
@@ -32,22 +30,9 @@ from merge.output.manifest import MANIFEST, manifest_bytes, side_file_bytes
 from merge.output.sink import Sink
 from merge.output.workspace import resume
 from merge.output.writer import OutputDirectory
-from merge.plan import Kind, Plan, Step
+from merge.plan import Plan
 
 Progress = Callable[[int], None]  # bytes of output done so far, resumed ones included
-
-
-class Executor(Protocol):
-    """What the module of a kind of step has."""
-
-    def run(self, context: Context, index: int, step: Step) -> dict[str, object]:
-        """Computes and writes the step's tensor; returns its record for journal and manifest."""
-
-    def sources(self, context: Context, step: Step) -> dict[str, object]:
-        """What the record of a step says of its sources, found by reading them."""
-
-
-EXECUTORS: dict[Kind, Executor] = {"copy": copying, "merge": merging, "factor": factors}
 
 
 @dataclass(frozen=True)
@@ -79,6 +64,7 @@ def run_plan(
     block_chunks: int | None = None,
     last: Callable[[], None] = lambda: None,
     workers: Callable[[int], Worker] = Crew,
+    carry: Carry = by_threads,
 ) -> Report:
     """Carries out a plan.
 
@@ -90,7 +76,8 @@ def run_plan(
         force: replace an existing `out`, and discard unfinished work of another plan.
         block_chunks: chunks a thread reads at once; chosen from max_ram by default. Never changes the result.
         last: removes what was made for this run only, once `out` is there.
-        workers: (number of threads) -> who carries out the steps.
+        workers: (number of threads) -> the threads of this process.
+        carry: who carries out the steps; see merge.workers for other processes and machines.
 
     Raises:
         MergeError: see merge.errors; `out`.partial stays and nothing else is touched.
@@ -102,7 +89,7 @@ def run_plan(
     small_files = side_file_bytes(plan)
 
     def run(sink: Sink) -> Report:
-        return _run(sink, workers(budget.threads), device, small_files, budget, progress)
+        return _run(sink, workers(budget.threads), carry, device, small_files, budget, progress)
 
     if not isinstance(out, str | os.PathLike):
         return run(out)
@@ -117,7 +104,13 @@ def run_plan(
 
 
 def _run(
-    sink: Sink, worker: Worker, device: str, small_files: dict[str, bytes], budget: Budget, progress: Progress
+    sink: Sink,
+    worker: Worker,
+    carry: Carry,
+    device: str,
+    small_files: dict[str, bytes],
+    budget: Budget,
+    progress: Progress,
 ) -> Report:
     began = time.monotonic()
     if sink.finished is not None:
@@ -137,9 +130,7 @@ def _run(
             check_sources(context, lambda step: EXECUTORS[step.kind].sources(context, step), tick)
             sink.prove()
             todo = [(i, step) for i, step in enumerate(plan.steps) if i not in sink.records]
-            ordered, alone = in_order(todo, device)
-            runs = [*([item] for item in ordered[:alone]), *batches(ordered[alone:])]
-            worker.each(lambda run: _run_steps(context, run), runs, tick, alone)
+            carry(context, todo, tick)
         reader.check_unchanged()
     kinds = dict.fromkeys(type(finding) for finding in plan.findings)
     aligned = [entry for kind in kinds for entry in kind.summary(plan, sink.notes)]
@@ -160,19 +151,6 @@ def _run(
     manifest = manifest_bytes(plan, sink.records, small_files, aligned, adapter, conditions(plan, device))
     sink.complete(small_files, (MANIFEST, manifest), dataclasses.asdict(report))
     return report
-
-
-def _run_steps(context: Context, items: Sequence[tuple[int, Step]]) -> None:
-    with context.tiny if len(items) > 1 else contextlib.nullcontext():
-        for item in items:
-            _run_step(context, *item)
-
-
-def _run_step(context: Context, index: int, step: Step) -> None:
-    record = EXECUTORS[step.kind].run(context, index, step)
-    context.reader.release(step.sources)
-    check_numbers(context.plan, step, record)
-    context.out.finish(index, record)
 
 
 class _Ticker:

@@ -11,18 +11,18 @@ import contextlib
 import json
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import xxhash
 
-from merge.checkpoint.reader import best_read, open_file
-from merge.errors import OutputError, StaleWork, UsageError
+from merge.errors import StaleWork, UsageError
 from merge.jsontext import parse_json
 from merge.output.directory import explained, sync_directory, write_durably
 from merge.output.identity import plan_digest, source_files, stamps
+from merge.output.shard_files import ShardFiles
 from merge.output.workspace import Workspace
 from merge.plan import Plan, Step
 from merge.quoting import some
@@ -71,7 +71,8 @@ class OutputDirectory:
         self.notes: dict[str, Any] = {}
         self.changed: frozenset[str] = frozenset()
         self._unproven: dict[str, Any] = {}  # notes made when `changed` were other files, perhaps
-        self._files: dict[str, int] = {}
+        self._shards = ShardFiles(self.partial, self.result)
+        self._journal: int | None = None
         self._journal_lock = threading.Lock()
 
     @property
@@ -99,9 +100,10 @@ class OutputDirectory:
         self._stack.__exit__(kind, error, trace)
 
     def _close(self) -> None:
-        for fd in self._files.values():
-            os.close(fd)
-        self._files.clear()
+        self._shards.close()
+        if self._journal is not None:
+            os.close(self._journal)
+            self._journal = None
 
     def check(self) -> None:
         """Raises UsageError if `out` is there and may not be replaced, or OUT.partial is somebody else's."""
@@ -120,14 +122,14 @@ class OutputDirectory:
         if not lines or self._fresh:
             lines = []
             self._work.clear()
-        self._files[JOURNAL] = os.open(journal, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        self._journal = os.open(journal, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         os.truncate(journal, whole if lines else 0)
         if not lines:
             self._append(self._identity)
         self._take(lines)
         self.result.mkdir(exist_ok=True)
         for shard in self.plan.shards:
-            self._files[shard.file] = self._open_shard(shard.file, shard.header, shard.size)
+            self._shards.make(shard)
 
     def _take(self, lines: list[dict[str, Any]]) -> None:
         """What earlier runs journaled."""
@@ -155,34 +157,21 @@ class OutputDirectory:
         """See Workspace."""
         return self._work.stale(what)
 
-    def _open_shard(self, name: str, header: str, size: int) -> int:
-        path = self.result / name
-        path.parent.mkdir(exist_ok=True)  # of a module in a folder of its own
-        fd = open_file(os.fspath(path), os.O_RDWR | os.O_CREAT)
-        os.truncate(fd, size)  # not fallocate: it makes the later writes several times dearer
-        _write_all(fd, len(header).to_bytes(8, "little") + header.encode("ascii"), 0)
-        return fd
-
     def _append(self, line: dict[str, Any]) -> None:
         with self._journal_lock:
             text = json.dumps(line, separators=(",", ":"))
-            os.write(self._files[JOURNAL], f'["{_seal(text)}",{text}]\n'.encode())
+            assert self._journal is not None
+            os.write(self._journal, f'["{_seal(text)}",{text}]\n'.encode())
 
     # While running; called from any thread.
 
     def write(self, step: Step, element: int, data: memoryview, itemsize: int) -> None:
         """Puts encoded elements of a step at their final place."""
-        with explained(self.partial):
-            _write_all(self._files[step.file], data, step.offset + element * itemsize)
+        self._shards.write(step, element, data, itemsize)
 
     def read_into(self, step: Step, element: int, data: memoryview, itemsize: int) -> None:
         """Reads back what was written, to check it after a resume."""
-        place = step.offset + element * itemsize
-        while data.nbytes:
-            n = _read_at(self._files[step.file], data, place)
-            if n == 0:
-                raise OutputError(f"{self.result / step.file} is shorter than it was made; delete {self.partial}.")
-            data, place = data[n:], place + n
+        self._shards.read_into(step, element, data, itemsize)
 
     def finish(self, index: int, record: dict[str, Any]) -> None:
         """Journals that a step's tensor is whole."""
@@ -199,24 +188,9 @@ class OutputDirectory:
         with explained(self.partial):
             self._append({name: value})
 
-    @contextlib.contextmanager
-    def flushing(self) -> Iterator[None]:
+    def flushing(self) -> contextlib.AbstractContextManager[None]:
         """Hands written bytes to the disk while the run goes on, so that the closing fsync has little left to do."""
-        done = threading.Event()
-
-        def flush() -> None:
-            while not done.wait(0.2):
-                for shard in self.plan.shards:
-                    with contextlib.suppress(OSError):  # reported by the closing fsync
-                        _flush(self._files[shard.file])
-
-        thread = threading.Thread(target=flush, daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            done.set()
-            thread.join()
+        return self._shards.flushing()
 
     def complete(
         self, small_files: Mapping[str, bytes], manifest: tuple[str, bytes], report: Mapping[str, Any]
@@ -227,11 +201,10 @@ class OutputDirectory:
             report: see Workspace.
         """
         with explained(self.partial):
-            for shard in self.plan.shards:
-                os.fsync(self._files[shard.file])
+            self._shards.sync()
             for name, data in (*small_files.items(), manifest):
                 write_durably(self.result / name, data)
-            for folder in {(self.result / name).parent for name in (*self._files, *small_files)} | {self.result}:
+            for folder in {(self.result / name).parent for name in (*self._shards.names, *small_files)} | {self.result}:
                 sync_directory(folder)
         self._close()
         self._work.complete(report)
@@ -257,23 +230,3 @@ def _journal_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
         lines.append(line)
         whole += len(text) + 1
     return lines, whole
-
-
-def _write_all(fd: int, data: memoryview | bytes, offset: int) -> None:
-    view = memoryview(data).cast("B")
-    while view.nbytes:
-        if hasattr(os, "pwrite"):
-            n = os.pwrite(fd, view, offset)
-        else:  # Windows
-            with _SEEK_LOCK:
-                os.lseek(fd, offset, os.SEEK_SET)
-                n = os.write(fd, view)
-        view, offset = view[n:], offset + n
-
-
-_SEEK_LOCK = threading.Lock()
-_read_at = best_read(_SEEK_LOCK)
-
-
-def _flush(fd: int) -> None:
-    (os.fdatasync if hasattr(os, "fdatasync") else os.fsync)(fd)

@@ -1,0 +1,44 @@
+"""Who carries out the steps of a run: threads of this process, or whoever else leaves their records in the sink."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from merge.engine import copying, factors, merging
+from merge.engine.context import Context
+from merge.engine.numbers import check_numbers
+from merge.engine.order import Item, batches, in_order
+
+# carry(context, todo, tick): afterwards all of `todo` is in context.out.records. It calls tick ten times a second.
+Carry = Callable[[Context, list[Item], Callable[[], None]], None]
+
+
+class Executor(Protocol):
+    """What the module of a kind of step has."""
+
+    def run(self, context: Context, index: int, step: Step) -> dict[str, object]:
+        """Computes and writes the step's tensor; returns its record for journal and manifest."""
+
+    def sources(self, context: Context, step: Step) -> dict[str, object]:
+        """What the record of a step says of its sources, found by reading them."""
+
+
+EXECUTORS: dict[Kind, Executor] = {"copy": copying, "merge": merging, "factor": factors}
+
+
+def by_threads(context: Context, todo: list[Item], tick: Callable[[], None]) -> None:
+    """Carries out steps on the threads of this process. Raises what a step raises."""
+    ordered, alone = in_order(todo, context.device)
+    runs = [*([item] for item in ordered[:alone]), *batches(ordered[alone:])]
+    context.crew.each(lambda run: _run_steps(context, run), runs, tick, alone)
+
+
+def _run_steps(context: Context, items: Sequence[Item]) -> None:
+    with context.tiny if len(items) > 1 else contextlib.nullcontext():
+        for index, step in items:
+            record = EXECUTORS[step.kind].run(context, index, step)
+            context.reader.release(step.sources)
+            check_numbers(context.plan, step, record)
+            context.out.finish(index, record)
