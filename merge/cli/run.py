@@ -29,6 +29,7 @@ from merge.show.plan import show_report
 from merge.show.terminal import progress_bar, show_notes
 
 if TYPE_CHECKING:
+    from merge.jobs.pipelines.plan import PipelinePlanner
     from merge.plan import Plan
 
 
@@ -56,6 +57,12 @@ Interrupted or killed, the same command resumes where it stopped.""",
     help="threads, processes:N, or ray:N on a cluster; --threads and --max-ram are then of each worker.",
 )
 @click.option("--address", help="Ray cluster to join.  [default: RAY_ADDRESS, or a new one on this machine]")
+@click.option(
+    "--slice",
+    "part",
+    metavar="I/N",
+    help="Do one of N parts of the run, for job arrays on a shared folder; a run without it then completes the result.",
+)
 @click.option("--device", default="cpu", show_default=True, help="cpu, or cuda to compute on a GPU.")
 @shard_size_option
 @method_file_option
@@ -73,6 +80,7 @@ def command(
     max_ram: int | None,
     workers: str,
     address: str | None,
+    part: str | None,
     device: str,
     shard_size: int,
     method_files: tuple[Path, ...],
@@ -92,6 +100,11 @@ def command(
         load_method_file(file)
     planner = PipelinePlanner(load_pipeline(recipe, compat), out, stages_dir, keep_stages, shard_size)
     *earlier, last = planner.planned
+    if part is not None:
+        _run_part(
+            part, planner, {"threads": threads, "max_ram": max_ram, "device": device}, workers, force, quiet, as_json
+        )
+        return
     options: dict[str, Any] = {"threads": threads, "max_ram": max_ram, "device": device, "force": force}
     if workers != "threads" or address is not None:
         from merge.workers.choose import chosen_workers
@@ -106,6 +119,43 @@ def command(
     show_notes(last.plan.notes, quiet)
     check_device(device)
     run_single(last.plan, out or Path("merged") / last.plan.name, options, quiet, as_json)
+
+
+def _run_part(
+    part: str,
+    planner: PipelinePlanner,
+    options: dict[str, Any],
+    workers: str,
+    force: bool,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Does one slice of a run and says what is left to do."""
+    import re
+
+    from merge.errors import UsageError
+    from merge.workers.slices import run_slice
+
+    match = re.fullmatch(r"(\d{1,6})/([1-9]\d{0,5})", part)
+    if match is None:
+        raise UsageError(f'--slice "{part}": expected I/N, for example 2/8.')
+    if workers != "threads" or force:
+        raise UsageError(f"--slice: cannot be combined with {'--force' if force else '--workers'}.")
+    *earlier, last = planner.planned
+    if any(stage.directory is not None for stage in earlier):
+        raise UsageError("--slice: this pipeline writes stages first. Run it without --slice, or stage by stage.")
+    check_device(options["device"])
+    plan, out = last.plan, last.directory
+    assert out is not None
+    show_notes(plan.notes, quiet)
+    size = sum(step.nbytes for step in plan.steps) // int(match[2])
+    with progress_bar(f"{plan.name} {part}", size, quiet or not sys.stderr.isatty()) as progress:
+        report = run_slice(plan, out, int(match[1]), int(match[2]), progress=progress, **options)
+    if as_json:
+        click.echo(json.dumps(dataclasses.asdict(report)))
+        return
+    click.echo(f"{out}: slice {part}, {report.tensors:,} of {report.of_tensors:,} tensors. When all slices are done,")
+    click.echo("the same command without --slice completes the result.")
 
 
 def run_single(plan: Plan, out: Path, options: dict[str, Any], quiet: bool, as_json: bool) -> None:

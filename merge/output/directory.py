@@ -79,9 +79,9 @@ def check_partial(partial: Path, mark: str, verb: str) -> None:
         )
 
 
-def take_lock(partial: Path) -> filelock.BaseFileLock:
+def take_lock(partial: Path, name: str = LOCK) -> filelock.BaseFileLock:
     """The directory's lock, held. Raises OutputError if another process has it."""
-    lock = filelock.FileLock(partial / LOCK)
+    lock = filelock.FileLock(partial / name)
     try:
         lock.acquire(timeout=0)
     except filelock.Timeout:

@@ -9,25 +9,22 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import xxhash
-
 from merge.errors import StaleWork, UsageError
-from merge.jsontext import parse_json
-from merge.output.directory import explained, sync_directory, write_durably
+from merge.output.directory import explained, sync_directory, take_lock, write_durably
 from merge.output.identity import plan_digest, source_files, stamps
+from merge.output.journal import Journal, read_journal
 from merge.output.shard_files import ShardFiles
 from merge.output.workspace import Workspace
 from merge.plan import Plan, Step
 from merge.quoting import some
 
 JOURNAL = "journal.jsonl"
+SLICE_JOURNALS, SLICE_LOCKS = "slice-*.jsonl", "slice-*.lock"
 
 
 class OutputDirectory:
@@ -52,12 +49,15 @@ class OutputDirectory:
         *,
         fresh: bool = False,
         last: Callable[[], None] = lambda: None,
+        beside_slices: bool = False,
     ) -> None:
         """
         Args:
             fresh: do not go on with unfinished work.
             last: see Workspace.
+            beside_slices: do not mind slices (merge.workers.slices) that are being done at this moment.
         """
+        self._beside_slices = beside_slices
         self.plan, self.out, self.force, self.device, self._fresh = plan, out, force, device, fresh
         models = [model for each in (plan, *plan.stages) for model in each.models]
         places = [(model.ref, model.path) for model in models]
@@ -72,8 +72,7 @@ class OutputDirectory:
         self.changed: frozenset[str] = frozenset()
         self._unproven: dict[str, Any] = {}  # notes made when `changed` were other files, perhaps
         self._shards = ShardFiles(self.partial, self.result)
-        self._journal: int | None = None
-        self._journal_lock = threading.Lock()
+        self._journal: Journal | None = None
 
     @property
     def name(self) -> str:
@@ -102,7 +101,7 @@ class OutputDirectory:
     def _close(self) -> None:
         self._shards.close()
         if self._journal is not None:
-            os.close(self._journal)
+            self._journal.close()
             self._journal = None
 
     def check(self) -> None:
@@ -111,7 +110,7 @@ class OutputDirectory:
 
     def _open(self) -> None:
         journal = self.partial / JOURNAL
-        lines, whole = _journal_lines(journal)
+        lines, whole = read_journal(journal)
         if lines and any(lines[0].get(key) != self._identity[key] for key in ("plan", "device")):
             if not self.force:
                 raise UsageError(
@@ -122,11 +121,11 @@ class OutputDirectory:
         if not lines or self._fresh:
             lines = []
             self._work.clear()
-        self._journal = os.open(journal, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-        os.truncate(journal, whole if lines else 0)
+        self._journal = Journal(journal, whole if lines else 0)
         if not lines:
             self._append(self._identity)
         self._take(lines)
+        self._take_slices()
         self.result.mkdir(exist_ok=True)
         for shard in self.plan.shards:
             self._shards.make(shard)
@@ -157,11 +156,23 @@ class OutputDirectory:
         """See Workspace."""
         return self._work.stale(what)
 
+    def _take_slices(self) -> None:
+        """What other processes did of this very plan; see merge.workers.slices.
+
+        Raises:
+            OutputError: one of them is at it.
+        """
+        if not self._beside_slices:
+            for path in sorted(self.partial.glob(SLICE_LOCKS)):
+                take_lock(self.partial, path.name).release()
+        for path in sorted(self.partial.glob(SLICE_JOURNALS)):
+            lines, _ = read_journal(path)
+            if lines and lines[0] == json.loads(json.dumps(self._identity)):
+                self.records.update({line["step"]: line for line in lines[1:]})
+
     def _append(self, line: dict[str, Any]) -> None:
-        with self._journal_lock:
-            text = json.dumps(line, separators=(",", ":"))
-            assert self._journal is not None
-            os.write(self._journal, f'["{_seal(text)}",{text}]\n'.encode())
+        assert self._journal is not None
+        self._journal.append(line)
 
     # While running; called from any thread.
 
@@ -208,25 +219,3 @@ class OutputDirectory:
                 sync_directory(folder)
         self._close()
         self._work.complete(report)
-
-
-def _seal(text: str) -> str:
-    """A digest that tells a whole journal line from one that was cut short or damaged."""
-    return xxhash.xxh3_64_hexdigest(text.encode())
-
-
-def _journal_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """The whole lines of a journal and their length in bytes; a line that a kill cut short ends it."""
-    lines: list[dict[str, Any]] = []
-    whole = 0
-    data = path.read_bytes() if path.exists() else b""
-    for text in data.split(b"\n")[:-1]:
-        try:
-            seal, line = parse_json(text)
-        except (ValueError, TypeError):
-            break
-        if not isinstance(line, dict) or seal != _seal(json.dumps(line, separators=(",", ":"))):
-            break
-        lines.append(line)
-        whole += len(text) + 1
-    return lines, whole

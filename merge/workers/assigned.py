@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -23,14 +23,11 @@ from merge.jsontext import parse_json
 from merge.methods.method_file import load_method_file
 from merge.output.directory import explained, write_whole
 from merge.output.identity import plan_digest, source_files
-from merge.output.shard_files import ShardFiles
-from merge.output.sink import MemorySink
-from merge.output.workspace import RESULT
+from merge.output.shared import OnDone, SharedShards
 from merge.output.writer import OutputDirectory
-from merge.plan import Plan, Step
+from merge.plan import Plan
 
 _PLAN, _NOTES = "plan.json", "notes.json"
-OnDone = Callable[[int, Mapping[str, object]], None]
 
 
 @dataclass(frozen=True)
@@ -96,7 +93,7 @@ class AssignedSteps:
         budget = memory.budget(plan, given.threads, given.max_ram, given.device)
         with contextlib.ExitStack() as stack:
             reader = stack.enter_context(SourceReader(source_files(plan)))
-            sink = stack.enter_context(_SharedShards(plan, partial, self._on_done))
+            sink = stack.enter_context(SharedShards(plan, partial, self._on_done))
             sink.notes.update(_read(partial / _NOTES))
             self._sink = sink
             self._context = Context(plan, reader, Crew(budget.threads), sink, given.device, budget)
@@ -117,47 +114,6 @@ class AssignedSteps:
         self._context.reader.check_unchanged()
         if self._assignment.durable:
             self._sink.sync()
-
-
-class _SharedShards(MemorySink):
-    """A sink that writes into the shards of another process's run, and keeps nothing."""
-
-    def __init__(self, plan: Plan, partial: Path, on_done: OnDone) -> None:
-        super().__init__(plan)
-        self._partial, self._on_done = partial, on_done
-        self._shards = ShardFiles(partial, partial / RESULT)
-
-    def __enter__(self) -> _SharedShards:
-        with explained(self._partial):
-            for shard in self.plan.shards:
-                self._shards.join(shard)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._shards.close()
-
-    @property
-    def name(self) -> str:
-        return str(self._partial)
-
-    @property
-    def held_bytes(self) -> int:
-        return 0
-
-    def write(self, step: Step, element: int, data: memoryview, itemsize: int) -> None:
-        self._shards.write(step, element, data, itemsize)
-
-    def read_into(self, step: Step, element: int, data: memoryview, itemsize: int) -> None:
-        self._shards.read_into(step, element, data, itemsize)
-
-    def finish(self, index: int, record: dict[str, object]) -> None:
-        self._on_done(index, record)
-
-    def sync(self) -> None:
-        with explained(self._partial):
-            self._shards.sync()
 
 
 def _read_plan(path: Path) -> Plan:

@@ -9,7 +9,8 @@ from typing import Any
 
 from merge.errors import MergeError, UsageError
 from merge.needs import need
-from merge.workers.assigned import AssignedSteps, Assignment, OnDone
+from merge.output.shared import OnDone
+from merge.workers.assigned import AssignedSteps, Assignment
 from merge.workers.pool import PATIENCE, WorkerLost
 
 _LOOKS = 2.0  # seconds between looks at a worker

@@ -19,9 +19,10 @@ from typing import Protocol
 from merge.engine.context import Context
 from merge.engine.order import Item, in_order
 from merge.errors import MergeError, OutputError, UsageError
+from merge.output.shared import OnDone
 from merge.output.writer import OutputDirectory
 from merge.quoting import some
-from merge.workers.assigned import Assignment, OnDone, write_plan
+from merge.workers.assigned import Assignment, write_plan
 from merge.workers.scheduler import MOST_LOSSES, Scheduler
 
 PATIENCE = 60.0  # seconds without a sign of life after which a worker is given up

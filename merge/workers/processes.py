@@ -13,7 +13,8 @@ from typing import Any
 
 from merge import errors
 from merge.jsontext import parse_json
-from merge.workers.assigned import Assignment, OnDone
+from merge.output.shared import OnDone
+from merge.workers.assigned import Assignment
 from merge.workers.pool import PATIENCE, WorkerLost
 
 
