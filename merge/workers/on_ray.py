@@ -56,6 +56,9 @@ class RayWorker:
     def kill(self) -> None:
         self._ray.kill(self._actor, no_restart=True)
 
+    def close(self) -> None:
+        self.kill()
+
     def _await(self, call: Any) -> Any:
         """A call's result, while the worker shows that it is alive."""
         sign, seen = None, time.monotonic()

@@ -47,6 +47,9 @@ class RemoteWorker(Protocol):
     def kill(self) -> None:
         """Ends it at once, whatever it is doing."""
 
+    def close(self) -> None:
+        """Ends it and gives back what it took here."""
+
 
 class Pool:
     """
@@ -212,7 +215,7 @@ class _Campaign:
                 self._change.notify_all()
 
     def _part_with(self, name: str, worker: RemoteWorker) -> None:
-        worker.kill()
+        worker.close()
         with self._change:
             del self._at_work[name]
             fatal = self._scheduler.lost(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import queue
 import subprocess
@@ -31,7 +32,8 @@ class ProcessWorker:
             stdout=subprocess.PIPE,
             stderr=self._log,
         )
-        threading.Thread(target=self._listen, daemon=True).start()
+        self._listener = threading.Thread(target=self._listen, daemon=True)
+        self._listener.start()
 
     @property
     def pid(self) -> int:
@@ -47,7 +49,14 @@ class ProcessWorker:
 
     def kill(self) -> None:
         self._process.kill()
+
+    def close(self) -> None:
+        self._process.kill()
         self._process.wait()
+        self._listener.join()
+        for file in (self._process.stdin, self._process.stdout, self._log):
+            with contextlib.suppress(OSError):  # of what could not be sent any more
+                file.close()  # type: ignore[union-attr]
 
     def _ask(self, line: str) -> None:
         assert self._process.stdin is not None
