@@ -11,10 +11,10 @@ import sys
 import threading
 from typing import Any
 
-import merge.engine.run
+import merge.engine.carry
 from merge.cli import main
 
-honest = merge.engine.run._run_step
+honest = merge.engine.carry._run_step
 number, steps, name = int(sys.argv.pop(1)), int(sys.argv.pop(1)), sys.argv.pop(1)
 once = threading.Lock()
 
@@ -27,5 +27,5 @@ def run_step(context: Any, *step: Any) -> None:
     honest(context, *step)
 
 
-merge.engine.run._run_step = run_step
+merge.engine.carry._run_step = run_step
 main()

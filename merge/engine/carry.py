@@ -10,6 +10,7 @@ from merge.engine import copying, factors, merging
 from merge.engine.context import Context
 from merge.engine.numbers import check_numbers
 from merge.engine.order import Item, batches, in_order
+from merge.plan import Kind, Step
 
 # carry(context, todo, tick): afterwards all of `todo` is in context.out.records. It calls tick ten times a second.
 Carry = Callable[[Context, list[Item], Callable[[], None]], None]
@@ -37,8 +38,12 @@ def by_threads(context: Context, todo: list[Item], tick: Callable[[], None]) -> 
 
 def _run_steps(context: Context, items: Sequence[Item]) -> None:
     with context.tiny if len(items) > 1 else contextlib.nullcontext():
-        for index, step in items:
-            record = EXECUTORS[step.kind].run(context, index, step)
-            context.reader.release(step.sources)
-            check_numbers(context.plan, step, record)
-            context.out.finish(index, record)
+        for item in items:
+            _run_step(context, *item)
+
+
+def _run_step(context: Context, index: int, step: Step) -> None:
+    record = EXECUTORS[step.kind].run(context, index, step)
+    context.reader.release(step.sources)
+    check_numbers(context.plan, step, record)
+    context.out.finish(index, record)

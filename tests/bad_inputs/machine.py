@@ -189,7 +189,6 @@ def source_deleted(room: Room) -> Arguments:
 
 @set_up
 def tokenizer_deleted(room: Room) -> Arguments:
-    from merge.engine import run
 
     read = run.side_file_bytes
 
@@ -284,9 +283,9 @@ def unfinished(room: Room, *options: str, steps: int = 0) -> None:
     from unittest import mock
 
     from bad_inputs.room import call
-    from merge.engine import run
+    from merge.engine import carry
 
-    step, lock, done = run._run_step, threading.Lock(), []
+    step, lock, done = carry._run_step, threading.Lock(), []
 
     def stop(*arguments: Any) -> None:
         with lock:  # tensors that other threads have begun are not finished either
@@ -296,7 +295,7 @@ def unfinished(room: Room, *options: str, steps: int = 0) -> None:
             done.append(True)
 
     arguments = _to(room, "-o", "out", *options)
-    with mock.patch("merge.engine.run._run_step", stop):
+    with mock.patch("merge.engine.carry._run_step", stop):
         assert call(arguments)[0] == 130
     assert (room.path / "out.partial").is_dir()
 
