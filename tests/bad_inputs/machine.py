@@ -189,6 +189,7 @@ def source_deleted(room: Room) -> Arguments:
 
 @set_up
 def tokenizer_deleted(room: Room) -> Arguments:
+    from merge.engine import run
 
     read = run.side_file_bytes
 
