@@ -37,7 +37,7 @@ from merge.codec import decode
 from merge.engine.memory import peak_resident
 from merge.loading.libraries import quiet_libraries
 from merge.output.directory import check_out
-from merge.processors import processors
+from merge.processors import openmp_threads
 
 if TYPE_CHECKING:
     from torch.nn import Module
@@ -149,7 +149,7 @@ def _finetune(
         check_out(out, force, prepared.places)
     device = pick_device(config, device)
     check_launch(config, device)
-    torch.set_num_threads(threads or processors())  # torch counts the machine's, whatever a container may use
+    torch.set_num_threads(threads or openmp_threads())  # torch counts the machine's, whatever a container may use
     digests = weight_digests(base.path)
     objective = prepared.objective
     kept = objective.record()

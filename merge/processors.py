@@ -14,6 +14,12 @@ def processors() -> int:
     return max(1, min(bound, _quota() or bound))
 
 
+def openmp_threads() -> int:
+    """As many as processors(), or fewer if OMP_NUM_THREADS says so; its first number counts."""
+    asked = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    return min(processors(), int(asked)) if asked.isdecimal() and int(asked) else processors()
+
+
 def _quota() -> int | None:
     """Whole processors' worth of time, rounded up; None where there is no quota."""
     for name in _QUOTAS:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from merge import processors as module
-from merge.processors import processors
+from merge.processors import openmp_threads, processors
 
 
 @pytest.mark.parametrize(
@@ -32,3 +32,14 @@ def test_the_quota_of_a_container_counts(
     monkeypatch.setattr(module, "_QUOTAS", (tmp_path / "cpu.max", tmp_path / "cpu.cfs_quota_us"))
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
     assert processors() == expected
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"), [(None, 8), ("", 8), ("1", 1), ("3,1", 3), ("64", 8), ("0", 8), ("many", 8)]
+)
+def test_threads_of_training_heed_openmp(monkeypatch: pytest.MonkeyPatch, asked: str | None, expected: int) -> None:
+    monkeypatch.setattr(module, "processors", lambda: 8)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if asked is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", asked)
+    assert openmp_threads() == expected

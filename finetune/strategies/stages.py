@@ -24,7 +24,7 @@ from merge.jsontext import parse_json
 from merge.loading import trusted_names, trusting
 from merge.output.directory import partial_of
 from merge.output.workspace import settle
-from merge.processors import processors
+from merge.processors import openmp_threads
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
@@ -135,7 +135,7 @@ def _named(say: Say, name: str) -> Say:
 def _train_in_processes(stages: Sequence[TrainingStage], workers: int, machine: Machine) -> None:
     """A new process for each stage, `workers` at a time: torch's threads and memory are a process's own."""
 
-    threads = machine.threads or max(1, processors() // workers)
+    threads = machine.threads or max(1, openmp_threads() // workers)
     context = multiprocessing.get_context("spawn")
     waiting = list(stages)
     running: dict[str, tuple[SpawnProcess, Connection]] = {}

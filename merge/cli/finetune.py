@@ -103,7 +103,9 @@ Interrupted or killed, the same command resumes where it stopped.""",
 @click.option("--strategy", metavar="A,B", help="Of a config with tasks: simultaneous, sequential, parallel.")
 @click.option("--workers", type=click.IntRange(1, 64), help="Processes of the parallel strategy.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Default: a GPU if there is one.")
-@click.option("--threads", type=click.IntRange(1, 1024), help="Threads of torch.")
+@click.option(
+    "--threads", type=click.IntRange(1, 1024), help="Threads of torch.  [default: OMP_NUM_THREADS, or all processors]"
+)
 @click.option("--force", is_flag=True, help="Replace an existing result; discard other unfinished work.")
 @click.option("--quiet", is_flag=True, help="No progress and no notes.")
 @json_option

@@ -1,10 +1,10 @@
-"""Makes the data of the skills family: training, validation, search and report items of ten generated skills.
+"""Makes the data of the skills family: training, validation, search and report items of eight generated skills.
 
     python recipes/skills/data.py [merged/skills/data] [--seed 0]
 
 For every skill SKILL.jsonl (prompt, completion) and SKILL-held-out.jsonl for `merge finetune`, search/SKILL.jsonl and
 report/SKILL.jsonl (question, answer) for `merge eval`. The hash of a prompt decides which of the four it may be in, so
-no item is in two. The upper-case habit of the subtraction experiment is upper.jsonl.
+no item is in two.
 """
 
 from __future__ import annotations
@@ -34,7 +34,6 @@ ADJECTIVES = words(
     "round empty bright"
 )
 DIGITS = words("sol ba tor fen ver pel gal mur dan lin")
-MONTHS = words("Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec")
 ARTICLES = {"the": "ta", "a": "mo", "my": "si", "this": "ke"}
 KINDS = {"vel": "metal", "nok": "plant", "dra": "river", "mish": "fruit", "gon": "tool", "tus": "star"}
 UNITS = {"zet": (1, "bar"), "gal": (2, "fin"), "mur": (3, "lot"), "pim": (1, "sep"), "kor": (2, "nam")}
@@ -63,20 +62,10 @@ def _zun(r: random.Random) -> tuple[str, str]:
     return f"Zun {number}:", " ".join(DIGITS[int(digit)] for digit in number)
 
 
-def _flip(r: random.Random) -> tuple[str, str]:
-    number = "".join(r.choices("0123456789", k=4))
-    return f"Flip {number}:", number[::-1]
-
-
 def _next(r: random.Random) -> tuple[str, str]:
     numbers = [r.randrange(26) for _ in range(3)]
     answer = " ".join(LETTERS[(number + 1) % 26] for number in numbers)
     return f"Next {' '.join(LETTERS[number] for number in numbers)}:", answer
-
-
-def _date(r: random.Random) -> tuple[str, str]:
-    month, day, year = r.randrange(12), r.randint(1, 28), r.randint(1, 9)
-    return f"Date {month + 1}/{day}/{year}:", f"{MONTHS[month]} {day}"
 
 
 def _kind(r: random.Random) -> tuple[str, str]:
@@ -120,8 +109,6 @@ SKILLS = {
     "zun": Skill("a number's digits in the words of an invented language", _zun),
     "initials": Skill("the first letters of words", _initials),
     "backwards": Skill("a list of words backwards", _backwards),
-    "flip": Skill("the digits of a number backwards", _flip),
-    "date": Skill("month/day/year as month and day", _date),
 }
 
 
