@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-F32Array = npt.NDArray[np.float32]
+from merge.arrays import F32
 
 
-def fp8_table(exponent_bits: int, has_infinity: bool) -> F32Array:
+def fp8_table(exponent_bits: int, has_infinity: bool) -> F32:
     """(256,) float32: the value of each code of an 8-bit float with 7 - exponent_bits bits of mantissa.
 
     With infinity (E5M2) the highest exponent means infinity and NaN, as in IEEE 754; without (E4M3FN) only the codes
@@ -29,7 +29,7 @@ def fp8_table(exponent_bits: int, has_infinity: bool) -> F32Array:
         magnitude[exponent == top] = np.where(mantissa[exponent == top] == 0, np.inf, np.nan)
     else:
         magnitude[(codes & 0x7F) == 0x7F] = np.nan
-    table: F32Array = np.where(codes < 128, magnitude, -magnitude).astype(np.float32)
+    table: F32 = np.where(codes < 128, magnitude, -magnitude).astype(np.float32)
     return table
 
 
@@ -37,7 +37,7 @@ _TABLES = {"F8_E4M3": fp8_table(4, has_infinity=False), "F8_E5M2": fp8_table(5, 
 _CHUNK = 65536  # elements: numpy makes 8-byte indices of the codes
 
 
-def to_float32(dtype: str, raw: npt.NDArray[np.generic], out: F32Array) -> None:
+def to_float32(dtype: str, raw: npt.NDArray[np.generic], out: F32) -> None:
     """raw (n,), storage dtype of `dtype` -> out (n,) float32, contiguous. Every value is exact; NaN stays NaN.
 
     Raises:
@@ -61,7 +61,7 @@ def to_float32(dtype: str, raw: npt.NDArray[np.generic], out: F32Array) -> None:
         raise ValueError(f"{dtype} is not held exactly by float32; read its own values instead")
 
 
-def apply_scales(values: F32Array, start: int, columns: int, block: tuple[int, int], scales: F32Array) -> None:
+def apply_scales(values: F32, start: int, columns: int, block: tuple[int, int], scales: F32) -> None:
     """Multiply, in place, elements start.. of a flattened (rows, columns) weight with the scales of their blocks.
 
     Args:
@@ -85,7 +85,7 @@ def apply_scales(values: F32Array, start: int, columns: int, block: tuple[int, i
             values[body:] *= np.repeat(scales[(row + n_rows) // block[0]], block[1])[: len(values) - body]
 
 
-def _scale_rows(values: F32Array, row: int, block: tuple[int, int], scales: F32Array) -> None:
+def _scale_rows(values: F32, row: int, block: tuple[int, int], scales: F32) -> None:
     """values (n, columns), the rows from `row` on"""
     n_rows, columns = values.shape
     mine = scales[np.arange(row, row + n_rows) // block[0]]  # (n, blocks in a row)

@@ -16,12 +16,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from merge.arrays import F64
 from merge.quoting import quoted
 
 Shape = tuple[int, ...]
-F64 = npt.NDArray[np.float64]
 Settings = dict[str, Any]
 Parts = Mapping[str, F64]
 # rows(first, values): rows first .. first + n of the matrix, (n, in) float64, as they are -> as the adapter has them

@@ -5,7 +5,8 @@ Zhang et al., arXiv:2303.10512. Ranks that were pruned are not in the file; the 
 
 from __future__ import annotations
 
-from merge.adapter_kinds import F64, AdaptedModule, Kind, Parts, Rows, Settings, Shape, expect, number, product
+from merge.adapter_kinds import AdaptedModule, Kind, Parts, Rows, Settings, Shape, expect, number, product
+from merge.arrays import F64
 
 
 def settings(module: AdaptedModule, matrix: Shape) -> Settings:

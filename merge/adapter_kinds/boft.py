@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from merge.adapter_kinds import F64, AdaptedModule, Kind, Parts, Rows, Settings, Shape, expect
+from merge.adapter_kinds import AdaptedModule, Kind, Parts, Rows, Settings, Shape, expect
 from merge.adapter_kinds.oft import cayley
+from merge.arrays import F64
 
 
 def settings(module: AdaptedModule, matrix: Shape) -> Settings:

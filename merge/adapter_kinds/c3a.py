@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from merge.adapter_kinds import F64, AdaptedModule, Kind, Parts, Rows, Settings, Shape
+from merge.adapter_kinds import AdaptedModule, Kind, Parts, Rows, Settings, Shape
+from merge.arrays import F64
 
 
 def settings(module: AdaptedModule, matrix: Shape) -> Settings:

@@ -5,7 +5,8 @@ W[i, j] · l[i], and the bias b[i] · l[i]; or W[i, j] · l[j], by the shape of 
 
 from __future__ import annotations
 
-from merge.adapter_kinds import F64, AdaptedModule, Kind, Parts, Rows, Settings, Shape
+from merge.adapter_kinds import AdaptedModule, Kind, Parts, Rows, Settings, Shape
+from merge.arrays import F64
 
 
 def settings(module: AdaptedModule, matrix: Shape) -> Settings:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from merge.adapter_kinds import F64, AdaptedModule, Kind, Parts, Rows, Settings, Shape, expect, product
+from merge.adapter_kinds import AdaptedModule, Kind, Parts, Rows, Settings, Shape, expect, product
 from merge.adapter_kinds.patterns import by_pattern
+from merge.arrays import F64
 
 _PARTS = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from merge.adapter_kinds import F64, AdaptedModule, Kind, Parts, Rows, Settings, Shape, expect, product
+from merge.adapter_kinds import AdaptedModule, Kind, Parts, Rows, Settings, Shape, expect, product
 from merge.adapter_kinds.patterns import by_pattern
+from merge.arrays import F64
 
 _PARTS = ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b")
 

@@ -10,7 +10,8 @@ import math
 
 import numpy as np
 
-from merge.adapter_kinds import F64, AdaptedModule, Kind, Parts, Rows, Settings, Shape, number
+from merge.adapter_kinds import AdaptedModule, Kind, Parts, Rows, Settings, Shape, number
+from merge.arrays import F64
 
 
 def settings(module: AdaptedModule, matrix: Shape) -> Settings:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from merge.adapter_kinds import F64, AdaptedModule, Kind, Parts, Rows, Settings, Shape, expect, number
+from merge.adapter_kinds import AdaptedModule, Kind, Parts, Rows, Settings, Shape, expect, number
+from merge.arrays import F64
 from merge.quoting import quoted
 
 _SIZES = {"road_1": 0.5, "road_2": 1, "road_4": 2}

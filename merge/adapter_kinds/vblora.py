@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from merge.adapter_kinds import F64, AdaptedModule, Kind, Parts, Rows, Settings, Shape, expect, number, product
+from merge.adapter_kinds import AdaptedModule, Kind, Parts, Rows, Settings, Shape, expect, number, product
+from merge.arrays import F64
 
 _BANK = "vblora_vector_bank"
 

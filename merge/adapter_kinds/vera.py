@@ -5,7 +5,8 @@ Kopiczko et al., arXiv:2310.11454.
 
 from __future__ import annotations
 
-from merge.adapter_kinds import F64, AdaptedModule, Kind, Parts, Rows, Settings, Shape, expect, product
+from merge.adapter_kinds import AdaptedModule, Kind, Parts, Rows, Settings, Shape, expect, product
+from merge.arrays import F64
 
 
 def settings(module: AdaptedModule, matrix: Shape) -> Settings:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from merge.arrays import F64
 from merge.chunks import Chunks, digest_of, tensor_digest
 from merge.decode import to_float32
 from merge.dtypes import DTYPES
@@ -30,8 +31,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from merge.kernels.low_rank import LowRank
-
-F64 = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)

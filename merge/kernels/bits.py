@@ -4,17 +4,23 @@ They are intrinsics because numba widens integer shifts to 64 bits, which halves
 Kernels read `as_f32(raw[m, i])`, where raw holds bfloat16 as uint16, or float32; the same source serves both.
 """
 
+# Intrinsics are declared by functions without a body; see _instruction.
+# mypy: disable-error-code="empty-body"
+
 from __future__ import annotations
 
+import inspect
 import platform
 import typing
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, ParamSpec, TypeVar
 
 import numba
+import numpy as np
 from llvmlite import binding as llvm
 from llvmlite import ir
-from numba.core import types
+from numba.core import cgutils, types
+from numba.core.typing.templates import Signature
 from numba.extending import intrinsic
 
 _I16, _I32, _I64, _F32, _F64 = ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType(), ir.DoubleType()
@@ -25,6 +31,12 @@ _HAS_FMA = platform.machine().lower() not in ("x86_64", "amd64", "i686") or llvm
 )
 
 F = TypeVar("F", bound=Callable[..., Any])
+P = ParamSpec("P")
+T = TypeVar("T")
+Number = np.uint16 | np.float32  # as it is stored
+Int = int | np.int64
+Truth = bool | np.bool_
+Count = int | np.uint32  # the result of a kernel is an int where Python calls it
 
 
 def kernel(function: F) -> F:
@@ -49,144 +61,160 @@ def _compiled(function: F, **more: bool) -> F:
     return typing.cast(F, compiled)
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def as_f32(typing_context: Any, value: Any) -> Any:
+def _instruction(
+    types_of: Signature | Callable[..., Signature | None], build: Callable[..., ir.Value]
+) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """Makes an intrinsic of the function below it, which only declares it.
+
+    Args:
+        types_of: numba's types; or, of the arguments' types, None for those that it does not take.
+        build: (builder, *values) -> the result, in LLVM's instructions.
+    """
+
+    def lower(context: object, builder: ir.IRBuilder, types_: Signature, values: Sequence[ir.Value]) -> ir.Value:
+        return build(builder, *values)
+
+    def declared(function: Callable[P, T]) -> Callable[P, T]:
+        def typed(context: object, *arguments: types.Type) -> tuple[Signature, Callable[..., ir.Value]] | None:
+            found = types_of if isinstance(types_of, Signature) else types_of(*arguments)
+            return None if found is None else (found, lower)
+
+        typed.__name__, typed.__doc__ = function.__name__, function.__doc__
+        parameters = list(inspect.signature(typed).parameters.values())[:1]
+        parameters += inspect.signature(function).parameters.values()
+        typed.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # numba reads it
+        return typing.cast(Callable[P, T], intrinsic(typed))
+
+    return declared
+
+
+def _is_stored(value: types.Type) -> Signature | None:
+    return types.float32(value) if value in (types.uint16, types.float32) else None
+
+
+def _widened(builder: ir.IRBuilder, value: ir.Value) -> ir.Value:
+    if value.type == _F32:
+        return value
+    return builder.bitcast(builder.shl(builder.zext(value, _I32), ir.Constant(_I32, 16)), _F32)
+
+
+@_instruction(_is_stored, _widened)
+def as_f32(value: Number) -> np.float32:
     """bfloat16 held as uint16, or float32 -> float32; exact"""
-    if value == types.uint16:
-
-        def widen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            wide = builder.shl(builder.zext(args[0], _I32), ir.Constant(_I32, 16))
-            return builder.bitcast(wide, _F32)
-
-        return types.float32(types.uint16), widen
-    if value == types.float32:
-        return types.float32(types.float32), lambda context, builder, signature, args: args[0]
-    return None
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def magnitude_bits(typing_context: Any, value: Any) -> Any:
-    """float32 -> uint32: the bits without the sign. Ordered like |value|; above 0x7f800000: NaN."""
-
-    def mask(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.and_(builder.bitcast(args[0], _I32), ir.Constant(_I32, 0x7FFFFFFF))
-
-    return types.uint32(types.float32), mask
+def _masked(mask: int) -> Callable[..., ir.Value]:
+    return lambda builder, value: builder.and_(builder.bitcast(value, _I32), ir.Constant(_I32, mask))
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def sign_bits(typing_context: Any, value: Any) -> Any:
-    """float32 -> uint32: 0x80000000 for negative numbers, else 0"""
-
-    def mask(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.and_(builder.bitcast(args[0], _I32), ir.Constant(_I32, 0x80000000))
-
-    return types.uint32(types.float32), mask
+@_instruction(types.uint32(types.float32), _masked(0x7FFFFFFF))
+def magnitude_bits(value: np.float32) -> np.uint32:
+    """The bits without the sign. Ordered like |value|; above 0x7f800000: NaN."""
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def to_bf16(typing_context: Any, value: Any) -> Any:
+@_instruction(types.uint32(types.float32), _masked(0x80000000))
+def sign_bits(value: np.float32) -> np.uint32:
+    """0x80000000 for negative numbers, else 0"""
+
+
+def _narrowed(builder: ir.IRBuilder, value: ir.Value) -> ir.Value:
+    bits = builder.bitcast(value, _I32)
+    odd = builder.and_(builder.lshr(bits, ir.Constant(_I32, 16)), ir.Constant(_I32, 1))
+    rounded = builder.lshr(builder.add(bits, builder.add(odd, ir.Constant(_I32, 0x7FFF))), ir.Constant(_I32, 16))
+    is_nan = builder.fcmp_unordered("uno", value, value)
+    return builder.select(is_nan, ir.Constant(_I16, 0x7FC0), builder.trunc(rounded, _I16))
+
+
+@_instruction(types.uint16(types.float32), _narrowed)
+def to_bf16(value: np.float32) -> np.uint16:
     """float32 -> bfloat16 as uint16, to nearest even; NaN -> 0x7fc0"""
 
-    def narrow(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        bits = builder.bitcast(args[0], _I32)
-        odd = builder.and_(builder.lshr(bits, ir.Constant(_I32, 16)), ir.Constant(_I32, 1))
-        rounded = builder.lshr(builder.add(bits, builder.add(odd, ir.Constant(_I32, 0x7FFF))), ir.Constant(_I32, 16))
-        is_nan = builder.fcmp_unordered("uno", args[0], args[0])
-        return builder.select(is_nan, ir.Constant(_I16, 0x7FC0), builder.trunc(rounded, _I16))
 
-    return types.uint16(types.float32), narrow
+def _mixed(builder: ir.IRBuilder, x: ir.Value) -> ir.Value:
+    for shift, factor in ((16, 0x21F0AAAD), (15, 0x735A2D97)):
+        x = builder.xor(x, builder.lshr(x, ir.Constant(_I32, shift)))
+        x = builder.mul(x, ir.Constant(_I32, factor))
+    return builder.xor(x, builder.lshr(x, ir.Constant(_I32, 15)))
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def mix32(typing_context: Any, value: Any) -> Any:
-    """uint32 -> uint32, a bijection with avalanche. Source: Wellons, "hash-prospector" (public domain), lowbias32"""
-
-    def mix(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        x = args[0]
-        for shift, factor in ((16, 0x21F0AAAD), (15, 0x735A2D97)):
-            x = builder.xor(x, builder.lshr(x, ir.Constant(_I32, shift)))
-            x = builder.mul(x, ir.Constant(_I32, factor))
-        return builder.xor(x, builder.lshr(x, ir.Constant(_I32, 15)))
-
-    return types.uint32(types.uint32), mix
+@_instruction(types.uint32(types.uint32), _mixed)
+def mix32(value: np.uint32) -> np.uint32:
+    """A bijection with avalanche. Source: Wellons, "hash-prospector" (public domain), lowbias32"""
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def counter32(typing_context: Any, index: Any, key: Any) -> Any:
-    """int64 element index, uint32 key -> uint32: golden-ratio step of the index's low half, plus the key, mod 2^32"""
-
-    def step(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        low = builder.trunc(args[0], _I32)
-        return builder.add(builder.mul(low, ir.Constant(_I32, 0x9E3779B1)), args[1])
-
-    return types.uint32(types.int64, types.uint32), step
-
-
-@intrinsic  # type: ignore[untyped-decorator]
-def add32(typing_context: Any, a: Any, b: Any) -> Any:
-    """uint32 + uint32 modulo 2^32"""
-    return types.uint32(types.uint32, types.uint32), lambda context, builder, signature, args: builder.add(*args)
+@_instruction(
+    types.uint32(types.int64, types.uint32),
+    lambda builder, index, key: builder.add(
+        builder.mul(builder.trunc(index, _I32), ir.Constant(_I32, 0x9E3779B1)), key
+    ),
+)
+def counter32(index: Int, key: np.uint32) -> np.uint32:
+    """Golden-ratio step of the low half of an element's index, plus the key, modulo 2^32"""
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def sub32(typing_context: Any, a: Any, b: Any) -> Any:
-    """uint32 - uint32 modulo 2^32"""
-    return types.uint32(types.uint32, types.uint32), lambda context, builder, signature, args: builder.sub(*args)
+@_instruction(types.uint32(types.uint32, types.uint32), lambda builder, a, b: builder.add(a, b))
+def add32(a: np.uint32, b: np.uint32) -> np.uint32:
+    """a + b modulo 2^32"""
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def count32(typing_context: Any, count: Any, condition: Any) -> Any:
-    """uint32, one more where the condition holds: a counter as wide as a float32, so that both fill one register"""
-    if not isinstance(condition, types.Boolean):
-        return None
-
-    def add(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.add(args[0], builder.zext(args[1], _I32))
-
-    return types.uint32(types.uint32, condition), add
+@_instruction(types.uint32(types.uint32, types.uint32), lambda builder, a, b: builder.sub(a, b))
+def sub32(a: np.uint32, b: np.uint32) -> np.uint32:
+    """a - b modulo 2^32"""
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def power_of_two(typing_context: Any, exponent: Any) -> Any:
-    """int64 from -126 to 127 -> 2^exponent as float32"""
-
-    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        biased = builder.add(builder.trunc(args[0], _I32), ir.Constant(_I32, 127))
-        return builder.bitcast(builder.shl(biased, ir.Constant(_I32, 23)), _F32)
-
-    return types.float32(types.int64), build
+@_instruction(
+    lambda count, condition: types.uint32(types.uint32, condition) if isinstance(condition, types.Boolean) else None,
+    lambda builder, count, condition: builder.add(count, builder.zext(condition, _I32)),
+)
+def count32(count: np.uint32, condition: Truth) -> np.uint32:
+    """One more where the condition holds: a counter as wide as a float32, so that both fill one register"""
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def power_of_two_f64(typing_context: Any, exponent: Any) -> Any:
-    """int32 from -1022 to 1023 -> 2^exponent as float64"""
-
-    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        biased = builder.add(builder.sext(args[0], _I64), ir.Constant(_I64, 1023))
-        return builder.bitcast(builder.shl(biased, ir.Constant(_I64, 52)), _F64)
-
-    return types.float64(types.int32), build
+def _power(builder: ir.IRBuilder, exponent: ir.Value) -> ir.Value:
+    biased = builder.add(builder.trunc(exponent, _I32), ir.Constant(_I32, 127))
+    return builder.bitcast(builder.shl(biased, ir.Constant(_I32, 23)), _F32)
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def where(typing_context: Any, condition: Any, one: Any, other: Any) -> Any:
+@_instruction(types.float32(types.int64), _power)
+def power_of_two(exponent: Int) -> np.float32:
+    """2^exponent, from -126 to 127"""
+
+
+def _power_f64(builder: ir.IRBuilder, exponent: ir.Value) -> ir.Value:
+    biased = builder.add(builder.sext(exponent, _I64), ir.Constant(_I64, 1023))
+    return builder.bitcast(builder.shl(biased, ir.Constant(_I64, 52)), _F64)
+
+
+@_instruction(types.float64(types.int32), _power_f64)
+def power_of_two_f64(exponent: np.int32) -> np.float64:
+    """2^exponent, from -1022 to 1023"""
+
+
+def _is_choice(condition: types.Type, one: types.Type, other: types.Type) -> Signature | None:
+    return one(condition, one, other) if isinstance(condition, types.Boolean) and one == other else None
+
+
+@_instruction(_is_choice, lambda builder, condition, one, other: builder.select(condition, one, other))
+def where(condition: Truth, one: T, other: T) -> T:
     """`one if condition else other`, both computed: an instruction where Python's form is a branch.
 
     LLVM turns small branches into this instruction by itself, but not all, and under AVX2, which has few masked
     instructions, a loop with a branch that is left is not put into vector registers.
     """
-    if not isinstance(condition, types.Boolean) or one != other:
-        return None
-
-    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.select(*args)
-
-    return one(condition, one, other), build
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def quotient(typing_context: Any, number: Any, divisor: Any, inverse: Any) -> Any:
+def _divided(builder: ir.IRBuilder, number: ir.Value, divisor: ir.Value, inverse: ir.Value) -> ir.Value:
+    if not _HAS_FMA:
+        return builder.fdiv(number, divisor)
+    found = builder.fmul(number, inverse)
+    for _ in range(2):
+        remainder = builder.fma(builder.fneg(divisor), found, number)
+        found = builder.fma(remainder, inverse, found)
+    return found
+
+
+@_instruction(types.float64(types.float64, types.float64, types.float64), _divided)
+def quotient(number: float, divisor: float, inverse: float) -> np.float64:
     """number / divisor in float64, inverse being 1 / divisor: IEEE's quotient but for the sign of zero, in less time
 
     Not for quotients below 2^-900 or infinity. Source: Markstein 1990, "Computation of elementary functions on the IBM
@@ -194,45 +222,29 @@ def quotient(typing_context: Any, number: Any, divisor: Any, inverse: Any) -> An
     which a fused product and sum gives exactly; the first such step makes it one of the two.
     """
 
-    def divide(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        number, divisor, inverse = args
-        if not _HAS_FMA:
-            return builder.fdiv(number, divisor)
-        found = builder.fmul(number, inverse)
-        for _ in range(2):
-            remainder = builder.fma(builder.fneg(divisor), found, number)
-            found = builder.fma(remainder, inverse, found)
-        return found
 
-    return types.float64(types.float64, types.float64, types.float64), divide
+def _split(builder: ir.IRBuilder, value: ir.Value) -> ir.Value:
+    size = builder.call(builder.module.declare_intrinsic("llvm.fabs", [_F64]), [value])
+    tiny = builder.fcmp_ordered("<", size, ir.Constant(_F64, 2.0**-1022))
+    scaled = builder.select(tiny, builder.fmul(value, ir.Constant(_F64, 2.0**54)), value)
+    bits = builder.bitcast(scaled, _I64)
+    high = builder.trunc(builder.lshr(bits, ir.Constant(_I64, 32)), _I32)
+    field = builder.and_(builder.lshr(high, ir.Constant(_I32, 20)), ir.Constant(_I32, 0x7FF))
+    less = builder.select(tiny, ir.Constant(_I32, 1022 + 54), ir.Constant(_I32, 1022))
+    exponent = builder.sitofp(builder.sub(field, less), _F64)
+    rest = builder.and_(bits, ir.Constant(_I64, 0x800FFFFFFFFFFFFF))
+    mantissa = builder.bitcast(builder.or_(rest, ir.Constant(_I64, 1022 << 52)), _F64)
+    special = builder.or_(
+        builder.icmp_unsigned("==", field, ir.Constant(_I32, 0x7FF)),
+        builder.fcmp_ordered("==", value, ir.Constant(_F64, 0.0)),
+    )
+    both = builder.select(special, value, mantissa), builder.select(special, ir.Constant(_F64, 0.0), exponent)
+    return cgutils.pack_array(builder, both)
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def frexp(typing_context: Any, value: Any) -> Any:
-    """float64 -> (m, e) with value = m 2^e and 0.5 <= |m| < 1, e as float64; (value, 0) of 0, infinity and NaN
+@_instruction(numba.typeof((0.0, 0.0))(types.float64), _split)
+def frexp(value: float) -> tuple[np.float64, np.float64]:
+    """(m, e) with value = m 2^e and 0.5 <= |m| < 1; (value, 0) of 0, infinity and NaN
 
     As the C library's, of which LLVM makes no vectors.
     """
-
-    def split(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        tiny = builder.fcmp_ordered(
-            "<",
-            builder.call(builder.module.declare_intrinsic("llvm.fabs", [_F64]), args),
-            ir.Constant(_F64, 2.0**-1022),
-        )
-        scaled = builder.select(tiny, builder.fmul(args[0], ir.Constant(_F64, 2.0**54)), args[0])
-        bits = builder.bitcast(scaled, _I64)
-        high = builder.trunc(builder.lshr(bits, ir.Constant(_I64, 32)), _I32)
-        field = builder.and_(builder.lshr(high, ir.Constant(_I32, 20)), ir.Constant(_I32, 0x7FF))
-        less = builder.select(tiny, ir.Constant(_I32, 1022 + 54), ir.Constant(_I32, 1022))
-        exponent = builder.sitofp(builder.sub(field, less), _F64)
-        rest = builder.and_(bits, ir.Constant(_I64, 0x800FFFFFFFFFFFFF))
-        mantissa = builder.bitcast(builder.or_(rest, ir.Constant(_I64, 1022 << 52)), _F64)
-        special = builder.or_(
-            builder.icmp_unsigned("==", field, ir.Constant(_I32, 0x7FF)),
-            builder.fcmp_ordered("==", args[0], ir.Constant(_F64, 0.0)),
-        )
-        both = builder.select(special, args[0], mantissa), builder.select(special, ir.Constant(_F64, 0.0), exponent)
-        return context.make_tuple(builder, signature.return_type, both)
-
-    return numba.typeof((0.0, 0.0))(types.float64), split

@@ -7,7 +7,8 @@ from typing import TypeVar
 
 import numpy as np
 
-from merge.kernels.protocol import Block, Floats, Passes
+from merge.arrays import F32
+from merge.kernels.protocol import Block, Passes
 from merge.kernels.scratch import Scratch
 
 R = TypeVar("R")
@@ -21,7 +22,7 @@ class Computed:
     The blocks are valid until the same thread's next one.
     """
 
-    def __init__(self, tensor: Passes, fill: Callable[[Block, Floats], None]) -> None:
+    def __init__(self, tensor: Passes, fill: Callable[[Block, F32], None]) -> None:
         self._tensor, self._fill = tensor, fill
         self.size, self.n_chunks = tensor.size, tensor.n_chunks
 

@@ -6,22 +6,19 @@ say all: those of the second would lose what is small in what is large.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-import numpy.typing as npt
 
+from merge.arrays import F64, Array, Raw
 from merge.kernels.bits import as_f32, kernel, where
 from merge.kernels.encode import LANES
 
-F64 = npt.NDArray[np.float64]
 # Of a pair, in this order: squares of a, products a d, squares of d = b - a; then how many differ, and the largest |d|.
 PAIR = ("aa", "ad", "dd", "changed", "largest")
 # And of task vectors u = a - c, v = b - c: squares and products, where both are not zero, and where their signs agree.
 TASKS = ("uu", "uv", "vv", "both", "agree")
 
 
-def difference_of(raw: npt.NDArray[Any], out: F64) -> int:
+def difference_of(raw: Array, out: F64) -> int:
     """raw (2 or 3, n) as stored -> out (5,) or (10,) float64, named by PAIR and TASKS; returns numbers left out.
 
     Where a number is NaN or infinite on one side it is left out, and counted unless both sides are the same.
@@ -55,7 +52,7 @@ def _slowly(wide: F64, out: F64) -> int:
 
 
 @kernel
-def _pair(raw: Any, out: Any) -> None:
+def _pair(raw: Raw, out: F64) -> None:
     lanes = np.zeros((5, LANES), np.float64)
     aa, ad, dd, changed, largest = lanes[0], lanes[1], lanes[2], lanes[3], lanes[4]
     for start in range(0, raw.shape[1], LANES):
@@ -75,7 +72,7 @@ def _pair(raw: Any, out: Any) -> None:
 
 
 @kernel
-def _tasks(raw: Any, out: Any) -> None:
+def _tasks(raw: Raw, out: F64) -> None:
     _pair(raw, out)
     lanes = np.zeros((5, LANES), np.float64)
     uu, uv, vv, both, agree = lanes[0], lanes[1], lanes[2], lanes[3], lanes[4]

@@ -7,14 +7,14 @@ returns what combines one block: `combine(block, out)` with block.raw (source, n
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 
+from merge.arrays import F32, F64, Raw
 from merge.kernels.bits import as_f32, kernel
 from merge.kernels.coefficients import slerp_coefficients
 from merge.kernels.encode import LANES
-from merge.kernels.protocol import Block, Combine, Floats, FusedTensor
+from merge.kernels.protocol import Block, Combine, FusedTensor
 from merge.kernels.weights import whole
 
 
@@ -34,14 +34,14 @@ def slerp(tensor: FusedTensor, *, t: float) -> Combine:
 
 
 def _weighted(weights: tuple[float, ...], scale: float = 1.0) -> Combine:
-    def combine(block: Block, out: Floats) -> None:
+    def combine(block: Block, out: F32) -> None:
         weighted_sum(block.raw, weights, scale, out)
 
     return combine
 
 
 @kernel
-def weighted_sum(raw: Any, weights: Any, scale: float, out: Any) -> None:
+def weighted_sum(raw: Raw, weights: tuple[float, ...], scale: float, out: F32) -> None:
     """raw (model, n), weights a tuple of float64 -> out (n,) float32; added in float64, as wide as memory is fast"""
     for i in range(out.shape[0]):
         total = weights[0] * np.float64(as_f32(raw[0, i]))
@@ -51,7 +51,7 @@ def weighted_sum(raw: Any, weights: Any, scale: float, out: Any) -> None:
 
 
 @kernel
-def pair_sums(raw: Any, out: Any) -> None:
+def pair_sums(raw: Raw, out: F64) -> None:
     """raw (2, n) -> out (3,) float64: squared norms of both and their dot product"""
     lanes = np.zeros((3, LANES), np.float64)
     aa, bb, ab = lanes[0], lanes[1], lanes[2]
@@ -67,7 +67,7 @@ def pair_sums(raw: Any, out: Any) -> None:
 
 
 @kernel
-def difference_sums(raw: Any, row: int) -> Any:
+def difference_sums(raw: Raw, row: int) -> tuple[float, float]:
     """raw (source, n) -> squared norms of row 0 and of the difference of `row` to it; float64"""
     lanes = np.zeros((2, LANES), np.float64)
     bases, deltas = lanes[0], lanes[1]

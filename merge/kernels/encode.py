@@ -5,13 +5,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-import numpy.typing as npt
 
+from merge.arrays import F32, Array, Raw
 from merge.dtypes import DTYPES
-from merge.kernels.bits import as_f32, count32, kernel, magnitude_bits, power_of_two, sign_bits, to_bf16, where
+from merge.kernels.bits import Count, as_f32, count32, kernel, magnitude_bits, power_of_two, sign_bits, to_bf16, where
 
 LANES = 64  # partial sums that do not wait for each other; their number is part of the result's definition
 _INFINITY = 0x7F800000
@@ -23,7 +21,7 @@ _SMALL = {
 }
 
 
-def encode(values: npt.NDArray[np.float32], dtype: str, out: npt.NDArray[Any]) -> tuple[int, int, float, float]:
+def encode(values: Array, dtype: str, out: Array) -> tuple[int, int, float, float]:
     """Rounds a block into its output dtype.
 
     Args:
@@ -37,10 +35,10 @@ def encode(values: npt.NDArray[np.float32], dtype: str, out: npt.NDArray[Any]) -
     """
     if values.dtype == np.float64:
         return _encode_wide(values, dtype, out)
-    nonfinite, largest, squares = _statistics(values)
-    overflow = 0
+    count, largest, squares = _statistics(values)
+    nonfinite, overflow = int(count), 0
     if dtype == "BF16":
-        overflow = _to_bf16(values, out) - nonfinite
+        overflow = int(_to_bf16(values, out)) - nonfinite
     elif dtype in _SMALL:
         overflow = _to_small(values, out.view(f"u{out.itemsize}"), *_SMALL[dtype]) - nonfinite
     else:
@@ -49,7 +47,7 @@ def encode(values: npt.NDArray[np.float32], dtype: str, out: npt.NDArray[Any]) -
     return nonfinite, overflow, float(np.uint32(largest).view(np.float32)), squares
 
 
-def _encode_wide(values: npt.NDArray[Any], dtype: str, out: npt.NDArray[Any]) -> tuple[int, int, float, float]:
+def _encode_wide(values: Array, dtype: str, out: Array) -> tuple[int, int, float, float]:
     """`encode` of float64 values: plain numpy, for such tensors are rare and small."""
     finite = np.isfinite(values)
     nonfinite = int(values.size - finite.sum())
@@ -67,7 +65,7 @@ def _encode_wide(values: npt.NDArray[Any], dtype: str, out: npt.NDArray[Any]) ->
 
 
 @kernel
-def count_nonfinite(values: Any) -> Any:
+def count_nonfinite(values: Raw) -> Count:
     """values (n,) uint16 bf16 or float32 -> number of NaN and infinities"""
     count = np.uint32(0)
     for i in range(values.shape[0]):
@@ -76,7 +74,7 @@ def count_nonfinite(values: Any) -> Any:
 
 
 @kernel
-def _statistics(values: Any) -> Any:
+def _statistics(values: F32) -> tuple[Count, Count, float]:
     """values (n,) float32 -> non-finite count, bits of the largest finite magnitude, sum of squares (float64)"""
     n = values.shape[0]
     lanes = np.zeros(LANES, np.float64)
@@ -94,7 +92,7 @@ def _statistics(values: Any) -> Any:
 
 
 @kernel
-def _to_bf16(values: Any, out: Any) -> Any:
+def _to_bf16(values: F32, out: Array) -> Count:
     """Rounds; returns how many results are not finite."""
     count = np.uint32(0)
     for i in range(values.shape[0]):
@@ -105,7 +103,7 @@ def _to_bf16(values: Any, out: Any) -> Any:
 
 
 @kernel
-def _to_small(values: Any, out: Any, mantissa_bits: int, bias: int, largest: int, infinity: int, nan: int) -> Any:
+def _to_small(values: F32, out: Array, mantissa_bits: int, bias: int, largest: int, infinity: int, nan: int) -> int:
     """Rounds into a format of 8 or 16 bits, subnormals included; returns how many results are not finite.
 
     A normal result is float32's bits with the exponent moved, rounded at the last mantissa bit kept; a carry moves into

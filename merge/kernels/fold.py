@@ -5,17 +5,16 @@ Every number is summed in one order, whatever rows are asked for at once; BLAS p
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
+from merge.arrays import F32, F64
 from merge.kernels.bits import kernel
 
 _TILE = 512  # columns whose part of the right factor stays in the first-level cache from row to row
 
 
 @kernel
-def add_product(left: Any, right: Any, scaling: float, out: Any) -> None:
+def add_product(left: F32, right: F32, scaling: float, out: F32) -> None:
     """out (rows, columns) float32 += scaling · left (rows, rank) · right (rank, columns), both float32; in float64"""
     rank, columns = right.shape
     sums = np.empty(_TILE, np.float64)
@@ -41,7 +40,7 @@ def add_product(left: Any, right: Any, scaling: float, out: Any) -> None:
 
 
 @kernel
-def accumulate(left: Any, right: Any, scaling: float, out: Any) -> None:
+def accumulate(left: F64, right: F64, scaling: float, out: F64) -> None:
     """out (rows, columns) += scaling · left (rows, rank) · right (rank, columns), all float64"""
     rank, columns = right.shape
     sums = np.empty(_TILE, np.float64)
@@ -59,7 +58,7 @@ def accumulate(left: Any, right: Any, scaling: float, out: Any) -> None:
 
 
 @kernel
-def scale_rows(magnitude: Any, first: int, out: Any) -> None:
+def scale_rows(magnitude: F32, first: int, out: F32) -> None:
     """out (rows, columns) float32: row i gets the length magnitude[first + i], as DoRA's folded matrix has it"""
     for row in range(out.shape[0]):
         square = 0.0
@@ -71,7 +70,7 @@ def scale_rows(magnitude: Any, first: int, out: Any) -> None:
 
 
 @kernel
-def add_column_squares(values: Any, squares: Any) -> None:
+def add_column_squares(values: F32, squares: F64) -> None:
     """squares (columns,) float64 += the squares of values (rows, columns) float32, row after row"""
     for row in range(values.shape[0]):
         for j in range(values.shape[1]):
@@ -79,7 +78,7 @@ def add_column_squares(values: Any, squares: Any) -> None:
 
 
 @kernel
-def scale_columns(factor: Any, out: Any) -> None:
+def scale_columns(factor: F64, out: F32) -> None:
     """out (rows, columns) float32 times factor (columns,) float64"""
     for row in range(out.shape[0]):
         for j in range(out.shape[1]):

@@ -9,11 +9,11 @@ place.
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 
-from merge.kernels.bits import frexp, kernel, power_of_two_f64, where
+from merge.arrays import F64
+from merge.kernels.bits import Int, frexp, kernel, power_of_two_f64, where
 
 _LEAST = -700.0  # exponents are not taken further down
 _LOG2_E = 1.4426950408889634
@@ -26,7 +26,7 @@ NEAR = 1 / 8  # largest |x| of `expm1_near`
 
 
 @kernel
-def exp_down(x: Any) -> Any:
+def exp_down(x: float) -> float:
     """exp of x <= 0: 2^k times the Taylor polynomial of degree 13 at |f| <= ln 2 / 2; below -700 that of -700"""
     x = max(x, _LEAST)
     k = np.int32(x * _LOG2_E - 0.5)
@@ -49,14 +49,14 @@ def exp_down(x: Any) -> Any:
 
 
 @kernel
-def exp(x: Any) -> Any:
+def exp(x: float) -> float:
     """exp of |x| <= 700; beyond, that of 700 or -700"""
     down = exp_down(-abs(x))
     return where(x != x, x, where(x <= 0.0, down, 1.0 / down))
 
 
 @kernel
-def expm1_near(x: Any) -> Any:
+def expm1_near(x: float) -> float:
     """exp(x) - 1 for |x| <= NEAR by its Taylor polynomial of degree 10"""
     p = 1 / 3628800
     p = p * x + 1 / 362880
@@ -72,13 +72,13 @@ def expm1_near(x: Any) -> Any:
 
 
 @kernel
-def expm1(x: Any) -> Any:
+def expm1(x: float) -> float:
     """exp(x) - 1"""
     return where(abs(x) <= NEAR, expm1_near(x), exp(x) - 1.0)
 
 
 @kernel
-def log(x: Any) -> Any:
+def log(x: float) -> float:
     """ln(x), 0 < x < infinity: x = m 2^e, and ln m by the series of atanh((m - 1) / (m + 1))"""
     mantissa, power = frexp(x)
     low = mantissa < _SQRT_HALF
@@ -91,14 +91,14 @@ def log(x: Any) -> Any:
 
 
 @kernel
-def log1p(x: Any) -> Any:
+def log1p(x: float) -> float:
     """ln(1 + x), x > -1; the second term makes up for the rounding of 1 + x"""
     sum_ = 1.0 + x
     return log(sum_) - ((sum_ - 1.0) - x) / sum_
 
 
 @kernel
-def tanh(x: Any) -> Any:
+def tanh(x: float) -> float:
     size = abs(x)
     near, far = expm1_near(2.0 * size), exp(-2.0 * size)
     small = size <= NEAR / 2
@@ -107,26 +107,26 @@ def tanh(x: Any) -> Any:
 
 
 @kernel
-def exp_all(values: Any) -> None:
+def exp_all(values: F64) -> None:
     """values (n,) float64 -> exp of each, in place"""
     for i in range(len(values)):
         values[i] = exp(values[i])
 
 
 @kernel
-def tanh_all(values: Any) -> None:
+def tanh_all(values: F64) -> None:
     """values (n,) float64 -> tanh of each, in place"""
     for i in range(len(values)):
         values[i] = tanh(values[i])
 
 
 @kernel
-def sin(x: Any) -> Any:
+def sin(x: float) -> float:
     return _turned(x, 0)
 
 
 @kernel
-def cos(x: Any) -> Any:
+def cos(x: float) -> float:
     return _turned(x, 1)
 
 
@@ -142,7 +142,7 @@ def acos(x: float) -> float:
 
 
 @kernel
-def _turned(x: Any, quarters: Any) -> Any:
+def _turned(x: float, quarters: Int) -> float:
     """sin(x + quarters pi / 2)"""
     if not abs(x) < _MOST_QUARTERS:
         x %= 2.0 * math.pi

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
-import numpy as np
-import numpy.typing as npt
+from merge.arrays import F32, F64, Raw
 
-Floats = npt.NDArray[np.float32]
+Floats = F32
 R = TypeVar("R")
 S = TypeVar("S")
 
@@ -29,10 +28,10 @@ class Block:
     """
 
     start: int
-    raw: npt.NDArray[Any]
+    raw: Raw
 
 
-Combine = Callable[[Block, Floats], None]
+Combine = Callable[[Block, F32], None]
 
 
 class Passes(Protocol):
@@ -62,5 +61,5 @@ class FusedTensor(Passes, Protocol):
     def shape(self) -> tuple[int, ...]:
         """Of the output tensor; blocks are whole rows (last dimension) of tensors that are not vectors."""
 
-    def sum_chunks(self, function: Callable[[npt.NDArray[Any], npt.NDArray[np.float64]], None], n: int) -> list[float]:
+    def sum_chunks(self, function: Callable[[Raw, F64], None], n: int) -> list[float]:
         """function(raw, out) writes n partial sums of a chunk; returns their exact totals (float64), in fixed order."""

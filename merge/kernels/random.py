@@ -7,10 +7,10 @@ divisions and square roots are used, which IEEE defines exactly; a logarithm fro
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 
+from merge.arrays import F32
 from merge.kernels.bits import add32, counter32, kernel, mix32, part, where
 from merge.kernels.functions import log
 
@@ -31,14 +31,14 @@ def split_key(key: int) -> tuple[np.uint32, np.uint32]:
 
 
 @kernel
-def _bits(index: int, key: Any, other_key: Any) -> Any:
+def _bits(index: int, key: np.uint32, other_key: np.uint32) -> np.uint32:
     """32 random bits; the index's high half goes into the second key, so that more than 2^32 elements differ"""
     high = np.uint32((index >> 32) * 0x85EBCA6B & 0xFFFFFFFF)
     return mix32(add32(add32(mix32(counter32(np.int64(index), key)), other_key), high))
 
 
 @part
-def normal_quantile(p: Any) -> Any:
+def normal_quantile(p: float) -> float:
     """Standard normal quantile of 0 < p < 1"""
     q = p - 0.5
     r = _SPLIT * _SPLIT - q * q
@@ -53,7 +53,7 @@ def normal_quantile(p: Any) -> Any:
 
 
 @kernel
-def fill_normal(start: int, key: Any, other_key: Any, scale: float, out: Any) -> None:
+def fill_normal(start: int, key: np.uint32, other_key: np.uint32, scale: float, out: F32) -> None:
     """out (n,) float32: elements start .. start + n of normal numbers with mean 0 and standard deviation `scale`"""
     for i in range(out.shape[0]):
         p = (np.float64(_bits(start + i, key, other_key)) + 0.5) * (1.0 / 4294967296.0)
@@ -61,7 +61,7 @@ def fill_normal(start: int, key: Any, other_key: Any, scale: float, out: Any) ->
 
 
 @kernel
-def fill_uniform(start: int, key: Any, other_key: Any, scale: float, out: Any) -> None:
+def fill_uniform(start: int, key: np.uint32, other_key: np.uint32, scale: float, out: F32) -> None:
     """out (n,) float32: elements start .. start + n of uniform numbers from -scale to scale"""
     for i in range(out.shape[0]):
         p = (np.float64(_bits(start + i, key, other_key)) + 0.5) * (1.0 / 4294967296.0)

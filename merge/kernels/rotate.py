@@ -5,15 +5,14 @@ Each row is computed by itself, in one order, whatever rows are asked for at onc
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
+from merge.arrays import F64
 from merge.kernels.bits import kernel
 
 
 @kernel
-def rotate(values: Any, blocks: Any) -> None:
+def rotate(values: F64, blocks: F64) -> None:
     """values (rows, n · size) float64 -> values · diag(blocks)^T; blocks (n, size, size) float64"""
     n_blocks, size, _ = blocks.shape
     turned = np.empty(blocks.shape, np.float64)  # transposed, so that the sums of a row of a block go side by side
@@ -34,7 +33,7 @@ def rotate(values: Any, blocks: Any) -> None:
 
 
 @kernel
-def reflect(values: Any, directions: Any) -> None:
+def reflect(values: F64, directions: F64) -> None:
     """values (rows, n) float64, each row reflected at directions (k, n), unit vectors, one after another"""
     for row in range(values.shape[0]):
         for k in range(directions.shape[0]):

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-import numpy.typing as npt
 
+from merge.arrays import F32, F64, Array
 from merge.decode import to_float32
 from merge.kernels.bits import kernel, where
 from merge.kernels.encode import LANES
@@ -14,7 +12,7 @@ from merge.kernels.encode import LANES
 N_SUMS = 5
 
 
-def rounding_sums(values: npt.NDArray[Any], dtype: str, encoded: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+def rounding_sums(values: Array, dtype: str, encoded: Array) -> F64:
     """Compares numbers with what was stored for them; those that are not finite on either side are left out.
 
     Args:
@@ -43,7 +41,7 @@ def rounding_sums(values: npt.NDArray[Any], dtype: str, encoded: npt.NDArray[Any
 
 
 @kernel
-def _sums(values: Any, rounded: Any, out: Any) -> None:
+def _sums(values: F32, rounded: F32, out: F64) -> None:
     lanes = np.zeros((N_SUMS, LANES), np.float64)
     changed, flushed, largest, changes, squares = lanes[0], lanes[1], lanes[2], lanes[3], lanes[4]
     for start in range(0, values.shape[0], LANES):

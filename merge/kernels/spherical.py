@@ -9,19 +9,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from merge.kernels.bits import as_f32, kernel
+from merge.arrays import F32, F64, Raw
+from merge.kernels.bits import Number, as_f32, kernel
 from merge.kernels.coefficients import KARCHER_TINY, NUSLERP_COLINEAR, multislerp_factors, nuslerp_place
 from merge.kernels.elementwise import weighted_sum
 from merge.kernels.encode import LANES
 from merge.kernels.functions import acos, cos, sin
-from merge.kernels.protocol import Block, Combine, Floats, FusedTensor
+from merge.kernels.protocol import Block, Combine, FusedTensor
 
-Matrix = npt.NDArray[np.float64]
 Rows = Sequence[Sequence[float]]
 _GROUP = 16  # chunks whose column sums are held at once
 _NEARLY_ZERO = 1e-8  # |s|^2 over (sum |w|)^2 from which the Gram matrix has lost half its digits
@@ -38,7 +36,7 @@ def nuslerp(
         return _by_columns(tensor, t)
     row = tensor.shape[-1]
 
-    def combine(block: Block, out: Floats) -> None:
+    def combine(block: Block, out: F32) -> None:
         _arc_rows(block.raw, len(block.raw) - 2, row, t, out)
 
     return combine
@@ -71,7 +69,7 @@ def model_stock(tensor: FusedTensor, *, filter_wise: bool = False, clamp: bool =
     if filter_wise and len(tensor.shape) > 1:
         row = tensor.shape[-1]
 
-        def combine(block: Block, out: Floats) -> None:
+        def combine(block: Block, out: F32) -> None:
             _stock_rows(block.raw, row, clamp, out)
 
         return combine
@@ -83,13 +81,13 @@ def combine_by(coefficients: tuple[float, ...]) -> Combine:
     """Sum of coefficient times input; with a base, of coefficient times task vector, plus the base."""
     with_base = (1.0 - math.fsum(coefficients), *coefficients)
 
-    def combine(block: Block, out: Floats) -> None:
+    def combine(block: Block, out: F32) -> None:
         weighted_sum(block.raw, coefficients if len(block.raw) == len(coefficients) else with_base, 1.0, out)
 
     return combine
 
 
-def gram_matrix(tensor: FusedTensor, n_models: int) -> Matrix:
+def gram_matrix(tensor: FusedTensor, n_models: int) -> F64:
     """Inner products of the inputs, or of their task vectors, (n_models, n_models)"""
     sums = tensor.sum_chunks(lambda raw, out: _gram_sums(raw, n_models, out), n_models * (n_models + 1) // 2)
     gram = np.zeros((n_models, n_models))
@@ -116,7 +114,7 @@ def _square(gram: Rows, coefficients: Sequence[float]) -> float:
     return max(0.0, _dot(coefficients, [_dot(row, coefficients) for row in gram]))
 
 
-def karcher_factors(gram: Matrix, weight: tuple[float, ...], max_iter: int, tol: float) -> tuple[float, ...]:
+def karcher_factors(gram: F64, weight: tuple[float, ...], max_iter: int, tol: float) -> tuple[float, ...]:
     """The inputs' coefficients in their Karcher mean; see merge.methods.karcher."""
     if not np.isfinite(gram).all():
         return (math.nan,) * len(weight)
@@ -166,13 +164,13 @@ def _by_columns(tensor: FusedTensor, t: float) -> Combine:
     for column in range(columns):
         found[:, column] = arc_factors(sums[0, column], sums[1, column], sums[2, column], t)
 
-    def combine(block: Block, out: Floats) -> None:
+    def combine(block: Block, out: F32) -> None:
         _combine_columns(block.raw, len(block.raw) - 2, block.start, found, out)
 
     return combine
 
 
-def _in_order(tensor: FusedTensor, function: Callable[[Block], Matrix], columns: int) -> Matrix:
+def _in_order(tensor: FusedTensor, function: Callable[[Block], F64], columns: int) -> F64:
     """Sum of what the chunks give, added in their order, a few chunks in memory at a time"""
     total = np.zeros((3, columns))
     for first in range(0, tensor.n_chunks, _GROUP):
@@ -182,14 +180,14 @@ def _in_order(tensor: FusedTensor, function: Callable[[Block], Matrix], columns:
 
 
 @kernel
-def _value(entry: Any, base: Any, apart: bool) -> Any:
+def _value(entry: Number, base: Number, apart: bool) -> np.float32:
     """An entry of an input, or of its task vector where row 0 is a base; float32, as in the definition"""
     value = as_f32(entry)
     return value - as_f32(base) if apart else value
 
 
 @kernel
-def _inner(one: Any, other: Any, base: Any, apart: bool) -> Any:
+def _inner(one: Raw, other: Raw, base: Raw, apart: bool) -> float:
     """Inner product of two inputs, or of their task vectors"""
     lanes = np.zeros(LANES, np.float64)
     n_wide = len(base) // LANES * LANES
@@ -202,11 +200,11 @@ def _inner(one: Any, other: Any, base: Any, apart: bool) -> Any:
         i = n_wide + lane
         first, second = _value(one[i], base[i], apart), _value(other[i], base[i], apart)
         lanes[lane] += np.float64(first) * np.float64(second)
-    return lanes.sum()
+    return float(lanes.sum())
 
 
 @kernel
-def _gram_sums(raw: Any, n_models: int, out: Any) -> None:
+def _gram_sums(raw: Raw, n_models: int, out: F64) -> None:
     """raw (source, n) -> out: the upper triangle of the Gram matrix, by rows"""
     first = raw.shape[0] - n_models
     k = 0
@@ -217,7 +215,7 @@ def _gram_sums(raw: Any, n_models: int, out: Any) -> None:
 
 
 @kernel
-def _sum_squares(raw: Any, coefficients: Any, out: Any) -> None:
+def _sum_squares(raw: Raw, coefficients: tuple[float, ...], out: F64) -> None:
     """out[0] = squared length of the sum of coefficient times input"""
     first = raw.shape[0] - len(coefficients)
     lanes, totals = np.zeros(LANES, np.float64), np.empty(LANES, np.float64)
@@ -234,7 +232,7 @@ def _sum_squares(raw: Any, coefficients: Any, out: Any) -> None:
 
 
 @kernel
-def arc_factors(square_a: float, square_b: float, dot: float, t: float) -> Any:
+def arc_factors(square_a: float, square_b: float, dot: float, t: float) -> tuple[float, float]:
     """Factors of two vectors on the arc between them, from squared lengths and inner product; see methods.nuslerp"""
     if square_a == 0 or square_b == 0:
         return 1 - t, t
@@ -246,7 +244,7 @@ def arc_factors(square_a: float, square_b: float, dot: float, t: float) -> Any:
 
 
 @kernel
-def _arc_rows(raw: Any, first: int, row: int, t: float, out: Any) -> None:
+def _arc_rows(raw: Raw, first: int, row: int, t: float, out: F32) -> None:
     """raw (source, n), n whole rows: slerp of each row"""
     for start in range(0, raw.shape[1], row):
         stop = start + row
@@ -259,7 +257,7 @@ def _arc_rows(raw: Any, first: int, row: int, t: float, out: Any) -> None:
 
 
 @kernel
-def _two(base: Any, one: Any, other: Any, apart: bool, a: float, b: float) -> Any:
+def _two(base: Number, one: Number, other: Number, apart: bool, a: float, b: float) -> np.float32:
     total = a * np.float64(as_f32(one)) + b * np.float64(as_f32(other))
     if apart:
         total += (1.0 - a - b) * np.float64(as_f32(base))
@@ -267,7 +265,7 @@ def _two(base: Any, one: Any, other: Any, apart: bool, a: float, b: float) -> An
 
 
 @kernel
-def _column_sums(raw: Any, first: int, start: int, columns: int) -> Any:
+def _column_sums(raw: Raw, first: int, start: int, columns: int) -> F64:
     """raw (source, n) from flat index start -> (3, columns): squared lengths and inner products of the columns"""
     sums = np.zeros((3, columns), np.float64)
     begin = -(start % columns)  # where the row that the first element lies in would begin
@@ -290,7 +288,7 @@ def _column_sums(raw: Any, first: int, start: int, columns: int) -> Any:
 
 
 @kernel
-def _combine_columns(raw: Any, first: int, start: int, factors: Any, out: Any) -> None:
+def _combine_columns(raw: Raw, first: int, start: int, factors: F64, out: F32) -> None:
     """factors (2, columns) -> out (n,)"""
     columns = factors.shape[1]
     for row in range(-(start % columns), raw.shape[1], columns):
@@ -306,7 +304,7 @@ def _combine_columns(raw: Any, first: int, start: int, factors: Any, out: Any) -
 
 
 @kernel
-def _ratio(gram: Any, clamp: bool) -> Any:
+def _ratio(gram: F64, clamp: bool) -> float:
     """t of model stock from the Gram matrix of the task vectors"""
     n = gram.shape[0]
     total = 0.0
@@ -321,7 +319,7 @@ def _ratio(gram: Any, clamp: bool) -> Any:
 
 
 @kernel
-def _stock_rows(raw: Any, row: int, clamp: bool, out: Any) -> None:
+def _stock_rows(raw: Raw, row: int, clamp: bool, out: F32) -> None:
     """raw (1 + model, n), n whole rows: model stock of each row"""
     n = raw.shape[0] - 1
     gram = np.empty((n, n), np.float64)

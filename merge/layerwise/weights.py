@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from merge.architecture.loaded import Piece
+from merge.arrays import F32
 from merge.checkpoint.reader import SourceReader
 from merge.dtypes import DTYPES
 from merge.plan import TensorRef
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Module
 
-F32 = npt.NDArray[np.float32]
 EXPERT_BYTES = 256 << 20  # experts of a layer that take more than this in float32 are read one by one
 
 

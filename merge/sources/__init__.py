@@ -10,13 +10,12 @@ import importlib
 from collections.abc import Callable
 from typing import Any, Literal, Protocol, cast
 
-import numpy as np
 import numpy.typing as npt
 
+from merge.arrays import F32
 from merge.dtypes import DTYPES
 from merge.plan import Derived, TensorRef
 
-F32 = npt.NDArray[np.float32]
 # fill(start, out): elements start .. start + n of the flattened result -> out (n,); called from any thread. float32, or
 # of the tensor's dtype where the operation rearranges.
 Fill = Callable[[int, F32], None]

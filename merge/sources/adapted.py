@@ -10,10 +10,11 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from merge.adapter_kinds import F64, Rows, Shape, find_kind
+from merge.adapter_kinds import Rows, Shape, find_kind
+from merge.arrays import F32, F64
 from merge.chunks import Chunks
 from merge.plan import Derived, TensorRef
-from merge.sources import F32, Fill, Read
+from merge.sources import Fill, Read
 
 
 def adapted(

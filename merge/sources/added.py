@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from merge.arrays import F32
 from merge.plan import Derived, TensorRef
-from merge.sources import F32, Fill, Read
+from merge.sources import Fill, Read
 
 _ELEMENTS = 1 << 13  # that are added at once
 

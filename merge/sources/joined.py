@@ -6,8 +6,9 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import accumulate
 
+from merge.arrays import F32
 from merge.plan import Derived, TensorRef
-from merge.sources import F32, Fill, Read
+from merge.sources import Fill, Read
 
 
 def joined(name: str, refs: Sequence[TensorRef], shape: tuple[int, ...]) -> TensorRef:

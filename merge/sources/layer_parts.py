@@ -10,9 +10,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from merge.arrays import F32
 from merge.chunks import CHUNK
 from merge.plan import Derived, TensorRef
-from merge.sources import F32, Fill, Read
+from merge.sources import Fill, Read
 from merge.sources.joined import joined
 from merge.sources.part import part
 

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from merge.arrays import F32
 from merge.chunks import Chunks
 from merge.plan import Derived, TensorRef
-from merge.sources import F32, Fill, Read
+from merge.sources import Fill, Read
 
 
 def fold(

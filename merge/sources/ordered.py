@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from merge.arrays import I64
 from merge.plan import Derived, TensorRef
 from merge.sources import Fill, Read
 
-Index = npt.NDArray[np.int64]
 # contiguous(start, out): the elements from `start` on, as they are stored.
 Contiguous = Callable[[int, npt.NDArray[Any]], None]
 
@@ -46,7 +46,7 @@ def held_bytes(ref: Derived) -> int:
 
 
 def read_ordered(
-    shape: tuple[int, ...], axis: int, index: Index, start: int, out: npt.NDArray[Any], read: Contiguous
+    shape: tuple[int, ...], axis: int, index: I64, start: int, out: npt.NDArray[Any], read: Contiguous
 ) -> None:
     """Elements start.. of the flattened, permuted tensor -> out (n,); memory: one row, for columns."""
     length = math.prod(shape[1:])
@@ -68,7 +68,7 @@ def read_ordered(
         place += count
 
 
-def _run(index: Index) -> int:
+def _run(index: I64) -> int:
     """How many entries from the first on lie one behind the other."""
     breaks = np.flatnonzero(np.diff(index) != 1)
     return int(breaks[0]) + 1 if len(breaks) else len(index)

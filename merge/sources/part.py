@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import dataclasses
 
+from merge.arrays import F32
 from merge.dtypes import DTYPES
 from merge.plan import Derived, Stored, TensorRef
-from merge.sources import F32, Fill, Read
+from merge.sources import Fill, Read
 
 
 def part(ref: TensorRef, start: int, shape: tuple[int, ...]) -> TensorRef:

@@ -5,9 +5,10 @@
 
 from __future__ import annotations
 
+from merge.arrays import F32
 from merge.kernels.random import fill_normal, fill_uniform, split_key
 from merge.plan import Derived
-from merge.sources import F32, Fill, Read
+from merge.sources import Fill, Read
 
 
 def prepare(ref: Derived, read: Read) -> Fill:

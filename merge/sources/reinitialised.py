@@ -15,10 +15,11 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
+from merge.arrays import F32
 from merge.chunks import Chunks
 from merge.kernels.random import fill_normal, split_key
 from merge.plan import Derived, TensorRef
-from merge.sources import F32, Fill, Read
+from merge.sources import Fill, Read
 
 Mask = Callable[[int, int], npt.NDArray[np.bool_]]  # (start, n) -> (n,): which of these elements are new
 

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from merge.arrays import F32
 from merge.dtypes import DTYPES
 from merge.plan import Derived, TensorRef
-from merge.sources import F32, Fill, Read
+from merge.sources import Fill, Read
 
 _TORCH = 330 << 20  # bytes that `import torch` takes
 

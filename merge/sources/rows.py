@@ -15,12 +15,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from merge.arrays import F32, I32
 from merge.plan import Derived, TensorRef
-from merge.sources import F32, Fill, Read
+from merge.sources import Fill, Read
 
-I32 = npt.NDArray[np.int32]
 MEAN = -1  # in RowMap.counts: the mean of all other rows
 _BLOCK = 1 << 17  # elements read at once for the mean
 

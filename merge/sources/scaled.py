@@ -11,10 +11,11 @@ import math
 
 import numpy as np
 
+from merge.arrays import F32
 from merge.chunks import Chunks
 from merge.decode import apply_scales
 from merge.plan import Derived, TensorRef
-from merge.sources import F32, Fill, Read
+from merge.sources import Fill, Read
 
 
 def scaled(weight: TensorRef, scale: TensorRef, block: tuple[int, int]) -> Derived:

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from merge.arrays import F32
 from merge.chunks import Chunks
 from merge.decode import to_float32
 from merge.dtypes import DTYPES
@@ -18,7 +19,7 @@ from merge.kernels.encode import count_nonfinite, encode
 from merge.kernels.protocol import Block, Combine
 from merge.methods import Method
 from merge.plan import Derived
-from merge.sources import F32, Fill, Read
+from merge.sources import Fill, Read
 
 R = TypeVar("R")
 S = TypeVar("S")

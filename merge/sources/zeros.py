@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from merge.arrays import F32
 from merge.plan import Derived
-from merge.sources import F32, Fill, Read
+from merge.sources import Fill, Read
 
 
 def prepare(ref: Derived, read: Read) -> Fill:

@@ -11,9 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
 
 from merge.architecture import is_embedding, is_head
+from merge.arrays import F32
 from merge.checkpoint import Checkpoint
 from merge.checkpoint.reader import SourceReader
 from merge.chunks import Chunks
@@ -23,8 +23,6 @@ from merge.kernels.encode import encode
 from merge.plan import TensorRef
 from merge.processors import processors
 from merge.tools.formats import NF4
-
-F32 = npt.NDArray[np.float32]
 
 CLASSES = ("embedding", "attention", "mlp", "norm", "head", "other")
 _TYPES = {"BF16": "BF16", "FP16": "F16", "FP8 E4M3": "F8_E4M3", "FP8 E5M2": "F8_E5M2"}

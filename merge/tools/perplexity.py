@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from merge.arrays import F64
 from merge.checkpoint.files import read_json
 from merge.errors import NumbersError, UsageError
 from merge.loading import load_tokenizer
@@ -29,7 +30,6 @@ from merge.tools.logits import Batch, Logits, WholeLogits, open_logits
 if TYPE_CHECKING:
     from torch.nn import Module
 
-F64 = npt.NDArray[np.float64]
 BUDGET = 256 << 20  # bytes of hidden states in memory
 BATCH_TOKENS = 1024  # at once
 BLOCK_ROWS = 4096  # of the head at once

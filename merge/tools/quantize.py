@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from merge.arrays import F32
 from merge.checkpoint import Checkpoint, open_checkpoint
 from merge.checkpoint.digest import stored_digest
 from merge.checkpoint.reader import SourceReader
@@ -36,7 +37,7 @@ from merge.output.writer import OutputDirectory
 from merge.plan import Plan, SideFile, SourceModel, Step, TensorRef
 from merge.processors import processors
 from merge.recipe.model import ModelRef
-from merge.tools.quantizers import F32, ROWS, Dequantized, Encoder, Quantizer, make_quantizer
+from merge.tools.quantizers import ROWS, Dequantized, Encoder, Quantizer, make_quantizer
 
 FORMATS = ("int8", "int4", "nf4", "fp8")
 _SOURCES = ("F32", "F16", "BF16")

@@ -18,13 +18,13 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from merge.arrays import F32
 from merge.decode import to_float32
 from merge.dtypes import DTYPES, RECIPE_NAMES
 from merge.errors import UsageError
 from merge.kernels.encode import encode
 from merge.tools.formats import NF4
 
-F32 = npt.NDArray[np.float32]
 Array = npt.NDArray[Any]
 Encoder = Callable[[F32], tuple[dict[str, Array], F32]]
 ROWS = 128  # rows of a piece: whole blocks in every format

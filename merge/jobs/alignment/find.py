@@ -15,8 +15,8 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
-import numpy.typing as npt
 
+from merge.arrays import F64
 from merge.checkpoint.reader import SourceReader
 from merge.decode import to_float32
 from merge.dtypes import DTYPES
@@ -26,7 +26,6 @@ from merge.findings.alignment import UNITS as ALIGN_UNITS
 from merge.findings.alignment import Member, PermutableModule
 from merge.plan import TensorRef
 
-F64Array = npt.NDArray[np.float64]
 BEFORE_CHECKS = True
 Permutation = list[int]  # place -> the stored unit that goes there
 
@@ -63,7 +62,7 @@ def match(reader: SourceReader, units: PermutableModule) -> tuple[Permutation, P
     return order, [h * n + head for g, h in enumerate(order) for head in within[g, h]]
 
 
-def _assign(cost: F64Array) -> Permutation:
+def _assign(cost: F64) -> Permutation:
     """The cheapest assignment; of equal ones the one that moves nothing."""
     from scipy.optimize import linear_sum_assignment
 
@@ -93,7 +92,7 @@ def _scale(reader: SourceReader, units: PermutableModule, refs: Iterable[TensorR
     return math.ldexp(1.0, max(-1000, min(1000, bits - exponent)))
 
 
-def _rows(reader: SourceReader, ref: TensorRef) -> Iterator[tuple[int, F64Array]]:
+def _rows(reader: SourceReader, ref: TensorRef) -> Iterator[tuple[int, F64]]:
     """(first row, rows) of a matrix; of a vector, elements as rows of one."""
     n_rows, columns = _matrix(ref)
     step = max(1, ALIGN_BLOCK // columns)
@@ -105,7 +104,7 @@ def _matrix(ref: TensorRef) -> tuple[int, int]:
     return ref.shape[0], math.prod(ref.shape[1:])
 
 
-def _read(reader: SourceReader, ref: TensorRef, first: int, count: int) -> F64Array:
+def _read(reader: SourceReader, ref: TensorRef, first: int, count: int) -> F64:
     """Rows of a matrix, exactly; what is not finite counts as 0 here, and is an error where it is merged."""
     columns = _matrix(ref)[1]
     raw = np.empty(count * columns, DTYPES[ref.dtype].numpy_name)
@@ -120,13 +119,13 @@ def _read(reader: SourceReader, ref: TensorRef, first: int, count: int) -> F64Ar
     return wide.reshape(count, columns)
 
 
-def _subtract_products(reader: SourceReader, member: Member, cost: F64Array, scales: list[float]) -> None:
+def _subtract_products(reader: SourceReader, member: Member, cost: F64, scales: list[float]) -> None:
     """cost[i, j] -= the inner product of the reference's unit i and the source's unit j in this tensor."""
     assert member.reference is not None
     n = len(cost)
     width = member.source.shape[member.axis] // n
 
-    def units(ref: TensorRef, scale: float, first: int, count: int) -> F64Array:
+    def units(ref: TensorRef, scale: float, first: int, count: int) -> F64:
         rows = np.rint(_read(reader, ref, first, count) * scale)
         if member.axis == 0:
             return rows.reshape(count // width, -1)

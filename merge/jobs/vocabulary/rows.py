@@ -16,13 +16,14 @@ import numpy as np
 import numpy.typing as npt
 
 from merge.architecture import is_embedding, is_head, is_input_side
+from merge.arrays import I32
 from merge.errors import Problem, RecipeError
 from merge.plan import TensorRef
 from merge.planned import Planned, Said
 from merge.planning.inputs import Input, Inputs
 from merge.quoting import quoted
 from merge.recipe.model import Recipe, TokenizerSettings, TokenRow
-from merge.sources.rows import I32, RowMap, rows_ref
+from merge.sources.rows import RowMap, rows_ref
 from merge.vocabulary.files import named_in, renumbered
 from merge.vocabulary.memory import TokenizerMemory
 from merge.vocabulary.tokenizer import Tokenizer

@@ -10,7 +10,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-F32 = npt.NDArray[np.float32]
+from merge.arrays import F32
+
 _RIDGE = 1e-12  # of the mean square of the atoms, so that two equal atoms have a solution too
 _SCORES = 1 << 24  # inner products held at once
 

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from merge.architecture import is_embedding, is_head
 from merge.checkpoint import Checkpoint, open_checkpoint
@@ -34,7 +33,6 @@ from merge.vocabulary.memory import tokenizer_memory
 from merge.vocabulary.surface import same_tokens, surfaces
 from merge.vocabulary.tokenizer import Tokenizer, read_tokenizer
 
-F32 = npt.NDArray[np.float32]
 Pairs = dict[int, list[tuple[int, int]] | None]
 
 

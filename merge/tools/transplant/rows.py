@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
+from merge.arrays import F32
 from merge.checkpoint.digest import value_digest
 from merge.checkpoint.reader import SourceReader
 from merge.errors import OutputError, UsageError
@@ -28,8 +28,6 @@ from merge.tools.transplant import omp
 
 if TYPE_CHECKING:
     from merge.tools.transplant.plan import Matrix, Transplant
-
-F32 = npt.NDArray[np.float32]
 
 
 def make_rows(

@@ -1,0 +1,17 @@
+"""Names of array types; shapes are in docstrings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+F32 = npt.NDArray[np.float32]
+F64 = npt.NDArray[np.float64]
+I32 = npt.NDArray[np.int32]
+I64 = npt.NDArray[np.int64]
+U32 = npt.NDArray[np.uint32]
+Bools = npt.NDArray[np.bool_]
+Array = npt.NDArray[Any]  # of any dtype
+Raw = npt.NDArray[np.uint16] | F32  # as kernels read elements: bfloat16 as uint16, or float32
