@@ -87,10 +87,10 @@ def barrier_text(found: Barrier, ends: Sequence[str]) -> str:
 
 def print_path(results: Results) -> None:
     """The table, a bar for each point of each task, and the barriers."""
-    from merge.show.terminal import console
+    from merge.show.terminal import console, show_table
 
     out = console()
-    out.print(score_table(results, out.width))
+    show_table(score_table(results, out.width), out)
     ends = short_names([results.models[0].name, results.models[-1].name])
     for task in results.tasks:
         out.print(barrier_text(barrier(results, task), ends))

@@ -21,6 +21,7 @@ from eval.compare import (
 )
 from eval.difference import AVERAGE
 from eval.results import ModelScores, Results, TaskResult
+from merge.quoting import counted
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -57,7 +58,7 @@ def columns(results: Results) -> list[tuple[str, str]]:
         metric = first.metric.partition(",")[0] + ("" if first.higher_is_better else " ↓")
         found.append((name, f"{metric}, n = {first.n:,}" if first.n else metric))
     names = averaged(results)
-    return found + ([(AVERAGE, "" if names == results.tasks else f"of {len(names)} tasks")] if names else [])
+    return found + ([(AVERAGE, "" if names == results.tasks else f"of {counted(len(names), 'task')}")] if names else [])
 
 
 def cells(results: Results) -> list[list[Cell]]:
@@ -135,19 +136,19 @@ def print_results(results: Results) -> None:
 
     out = console()
     for model in results.models:
-        asked = f"{model.asked:,} requests in {model.seconds:.1f} s"
+        asked = f"{counted(model.asked, 'request')} in {model.seconds:.1f} s"
         out.print(f"{model.name}: {asked}, {model.remembered:,} remembered")
     print_comparison(compare(results))
 
 
 def print_comparison(comparison: Comparison) -> None:
-    from merge.show.terminal import console
+    from merge.show.terminal import console, show_table
 
     out = console()
-    out.print(score_table(comparison.results, out.width))
+    show_table(score_table(comparison.results, out.width), out)
     for merged in comparison.merges:
         out.print(verdict(comparison.results, merged))
-        out.print(gain_table(comparison.results, merged))
+        show_table(gain_table(comparison.results, merged), out)
     for note in notes(comparison):
         out.print(note)
 

@@ -14,6 +14,7 @@ from finetune.keys import Config
 from finetune.models import Base
 from merge.checkpoint.files import FINETUNE_RECORD
 from merge.loading import code_that_ran
+from merge.quoting import counted
 
 if TYPE_CHECKING:
     from finetune.objectives.base import Objective
@@ -97,8 +98,8 @@ def card(config: Config, base: Base, data: Data, objective: Objective, figures: 
             f"# {Path(config.out).name}",
             "",
             f"{name}, fine-tuned ({config.train}, {data.objective}) with Merge Workbench: "
-            f"{figures['trained_parameters']:,} of {figures['parameters']:,} parameters, {figures['steps']:,} steps, "
-            f"{data.lengths['train'].examples:,} examples.",
+            f"{figures['trained_parameters']:,} of {figures['parameters']:,} parameters, "
+            f"{counted(figures['steps'], 'step')}, {counted(data.lengths['train'].examples, 'example')}.",
             "",
             *([f"| loss, nats {objective.unit} | |", "|---|---:|", *rows, ""] if rows else []),
             *(["| validation | before | after |", "|---|---:|---:|", *columns, ""] if columns else []),

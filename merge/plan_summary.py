@@ -5,7 +5,7 @@ from __future__ import annotations
 from html import escape
 from typing import TYPE_CHECKING
 
-from merge.quoting import quoted
+from merge.quoting import counted, quoted
 
 if TYPE_CHECKING:
     from merge.plan import Plan
@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
 def line(plan: Plan) -> str:
     """`Plan('ties': ties of 3 models, 147 tensors, 1,234,567 parameters, 2,469,134 bytes)`"""
-    models = f"{len(plan.models)} model{'s' if len(plan.models) != 1 else ''}"
-    size = f"{len(plan.steps):,} tensors, {plan.n_parameters:,} parameters, {plan.bytes_written:,} bytes"
-    return f"Plan({quoted(plan.name)}: {plan.method} of {models}, {size})"
+    models = counted(len(plan.models), "model")
+    size = f"{counted(len(plan.steps), 'tensor')}, {counted(plan.n_parameters, 'parameter')}"
+    return f"Plan({quoted(plan.name)}: {plan.method} of {models}, {size}, {plan.bytes_written:,} bytes)"
 
 
 def table(plan: Plan) -> str:
@@ -29,7 +29,7 @@ def table(plan: Plan) -> str:
         "tensors": f"{len(plan.steps):,} ({escape(', '.join(methods))})",
         "parameters": f"{plan.n_parameters:,}",
         "reads": f"{plan.bytes_read:,} bytes",
-        "writes": f"{plan.bytes_written:,} bytes in {len(plan.shards)} file{'s' if len(plan.shards) != 1 else ''}",
+        "writes": f"{plan.bytes_written:,} bytes in {counted(len(plan.shards), 'file')}",
         "leniencies": escape(", ".join(plan.allow)),
         "notes": "<br>".join(map(escape, plan.notes)),
     }

@@ -1,7 +1,7 @@
 """Quotes foreign text in messages: names and values, shortened, at a cost independent of their size.
 
-`quoted` for a value of any kind, `clipped` for a name, `some` for the first of many. `bounded` is what the message of
-every error goes through, so that one that quotes a name whole is short all the same.
+`quoted` for a value of any kind, `clipped` for a name, `some` for the first of many, `counted` for their number.
+`bounded` is what the message of every error goes through, so that one that quotes a name whole is short all the same.
 """
 
 from __future__ import annotations
@@ -42,6 +42,11 @@ def some(names: Sequence[str], limit: int = 3) -> str:
     """ "a, b, c and 7 more" """
     shown = ", ".join(name if name.startswith(os.sep) else clipped(name) for name in names[:limit])  # paths are whole
     return shown if len(names) <= limit else f"{shown} and {len(names) - limit:,} more"
+
+
+def counted(n: int, noun: str, plural: str | None = None) -> str:
+    """ "1 document", "1,200 documents" """
+    return f"{n:,} {noun if n == 1 else plural or f'{noun}s'}"
 
 
 def bounded(message: str) -> str:

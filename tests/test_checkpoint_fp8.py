@@ -114,7 +114,7 @@ def test_scales_of_activations_are_left_out_and_that_is_said(tmp_path: Path) -> 
     tensors |= {"attn.k_scale": torch.ones(1), "attn.v_scale": torch.ones(1)}
     checkpoint = make(tmp_path, tensors, COMPRESSED)
     assert list(checkpoint.tensors) == ["l.weight"]
-    assert "FP8: 1 weights are read with their scales" in checkpoint.notes[0]
+    assert checkpoint.notes[0] == "FP8: 1 weight read with scales"
     assert any("left out 1 input_scale of activations: l.input_scale" in note for note in checkpoint.notes)
     assert any("k_scale" in note for note in checkpoint.notes)
 

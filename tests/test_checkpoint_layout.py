@@ -316,7 +316,7 @@ def test_what_is_too_large_for_a_side_file_is_said(model: Path) -> None:
     with (model / "index.faiss").open("wb") as file:
         file.truncate(SMALL + 1)
     assert opened(model).side_files() == ()
-    assert opened(model).notes == (f"{model}: not copied, as larger than a side file is: index.faiss",)
+    assert opened(model).notes == ("not copied, because larger than side files are: index.faiss",)
 
 
 def test_opening_a_local_model_imports_nothing_heavy(model: Path) -> None:

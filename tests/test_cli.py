@@ -245,6 +245,17 @@ def test_an_empty_path_is_a_usage_error(call_cli: Run, recipe: Path, args: list[
     assert sorted(recipe.parent.rglob("*")) == before
 
 
+@pytest.mark.parametrize(
+    "args", [["plan", "tiny.yaml"], ["diff", "base", "math"], ["formats", "0.1"], ["memory", "7B"]]
+)
+def test_a_narrow_terminal_cuts_no_number(call_cli: Run, recipe: Path, args: list[str]) -> None:
+    numbers = [
+        re.findall(r"\d[\d.,e-]*\d%?|\d", call_cli(args, env={"COLUMNS": columns})[1]) for columns in ("400", "40")
+    ]
+    assert set(numbers[0]) <= set(numbers[1])
+    assert "…" not in call_cli(args, env={"COLUMNS": "40"})[1]
+
+
 def test_verify_passes_what_was_written(call_cli: Run, recipe: Path) -> None:
     assert call_cli(["run", "tiny.yaml", "-o", "out"])[0] == 0
     code, out, err = call_cli(["verify", "out"])

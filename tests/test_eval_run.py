@@ -154,6 +154,8 @@ def test_a_text_ends_soon_after_no_more_answer_is_as_long(tmp_path: Path, answer
 def test_unknown_names_have_suggestions(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r'unknown task "arc_esay"; did you mean "arc_easy"'):
         resolve(["arc_esay"], None)
+    with pytest.raises(UsageError, match='unknown task "core_lookup"; it belongs to the suite core: add --suite core'):
+        resolve(["core_lookup"], None)
     with pytest.raises(UsageError, match=r'unknown suite "quikstart"; did you mean "quickstart"\?'):
         resolve([], "quikstart")
     with pytest.raises(UsageError, match="there is no such task file"):

@@ -254,7 +254,7 @@ def test_a_plan_says_what_decomposing_matrices_takes(tmp_path: Path, call_cli: C
     )
     _, shown, _ = call_cli(["plan", str(tmp_path / "wudi.yaml"), "--threads", "4"])
     assert re.search(
-        r"^matrices about [\d.]+ (s|min|h), 226 tensors are decomposed, up to [\d,]+ MiB for each", shown, re.M
+        r"^matrices about [\d.]+ (s|min|h), 226 matrices to decompose, up to [\d,]+ MiB for each", shown, re.M
     )
     _, shown, _ = call_cli(["plan", str(tmp_path / "wudi.yaml"), "--json"])
     assert json.loads(shown)["matrix_tensors"] == 226

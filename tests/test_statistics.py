@@ -198,6 +198,8 @@ def test_the_command(tmp_path: Path, tiny: Path, data: Path, call_cli: Callable[
     assert (code, stderr) == (0, "")
     assert json.loads(stdout)["tensors"] == 3 * 7 + 1 + 3 * 9 + 3
     code, stdout, stderr = call_cli(command)
-    assert (code, stdout) == (2, "")
-    assert "exists; nothing was changed" in stderr
+    (problem,) = json.loads(stdout)["problems"]
+    assert code == 2
+    assert "exists; nothing was changed" in problem["message"]
+    assert problem["message"] in stderr
     assert call_cli(["statistics", tmp_path / "nowhere", "--data", data, "-o", out])[0] == 2

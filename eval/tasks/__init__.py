@@ -120,5 +120,8 @@ def task_manager(include: Path | None, defaults: bool) -> TaskManager:
 def _check_known(name: str, own: list[str]) -> None:
     known = task_manager(None, True).all_tasks
     if name not in known:
+        for suite in SUITES:
+            if any(task.name == name for task in get_suite(suite).tasks):
+                raise UsageError(f'unknown task "{name}"; it belongs to the suite {suite}: add --suite {suite}')
         near = suggest(name, [*own, *known], "lm-eval ls tasks")
         raise UsageError(f'unknown task "{name}"; {near}')

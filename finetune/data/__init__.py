@@ -29,6 +29,7 @@ from finetune.keys import Config, DataSource
 from finetune.sources import SourceStates
 from merge.errors import Problem, RecipeError, UsageError
 from merge.plan import SourceFile
+from merge.quoting import counted
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -52,11 +53,11 @@ class Lengths:
     cut: int
 
     def __str__(self) -> str:
-        packed = f" in {self.rows:,} rows" if self.rows != self.examples else ""
+        packed = f" in {counted(self.rows, 'row')}" if self.rows != self.examples else ""
         lost = "".join(f", {n:,} {what}" for n, what in ((self.dropped, "too long: dropped"), (self.cut, "cut")) if n)
         learnt = f", {self.learnt:,} in the loss" if self.learnt else ""  # of labels and embeddings there are none
         return (
-            f"{self.examples:,} examples{packed}, {self.tokens:,} tokens{learnt}; "
+            f"{counted(self.examples, 'example')}{packed}, {counted(self.tokens, 'token')}{learnt}; "
             f"length {self.median:,} in the median, {self.longest:,} at most{lost}"
         )
 

@@ -25,6 +25,7 @@ from merge.loading import trusted_names, trusting
 from merge.output.directory import partial_of
 from merge.output.workspace import settle
 from merge.processors import openmp_threads
+from merge.quoting import counted
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
@@ -124,7 +125,7 @@ def train_stages(stages: Sequence[TrainingStage], workers: int, machine: Machine
                 say=_named(machine.say, stage.name),
                 progress=progress,
             )
-        machine.say(f"{stage.name}: {report.steps:,} steps, {report.seconds:.1f} s")
+        machine.say(f"{stage.name}: {counted(report.steps, 'step')}, {report.seconds:.1f} s")
     return todo
 
 
@@ -216,4 +217,4 @@ def _work(
     except MergeError as error:
         connection.send((str(error), error.exit_code))
         return
-    connection.send((f"{report.steps:,} steps, {report.seconds:.1f} s", 0))
+    connection.send((f"{counted(report.steps, 'step')}, {report.seconds:.1f} s", 0))

@@ -118,7 +118,7 @@ def open_adapter(ref: ModelRef) -> Adapter:
         modules=found.modules,
         saved=found.saved,
         tokens=found.tokens,
-        notes=(*place.notes, *file_notes, *notes, *found.notes),
+        notes=(*(f"{ref.text}: {note}" for note in place.notes), *file_notes, *notes, *found.notes),
         parameters=found.parameters,
         others=found.others,
     )

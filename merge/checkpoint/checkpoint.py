@@ -1,4 +1,4 @@
-"""open_checkpoint: what a model is made of, from headers and config files only."""
+"""open_checkpoint: describes a model from its headers and config files; no tensor is read."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ class Checkpoint:
         path: absolute path of its directory.
         revision: commit of a model from the hub; None for a local directory.
         config: config.json.
-        tensors: name -> TensorRef, file by file and in each file's order; quantised ones are derived. Those of
-            a module in a folder of its own (sentence-transformers) are called FOLDER/NAME.
+        tensors: name -> TensorRef, in the order of the files; quantised tensors are derived. Tensors of a module in its
+            own folder (sentence-transformers) are called FOLDER/NAME.
         files: the weight files, as they were when their headers were read.
-        notes: what was left out or chosen, for the user to know.
+        notes: what was left out or chosen, for the user; without the model's name.
         adapter_path: directory of the adapter that is folded in.
-        own_tokenizer: directory of its tokenizer, where that is not `path`.
+        own_tokenizer: directory of its tokenizer, if not `path`.
     """
 
     ref: ModelRef
@@ -51,12 +51,12 @@ class Checkpoint:
         return self.own_tokenizer or self.path
 
     def side_files(self) -> tuple[str, ...]:
-        """Names, relative to `path`, of the small files that go with the weights."""
+        """Names, relative to `path`, of the small files that belong to the weights."""
         return list_side_files(self.path)
 
 
 def open_checkpoint(ref: ModelRef) -> Checkpoint:
-    """Read headers and config of a model; no tensor byte is read.
+    """Reads headers and config of a model; no tensor byte is read.
 
     Raises:
         CheckpointError: the model is missing, damaged or of a kind that cannot be read exactly.
@@ -68,7 +68,7 @@ def open_checkpoint(ref: ModelRef) -> Checkpoint:
     place = locate(ref)
     weights = find_weights(place.path)
     config = _read_config(place.path)
-    # The times are taken before the headers are read: a change in between is seen when the engine opens the file.
+    # Times are recorded before headers are read, so that the engine notices a change in between.
     files = tuple(SourceFile.now(weight_file(place.path, name)) for name in weights.files)
     tensors, notes = read_tensors(place.path, weights)
     tensors, format_notes = decoded(place.path, config, tensors)
@@ -80,7 +80,7 @@ def open_checkpoint(ref: ModelRef) -> Checkpoint:
         files += tuple(SourceFile.now(weight_file(inner, name)) for name in module.files)
         found, module_notes = read_tensors(inner, module)
         tensors |= {f"{folder}/{name}": ref for name, ref in found.items()}
-        notes += (*module.notes, *module_notes)
+        notes += (*(f"{folder}: {note}" for note in module.notes), *module_notes)
     return Checkpoint(
         ref=ref,
         path=place.path,
@@ -94,7 +94,7 @@ def open_checkpoint(ref: ModelRef) -> Checkpoint:
 
 def _left_out(directory: str) -> tuple[str, ...]:
     large = too_large(directory)
-    return (f"{directory}: not copied, as larger than a side file is: {some(list(large))}",) if large else ()
+    return (f"not copied, because larger than side files are: {some(list(large))}",) if large else ()
 
 
 def _read_config(directory: str) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""Whether two stored tensors hold the same numbers, which planning has to know of a head that is tied."""
+"""Compares the values of two stored tensors; planning needs this for tied heads."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _BLOCK = 1 << 20  # elements
 
 
 def same_numbers(a: TensorRef, b: TensorRef, files: Iterable[SourceFile]) -> bool:
-    """Reads both up to the first difference; tensors that are computed are the same only if they are one.
+    """Reads both up to the first difference. Derived tensors are equal only if they are the same one.
 
     Raises:
         CheckpointError, SourceChanged: they cannot be read.
@@ -36,7 +36,7 @@ def same_numbers(a: TensorRef, b: TensorRef, files: Iterable[SourceFile]) -> boo
                     reader.read_into(ref, start, values)
                 else:
                     reader.read_values(ref, start, values)
-                found.append(values.view(f"u{values.itemsize}"))  # bits: NaN is the same as itself
+                found.append(values.view(f"u{values.itemsize}"))  # as bits, so that NaN equals itself
             if not np.array_equal(found[0], found[1]):
                 return False
     return True

@@ -1,4 +1,4 @@
-"""Digests of source tensors as they are now, to compare with those that were noted when they were read."""
+"""Digests of source tensors in their present state, to compare with those recorded earlier."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from merge.plan import TensorRef
 
 
 def stored_digest(reader: SourceReader, ref: TensorRef) -> str:
-    """Of a tensor's bytes as they are stored, read a chunk at a time."""
+    """Digest of a tensor's stored bytes, read a chunk at a time."""
     data = np.empty(Chunks.of(ref.shape).length, DTYPES[ref.dtype].numpy_name)
 
     def read(start: int, stop: int) -> memoryview:
@@ -23,7 +23,7 @@ def stored_digest(reader: SourceReader, ref: TensorRef) -> str:
 
 
 def value_digest(reader: SourceReader, ref: TensorRef) -> str:
-    """Of a tensor's bytes where they are stored as they are read, else of its values."""
+    """Digest of a stored tensor's bytes, or of a derived tensor's values."""
     if ref.is_exact:
         return stored_digest(reader, ref)
     data = np.empty(Chunks.of(ref.shape).length, np.float32)

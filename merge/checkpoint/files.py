@@ -13,7 +13,7 @@ from merge.jsontext import parse_json
 MAX_JSON_BYTES = 100_000_000
 ADAPTER_CONFIG = "adapter_config.json"
 BOTTLENECK_CONFIG = "bottleneck_config.json"  # beside the weights of bottleneck adapters
-FINETUNE_RECORD = "finetune_manifest.json"  # what merge finetune writes beside weights
+FINETUNE_RECORD = "finetune_manifest.json"  # written by merge finetune beside the weights
 
 
 def inside(directory: str, name: str) -> str:
@@ -47,7 +47,7 @@ def inside(directory: str, name: str) -> str:
 
 
 def weight_file(directory: str, name: str) -> str:
-    """The path of a weight file, which is there."""
+    """The path of an existing weight file."""
     path = inside(directory, name)
     if not os.path.isfile(path):
         raise CheckpointError(f"{path}: is not a file, or links to a file that is not there. Download it again.")
@@ -55,7 +55,7 @@ def weight_file(directory: str, name: str) -> str:
 
 
 def read_json(path: str, unique: bool = True) -> dict[str, Any]:
-    """A small JSON file of a model that holds an object; `unique`: a name that is there twice is an error.
+    """Reads a small JSON file of a model as an object; `unique`: duplicate names are an error.
 
     Raises:
         CheckpointError: not readable, not JSON, or beyond the bounds of merge.jsontext.
@@ -69,7 +69,7 @@ def read_json(path: str, unique: bool = True) -> dict[str, Any]:
 
 
 def read_json_value(path: str, unique: bool = True) -> Any:
-    """As read_json, whatever the file holds."""
+    """Like read_json, for any JSON value."""
     try:
         with open(path, "rb") as file:
             raw = file.read(MAX_JSON_BYTES + 1)
@@ -89,7 +89,7 @@ def _within(path: str, folder: str) -> bool:
 
 
 def _in_hub_cache(path: str) -> bool:
-    """Whether a file is where a hub cache keeps contents.
+    """Whether a file is a content file of a hub cache.
 
     That is CACHE/models--org--name/blobs/ETAG, or CACHE/blobs/.., where huggingface_hub 2 keeps contents that several
     models share.

@@ -15,7 +15,7 @@ from merge.errors import CheckpointError
 from merge.recipe.model import ModelRef
 
 _ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
-# What a tokenizer may consist of; folders and indexes of weights are none of it.
+# Files that a tokenizer may consist of; folders and weight indexes do not belong to it.
 _TOKENIZER_FILES = [
     *("config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "*.model"),
     *("*.spm", "*.tiktoken", "tekken.json", "normalizer.json", "chat_template*", "*chat_templates/*", "*_config.json"),
@@ -34,7 +34,7 @@ class ModelPlace:
 
 
 def locate(ref: ModelRef, adapter: bool = False) -> ModelPlace:
-    """The model's (or adapter's) directory; one of the hub is downloaded into the cache if it is not there.
+    """The directory of a model or adapter; one from the hub is downloaded into the cache if it is missing there.
 
     Raises:
         CheckpointError: there is no such directory and no such model that can be reached.
@@ -58,7 +58,7 @@ def locate(ref: ModelRef, adapter: bool = False) -> ModelPlace:
 
 
 def locate_tokenizer(ref: ModelRef) -> str:
-    """The directory of a model of which the tokenizer is wanted and no weights; from the hub, only small files come.
+    """The directory of a model whose tokenizer is needed; from the hub only small files are downloaded.
 
     Raises:
         CheckpointError: there is no such directory and no such model that can be reached.
@@ -79,7 +79,7 @@ def locate_tokenizer(ref: ModelRef) -> str:
 
 
 def wanted(names: list[str], adapter: bool = False) -> list[str]:
-    """Of a model's files on the hub, those to download: config, side files, modules, and one set of weights."""
+    """The files to download from a model's repository: config, side files, modules, and one set of weights."""
     if adapter:
         files = [name for name in _ADAPTER_WEIGHTS if name in names][:1]
         return [name for name in names if name == "adapter_config.json" or is_side_file(name) or name in files]
@@ -97,7 +97,7 @@ def wanted(names: list[str], adapter: bool = False) -> list[str]:
 
 
 def _from_hub(ref: ModelRef, adapter: bool) -> ModelPlace:
-    # Imported here: it takes a good part of a second, and most recipes name local directories.
+    # Imported here because it takes much of a second, and most recipes name local directories.
     import huggingface_hub
 
     from merge.checkpoint.trust import trusted_names
@@ -117,7 +117,7 @@ def _from_hub(ref: ModelRef, adapter: bool) -> ModelPlace:
             raise CheckpointError(f"{ref.text}: is on the hub, but holds no {'adapter' if adapter else 'model'}.")
         if ref.text in trusted_names() or ref.path in trusted_names():
             files += [name for name in names if name.endswith(".py") and "/" not in name]
-        # By the name of the revision, not its commit: only then is it found in the cache again by that name.
+        # By the name of the revision, not its commit, so that the cache finds it under that name again.
         path = os.path.abspath(huggingface_hub.snapshot_download(ref.path, revision=ref.revision, allow_patterns=files))
         while code := lacking_code(path, names):  # only what auto_map names, which is known now
             files += code
@@ -135,9 +135,9 @@ def _from_hub(ref: ModelRef, adapter: bool) -> ModelPlace:
 
 
 def _from_cache(ref: ModelRef, path: str, why: str) -> ModelPlace:
-    """A snapshot of the cache. `why` it was not asked whether there is a newer one; "" if the user wants that."""
+    """A snapshot of the cache. `why` the hub was not asked for a newer one; "" if the user wants that."""
     commit = os.path.basename(path)
-    return ModelPlace(path, commit, (f"{ref.text}: {why}; commit {commit} of the cache is used",) if why else ())
+    return ModelPlace(path, commit, (f"{why}; commit {commit} of the cache is used",) if why else ())
 
 
 def _cached(ref: ModelRef, adapter: bool) -> str | None:
@@ -154,14 +154,14 @@ def _cached(ref: ModelRef, adapter: bool) -> str | None:
         except (OSError, ValueError):  # LocalEntryNotFoundError is a FileNotFoundError
             continue
         names = os.listdir(path)
-        whole = all(_has(path, name) for name in names)  # else links to files that are gone
+        whole = all(_has(path, name) for name in names)  # otherwise links to missing files
         if whole and config in names and fnmatch.filter(names, pattern):
             return str(os.path.abspath(path))
     return None
 
 
 def _broke_off(ref: ModelRef, files: list[str], error: Exception) -> str:
-    """What is said if the hub listed the model's files, and some of them did not come; "" if it listed none."""
+    """The message if the hub listed the model's files and some were not downloaded; "" if it listed none."""
     import huggingface_hub
 
     lacking = [
@@ -178,7 +178,7 @@ def _broke_off(ref: ModelRef, files: list[str], error: Exception) -> str:
 
 
 def _not_cached(ref: ModelRef) -> str:
-    """What the cache has of the model: nothing, or a snapshot that lacks files, which are named."""
+    """What the cache holds: nothing of the model, or a snapshot with the names of its missing files."""
     from huggingface_hub import constants, file_download
 
     root = os.path.join(constants.HF_HUB_CACHE, file_download.repo_folder_name(repo_id=ref.path, repo_type="model"))
@@ -188,7 +188,7 @@ def _not_cached(ref: ModelRef) -> str:
     snapshot = os.path.join(root, "snapshots", commit)
     if not os.path.isdir(snapshot):
         return "not in the Hugging Face cache"
-    # A link without its file is what is left of a download that was stopped, or of a cache that was cleaned.
+    # Links without their files remain after an interrupted download or in a cleaned cache.
     lacking = {name for name in os.listdir(snapshot) if not _has(snapshot, name)}
     for name in fnmatch.filter(os.listdir(snapshot), "*.index.json"):
         with contextlib.suppress(CheckpointError):

@@ -1,4 +1,4 @@
-"""The index of a sharded checkpoint: which tensor lies in which file."""
+"""Reads the index of a sharded checkpoint: which file holds which tensor."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from merge.checkpoint.files import inside, read_json
 from merge.errors import CheckpointError
 from merge.quoting import quoted, some
 
-_MOST_MISSING = 1000  # files that are looked for; each takes a few calls of the system
+_MOST_MISSING = 1000  # files whose existence is checked; each takes a few system calls
 
 
 def read_index(directory: str, name: str) -> dict[str, str]:
-    """weight_map of an index: tensor -> file. Every file is checked to lie inside the directory, and to be there.
+    """weight_map of an index: tensor -> file. Every file must lie inside the directory, and exist.
 
     Raises:
         CheckpointError: naming the index, the tensor and the file.

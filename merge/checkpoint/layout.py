@@ -1,7 +1,7 @@
-"""Which files of a model directory hold the weights. Looks at names, and into the index, if there is one.
+"""Finds the weight files of a model directory by their names and by its index, if there is one.
 
-The order, first match wins: model.safetensors; an index of safetensors shards; shards without an index; the only
-other safetensors file; then the same for pytorch_model.bin. Anything else is refused with what it seems to be.
+The first match wins: model.safetensors; an index of safetensors shards; shards without an index; the only other
+safetensors file; then the same for pytorch_model.bin. Anything else is refused with a message on what it seems to be.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5,6})-of-(?P<count>\d{5,6})\.(?
 
 @dataclass(frozen=True)
 class WeightFiles:
-    """Names relative to the directory, and the index that named them, if any, with what it says."""
+    """Weight files by names relative to the directory, and the index that lists them, if any, with its weight_map."""
 
     files: tuple[str, ...]
     index: str | None = None
@@ -53,7 +53,7 @@ def _choose(directory: str, names: Sequence[str]) -> WeightFiles | None:
         indexes = [name for name in names if name.endswith(f".{kind}.index.json")]
         standard = f"{single}.index.json"
         if single in names:
-            note = f"{directory}: has {single} and {standard}; {single} is read" if standard in names else None
+            note = f"has {single} and {standard}; {single} is read" if standard in names else None
             return WeightFiles((single,), notes=(note,) if note else ())
         if standard in names or len(indexes) == 1:
             index = standard if standard in names else indexes[0]
@@ -63,7 +63,7 @@ def _choose(directory: str, names: Sequence[str]) -> WeightFiles | None:
         if shards:
             return shards
         if kind == "safetensors":
-            strange = ("adapter_", "consolidated.")  # Mistral's own format has other names in it
+            strange = ("adapter_", "consolidated.")  # Mistral's own format names tensors differently
             others = [name for name in names if name.endswith(".safetensors") and not name.startswith(strange)]
             if len(others) > 1:
                 raise CheckpointError(
@@ -76,7 +76,7 @@ def _choose(directory: str, names: Sequence[str]) -> WeightFiles | None:
 
 
 def _shards(directory: str, names: Sequence[str], stem: str) -> WeightFiles | None:
-    """model-00001-of-00002.safetensors and so on, which nothing lists: all of them must be there."""
+    """Shards without an index, such as model-00001-of-00002.safetensors: all of them must exist."""
     sets: dict[tuple[str, int], dict[int, str]] = {}
     for name in names:
         if match := _SHARD.fullmatch(name):
@@ -102,7 +102,7 @@ def _shards(directory: str, names: Sequence[str], stem: str) -> WeightFiles | No
             f"{directory}: expected {count} shards, found {len(found)} ({what}). Download the missing files again."
         )
     files = tuple(found[number] for number in sorted(found))
-    return WeightFiles(files, notes=(f"{directory}: no index; all {count} shards are read",))
+    return WeightFiles(files, notes=(f"no index; all {count} shards are read",))
 
 
 def _what_it_is(names: Sequence[str]) -> str:
@@ -127,7 +127,7 @@ def _what_it_is(names: Sequence[str]) -> str:
 
 
 def stands_alone(directory: str) -> CheckpointError:
-    """What is said of an adapter in the place of a whole model."""
+    """The error for an adapter where a whole model is expected."""
     try:
         base = read_json(os.path.join(directory, ADAPTER_CONFIG), unique=False).get("base_model_name_or_path")
     except CheckpointError:

@@ -1,6 +1,6 @@
-"""Whether the Hugging Face hub answers: asked once a process, before anything that may download.
+"""Checks whether the Hugging Face hub answers: once a process, before anything is downloaded.
 
-Without an answer the process goes offline, so that no library below retries for minutes: huggingface_hub, datasets and
+Without an answer the process goes offline, so that no library retries for minutes: huggingface_hub, datasets and
 transformers then read their caches, or fail at once.
 """
 
@@ -14,7 +14,7 @@ import time
 
 from merge.errors import first_line
 
-# Of the ten seconds after which the user has the message, the rest is for imports.
+# The user gets the message within ten seconds; the rest of them is for imports.
 ANSWER_SECONDS = 6.0
 OFFLINE = "HF_HUB_OFFLINE is set, so nothing is downloaded"  # by the user
 _went_offline: list[str] = []  # why this process did
@@ -34,7 +34,7 @@ def no_network() -> str | None:
 
 
 def ask_early() -> None:
-    """Lets the hub answer while something else takes its time; nothing is asked of it where the user is offline."""
+    """Sends the request early, while other work goes on; no request if the user is offline."""
     from huggingface_hub import constants
 
     if not constants.HF_HUB_OFFLINE:
@@ -42,7 +42,7 @@ def ask_early() -> None:
 
 
 class _Question:
-    """One request, sent when this is made. In a thread: looking up a host name has no time limit of its own."""
+    """One request, sent on construction, in a thread: looking up a host name has no time limit."""
 
     def __init__(self, endpoint: str) -> None:
         self._endpoint = endpoint
@@ -56,8 +56,8 @@ class _Question:
 
         try:
             session = huggingface_hub.get_session()
-            session.head(self._endpoint, timeout=ANSWER_SECONDS)  # whatever a server answers, there is one
-            session.timeout = ANSWER_SECONDS  # by default the later requests may hang for ever
+            session.head(self._endpoint, timeout=ANSWER_SECONDS)  # any answer shows that there is a server
+            session.timeout = ANSWER_SECONDS  # by default later requests may hang
             self._said.append(None)
         except Exception as error:  # the HTTP library differs between versions of huggingface_hub, and so do its errors
             self._said.append(f"{self._endpoint} cannot be reached: {first_line(error)}")
@@ -75,7 +75,7 @@ def _question() -> _Question:
 
 
 def _go_offline() -> None:
-    """Switches the libraries offline for the rest of the process: those loaded by now, and those loaded later."""
+    """Switches libraries offline for the rest of the process, whether already loaded or not."""
     from huggingface_hub import constants
 
     names = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HF_EVALUATE_OFFLINE")

@@ -1,8 +1,8 @@
-"""A torch checkpoint (.bin) without torch: the names, shapes and places of its tensors.
+"""Reads a torch checkpoint (.bin) without torch: names, shapes and offsets of its tensors.
 
 Two formats, both written by torch.save: a zip whose records are stored uncompressed, ARCHIVE/data.pkl (the objects) and
 ARCHIVE/data/KEY (a storage each); and, before torch 1.6, five pickles in a row followed by the storages, each as an
-8-byte count of elements and the bytes. Either way tensors lie in the file as they are, so they can be read in pieces.
+8-byte count of elements and the bytes. In both, tensors are stored uncompressed, so they can be read in pieces.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _MAX_LIST_BYTES = 16 * 2**20  # of a zip's list of records: 200,000 of them
 
 
 def read_pickle(path: str) -> tuple[list[TensorRef], list[str]]:
-    """Tensors in the dictionary's order, and notes about what was left out. No code in the file is run.
+    """Tensors in the dictionary's order, and notes on what was left out. No code in the file is run.
 
     Raises:
         CheckpointError: damaged, compressed, too large, or with anything in it that is not weights.
@@ -72,7 +72,7 @@ def _not_torch(first: bytes) -> str:
 
 
 class _ShortReads:
-    """A file for zipfile, which reads the list of records at once and makes 600 bytes of objects of each."""
+    """Limits the list of records, which zipfile reads at once and turns into 600 bytes of objects each."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self.seek, self.tell, self._read = file.seek, file.tell, file.read
@@ -84,7 +84,7 @@ class _ShortReads:
 
 
 class _ZipPlaces:
-    """Where the storages of a zip lie: KEY -> (byte, length)."""
+    """The storages of a zip: KEY -> (byte, length)."""
 
     def __init__(self, path: str, file: IO[bytes], file_size: int) -> None:
         self._path, self._file, self._size = path, file, file_size
@@ -92,7 +92,7 @@ class _ZipPlaces:
             entries = zipfile.ZipFile(_ShortReads(file)).infolist()
         except OSError:
             raise
-        except Exception as error:  # BadZipFile, and what damaged lengths lead to
+        except Exception as error:  # BadZipFile, and the errors of damaged lengths
             raise CheckpointError(f"{path}: the zip is truncated or damaged ({error}). {_AGAIN}") from None
         self._entries = {entry.filename: entry for entry in entries}
         if len(self._entries) != len(entries):
@@ -105,7 +105,7 @@ class _ZipPlaces:
             raise CheckpointError(f"{path}: is a TorchScript program, not weights. Save its state_dict as safetensors.")
 
     def find(self, record: str) -> tuple[int, int]:
-        """Where the bytes of ARCHIVE/record begin, and how many there are."""
+        """(first byte, number of bytes) of ARCHIVE/record."""
         name = f"{self._folder}{record}"
         entry = self._entries.get(name)
         name = clipped(name)
@@ -206,7 +206,7 @@ def _item_size(storage: Storage) -> int:
 
 
 def _state_dict(path: str, value: Any) -> tuple[dict[str, StoredTensor], list[str]]:
-    """The dictionary of tensors, which may be nested in others under a usual name, and what was left out."""
+    """The dictionary of tensors, which may be nested under a usual name, and what was left out."""
     notes: list[str] = []
     for _ in _NESTS:
         if not isinstance(value, dict):
@@ -238,7 +238,7 @@ def _state_dict(path: str, value: Any) -> tuple[dict[str, StoredTensor], list[st
 
 
 def _ref(path: str, name: str, tensor: StoredTensor, places: dict[str, tuple[int, int]], file_size: int) -> TensorRef:
-    """Checked against the storage, and the storage against the file."""
+    """Checks the tensor against its storage, and the storage against the file."""
     if wrong := name_error(name) or shape_error(tensor.shape, tensor.dtype):
         raise CheckpointError(f"{path}: {name}: {wrong}. {_AGAIN}")
     storage, item_size = tensor.storage, DTYPES[tensor.dtype].itemsize

@@ -1,4 +1,4 @@
-"""SourceReader: elements of source tensors by bounded reads, from files that must not change meanwhile.
+"""SourceReader: reads elements of source tensors with bounded reads; files must not change meanwhile.
 
 Nothing is mapped: mapped pages would count as resident memory, and a file cut short would kill the process.
 """
@@ -24,7 +24,7 @@ from merge.plan import Derived, SourceFile, Stored, TensorRef
 from merge.sources import FOUND, Fill, operation
 
 if sys.platform != "win32":
-    import resource  # here, because where files have run out no module can be loaded
+    import resource  # imported here, because no module can be loaded once file descriptors have run out
 
 _READ_BYTES = 1 << 26  # at most this much a system call; Linux itself stops at 2 GiB
 _AHEAD = 16 << 20  # bytes asked for at once where tensors are small
@@ -46,7 +46,7 @@ class SourceReader:
         self._read_at = best_read(self._seek_lock)
         self._derived: dict[int, _Prepared] = {}  # by id: a ref may be large, and hashing it slow
         self._derive_lock = threading.Lock()
-        self._asked: dict[str, tuple[int, int]] = {}  # the part of each file that the system was asked for last
+        self._asked: dict[str, tuple[int, int]] = {}  # the part of each file that was last read ahead
         self._closed = False
 
     def __enter__(self) -> SourceReader:
@@ -114,25 +114,25 @@ class SourceReader:
         return known.fill(self.read_into if ref.is_exact else self.read_values)
 
     def release(self, refs: Iterable[TensorRef]) -> None:
-        """Lets go of what derived tensors hold; they can be read again."""
+        """Frees the memory that derived tensors hold; they can be read again."""
         for ref in refs:
             if isinstance(ref, Derived):
                 self._derived.pop(id(ref), None)
                 self.release(ref.inputs)
 
     def supply(self, key: str, values: npt.NDArray[Any]) -> None:
-        """Numbers (n,) that the run has found, for tensors that are made of them; see merge.sources.found."""
+        """Sets numbers (n,) that the run computed, for tensors made of them; see merge.sources.found."""
         self._found[key] = values
 
     def will_need(self, ref: TensorRef, start: int, count: int) -> None:
-        """Ask the system to read `count` elements ahead; does nothing where it cannot be asked."""
+        """Asks the system to read `count` elements ahead; does nothing where that is not supported."""
         if isinstance(ref, Stored) and count > 0 and hasattr(os, "posix_fadvise"):
             item_size = DTYPES[ref.dtype].itemsize
             place, size = ref.offset + start * item_size, count * item_size
             os.posix_fadvise(self._descriptor(ref.file), place, size, os.POSIX_FADV_WILLNEED)
 
     def will_need_next(self, ref: TensorRef) -> None:
-        """Ask the system to read what lies behind a tensor, once for many tensors."""
+        """Asks the system to read ahead after a tensor, once for many tensors."""
         if isinstance(ref, Stored) and hasattr(os, "posix_fadvise"):
             start, end = self._asked.get(ref.file, (0, 0))
             if not start <= ref.offset < end - _AHEAD // 2:
@@ -140,7 +140,7 @@ class SourceReader:
                 os.posix_fadvise(self._descriptor(ref.file), ref.offset, _AHEAD, os.POSIX_FADV_WILLNEED)
 
     def check_unchanged(self, path: str | None = None) -> None:
-        """Holds one file, or all of them, to what they were when the plan was made."""
+        """Raises SourceChanged if one file, or any, has changed since the plan was made."""
         for file in self._files.values() if path is None else (self._files[path],):
             check_unchanged(file)
             descriptor = self._descriptors.get(file.path)
@@ -148,7 +148,7 @@ class SourceReader:
                 compare(file, os.fstat(descriptor))
 
     def _fill(self, ref: Stored, place: int, out: npt.NDArray[np.generic]) -> None:
-        """All the bytes of out, from byte `place` of the tensor's file."""
+        """Fills out from byte `place` of the tensor's file."""
         view = out.view(np.uint8).data
         done, descriptor = 0, self._descriptor(ref.file)
         while done < len(view):
@@ -168,7 +168,7 @@ class SourceReader:
             done += count
 
     def _descriptor(self, path: str) -> int:
-        """The open file; opened, and compared with the plan, when it is used first."""
+        """The open file; opened on first use, and then compared with the plan."""
         found = self._descriptors.get(path)
         if found is not None:
             return found
@@ -208,7 +208,7 @@ class _Prepared:
 
 
 def open_file(path: str, flags: int = os.O_RDONLY) -> int:
-    """A descriptor; more of them are asked of the system where they have run out."""
+    """A file descriptor; if they have run out, the limit is raised."""
     flags |= getattr(os, "O_BINARY", 0)
     try:
         return os.open(path, flags, 0o644)

@@ -1,4 +1,4 @@
-"""The header of one safetensors file, read strictly.
+"""Reads the header of a safetensors file strictly.
 
 Format: 8 bytes, little-endian: N. N bytes of JSON: {"__metadata__": {str: str}, NAME: {"dtype", "shape",
 "data_offsets": [begin, end)}}. Then the data, to which the offsets are relative, without holes or overlaps, to the
@@ -55,7 +55,7 @@ def read_header(path: str) -> tuple[list[Stored], dict[str, str]]:
 def _header_text(path: str) -> tuple[str, int, int]:
     """The header's JSON, the byte where the data begins, and the file's size."""
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for ever
+        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would block
             raise CheckpointError(f"{path}: is not a regular file.")
         with open(path, "rb", buffering=0) as file:
             file_size = os.fstat(file.fileno()).st_size
@@ -90,7 +90,7 @@ def _no_header(first: bytes, length: int, file_size: int) -> str:
 
 
 def looks_like(first: bytes) -> str | None:
-    """What a file that is not what its name says seems to be, and what to do."""
+    """What the file seems to be instead of safetensors, and what to do."""
     if first.startswith(b"version https://git-lfs"):
         return "is a Git LFS pointer, not the weights. Run `git lfs pull` in its directory."
     if first.startswith((b"PK\x03\x04", b"\x80\x02")):
@@ -161,7 +161,7 @@ def _shape(path: str, name: str, info: dict[str, Any], dtype: str) -> tuple[int,
 
 
 def _check_cover(path: str, spans: list[tuple[int, int, str]], data_size: int) -> None:
-    """The tensors' bytes follow each other without overlap or hole, up to the end of the file."""
+    """Checks that the tensors' bytes fill the file without overlap or hole."""
     last = max((end for _, end, _ in spans), default=0)
     if last > data_size:
         name = next(name for _, end, name in spans if end > data_size)

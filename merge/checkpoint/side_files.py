@@ -1,9 +1,9 @@
-"""The small files of a model that go with its weights into an output. A rule decides, not a list of names.
+"""Side files: the small files of a model that are copied into an output with its weights.
 
-Everything small beside the weights is taken, but for weights in any format, indexes, what training leaves behind, data,
-and what describes the repository rather than the model. Of folders those are taken that are known to belong to the
-model: chat templates, and the modules that sentence-transformers lists in modules.json. Python files are taken where
-`auto_map`, or a type in modules.json, names them; with them what they import from beside themselves.
+All small files beside the weights are taken except weights in any format, indexes, leftovers of training, data, and
+descriptions of the repository. Folders are taken if they are known to belong to the model: chat templates, and the
+modules that sentence-transformers lists in modules.json. Python files are taken if `auto_map` or a type in modules.json
+names them, together with the files that they import.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ WEIGHTS = (
 )
 _NEVER = (
     "*.index.json",
-    # what training leaves behind
+    # leftovers of training
     *("training_args.*", "trainer_state.json", "optimizer*", "scheduler*", "rng_state*", "*_results.*", "*.log"),
     *(FINETUNE_RECORD, "training_log.json"),
     *("*tfevents*", "latest", "global_step*", "events.out.*", "*.tmp", "*.incomplete", "*.lock", "*.pyc", "*.jsonl"),
-    # data, archives, and what a page of the hub shows
+    # data, archives, and images of the hub's page
     *("*.csv", "*.tsv", "*.parquet", "*.arrow", "*.zip", "*.tar", "*.gz", "*.7z", ".*", "README*"),
     *("*.png", "*.jpg", "*.jpeg", "*.gif", "*.webp", "*.svg", "*.pdf", "*.mp4", "*.wav", "*.mp3"),
-    # what the output has of its own, or would be false of it: other recipes, formats and quantisations
+    # files that the output writes itself, or that would be wrong there: other recipes, formats, quantisations
     *("config.json", "adapter_config.json", "params.json", "merge_recipe.yaml", "merge_manifest.json"),
     *("mergekit_config.y*ml", "mergekit_moe_config.y*ml", "quant*_config.json", "hf_quant_config.json", "recipe.yaml"),
 )
@@ -75,7 +75,7 @@ def may_be_side_file(name: str) -> bool:
 
 
 def list_side_files(directory: str) -> tuple[str, ...]:
-    """Names of the side files that are there, relative to the directory, in order.
+    """Names of the existing side files, relative to the directory, in order.
 
     Raises:
         CheckpointError: one of them is a link that leaves the directory, or modules.json is damaged.
@@ -110,12 +110,12 @@ def code_files(directory: str) -> tuple[str, ...]:
 
 
 def lacking_code(directory: str, names: Sequence[str]) -> tuple[str, ...]:
-    """Of a repository's files, the code that would be listed if it were there."""
+    """The code files in a repository's list that are needed but not downloaded yet."""
     return tuple(sorted(name for name, is_there in _code(directory).items() if not is_there and name in names))
 
 
 def _code(directory: str) -> dict[str, bool]:
-    """Python files that are named, or imported by those; whether they are there."""
+    """Named Python files and those that they import; each with whether it exists."""
     found: dict[str, bool] = {}
     todo = list(_named_code(directory))
     while todo:
@@ -164,7 +164,7 @@ def _modules(directory: str) -> list[dict[str, object]]:
 
 
 def _files(directory: str, folder: str) -> list[str]:
-    """Files of a folder, without those that are links to nothing."""
+    """Files of a folder, without dangling links."""
     if not os.path.isdir(place := os.path.join(directory, folder)):
         return []
     names = sorted(f"{folder}/{name}" if folder else name for name in os.listdir(place))
@@ -172,6 +172,6 @@ def _files(directory: str, folder: str) -> list[str]:
 
 
 def _size(directory: str, name: str) -> float:
-    """Bytes; infinite for a link to nothing."""
+    """Size in bytes; infinite for a dangling link."""
     path = inside(directory, name)
     return os.path.getsize(path) if os.path.isfile(path) else float("inf")

@@ -1,4 +1,4 @@
-"""Weight files -> one dictionary of tensors, which agrees with the index where there is one."""
+"""Reads all weight files into one dictionary of tensors, and checks it against the index, if there is one."""
 
 from __future__ import annotations
 

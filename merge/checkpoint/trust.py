@@ -122,7 +122,7 @@ def code_of(path: str) -> dict[str, dict[str, str]]:
 
 
 def _first(value: object) -> object:
-    """Of a tokenizer's two classes, the one that transformers takes: the fast one if there is one."""
+    """The one of a tokenizer's two classes that transformers uses: the fast one, if there is one."""
     if isinstance(value, (list, tuple)):
         return next((each for each in reversed(value) if each), "")
     return value
@@ -167,7 +167,7 @@ def refusal(path: str, error: Exception) -> MergeError | None:
 
 
 def note_unread(path: str) -> None:
-    """A note, once, that a directory's code was not needed."""
+    """Notes once that a directory's code was not needed."""
     policy = _current()
     for file in code_of(path):
         if file not in policy.noted:

@@ -1,4 +1,4 @@
-"""Whether a source file is still what it was: see SourceFile in merge/plan.py."""
+"""Checks that a source file has not changed; see SourceFile in merge/plan.py."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _RUN_AGAIN = "Wait until nothing writes to it, then run again."
 
 
 def check_unchanged(file: SourceFile) -> None:
-    """Raises SourceChanged if the file is gone or another than it was, CheckpointError if that cannot be known."""
+    """Raises SourceChanged if the file is gone or has changed, CheckpointError if that cannot be determined."""
     try:
         now = os.stat(file.path)
     except FileNotFoundError:
@@ -22,7 +22,7 @@ def check_unchanged(file: SourceFile) -> None:
 
 
 def compare(file: SourceFile, now: os.stat_result) -> None:
-    """Raises SourceChanged if the file of which this is the state is another than it was."""
+    """Raises SourceChanged if the file's present state `now` differs from the recorded one."""
     if now.st_size != file.size:
         raise SourceChanged(
             f"{file.path}: changed since the run was planned: expected {file.size:,} bytes, found {now.st_size:,}. "

@@ -1,4 +1,4 @@
-"""A pickle reader that cannot run code: a small set of opcodes, and a few names mapped to plain stand-ins of our own.
+"""A pickle reader that cannot run code: it knows few opcodes, and maps a few names to plain stand-ins.
 
 Python's own pure-Python unpickler is used, with most of its opcodes taken out: the one in C can be made to allocate
 gigabytes by one memo index, and reads past the end of a pickle that is followed by tensors (the legacy format).
@@ -19,7 +19,7 @@ from merge.errors import CheckpointError, first_line
 from merge.limits import MAX_SIZES
 from merge.quoting import clipped, quoted
 
-# Over 100,000 tensors. One byte of pickle is an instruction, which can make 170 bytes of objects.
+# Enough for 100,000 tensors. One byte of pickle is an instruction, which can make 170 bytes of objects.
 MAX_PICKLE_BYTES = 32 * 2**20
 MAX_INSTRUCTIONS = 4_000_000
 _MAX_NUMBER = 2**63
@@ -27,7 +27,7 @@ _MAX_NUMBER = 2**63
 
 @dataclass(frozen=True, eq=False)
 class Storage:
-    """A run of stored numbers. `key` names its record; `dtype` None: bytes; `numel`, `first` in elements of dtype."""
+    """A storage of numbers. `key` names its record; `dtype` None: bytes; `numel`, `first` in elements of dtype."""
 
     key: str
     dtype: str | None
@@ -48,13 +48,13 @@ class StoredTensor:
 
 @dataclass(frozen=True, eq=False)
 class _DTypeMark:
-    """What torch.float32 or torch.FloatStorage stand for; None: UntypedStorage."""
+    """Stand-in for torch.float32 or torch.FloatStorage; None: UntypedStorage."""
 
     dtype: str | None
 
 
 class NotWeightsError(Exception):
-    """The pickle holds something that weights do not need."""
+    """Raised if the pickle holds something that weights do not need."""
 
 
 def load(
@@ -78,13 +78,13 @@ def load(
         return _Weights(_Window(file, limit), {} if storages is None else storages).load()
     except NotWeightsError as error:
         raise CheckpointError(f"{path}: {error}") from None
-    except Exception as error:  # whatever damaged bytes lead to
+    except Exception as error:  # any error of damaged bytes
         reason = f"{type(error).__name__}: {first_line(error)}" if str(error) else type(error).__name__
         raise CheckpointError(f"{path}: its pickle is damaged ({reason}). Download the file again.") from None
 
 
 class _Window:
-    """Reads that end after `limit` bytes, so that a length in a damaged pickle cannot ask for gigabytes."""
+    """Limits reads to `limit` bytes, so that a damaged length cannot ask for gigabytes."""
 
     def __init__(self, file: IO[bytes], limit: int) -> None:
         self._file, self._left = file, limit
@@ -190,7 +190,7 @@ _OPCODES = frozenset(
 
 
 def _plain_key(key: object) -> object:
-    # A tuple as a key would be hashed, which a few hundred bytes of nested tuples can make last for ever.
+    # A tuple as a key would be hashed; a few hundred bytes of nested tuples can make that endless.
     if not isinstance(key, (str, int, float, bytes)) and key is not None:
         raise NotWeightsError(f"a dictionary with a {type(key).__name__} as key; expected names")
     if isinstance(key, str):
@@ -201,7 +201,7 @@ def _plain_key(key: object) -> object:
 
 
 def _counted(act: Callable[[Any], None]) -> Callable[[Any], None]:
-    """An opcode that is one instruction of those that a pickle may have."""
+    """Counts one instruction of the allowed number."""
 
     def run(unpickler: Any) -> None:
         unpickler.spend(1)
@@ -244,7 +244,7 @@ class _Weights(pickle._Unpickler):
         return found
 
     def _ordered_dict(self, items: Any = ()) -> OrderedDict[Any, Any]:
-        """As pickles of Python 2 make one: of a list of pairs, which may stand once and be used very often."""
+        """Makes an OrderedDict from a list of pairs, as pickles of Python 2 do; the list may be used many times."""
         self.spend(len(items))
         result: OrderedDict[Any, Any] = OrderedDict()
         for key, value in items:
@@ -271,7 +271,7 @@ class _Weights(pickle._Unpickler):
         return storage
 
     def _build(self) -> None:
-        """Attributes of an OrderedDict (a state_dict's _metadata) are dropped; nothing else may have any."""
+        """Drops attributes of an OrderedDict (a state_dict's _metadata); no other object may have any."""
         self.stack.pop()
         if not isinstance(self.stack[-1], OrderedDict):
             raise NotWeightsError(f"attributes for a {type(self.stack[-1]).__name__}; the file is damaged")

@@ -1,4 +1,4 @@
-"""The tensors of one weight file, of whatever kind."""
+"""Reads the tensors of one weight file of any kind."""
 
 from __future__ import annotations
 
@@ -10,6 +10,6 @@ def read_file(path: str) -> tuple[list[TensorRef], list[str]]:
     """Its tensors, and notes."""
     if path.endswith(".safetensors"):
         return [*read_header(path)[0]], []
-    from merge.checkpoint.pickle_file import read_pickle  # seldom needed
+    from merge.checkpoint.pickle_file import read_pickle  # rarely needed
 
     return read_pickle(path)

@@ -9,7 +9,7 @@ import click
 
 from merge.cli.models import opened, read_lines
 from merge.cli.options import PATH, json_flag, trust_option
-from merge.show.terminal import console, printable
+from merge.show.terminal import printable, show_table
 
 
 @click.command(
@@ -49,4 +49,4 @@ def command(model: str, texts: tuple[str, ...], file: Path | None, top: int, bat
         shown = printable(text if len(text) <= 60 else f"{text[:57]}...")
         for place, (label, share) in enumerate(list(labels.items())[:top]):
             table.add_row(shown if place == 0 else "", printable(label), f"{share:.4f}")
-    console().print(table)
+    show_table(table)

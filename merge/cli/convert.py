@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from merge.cli.options import json_option, max_ram_option, out_option, quiet_option, shard_size_option, threads_option
-from merge.show.terminal import console, progress_bar, show_notes
+from merge.show.terminal import console, progress_bar, show_notes, show_table
 
 if TYPE_CHECKING:
     from merge.output.rounding import Rounding
@@ -98,4 +98,4 @@ def _show(rounding: list[Rounding]) -> None:
         )
     out = console()
     out.print()
-    out.print(table)
+    show_table(table, out)

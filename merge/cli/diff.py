@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from merge.cli.options import json_flag, quiet_option, threads_option
-from merge.show.terminal import console, printable, progress_bar, show_notes
+from merge.show.terminal import console, printable, progress_bar, show_notes, show_table
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from merge.tools.diff import Diff, Sums
 
 _BAR = 40
@@ -116,19 +118,19 @@ def _show(found: Diff, a: str, b: str, top: int) -> None:
     if not found.tensors:
         return
     out.print(f"changed  {len(found.changed)} of {len(found.tensors)} tensors\n")
-    out.print(_table([(kind, n, sums) for kind, n, sums in found.by_kind()], found.with_base, "kind"))
+    show_table(_table([(kind, n, sums) for kind, n, sums in found.by_kind()], found.with_base, "kind"), out)
     if any(sums.changed for _, sums in found.by_layer()):
         out.print()
         _bars(found, out)
     if top and found.changed:
         out.print()
         rows = [(printable(tensor.name), 1, tensor.sums) for tensor in found.changed[:top]]
-        out.print(_table(rows, found.with_base, "most changed"))
+        show_table(_table(rows, found.with_base, "most changed"), out)
     if found.with_base:
         out.print(f"\nA is {printable(a)}, B is {printable(b)}; |A| and |B| are the norms of their task vectors")
 
 
-def _table(rows: list[tuple[str, int, Sums]], with_base: bool, title: str) -> object:
+def _table(rows: list[tuple[str, int, Sums]], with_base: bool, title: str) -> Table:
     from rich.table import Table
 
     several = title == "kind"
@@ -154,11 +156,12 @@ def _bars(found: Diff, out: Any) -> None:
     width = len(str(layers[-1][0]))
     head = "layer: |B - A| / |A|" + (", cosine of the task vectors" if found.with_base else "")
     out.print(head)
+    full = max(min(_BAR, out.width - width - (20 if found.with_base else 10)), 1)  # beside the numbers
     for layer, m in layers:
         relative = float(m["relative"] or 0)
-        bar = "█" * round(_BAR * min(relative / longest, 1)) if not math.isnan(relative) else ""
+        bar = "█" * round(full * min(relative / longest, 1)) if not math.isnan(relative) else ""
         cosine = f"  {_number(m['task_cosine'])}" if found.with_base else ""
-        out.print(f"{layer:>{width}} {bar:<{_BAR}} {relative:.3g}{cosine}")
+        out.print(f"{layer:>{width}} {bar:<{full}} {relative:.3g}{cosine}")
 
 
 def _number(value: float | int | None) -> str:

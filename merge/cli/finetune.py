@@ -19,6 +19,7 @@ from finetune.distributed import is_first
 from finetune.keys import KEYS, Config, ConfigKey
 from merge.cli.options import json_option, trust_option
 from merge.needs import need
+from merge.quoting import counted
 from merge.show.terminal import memory, printable
 
 if TYPE_CHECKING:
@@ -237,7 +238,7 @@ def _print(report: TrainingReport, as_json: bool) -> None:
     held_out = (
         f"; validation loss {before:.4f} before, {after:.4f} after" if before is not None and after is not None else ""
     )
-    click.echo(f"{printable(report.out)}: {report.steps:,} steps{held_out}")
+    click.echo(f"{printable(report.out)}: {counted(report.steps, 'step')}{held_out}")
     for name, (first, last) in report.metrics.items():
         click.echo(f"{name.replace('_', ' ')}: {first:.4f} before, {last:.4f} after")
     rate = report.tokens / max(report.seconds, 1e-9)

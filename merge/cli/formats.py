@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from merge.cli.options import json_flag, no_bar_option
-from merge.show.terminal import console, printable, progress_bar
+from merge.show.terminal import console, printable, progress_bar, show_table
 
 if TYPE_CHECKING:
     from merge.tools.format_survey import Survey
@@ -82,7 +82,7 @@ def _numbers(values: list[float], absmax: float, as_json: bool) -> None:
             table.add_row(
                 Text(stored.format), bits, repr(stored.stored), f"{stored.absolute:.3g}", _percent(stored.relative)
             )
-        out.print(table)
+        show_table(table, out)
     click.echo(f"INT8 and NF4 with absmax {absmax:g}; sign, exponent, mantissa")
 
 
@@ -142,7 +142,7 @@ def _print(model: str, found: Survey) -> None:
         for form, loss in losses.items():
             shares = (_share(n, loss.weights) for n in (loss.overflow, loss.underflow, loss.changed))
             table.add_row(kind, form, f"{loss.weights:,}", *shares, f"{loss.relative_rms:.2e}")
-    console().print(table)
+    show_table(table)
     if found.nonfinite:
         click.echo(f"note: {found.nonfinite:,} weights are NaN or infinite; they count as zeros")
     for name in found.skipped[:3]:

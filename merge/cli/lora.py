@@ -19,7 +19,8 @@ from merge.cli.options import (
     shard_size_option,
     threads_option,
 )
-from merge.show.terminal import console, printable, progress_bar, show_notes, size
+from merge.quoting import counted
+from merge.show.terminal import printable, progress_bar, show_notes, show_table, size
 
 if TYPE_CHECKING:
     from merge.recipe.model import ModelRef
@@ -88,7 +89,7 @@ def fold(
         return
     changed = sum(source.is_computed for step in plan.steps for source in step.inputs)
     click.echo(
-        f"{printable(report.out)}: {report.tensors} tensors, {changed} of them changed by the adapter, "
+        f"{printable(report.out)}: {counted(report.tensors, 'tensor')}, {changed} of them changed by the adapter, "
         f"{size(report.bytes_written)}, {report.seconds:.1f} s"
     )
 
@@ -198,18 +199,18 @@ def _print_extracted(summary: Summary) -> None:
     for row in summary.modules:
         shape = " x ".join(map(str, row["shape"]))
         table.add_row(printable(row["module"]), shape, str(row["rank"]), f"{row['error']:.2e}", f"{row['share']:.2%}")
-    console().print(table)
+    show_table(table)
     left = [each for each in summary.others if not each["saved"]]
     if left:
         click.echo(f"left out, {sum(each['share'] for each in left):.2%} of the whole difference:")
         table = Table("Tensor", "Relative change", "Share of all", box=None)
         for each in sorted(left, key=lambda item: -item["share"])[:20]:
             table.add_row(printable(each["tensor"]), f"{each['change']:.2e}", f"{each['share']:.2%}")
-        console().print(table)
+        show_table(table)
         if len(left) > 20:
             click.echo(f"and {len(left) - 20} more; --json lists them all")
     saved = len(summary.others) - len(left)
-    whole = f", {saved} tensors kept whole" if saved else ""
+    whole = f", {counted(saved, 'tensor')} kept whole" if saved else ""
     click.echo(
         f"{printable(summary.out)}: {len(summary.modules)} modules{whole}, {summary.parameters:,} parameters, "
         f"{size(summary.bytes_written)}, {summary.seconds:.1f} s"
@@ -238,7 +239,7 @@ def show(adapter: str, as_json: bool) -> None:
     for row in rows:
         rank, scaling, norm = ("" if row[key] is None else f"{row[key]:.4g}" for key in ("rank", "scaling", "norm"))
         table.add_row(printable(row["name"]), row["kind"], rank, scaling, f"{row['parameters']:,}", norm)
-    console().print(table)
+    show_table(table)
     total = sum(row["parameters"] for row in rows)
     click.echo(f"{printable(opened.path)}: {total:,} parameters, made for {printable(str(opened.base_name))}")
     for note in opened.notes:

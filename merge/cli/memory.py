@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from merge.cli.options import json_flag, trust_option
-from merge.show.terminal import console, printable
+from merge.show.terminal import console, printable, show_table
 
 if TYPE_CHECKING:
     from finetune.keys import Config
@@ -182,7 +182,7 @@ def _print(found: Estimate, cards: list[tuple[int, float, str, bool]]) -> None:
     for part, n_bytes in (*found.parts, ("total", found.total)):
         table.add_row(part, _gb(n_bytes))
     out = console()
-    out.print(table)
+    show_table(table, out)
     for note in found.notes:
         click.echo(f"note: {note}")
     if found.task == "merge":
@@ -192,7 +192,7 @@ def _print(found: Estimate, cards: list[tuple[int, float, str, bool]]) -> None:
         table.add_column(name, justify="right" if "G" in name else "left")
     for size, gib, names, fit in cards:
         table.add_row(names, str(size), f"{gib:.1f}", "yes" if fit else "no")
-    out.print(table)
+    show_table(table, out)
 
 
 def _gb(n_bytes: int) -> str:

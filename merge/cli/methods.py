@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from merge.cli.options import json_flag, method_file_option
-from merge.show.terminal import console
+from merge.show.terminal import console, show_table
 
 
 @click.command("methods", epilog="\b\nExamples:\n  merge methods\n  merge methods ties")
@@ -78,7 +78,7 @@ def _list(methods: dict[str, Any]) -> None:
         names = " ".join(p.name for p in method.parameters if p.required)
         names = "adapters" if method.inputs == "adapters" else "statistics" if method.statistics else names
         table.add_row(method.name, method.base, names, method.reproducible, _title(method))
-    console().print(table)
+    show_table(table)
 
 
 def _title(method: Any) -> str:
@@ -116,7 +116,7 @@ def _explain(method: Any) -> None:
             )
         default = "required" if p.required else "none" if p.default is None else str(p.default).lower()
         table.add_row(p.name, "each model" if p.per_model else "the merge", Text(kind), default, p.doc)
-    out.print(table)
+    show_table(table, out)
     if method.example:
         out.print(Text("\nExample recipe:\n", style="bold"))
         out.print(Text(method.example.rstrip()))

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from merge.cli.options import PATH, Size, json_flag, quiet_option, refuse_above_option, trust_option
+from merge.quoting import counted
 from merge.show.terminal import printable, progress_bar, show_notes
 
 if TYPE_CHECKING:
@@ -104,7 +105,8 @@ def command(
             found |= {"against": _as_json(against, other), **dataclasses.asdict(distance)}
         click.echo(json.dumps(found))
         return
-    click.echo(f"{own.tokens:,} tokens scored in {own.windows:,} windows of {own.documents:,} documents")
+    windows = f"{counted(own.windows, 'window')} of {counted(own.documents, 'document')}"
+    click.echo(f"{counted(own.tokens, 'token')} scored in {windows}")
     click.echo(f"{printable(judged[0].name)}: {_line(own)}")
     if other is not None and distance is not None:
         click.echo(f"{printable(judged[1].name)}: {_line(other)}")

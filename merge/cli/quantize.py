@@ -21,7 +21,7 @@ from merge.cli.options import (
 )
 from merge.errors import UsageError
 from merge.needs import QUANTISED, need
-from merge.show.terminal import console, printable, progress_bar, size
+from merge.show.terminal import printable, progress_bar, show_table, size
 
 
 @click.command(
@@ -131,4 +131,4 @@ def _print_errors(errors: dict[str, float]) -> None:
         mean = math.sqrt(sum(error * error for error in each.values()) / len(each))
         worst = max(each, key=lambda name: each[name])
         table.add_row(printable(kind), str(len(each)), f"{mean:.3e}", f"{each[worst]:.3e}", printable(worst))
-    console().print(table)
+    show_table(table)

@@ -96,7 +96,7 @@ def _print(soup: Soup) -> None:
     from rich.text import Text
 
     from eval.tables import columns, percent_of, score_table
-    from merge.show.terminal import console
+    from merge.show.terminal import console, show_table
 
     out = console()
     out.print("On the held-out items, each model by itself:")
@@ -110,4 +110,4 @@ def _print(soup: Soup) -> None:
         values = [*step.scores, step.score] if len(heads) > len(step.scores) else step.scores
         said = [f"{100 * value:.1f}" if percent else f"{value:.4g}" for value in values]
         table.add_row(Text(step.model), *said, "kept" if step.kept else "left out")
-    out.print(table)
+    show_table(table, out)

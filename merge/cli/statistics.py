@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from merge.cli.options import PATH, json_option, quiet_option, refuse_above_option, trust_option
+from merge.quoting import counted
 from merge.show.terminal import printable, progress_bar, show_notes
 
 
@@ -96,5 +97,6 @@ def command(
         click.echo(json.dumps(dataclasses.asdict(summary)))
         return
     resumed = f" ({summary.resumed_parts} parts taken from an earlier run)" if summary.resumed_parts else ""
-    click.echo(f"{printable(summary.out)}: {' and '.join(summary.kinds)}, {summary.tensors} tensors{resumed}")
-    click.echo(f"{summary.tokens:,} tokens in {summary.sequences:,} sequences, {summary.seconds:.1f} s")
+    tensors, tokens = counted(summary.tensors, "tensor"), counted(summary.tokens, "token")
+    click.echo(f"{printable(summary.out)}: {' and '.join(summary.kinds)}, {tensors}{resumed}")
+    click.echo(f"{tokens} in {counted(summary.sequences, 'sequence')}, {summary.seconds:.1f} s")

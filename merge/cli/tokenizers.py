@@ -8,7 +8,8 @@ from typing import Any
 import click
 
 from merge.cli.options import json_flag, trust_option
-from merge.show.terminal import console, printable
+from merge.quoting import counted
+from merge.show.terminal import printable, show_table
 
 
 @click.command(
@@ -63,7 +64,7 @@ def _table(all_facts: list[dict[str, Any]]) -> None:
     for sample in all_facts[0]["tokens_per_byte"]:
         row = [f"{facts['tokens_per_byte'][sample]:.3f}" for facts in all_facts]
         table.add_row(f"tokens per byte, {sample}", *row)
-    console().print(table)
+    show_table(table)
 
 
 _ROWS = {
@@ -91,9 +92,9 @@ def _cell(value: object) -> str:
 def _comparison(found: dict[str, Any]) -> None:
     click.echo(f"\n{printable(found['first'])} and {printable(found['other'])}:")
     if found["same_ids"]:
-        click.echo(f"  the same {found['shared']:,} tokens under the same ids")
+        click.echo(f"  the same {counted(found['shared'], 'token')} under the same ids")
     else:
-        click.echo(f"  {found['shared']:,} tokens in both, {found['moved']:,} of them under another id")
+        click.echo(f"  {counted(found['shared'], 'token')} in both, {found['moved']:,} of them under another id")
         click.echo(f"  {found['same_text']:,} tokens of the second have the same text as a token of the first")
         for key, label in (("only_first", "only the first"), ("only_other", "only the second")):
             if found[key]:

@@ -18,6 +18,7 @@ from merge.cli.options import (
     threads_option,
     trust_option,
 )
+from merge.quoting import counted
 from merge.show.terminal import memory, printable, progress_bar, show_notes, size
 from merge.tools.transplant import METHODS
 
@@ -130,6 +131,6 @@ def command(
         }
         click.echo(json.dumps(facts))
         return
-    click.echo(f"{printable(str(out))}: {report.tensors} tensors, {size(report.bytes_written)}")
+    click.echo(f"{printable(str(out))}: {counted(report.tensors, 'tensor')}, {size(report.bytes_written)}")
     click.echo(work.summary(job))
     click.echo(f"peak memory {memory(report.peak_memory)}")

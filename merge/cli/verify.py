@@ -12,6 +12,7 @@ import click
 
 from merge.cli.options import PATH, Size, check_device, json_flag, method_file_option, no_bar_option, trust_option
 from merge.errors import UsageError
+from merge.quoting import counted
 from merge.show.terminal import printable, progress_bar, size
 
 if TYPE_CHECKING:
@@ -83,12 +84,12 @@ def command(
         for problem in verdict.problems:
             click.echo(problem)
         if not verdict.problems:
-            checked = f"{verdict.tensors} tensors and {verdict.files} files as written"
+            checked = f"{counted(verdict.tensors, 'tensor')} and {counted(verdict.files, 'file')} as written"
             click.echo(f"{directory}: {checked}, {size(verdict.bytes_checked)}")
         if found is not None:
             _show(directory, found)
     if verdict.problems:
-        places = "1 place" if len(verdict.problems) == 1 else f"{len(verdict.problems)} places"
+        places = counted(len(verdict.problems), "place")
         not_merged = " It was not merged again." if again else ""
         click.echo(f"merge: {directory} differs from its manifest in {places}.{not_merged}", err=True)
         sys.exit(1)
@@ -117,7 +118,7 @@ def _show(directory: Path, found: Rebuild) -> None:
         click.echo(printable(line))
     if not found.equal and found.sources and not found.outside:
         return
-    counts = f"{found.equal} tensors with the same bytes"
+    counts = f"{counted(found.equal, 'tensor')} with the same bytes"
     if found.within:
         most = max(found.within, key=lambda each: each.relative)
         counts += f", {len(found.within)} equal to rounding (by at most {most.relative:.2g} of the largest magnitude)"

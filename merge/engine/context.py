@@ -1,4 +1,4 @@
-"""What the steps of a run share."""
+"""Context: the plan, reader, threads, sink and buffers that all steps of a run share."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from merge.plan import Plan, Step
 
 
 class Context:
-    """What every step of a run shares."""
+    """What all steps of a run share: plan, reader, threads, sink, buffers."""
 
     def __init__(self, plan: Plan, reader: SourceReader, crew: Worker, out: Sink, device: str, budget: Budget) -> None:
         self.plan, self.reader, self.crew, self.out, self.device = plan, reader, crew, out, device
@@ -27,12 +27,12 @@ class Context:
         self.private: dict[int, dict[str, Any]] = {}  # results of passes over the whole model, by step
 
     def tensor(self, step: Step, n_passes: int = 1) -> StepTensor:
-        """The step's sources; kept in memory, as far as the budget goes, if there will be several passes."""
+        """The step's sources; with several passes they stay in memory between them, within the budget."""
         return StepTensor(step, self.reader, self.crew, self.buffers, self._cache_bytes if n_passes > 1 else 0)
 
 
 def check_method(plan: Plan) -> None:
-    """Raises UsageError if a user's method is not what it was when the plan was made."""
+    """Raises UsageError if a user's method has changed since the plan was made."""
     for name, origin in ((plan.method, plan.method_origin), *plan.other_origins.items()):
         found = get_method(name)
         if origin and (found is None or found.origin != origin):

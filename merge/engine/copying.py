@@ -1,4 +1,4 @@
-"""Steps of kind "copy": bytes pass through."""
+"""Steps of kind "copy": writes the source's bytes unchanged."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from merge.plan import Plan, Step
 
 
 def run(context: Context, index: int, step: Step) -> dict[str, object]:
-    """Bytes pass through; where there are several inputs (integers, masks) they must agree."""
+    """Copies the bytes. If a step has several inputs (integers, masks), they must be equal."""
     storage = np.dtype(DTYPES[step.dtype].numpy_name)
     first, *others = step.inputs
     emitter = Emitter(step, context.out, context.buffers)

@@ -1,6 +1,6 @@
-"""What a step costs: memory and, where matrices are decomposed, time. Plain numbers, from the plan alone.
+"""The cost of a step: memory, and time if it decomposes matrices. Computed from the plan alone.
 
-No kernel is loaded for it, so `merge plan` is quick.
+It loads no kernel, so `merge plan` is quick.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ class Needs:
     """Bytes that each thread takes for a step.
 
     Attributes:
-        blocks: for reading, computing and writing by blocks.
-        torch: of whole tensors in torch; 0 if it is not imported.
-        kept: of sources that may be kept between passes, if there is room.
+        blocks: for blocks that are read, computed and written.
+        torch: for whole tensors in torch; 0 if torch is not imported.
+        kept: for sources that stay in memory between passes, if there is room.
     """
 
     blocks: int
@@ -51,7 +51,7 @@ def needs(step: Step, block_chunks: int, device: str) -> Needs:
 
 
 def distinct(steps: Iterable[Step]) -> list[Step]:
-    """One step of each kind that costs the same memory, for there may be 100,000 of a few kinds."""
+    """One step of each group with the same memory cost: a plan may have 100,000 steps in a few groups."""
     found: dict[object, Step] = {}
     for step in steps:
         plain = not step.factor and not step.statistics and all(type(ref) is Stored for ref in step.sources)
@@ -84,14 +84,14 @@ def _elements(step: Step, block_chunks: int) -> int:
 
 
 def _block_bytes(step: Step, elements: int) -> int:
-    """Of all sources as they are read and as kernels take them, the float32 result and its encoding."""
+    """Memory of one block: all sources as read and as kernels take them, the float32 result, its encoding."""
     widest = max(DTYPES[source.dtype].itemsize for source in step.sources)
     each = _raw_bytes(step) + 4 + widest + DTYPES[step.dtype].itemsize
     return elements * each + sum(held_bytes(source) for source in step.sources)
 
 
 def _raw_bytes(step: Step) -> int:
-    """Bytes for one element of all sources, as kernels read them."""
+    """Bytes that kernels read for one element of all sources."""
     direct = all(source.dtype == "BF16" and source.is_exact for source in step.sources)
     return len(step.sources) * (2 if direct else 8 if needs_float64(step) else 4)
 
@@ -137,7 +137,7 @@ def _kept(step: Step) -> int:
 
 
 def statistics_bytes(step: Step) -> int:
-    """Memory of a method at work on them: float32 as read, and float64 sums, systems and factors."""
+    """Memory of a method that uses statistics: float32 as read, and float64 sums, systems and factors."""
     sizes = [ref.size for ref in step.statistics]
     return 4 * sum(sizes) + 8 * 5 * max(sizes, default=0)
 
@@ -146,7 +146,7 @@ def statistics_bytes(step: Step) -> int:
 
 
 def dense_step(step: Step) -> Step:
-    """The merge of the changes as whole matrices (out, in), as if each were a model and the base nothing but zeros."""
+    """The same merge of whole matrices (out, in): each change taken as a model, with a base of zeros."""
     first = step.inputs[0]
     base = Derived(first.name, first.dtype, first.shape, "low_rank", (), {"scaling": 1.0})
     return replace(
@@ -155,9 +155,9 @@ def dense_step(step: Step) -> Step:
 
 
 def _factor_work(step: Step) -> tuple[float, int]:
-    """(seconds on one core, bytes) of a module whose changes are formed and decomposed; zeros where they are not.
+    """(seconds on one core, bytes) of forming and decomposing a module's changes; zeros if that is not needed.
 
-    Measured for 4096 x 4096, two adapters and rank 32, for which the space of the SVD grows to some hundred columns.
+    Measured for 4096 x 4096, two adapters and rank 32, where the SVD's subspace grows to some hundred columns.
     """
     if step.factor != "A" or on_factors(step) is not None:
         return 0.0, 0
@@ -174,7 +174,7 @@ def _factor_needs(step: Step) -> Needs:
 
 
 def _factor_bytes(step: Step) -> int:
-    """Bytes that computing the factors of a step's module takes, with what waits for its own step."""
+    """Bytes that computing the factors of a step's module takes, including factors kept for a later step."""
     rows, columns = step.inputs[0].shape
     total, n = sum(ranks_in(step)), len(step.inputs)
     waiting = 4 * GROUP * rank_of(step) * max(rows, columns)
@@ -184,6 +184,6 @@ def _factor_bytes(step: Step) -> int:
         more = 8 * how.elements(rows, columns, total, n) if how.elements else stacked * (2 if is_exact(step) else 6)
         return waiting + more
     side = min(rows, columns)
-    definition = 0 if method_of(step).fused else 4 * (3 * n + 2)  # without a kernel all are whole
+    definition = 0 if method_of(step).fused else 4 * (3 * n + 2)  # without a kernel all changes are whole matrices
     dense = rows * columns * (definition + 4 + 2 * 8) + 8 * side * (4 * side + rows + columns)
     return waiting + 2 * stacked + dense + sum(held_bytes(ref) for ref in step.inputs)

@@ -1,7 +1,7 @@
-"""Worker threads that take one step each, and help each other with blocks when there are no steps left to take.
+"""Worker threads: each takes one step at a time; when no steps are left, they help each other with blocks.
 
-One tensor for a thread needs no waiting between the passes of a method; lending idle threads keeps a single giant
-tensor, or the last one of a run, from running on one core while the others stand by.
+With one tensor a thread, no thread waits between the passes of a method. Because idle threads help, a single giant
+tensor, or the last one of a run, still uses every core.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from merge.errors import MergeError
 
 T = TypeVar("T")
 S = TypeVar("S")
-PATIENCE = 60.0  # seconds that a failed run waits for its other threads: a lock one waits for may be the failed one's
+# Seconds that a failed run waits for its other threads: one may wait for a lock that the failed thread holds.
+PATIENCE = 60.0
 
 
 class Stopped(Exception):
@@ -24,13 +25,13 @@ class Stopped(Exception):
 
 
 class Worker(Protocol):
-    """Who carries steps out; Crew does it on threads of this process."""
+    """Runs steps. Crew is the implementation with threads of this process."""
 
     def each(self, function: Callable[[T], None], items: Iterable[T], tick: Callable[[], None], alone: int = 0) -> None:
-        """function(item) for all items; `alone`: of the first ones, one after another."""
+        """Calls function(item) for all items, the first `alone` of them one after another."""
 
     def fold(self, start: Callable[[], S], update: Callable[[S, T], None], items: Iterable[T]) -> list[S]:
-        """update(state, item) for all items of a loop within a step, with one state for each that took part."""
+        """Calls update(state, item) for all items of a loop within a step; returns one state for each participant."""
 
 
 class Crew:
@@ -47,8 +48,8 @@ class Crew:
         """Runs function(item) for all items; calls `tick` about ten times a second on the calling thread.
 
         Args:
-            alone: how many of the first items one thread does before the others start. Kernels are compiled when they
-                are first called, under one lock for all threads.
+            alone: number of items at the beginning that one thread does before the others start. Kernels are compiled
+                on their first call, under a lock that all threads share.
 
         Raises:
             The first exception of any worker, after all workers have stopped, or PATIENCE seconds later.
@@ -62,7 +63,7 @@ class Crew:
         self, function: Callable[[T], None], items: Iterable[T], tick: Callable[[], None], n_threads: int
     ) -> None:
         errors: list[BaseException] = []
-        ended: list[None] = []  # one for each thread that did not die
+        ended: list[None] = []  # one entry for each thread that ended normally
         todo = _Locked(items)
         threads = [
             threading.Thread(target=self._work, args=(function, todo, errors, ended), daemon=True)
@@ -81,10 +82,10 @@ class Crew:
         if errors:
             raise next((error for error in errors if not isinstance(error, Stopped)), errors[0])
         if len(ended) < len(threads):
-            raise MemoryError  # nothing else ends a thread without a word
+            raise MemoryError  # nothing else ends a thread without an exception
 
     def _wait(self, threads: list[threading.Thread], tick: Callable[[], None]) -> None:
-        """Until all threads have ended; once they are to stop, not for ever."""
+        """Waits until all threads have ended, or for PATIENCE seconds after they were told to stop."""
         last = float("inf")
         for thread in threads:
             while thread.is_alive() and time.monotonic() < last:
@@ -111,11 +112,11 @@ class Crew:
             errors.append(error)
 
     def _help(self) -> None:
-        """Joins other threads' loops until every thread is out of items."""
+        """Joins other threads' loops until no thread has items left."""
         while True:
             with self._change:
                 while not self._open and self._busy and not self._stop.is_set():
-                    self._change.wait(0.1)  # a thread that dies wakes nobody
+                    self._change.wait(0.1)  # a thread that dies notifies no one
                 if not self._open:
                     return
                 shared = self._open[0]
@@ -123,7 +124,7 @@ class Crew:
             self._close(shared)  # it has no items left
 
     def fold(self, start: Callable[[], S], update: Callable[[S, T], None], items: Iterable[T]) -> list[S]:
-        """update(state, item) for all items, with one state for each thread that took part."""
+        """Calls update(state, item) for all items; returns one state for each thread that took part."""
         shared = _Shared(start, update, _Locked(items), self._stop)
         with self._change:
             self._open.append(shared)
@@ -187,7 +188,7 @@ class _Shared(Generic[S, T]):
                 self._change.notify_all()
 
     def finish(self) -> list[S]:
-        """Called by the owner after taking part: waits for the helpers that are still at it."""
+        """Waits for the helpers that are still working. The owner calls it after its own part."""
         with self._change:
             self._closed = True
             while self._active:

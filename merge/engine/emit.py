@@ -1,4 +1,4 @@
-"""From float32 results to an output tensor: rounding, statistics, digest and writing, a block at a time."""
+"""Emitter: rounds float32 results, takes statistics and the digest, and writes, a block at a time."""
 
 from __future__ import annotations
 
@@ -47,14 +47,14 @@ class Emitter:
         self.put_stored(start, encoded)
 
     def put_stored(self, start: int, encoded: npt.NDArray[Any]) -> None:
-        """Elements that have their output dtype already."""
+        """Writes elements that already have the output dtype."""
         length = self._chunks.length
         for place in range(0, len(encoded), length):
             self._digests[(start + place) // length] = chunk_digest(encoded[place : place + length].data)
         self._out.write(self.step, start, encoded.data, self._dtype.itemsize)
 
     def record(self, sources: list[str], nonfinite_in: list[int]) -> dict[str, object]:
-        """What the journal and the manifest say of this tensor."""
+        """This tensor's entry for journal and manifest."""
         record: dict[str, Any] = {"digest": tensor_digest(self._digests), "sources": sources}
         if self.step.kind != "copy":
             if (squares := _exact_sum(self._squares)) is not None:
@@ -73,7 +73,7 @@ class Emitter:
 
 
 def _rounding(sums: npt.NDArray[np.float64]) -> dict[str, object]:
-    """sums (chunk, 5) -> what the manifest says; see merge.kernels.rounding"""
+    """sums (chunk, 5) -> the manifest's entry on rounding; see merge.kernels.rounding"""
     changed, underflow = (int(count) for count in sums[:, :2].sum(axis=0))
     lost, squares = (_exact_sum(sums[:, column]) or 0.0 for column in (3, 4))
     largest = float(sums[:, 2].max(initial=0.0))
@@ -81,7 +81,7 @@ def _rounding(sums: npt.NDArray[np.float64]) -> dict[str, object]:
 
 
 def _exact_sum(values: npt.NDArray[np.float64]) -> float | None:
-    """None if it is not finite, for JSON has no word for that: NaN among the values, or float64 overflows."""
+    """The sum; None if it is not finite, which JSON cannot express: NaN among the values, or float64 overflows."""
     try:
         total = math.fsum(values)
     except OverflowError:

@@ -1,7 +1,7 @@
 """Steps of kind "factor": A or B of the combined change that adapters make to one module.
 
-Both factors come from one decomposition, but each is a step of its own. Whichever comes first computes both, and keeps
-the other for its step; after a kill in between both are computed again, to the same bytes.
+Both factors come from one decomposition, but each is its own step. The first of the two computes both and keeps the
+other for its step. After a kill in between, both are computed again, with the same bytes.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class _Source:
-    """What was read of one adapter's module; a and b are None where the adapter does not have it."""
+    """One adapter's module as read; a and b are None if the adapter lacks it."""
 
     a: F64 | None
     b: F64 | None
@@ -46,7 +46,7 @@ class _Source:
 
 @dataclass(frozen=True)
 class _Result:
-    """The factors, what the records say besides, and what was read."""
+    """The factors, further entries for the records, and what was read."""
 
     factors: dict[str, npt.NDArray[Any]]
     facts: dict[str, Any]
@@ -56,7 +56,7 @@ class _Result:
 
 @dataclass
 class PendingFactors:
-    """Results of modules of which one factor was asked for, by module."""
+    """Results of modules whose other factor is still to be written, by module."""
 
     lock: threading.Lock = field(default_factory=threading.Lock)
     modules: dict[str, threading.Lock] = field(default_factory=dict)
@@ -83,12 +83,12 @@ def run(context: Context, index: int, step: Step) -> dict[str, object]:
 
 
 def sources(context: Context, step: Step) -> dict[str, object]:
-    """Of each adapter's module; see _read."""
+    """Entries of each adapter's module for the records; see _read."""
     return {"sources": [_read(context, ref).digest for ref in step.inputs]}
 
 
 def summary(steps: Iterable[Step], records: dict[int, dict[str, Any]]) -> dict[str, Any] | None:
-    """What the manifest and the run's last lines say of a truncated adapter; None if nothing was to be cut off."""
+    """Kept energy of a truncated adapter, for the manifest and the run's last lines; None if nothing was truncated."""
     found = {
         step.inputs[0].name: (records[i]["energy"], records[i]["kept_energy"])
         for i, step in enumerate(steps)
@@ -199,7 +199,7 @@ def _dense(context: Context, step: Step, keywords: dict[str, object]) -> Tensor:
 
 
 def _read(context: Context, ref: TensorRef) -> _Source:
-    """A module of one adapter, whole; its digest is over those of A and B."""
+    """One adapter's module, read whole. Its digest covers those of A and B."""
     assert isinstance(ref, Derived)
     if not ref.inputs:
         return _Source(None, None, 0.0, "", 0)

@@ -10,16 +10,16 @@ from merge.engine.context import Context
 
 
 class Finder(Protocol):
-    """What the module that a kind of finding names has."""
+    """The functions of a finder module."""
 
-    BEFORE_CHECKS: bool  # sources cannot be read without it, so it comes before anything looks at them
+    BEFORE_CHECKS: bool  # sources cannot be read without this finding, so it comes first
 
     def find(self, context: Context, finding: object, tick: Callable[[], None]) -> None:
-        """Finds it, or takes it from the journal, and hands it on."""
+        """Computes the finding, or takes it from the journal, and passes it on."""
 
 
 def find_all(context: Context, tick: Callable[[], None], before_checks: bool) -> None:
-    """What has to be known before the steps; journaled, so that a resume does not repeat it."""
+    """Computes a plan's findings before the steps. They are journaled, so a resumed run does not repeat them."""
     for finding in context.plan.findings:
         kind = importlib.import_module(f"merge.findings.{finding.finder}")
         finder = cast(Finder, importlib.import_module(kind.FINDER))

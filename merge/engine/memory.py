@@ -1,4 +1,4 @@
-"""How much memory a run takes, and how a budget is kept.
+"""Predicts a run's memory, and chooses threads, blocks and caches that fit a budget.
 
 Resident memory is the interpreter with its libraries, plus for each thread the blocks of every source, the float32
 result and its encoding; it does not depend on the size of shards or models. Methods that pass over a tensor several
@@ -32,7 +32,7 @@ def budget(
     block_chunks: int | None = None,
     held: int = 0,
 ) -> Budget:
-    """Threads, block size and cache for a run; `held`: bytes that the sink keeps.
+    """Threads, block size and cache for a run; `held`: bytes that the sink keeps in memory.
 
     Raises:
         UsageError: if even one thread with the smallest blocks does not fit max_ram.
@@ -51,14 +51,14 @@ def budget(
 
 
 def check_address_space(plan: Plan, budget: Budget, device: str) -> None:
-    """Raises MergeError if this process may not address what the run will need."""
+    """Raises MergeError if the limit on address space is below what the run will need."""
     torch = any(each.torch for each in _needs(plan, budget.block_chunks, device))
     more = budget.peak - INTERPRETER + budget.threads * address_space.EACH_THREAD
     address_space.check(more + (address_space.TORCH if torch else 0))
 
 
 def predicted_peak(plan: Plan, threads: int, block_chunks: int, device: str = "cpu") -> int:
-    """Bytes of resident memory at the most, without a cache."""
+    """Peak resident bytes without a cache."""
     each_step = _needs(plan, block_chunks, device)
     per_thread, torch = (max(each, default=0) for each in ([n.blocks for n in each_step], [n.torch for n in each_step]))
     working = (TORCH if torch else 0) + threads * (per_thread + torch)
@@ -72,7 +72,7 @@ def _needs(plan: Plan, block_chunks: int, device: str) -> list[Needs]:
 
 
 def peak_resident() -> int:
-    """Largest resident set of this process so far, in bytes; 0 where the system does not say (Windows)."""
+    """Peak resident bytes of this process so far; 0 where the system does not report it (Windows)."""
     # Linux: getrusage also counts what the parent held when it started this process.
     with contextlib.suppress(OSError), open("/proc/self/status", encoding="ascii") as status:
         for line in status:

@@ -1,7 +1,7 @@
 """Trims whole task vectors, as in the TIES paper: one threshold for each model, not for each tensor.
 
-The same search as merge.kernels.selection, its histograms added up over tensors. Equal magnitudes: those in earlier
-output tensors stay, and within a tensor those of lowest flat index.
+The search is that of merge.kernels.selection, with histograms summed over tensors. Of equal magnitudes, those in
+earlier output tensors stay, and within a tensor those of lowest flat index.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _NOTE = "model_thresholds"
 
 
 def thresholds(context: Context, steps: Steps, tick: Callable[[], None]) -> dict[int, dict[str, object]]:
-    """The `_threshold` of every step that trims over the model; taken from the journal where it is there already."""
+    """The `_threshold` of every step that trims over the whole model, from the journal if it is there."""
     if _NOTE not in context.out.notes:
         found = _search(context, steps, tick)
         context.out.keep(_NOTE, {str(i): [[t.bits, t.cut] for t in limits] for i, limits in found.items()})
@@ -79,7 +79,7 @@ def _narrow(context: Context, steps: Steps, searches: dict[int, Search], tick: C
 def _place(
     context: Context, steps: Steps, searches: dict[int, Search], tick: Callable[[], None]
 ) -> dict[int, list[Threshold]]:
-    """Shares out each model's quota of entries equal to its threshold, in the order of tensors."""
+    """Distributes each model's quota of entries equal to its threshold over the tensors, in their order."""
     equal: dict[int, list[int]] = {}
 
     def count(item: tuple[int, Step]) -> None:

@@ -1,4 +1,4 @@
-"""What to do about NaN, infinity and overflow: counted while a tensor is read and rounded, judged here."""
+"""Refuses NaN, infinity and overflow that the recipe does not allow; they are counted during reading and rounding."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from merge.plan import Plan, Step
 
 
 def check_numbers(plan: Plan, step: Step, record: dict[str, Any]) -> None:
-    """Bad numbers end the run at the tensor where they appear, unless the recipe allows them.
+    """Ends the run at the first tensor with such numbers, unless the recipe allows them.
 
     Raises:
         NumbersError: naming the tensor, the models and the counts.

@@ -1,4 +1,4 @@
-"""In which order steps are taken: what compiles kernels alone, then the giants."""
+"""The order of steps: first small ones that compile kernels, one at a time; then the largest."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ Item = tuple[int, Step]
 
 
 def in_order(todo: list[Item], device: str) -> tuple[list[Item], int]:
-    """The steps in the order to take them, and how many of them one thread does alone.
+    """The steps in order, and how many of them one thread does before the others start.
 
-    Kernels are compiled by the first steps of their kinds. Those are small, and done before other threads start: no
-    thread then waits for the compiler of another one that failed. The giants (embeddings, heads) come next: the last
-    tensor of a run should not keep one thread busy alone.
+    The first step of each kind compiles its kernels. These steps are small, and one thread does them, so no thread
+    waits for the compiler of another thread that failed. The largest tensors (embeddings, heads) come next: at the end
+    of a run one of them would keep a single thread busy.
     """
     smallest: dict[tuple[object, ...], Item] = {}
     for item in todo:
@@ -28,7 +28,7 @@ def in_order(todo: list[Item], device: str) -> tuple[list[Item], int]:
                 smallest[kind] = item
     first = {index for index, _ in smallest.values()}
     giant = max((step.nbytes for _, step in todo), default=0) // 2
-    # Factors of adapters have an order of their own: the two of a module lie a little apart.
+    # Factors of adapters keep their own order: the two of a module are a few steps apart.
     rest = sorted(
         (item for item in todo if item[0] not in first),
         key=lambda item: item[1].nbytes < giant and item[1].kind != "factor",
@@ -37,14 +37,14 @@ def in_order(todo: list[Item], device: str) -> tuple[list[Item], int]:
 
 
 def batches(items: Sequence[Item]) -> Iterator[list[Item]]:
-    """Steps in runs for one thread to do: tiny ones many at once.
+    """Groups the steps into runs, each for one thread: many tiny steps in one run.
 
-    With these nearly all time is Python's own, of which one thread can run: several hinder each other. Of 45,000
-    tensors two threads took 36 s and one 20 s.
+    Tiny steps spend nearly all their time in the interpreter, which one thread at a time can use; several threads slow
+    each other down. For 45,000 tensors two threads took 36 s, and one 20 s.
     """
     batch: list[Item] = []
     for item in items:
-        if item[1].size > _TINY or item[1].kind == "factor":  # the halves of one module wait for each other
+        if item[1].size > _TINY or item[1].kind == "factor":  # the factors of one module wait for each other
             yield [item]
             continue
         batch.append(item)

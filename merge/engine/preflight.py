@@ -1,4 +1,4 @@
-"""Checks that need a few tensor bytes, made before the work starts: is the base the base, are there task vectors."""
+"""Checks on a few tensor bytes before the work starts: whether the models are fine-tunes of the base."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from merge.kernels.elementwise import difference_sums
 from merge.plan import Step
 from merge.sources.stage import looks_at_all
 
-_UNRELATED = 0.9  # median of ‖d‖/‖b‖ from which a base is plainly not the base; fine-tunes lie below 0.2
+_UNRELATED = 0.9  # median of ‖d‖/‖b‖ above which the base is not the models' base; fine-tunes are below 0.2
 _MOST, _MOST_DEAR = 1_000, 9
-_MIN_ELEMENTS = 1024  # norms of biases and layer norms say little
+_MIN_ELEMENTS = 1024  # biases and layer norms tell little
 
 
 def check_models(context: Context) -> None:
@@ -41,7 +41,7 @@ def check_models(context: Context) -> None:
 
 
 def _worth_a_look(steps: list[Step]) -> list[Step]:
-    """Some all over the model; of those of which a chunk costs as much as the whole tensor, a few small ones."""
+    """A sample of tensors from the whole model; where a chunk costs as much as the tensor, only a few small ones."""
     dear = [step for step in steps if any(looks_at_all(ref) for ref in step.sources)]
     seen = {id(step) for step in dear}
     large = [step for step in dear if step.size >= _MIN_ELEMENTS]
@@ -67,7 +67,7 @@ def _check_ratios(context: Context, steps: list[Step], model: int, ratios: list[
 
 
 def _sample(context: Context, step: Step) -> list[tuple[int, float, float]]:
-    """(model, ‖b‖², ‖d‖²) over the middle chunk of a tensor."""
+    """(model, ‖b‖², ‖d‖²) of a tensor's middle chunk."""
     tensor = context.tensor(step)
     if not tensor.n_chunks:
         return []
@@ -85,7 +85,7 @@ def _sums(tensor: StepTensor, step: Step, chunk: int) -> list[tuple[int, float, 
 
 
 def _is_equal(context: Context, steps: list[Step], model: int) -> bool:
-    """Whether a model equals the base throughout; reads on only as long as it does."""
+    """Whether a model equals the base everywhere; stops reading at the first difference."""
     for step in steps:
         if model in step.models:
             tensor = context.tensor(step)

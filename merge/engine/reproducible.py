@@ -1,7 +1,7 @@
-"""Which results have the same bytes on every machine, and what the others' bytes hang on.
+"""Decides which results have the same bytes on every machine, and records what the others depend on.
 
-Kernels fix the order of every sum and use no function of a library. A matrix decomposition is BLAS's and LAPACK's,
-whose code differs by processor, version and settings: such results are equal to rounding.
+Kernels fix the order of every sum and call no library function. Matrix decompositions are those of BLAS and LAPACK,
+whose code differs by processor, version and settings: such results agree to rounding.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from merge.plan import COPY, Derived, Plan, Step, TensorRef
 from merge.planning.factors import is_exact
 from merge.sources import FOUND
 
-# Variables by which MKL, OpenBLAS, torch and numpy are told to choose other code.
+# Environment variables that make MKL, OpenBLAS, torch and numpy choose other code.
 SETTINGS = (
     "MKL_CBWR",
     "MKL_ENABLE_INSTRUCTIONS",
@@ -31,9 +31,9 @@ _OTHERS = ("scipy.libs", "scikit_learn.libs")  # folders of BLAS libraries that 
 
 
 def is_bitwise(plan: Plan, step: Step, device: str) -> bool:
-    """Whether a step gives the same bytes on every machine: kernels on the CPU, and all copies.
+    """Whether a step gives the same bytes on every machine: kernels on CPU do, and all copies.
 
-    What a pipeline wrote before is not in the plan; it counts by its method.
+    Stages that a pipeline wrote earlier are not in the plan; their methods count.
     """
     if not all(map(_is_bitwise_source, step.sources)) or not all(_promises(stage.method) for stage in plan.stages):
         return False
@@ -64,7 +64,7 @@ def _is_bitwise_source(ref: TensorRef) -> bool:
 
 
 def conditions(plan: Plan, device: str) -> dict[str, object] | None:
-    """What the bytes hang on, for the manifest; None where they are the same on every machine, and torch stays out."""
+    """What the bytes depend on, for the manifest; None if they are the same on every machine."""
     if all(is_bitwise(plan, step, device) for step in plan.steps):
         return None
     import torch
@@ -96,7 +96,7 @@ def _blas() -> list[dict[str, object]]:
 
 
 def _processor() -> str:
-    """Its model, by which MKL chooses its code."""
+    """The processor's model, by which MKL chooses its code."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:

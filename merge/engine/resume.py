@@ -1,4 +1,4 @@
-"""After a kill: which journaled tensors are really there, byte for byte, and whether they fit the sources of now."""
+"""Resuming: keeps the journaled tensors whose bytes match their digests and whose sources have not changed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from merge.sources import FOUND
 
 
 def still_good(context: Context, tick: Callable[[], None]) -> int:
-    """Forgets journal lines whose tensor no longer matches its digest; returns how many tensors need no more work."""
+    """Drops journal lines whose tensor does not match its digest; returns how many tensors are finished."""
     records = context.out.records
     bad: list[int] = []
 
@@ -42,13 +42,13 @@ def written_digest(context: Context, step: Step) -> str:
 
 
 def check_sources(context: Context, sources: Callable[[Step], dict[str, object]], tick: Callable[[], None]) -> None:
-    """Compares what journaled tensors were made from with the files that changed since, which may be equal copies.
+    """Checks that source files with another size or time than in the journal still have the same contents.
 
     Args:
-        sources: what the record of a step says of its sources, found by reading them.
+        sources: a step's record of its sources, computed by reading them.
 
     Raises:
-        StaleWork: they are not, and going on would mix two sources.
+        StaleWork: they differ; resuming would mix two versions of a source.
     """
     out = context.out
     if not out.changed:
@@ -68,12 +68,12 @@ def check_sources(context: Context, sources: Callable[[Step], dict[str, object]]
 
 
 def _parts(ref: TensorRef) -> Iterator[TensorRef]:
-    """The tensor and all that it is computed from."""
+    """A tensor and everything it is computed from."""
     yield ref
     for inner in ref.inputs if isinstance(ref, Derived) else ():
         yield from _parts(inner)
 
 
 def _may_differ(ref: TensorRef, changed: frozenset[str]) -> bool:
-    """Whether it comes from one of these files; what a run finds out itself, it may have found in any of them."""
+    """Whether the tensor comes from one of these files. Findings may depend on any of them."""
     return ref.operation == FOUND if isinstance(ref, Derived) else ref.file in changed

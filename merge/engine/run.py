@@ -32,7 +32,7 @@ from merge.output.workspace import resume
 from merge.output.writer import OutputDirectory
 from merge.plan import Plan
 
-Progress = Callable[[int], None]  # bytes of output done so far, resumed ones included
+Progress = Callable[[int], None]  # bytes of output finished so far, including resumed ones
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ def _run(
 
 
 class _Ticker:
-    """Reports the bytes of the tensors that are done; looks at each of them once, for there may be 100,000."""
+    """Reports the bytes of finished tensors; looks at each of them once, since there may be 100,000."""
 
     def __init__(self, context: Context, progress: Progress) -> None:
         self._context, self._progress = context, progress
@@ -162,7 +162,7 @@ class _Ticker:
 
     def __call__(self) -> None:
         records = self._context.out.records
-        if len(records) < self._seen:  # journaled ones that were not whole
+        if len(records) < self._seen:  # journaled tensors that were not whole
             self._seen = self._bytes = 0
         new = list(records)[self._seen :]
         self._seen += len(new)

@@ -1,4 +1,4 @@
-"""Room on the disk, known before the work starts."""
+"""Checks the free disk space before the work starts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def _existing_parent(out: Path) -> Path:
 
 
 def bytes_free(out: Path) -> int:
-    """Bytes free where `out` would be made, those that its unfinished partial result holds already included."""
+    """Free bytes where `out` would be made, including those that its partial result occupies."""
     partial = partial_of(out)
     held = (
         sum(file.stat().st_blocks * 512 for file in (partial / RESULT).rglob("*.safetensors"))
@@ -31,7 +31,7 @@ def bytes_free(out: Path) -> int:
 
 
 def check_space(plan: Plan, out: Path) -> None:
-    """Raises OutputError if the disk cannot hold the result, or may not be written to."""
+    """Raises OutputError if the disk cannot hold the result or is not writable."""
     if placed(out) is not None:  # nothing is left to write
         return
     place = _existing_parent(out)

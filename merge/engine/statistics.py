@@ -1,4 +1,4 @@
-"""The statistics of a step, read whole: Gram matrices and Fisher information are as large as what they weigh."""
+"""Reads the statistics of a step: Gram matrices and Fisher information, which are as large as the weights."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from merge.plan import Step
 
 
 def read_statistics(reader: SourceReader, step: Step) -> list[npt.NDArray[np.float32]]:
-    """One array (*shape) for each input, in their order; [] for a step without.
+    """One array (*shape) for each input, in order; [] for a step without statistics.
 
     Raises:
-        NumbersError: NaN or infinite values; no leniency makes sense of them.
+        NumbersError: NaN or infinite values, which no leniency allows.
     """
     arrays = []
     for ref in step.statistics:
@@ -28,5 +28,5 @@ def read_statistics(reader: SourceReader, step: Step) -> list[npt.NDArray[np.flo
 
 
 def digests(arrays: list[npt.NDArray[np.float32]]) -> dict[str, object]:
-    """What the manifest says of them."""
+    """Their entry in the manifest."""
     return {"statistics": [xxhash.xxh3_128_hexdigest(array.data) for array in arrays]} if arrays else {}

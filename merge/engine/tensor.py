@@ -1,4 +1,4 @@
-"""One step's sources, read a block at a time: what fused methods look at, and what the executors combine."""
+"""StepTensor: reads one step's sources a block at a time, for fused methods and executors."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _DIRECT: dict[str, np.dtype[Any]] = {
 class StepTensor:
     """Implements merge.kernels.protocol.FusedTensor over source files.
 
-    While a block is in cache for the first time its digest is taken and its non-finite values are counted.
+    The first time a block is read, its digest is taken and its non-finite values are counted.
     """
 
     def __init__(self, step: Step, reader: SourceReader, crew: Worker, buffers: Buffers, cache_bytes: int = 0) -> None:
@@ -69,7 +69,7 @@ class StepTensor:
         return Block(start, raw)
 
     def read_ahead(self, first: int) -> None:
-        """Asks the system for the chunks from `first`, so that the disk works while the processor does.
+        """Asks the system to read the chunks from `first` ahead, while the processor is busy.
 
         Of a tensor of one chunk what lies behind it in its file: that is most likely the next one.
         """
@@ -99,7 +99,7 @@ class StepTensor:
                 self._digests[row][chunk] = chunk_digest(stored[piece].data)
 
     def source_digests(self) -> list[str]:
-        """One digest for each source, over what was read of it; every chunk must have been read."""
+        """The digest of each source. Every chunk must have been read."""
         return [tensor_digest(digests) for digests in self._digests]
 
     def nonfinite(self) -> list[int]:
@@ -140,7 +140,7 @@ class StepTensor:
 
 
 def _common_dtype(sources: Sequence[TensorRef]) -> np.dtype[Any]:
-    """What all sources are held as: their own type if it is one that kernels read, else float32 (float64 if any is)."""
+    """The type that sources are held in: their own if kernels read it, else float32 (float64 if any source is)."""
     dtypes = [source.dtype for source in sources if source.is_exact]
     if "F64" in dtypes:
         return _DIRECT["F64"]
@@ -150,7 +150,7 @@ def _common_dtype(sources: Sequence[TensorRef]) -> np.dtype[Any]:
 
 
 def _widen(dtype: str, stored: npt.NDArray[Any], into: npt.NDArray[Any]) -> None:
-    """Elements as they are stored -> float32 or float64."""
+    """Stored elements -> float32 or float64."""
     if dtype == "F64":
         into[:] = stored
     elif into.dtype == np.float64:
@@ -179,7 +179,7 @@ class Buffers:
         return flat.reshape(n_sources, length)
 
     def kept(self, length: int, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
-        """Room for the whole of one step's sources; the thread that owns the step lends it to its helpers."""
+        """A buffer for one step's whole sources; the thread that owns the step shares it with its helpers."""
         return self._array("kept", length * dtype.itemsize).view(dtype)
 
     def stored(self, length: int, dtype: np.dtype[Any]) -> npt.NDArray[Any]:

@@ -1,5 +1,6 @@
 """Results that a run needs before its first step: alignments, router rows, thresholds.
 
-One file a kind, with its class (FINDING) and the module that finds it (FINDER). Plans hold findings, and tensors whose
-numbers are found (merge.sources.found). The engine imports a finder when it is needed, so this room knows none.
+Each kind has a file with its class (FINDING) and the name of the module that computes it (FINDER). Plans hold findings,
+and tensors whose numbers come from them (merge.sources.found). The engine imports a finder when it needs it; nothing in
+this package does.
 """

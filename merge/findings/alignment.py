@@ -1,4 +1,4 @@
-"""The order of a module's units that brings a model nearest to the reference; merge.jobs.alignment.find finds it."""
+"""The order of a module's units that is nearest to the reference model; computed by merge.jobs.alignment.find."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import Any
 from merge.plan import Finding, Plan, TensorRef
 
 FINDER = "merge.jobs.alignment.find"
-BLOCK = 1 << 20  # elements of one tensor that are compared at once, as float64
-UNITS = 2048  # units that are compared at once
+BLOCK = 1 << 20  # elements of one tensor that are compared at a time, as float64
+UNITS = 2048  # units that are compared at a time
 _SCIPY = 80 << 20  # with the buffers of matrix products
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One tensor of a module whose units may change places: they lie along `axis`.
+    """One tensor of a module whose units can be permuted, along `axis`.
 
-    `by_head`: in it lie the query heads of each KV group, one after another. Without a reference it is moved with the
-    others and not compared.
+    `by_head`: the axis holds the query heads of each KV group, one after another. A tensor without a reference is
+    permuted with the others but not compared.
     """
 
     source: TensorRef
@@ -30,7 +30,7 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class PermutableModule(Finding):
-    """A module of a model whose units (neurons, or KV groups of `per_unit` query heads) are put in another order."""
+    """A module of a model whose units (neurons, or KV groups of `per_unit` query heads) are permuted."""
 
     key: str
     module: str
@@ -47,7 +47,7 @@ class PermutableModule(Finding):
 
     @property
     def order_keys(self) -> tuple[str, str]:
-        """Under which the orders are found: of the units, and of what is in them."""
+        """The keys of the orders: of the units, and of the heads within them."""
         return f"{self.key} units", f"{self.key} inner units"
 
     @property
@@ -59,13 +59,13 @@ class PermutableModule(Finding):
         return "its models are aligned first"
 
     def held_bytes(self, threads: int) -> int:
-        """The costs of all pairs of units, scipy, blocks."""
+        """Bytes for the costs of all pairs of units, scipy and blocks."""
         costs = self.n_inner**2 + self.n_units**2 * (self.per_unit > 1)
         return _SCIPY + 8 * (costs + 6 * BLOCK + UNITS**2)
 
     @classmethod
     def summary(cls, plan: Plan, notes: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """Of each model and kind of module, how many units there are and how many changed places."""
+        """For each model and kind of module: how many units there are, and how many moved."""
         found: dict[tuple[int, str], dict[str, Any]] = {}
         for units in (each for each in plan.findings if isinstance(each, cls)):
             entry = found.setdefault(

@@ -1,4 +1,4 @@
-"""Numbers over whole models that a method needs before its first tensor; merge.engine.model_pass finds them."""
+"""Numbers over whole models that a method needs before its first tensor; computed by merge.engine.model_pass."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ FINDER = "merge.engine.model_pass"
 
 @dataclass(frozen=True, slots=True)
 class WholeModels(Finding):
-    """For all steps of a method whose parameters ask for it; `key` is the method's name."""
+    """The finding for all steps of a method with such parameters; `key` is the method's name."""
 
     key: str
     asked: str  # "trim: model"
@@ -40,7 +40,7 @@ def looks_at_model(step: Step) -> bool:
 
 
 def whole_models(steps: Sequence[Step]) -> tuple[WholeModels, ...]:
-    """One for each method that needs it."""
+    """One finding for each method that needs it."""
     names = sorted({step.method for step in steps if looks_at_model(step)})
     passes = {name: method.model_pass for name in names if (method := get_method(name)) is not None}
     return tuple(WholeModels(name, f"{each.key}: {each.value}") for name, each in passes.items() if each is not None)

@@ -1,4 +1,4 @@
-"""Hidden states of prompts in a model, which become the rows of a router; merge.jobs.mixtures.gates finds them."""
+"""Hidden states of prompts in a model, which become the rows of a router; computed by merge.jobs.mixtures.gates."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class RouterPrompts(Finding):
     Attributes:
         model: in Plan.models.
         average: over all tokens of a prompt; else its last token's state counts.
-        embedding: matrix of (token, hidden).
-        layers: of each layer, the name of each parameter below it and where its numbers are.
-        positive, negative: for each row of the router prompts as token numbers; none at all: a row of zeros.
+        embedding: the matrix (token, hidden).
+        layers: for each layer, the names of its parameters and their sources.
+        positive, negative: for each row of the router, its prompts as token ids; without any, the row is zero.
     """
 
     model: int
@@ -33,7 +33,7 @@ class RouterPrompts(Finding):
 
     @property
     def prompts(self) -> list[tuple[int, ...]]:
-        """Those of all rows, the positive ones first."""
+        """The prompts of all rows, positive ones first."""
         return [prompt for row in (*self.positive, *self.negative) for prompt in row]
 
     @property
@@ -45,12 +45,12 @@ class RouterPrompts(Finding):
         return "prompts are run through its base first"
 
     def held_bytes(self, threads: int) -> int:
-        """transformers, a layer in float32, the states of all prompts"""
+        """Bytes for transformers, one layer in float32 and the states of all prompts."""
         tensors = [list(layer.values()) for layer in self.layers]
         layer = max(sum(ref.size for ref in refs) for refs in tensors)
         widest = max((ref.shape[0] for refs in tensors for ref in refs if len(ref.shape) > 1), default=0)
         longest = max(map(len, self.prompts), default=0)
-        # States of before and after a layer; what one prompt's MLP and attention hold on each thread.
+        # The states before and after a layer, and what one prompt's MLP and attention hold on each thread.
         states = 2 * sum(map(len, self.prompts)) * self.embedding.shape[1]
         passing = threads * longest * (6 * self.embedding.shape[1] + 4 * widest + 64 * longest)
         return _TRANSFORMERS + 4 * (layer + states + passing)

@@ -1,4 +1,4 @@
-"""adapter_config.json of an adapter that was made of others: rank and alpha are equal, so every scaling is 1.
+"""adapter_config.json of a merged adapter: rank and alpha are equal, so every scaling is 1.
 
 Source of the keys and of how patterns are matched: peft 0.21.2, tuners/lora/config.py, utils/other.py.
 """
@@ -23,7 +23,7 @@ def adapter_config(adapters: Sequence[Adapter], ranks: Mapping[str, int], base: 
     """
     first = adapters[0].config
     usual = _usual(ranks) if ranks else first["r"]
-    # Of several keys that fit a module's end PEFT takes the first: the longest must come first.
+    # PEFT takes the first key that matches the end of a module's name, so the longest comes first.
     others = {name: rank for name, rank in sorted(ranks.items(), key=lambda item: -len(item[0])) if rank != usual}
     config = {
         "peft_type": "LORA",
@@ -63,13 +63,13 @@ def _usual(ranks: Mapping[str, int]) -> int:
 
 
 def _common(adapters: Sequence[Adapter], key: str) -> object:
-    """The value that all adapters have; None where they differ."""
+    """The value that all adapters share; None if they differ."""
     first = adapters[0].config.get(key)
     return first if all(one.config.get(key) == first for one in adapters) else None
 
 
 def _targets(adapters: Sequence[Adapter], ranks: Mapping[str, int]) -> dict[str, object]:
-    """The adapters' own words for their modules where they are the same ones; else every module by its name."""
+    """target_modules as the adapters write it, if they agree; else the name of every module."""
     alike = all(set(one.modules) == set(ranks) for one in adapters)
     if alike and len({_targets_of(one) for one in adapters}) == 1:
         return {key: adapters[0].config.get(key) for key in _TARGETS}

@@ -1,6 +1,6 @@
 """README.md of the output: a model card with the Hub's metadata, what was merged, and the recipe.
 
-An evaluation may be put into it later, between marks in the YAML head and in the text. What stands between the marks is
+An evaluation may be added later, between marks in the YAML head and in the text. What stands between the marks is
 not part of the merge: `merge verify` compares the card without it, and taking it out gives the card that was written.
 """
 
@@ -25,7 +25,7 @@ def model_card(
     adapter: bool = False,
     task: str | None = None,
 ) -> str:
-    """Markdown with a YAML head. Only hub ids are named as base models there; local directories go by their name.
+    """Markdown with a YAML head, which lists hub ids as base models; local directories appear by their name.
 
     Args:
         used: names of the methods of all tensors.
@@ -78,7 +78,7 @@ _MARKS = {
 
 
 def without_evaluation(card: str) -> str:
-    """The card as it was before with_evaluation."""
+    """The card without its evaluation."""
     for marks in _MARKS.values():
         begin, end = (re.escape(mark.strip()) + r"\r?\n" for mark in marks)
         card = re.sub(rf"^{begin}.*?^{end}", "", card, flags=re.MULTILINE | re.DOTALL)
@@ -86,7 +86,7 @@ def without_evaluation(card: str) -> str:
 
 
 def with_evaluation(card: str, metadata: str, text: str) -> str:
-    """The card with an evaluation, in place of one that it has.
+    """The card with an evaluation, which replaces an earlier one.
 
     Args:
         card: Markdown, with or without a YAML head.

@@ -1,4 +1,4 @@
-"""config.json that is true to the weights written: dtype, layer count, per-layer lists, vocabulary size, tie flag."""
+"""config.json of the result, adapted to its weights: dtype, layer count, per-layer lists, vocabulary, ties."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def output_config(
 
     Args:
         donor: config of the base, else of the first model.
-        dtype: torch name of what most weights are stored as.
-        tie_flags: sections ("" is the whole) -> what tie_word_embeddings has to become there.
+        dtype: torch name of the dtype of most weights.
+        tie_flags: sections ("" is the whole) -> the new value of tie_word_embeddings.
         vocabulary: rows of the embedding matrix, if there is one.
-        stacks: where each layer comes from, for every stack that was rebuilt.
+        stacks: the origin of each layer, for every rebuilt stack.
     """
     config = copy.deepcopy(donor)
     text = config.get("text_config") or config
@@ -36,7 +36,7 @@ def output_config(
     for path, flag in tie_flags.items():
         section = config_section(config, path)
         if isinstance(section, dict):
-            section.pop("tie_embedding", None)  # LFM2 would go by it
+            section.pop("tie_embedding", None)  # LFM2 would use it
             section["tie_word_embeddings"] = flag
     if vocabulary is not None and "vocab_size" in text:
         text["vocab_size"] = vocabulary
@@ -45,7 +45,7 @@ def output_config(
 
 
 def _set(config: dict[str, object], text: dict[str, object], keys: tuple[str, ...], value: object) -> None:
-    """Sets every one of the keys that is there, in the config and in its text part; the first one if none is."""
+    """Sets every existing one of the keys, in the config and its text section; the first key if none exists."""
     found = False
     for part in (config, text):
         for key in keys:

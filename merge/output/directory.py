@@ -1,4 +1,4 @@
-"""What may be written where: checks of OUT and OUT.partial, the lock, files that appear whole, disk errors in words."""
+"""Checks of OUT and OUT.partial, their lock, files that appear only when complete, and messages for disk errors."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from merge.errors import OutputError, UsageError
 from merge.jsontext import parse_json
 
 LOCK = "run.lock"
-Sources = Iterable[tuple[str, str | os.PathLike[str]]]  # (name, path) of what is read, which a result never replaces
+Sources = Iterable[tuple[str, str | os.PathLike[str]]]  # (name, path) of inputs, which a result never replaces
 Kind = Literal["directory", "file"]
 
 
 def partial_of(out: Path) -> Path:
-    """OUT.partial. Raises UsageError for what cannot be the name of a directory to make."""
+    """The path OUT.partial. Raises UsageError if OUT cannot be the name of a new directory."""
     if out.name in ("", ".."):  # "." and the like
         out = Path(os.path.abspath(out))
     if not out.name:
@@ -35,10 +35,10 @@ def finished_of(out: Path) -> Path:
 
 
 def placed(out: Path) -> dict[str, Any] | None:
-    """What OUT.finished says, if OUT is what it is about: a call was killed after OUT had got its name.
+    """The report in OUT.finished, if it belongs to this OUT: a call was killed after OUT got its name.
 
     Raises:
-        UsageError: OUT.finished is no file of ours.
+        UsageError: OUT.finished was not written by this package.
     """
     path = finished_of(out)
     try:
@@ -70,7 +70,7 @@ def check_out(out: Path, force: bool, sources: Sources = (), kind: Kind = "direc
 
 
 def check_partial(partial: Path, mark: str, verb: str) -> None:
-    """Raises UsageError if OUT.partial is there and is not this verb's: it holds files, and `mark` is none of them."""
+    """Raises UsageError if OUT.partial exists and is not this verb's: it has files, but not `mark`."""
     found = {path.name for path in partial.iterdir()} - {LOCK, _new(partial / mark).name} if partial.is_dir() else set()
     if found and mark not in found:
         raise UsageError(
@@ -90,7 +90,7 @@ def take_lock(partial: Path, name: str = LOCK) -> filelock.BaseFileLock:
 
 
 def write_durably(path: Path, data: bytes) -> None:
-    """A file that no one looks at before it is whole."""
+    """Writes a file that nothing reads before it is complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("wb") as file:
         file.write(data)
@@ -99,7 +99,7 @@ def write_durably(path: Path, data: bytes) -> None:
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """The file appears, or replaces another, only when all of it is on the disk. Raises OSError."""
+    """Writes a file that appears, or replaces another, only once it is completely on disk. Raises OSError."""
     new = _new(path)
     try:
         write_durably(new, data)
@@ -111,7 +111,7 @@ def write_whole(path: Path, data: bytes) -> None:
 
 
 def _new(path: Path) -> Path:
-    """What a file is called until it is whole."""
+    """The name of a file until it is complete."""
     return path.with_name(f".{path.name}.new")
 
 
@@ -133,7 +133,7 @@ def sync_directory(path: Path) -> None:
 
 @contextlib.contextmanager
 def explained(partial: Path) -> Iterator[None]:
-    """Turns an OSError into one clear sentence."""
+    """Turns an OSError into an OutputError with a clear message."""
     try:
         yield
     except OSError as error:

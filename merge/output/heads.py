@@ -1,4 +1,4 @@
-"""What a config says of a model's head: its class and its labels.
+"""Class and labels in config.json that fit the result's head.
 
 A head follows its tensors. The donor of config.json may be a plain encoder, or may have another number of labels than
 the head that was merged; then class and labels are those of an input that has the merged head.
@@ -23,7 +23,7 @@ _DEFAULT_LABELS = 2  # of transformers' configs
 
 @dataclass(frozen=True)
 class Parent:
-    """What of an input decides: its config, and the names of its tensors."""
+    """The facts of an input that decide: its config, and the names of its tensors."""
 
     config: Mapping[str, Any]
     names: Mapping[str, object]
@@ -32,7 +32,7 @@ class Parent:
 def with_head(
     donor: Mapping[str, Any], parents: Sequence[Parent], shapes: Mapping[str, tuple[int, ...]]
 ) -> Planned[dict[str, Any]]:
-    """The donor's config with the class and the labels of the head that the output has.
+    """The donor's config with the class and the labels of the output's head.
 
     Args:
         parents: all inputs, the donor first.

@@ -1,4 +1,4 @@
-"""What unfinished work belongs to: a digest of the plan that no path or time is part of, and the state of its files."""
+"""Identity of unfinished work: a digest of the plan without paths and times, and the state of its files."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from merge.plan import Plan, SideFile, SourceFile, SourceModel, Stored
 
 
 def source_files(plan: Plan) -> tuple[SourceFile, ...]:
-    """Every file whose tensors a plan reads, also for the stages it is made from; in a fixed order, each once."""
+    """Every file whose tensors a plan or its stages read, each once, in a fixed order."""
     plans = (plan, *plan.stages)
     files = [*plan.statistics_files, *(file for each in plans for model in each.models for file in model.files)]
     return tuple({file.path: file for file in files}.values())
 
 
 def stamps(plan: Plan) -> list[list[Any]]:
-    """Of each of source_files: what it was when the plan was made. No two states of a file have the same."""
+    """The state of each of source_files when the plan was made; it changes whenever the file does."""
     return [[file.made_from] if file.made_from else list(file.stamp) for file in source_files(plan)]
 
 
 def plan_digest(plan: Plan) -> str:
-    """SHA-256 of all that a plan does. Files are known by their place in it: their paths and times play no part, so
-    that a model may be moved or copied."""
+    """SHA-256 of everything that a plan does. Files are numbered; their paths and times are left out, so a model may be
+    moved or copied."""
     names = {file.path: f"file {number}" for number, file in enumerate(source_files(plan))}
     text = json.dumps(_plain(plan, names), ensure_ascii=False, separators=(",", ":"))
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()

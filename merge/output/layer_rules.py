@@ -1,4 +1,4 @@
-"""Properties of layers that configs say by a number (every 6th, the first 3), and how to say them otherwise.
+"""Rules by which configs describe layers with a number (every 6th, the first 3), and their forms as lists.
 
 What each number means, and which list takes its place, is as transformers 5 reads it: the configuration_*.py files of
 the architectures named here.

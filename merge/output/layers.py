@@ -1,4 +1,4 @@
-"""What a config says of single layers, for layers that were rearranged: counts, lists, lists of indices, patterns.
+"""Adapts per-layer values of a config to rearranged layers: counts, lists, lists of indices, patterns.
 
 A list with one entry for each layer takes each layer's entry along; a list of layer numbers is renumbered. A rule
 that gives every k-th layer another kind is kept where it still describes the layers. Where it does not, the layers are
@@ -24,7 +24,7 @@ LayerOrigins = Sequence[tuple[str, dict[str, Any], int]]
 
 @dataclass(frozen=True)
 class Restacked:
-    """A stack that was rebuilt. `module` is its name in merge.jobs.stacks.modules, `n_old` the donor's layer count."""
+    """A rebuilt stack. `module` is its name in merge.jobs.stacks.modules, `n_old` the donor's layer count."""
 
     module: str
     n_old: int
@@ -36,7 +36,7 @@ def restack(config: dict[str, Any], stack: Restacked) -> list[str]:
 
     Raises:
         CheckpointError: a source's config lacks the entry of a layer that is used.
-        RecipeError: the layers have kinds that this architecture's config cannot say.
+        RecipeError: this architecture's config cannot express the kinds of these layers.
     """
     section = section_of(config, stack.module)
     origins = [(path, section_of(other, stack.module), number) for path, other, number in stack.origins]
@@ -68,7 +68,7 @@ def restack(config: dict[str, Any], stack: Restacked) -> list[str]:
 
 
 def section_of(config: dict[str, object], module: str) -> Section:
-    """The part of a config that is about a module."""
+    """The section of a config for a module."""
     for path in _SECTIONS.get(module, _SECTIONS["text_decoder"]):
         part: Any = config
         for key in path:
@@ -90,7 +90,7 @@ _DECODER_COUNTS = ("decoder_layers", "num_decoder_layers")
 
 
 def _set_counts(config: dict[str, object], section: Section, stack: Restacked, n: int) -> set[str]:
-    """Writes the number of layers under every key that has it; returns these keys."""
+    """Writes the number of layers under every key for it; returns these keys."""
     if section is not config or stack.module not in ("encoder", "decoder"):
         keys = {key for key in LAYER_COUNT_KEYS if section.get(key) == stack.n_old and key in section}
     elif stack.module == "encoder":
@@ -153,7 +153,7 @@ def _renumber_exceptions(section: Section, origins: Sequence[tuple[str, Section,
 def _apply_checked(
     rule: Rule, section: Section, old: Section, origins: Sequence[tuple[str, Section, int]]
 ) -> str | None:
-    """As _apply. Rules read configs that others wrote, in a dozen forms: what is of none of them is reported here."""
+    """Like _apply; a config in none of the forms that the rule knows is reported as an error."""
     try:
         return _apply(rule, section, old, origins)
     except (TypeError, AttributeError, ValueError, KeyError, IndexError, ZeroDivisionError) as error:
@@ -162,7 +162,7 @@ def _apply_checked(
 
 
 def _apply(rule: Rule, section: Section, old: Section, origins: Sequence[tuple[str, Section, int]]) -> str | None:
-    """Makes a rebuilt section true for one rule; returns a note if a list took the place of numbers."""
+    """Adapts a rebuilt section to one rule; returns a note if a list replaced numbers."""
     found = [rule.values(other, _count(other)) for _, other, _ in origins]
     if all(values is None for values in found):
         return None

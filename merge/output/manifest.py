@@ -1,6 +1,6 @@
-"""merge_manifest.json: what was done, from what, with which digests. The same run gives the same bytes.
+"""merge_manifest.json: the recipe, the sources and all digests. Equal runs give equal bytes.
 
-Its last entry, "digest", is the SHA-256 of all lines before it, so that the manifest vouches for itself too:
+Its last entry, "digest", is the SHA-256 of all lines before it, so that a change of the manifest is noticed too:
 `head -n -2 merge_manifest.json | sha256sum`.
 """
 
@@ -63,11 +63,11 @@ def manifest_bytes(
     """The manifest's text. No times and no paths of this machine, so that equal runs give equal bytes.
 
     Args:
-        records: what the engine noted of each step: digests of output and sources, statistics.
+        records: the engine's record of each step: digests of output and sources, statistics.
         files: contents of the small files, by name.
         aligned: how many units were moved, by model and kind of module.
-        adapter: how much of the energy the factors of an adapter keep, where they were truncated.
-        conditions: what the bytes hang on, where they are not the same on every machine.
+        adapter: share of the energy that an adapter's factors keep, if they were truncated.
+        conditions: what the bytes depend on, if they are not the same on every machine.
     """
     tensors = {}
     for i, step in enumerate(plan.steps):
@@ -113,7 +113,7 @@ def manifest_bytes(
 
 
 def sealed(manifest: Mapping[str, Any]) -> bytes:
-    """The bytes of a manifest's file: canonical JSON, and the digest of what stands before it."""
+    """The bytes of a manifest's file: canonical JSON that ends with the digest of all before it."""
     text = _indented(manifest).removesuffix(b"\n}") + b",\n"
     return text + _end(text)
 
@@ -127,7 +127,7 @@ def _indented(manifest: Mapping[str, Any]) -> bytes:
 
 
 def is_sealed(data: bytes) -> bool:
-    """Whether every byte of a manifest's file is what `sealed` gave."""
+    """Whether a manifest's file has the bytes that `sealed` gave it."""
     text = data[: -len(_end(b""))]
     return data == text + _end(text)
 
@@ -137,12 +137,12 @@ def _end(text: bytes) -> bytes:
 
 
 def _encoded(text: str) -> bytes:
-    """UTF-8; what is not text in the name of a file is written as Python and JSON escape it."""
+    """Encodes as UTF-8; bytes of file names that are not text are escaped as Python and JSON do."""
     return text.encode("utf-8", "backslashreplace")
 
 
 def _models(plan: Plan, records: dict[int, dict[str, Any]]) -> list[dict[str, Any]]:
-    """Each input with one digest over the tensors that were read of it (names and digests, by name)."""
+    """Each input with one digest over the tensors read from it (names and digests, by name)."""
     seen: list[dict[str, str]] = [{} for _ in plan.models]
     for i, step in enumerate(plan.steps):
         owners = step.models if step.base is None else (step.base_model or 0, *step.models)
@@ -165,7 +165,7 @@ def _models(plan: Plan, records: dict[int, dict[str, Any]]) -> list[dict[str, An
 
 
 def _stage(stage: Plan) -> dict[str, Any]:
-    """An earlier merge of the pipeline: what it was made from. Its own recipe is part of the whole one."""
+    """The entry of an earlier stage of the pipeline: its sources. The recipe is part of the whole one."""
     return {
         "name": stage.name,
         "method": stage.method,
@@ -206,7 +206,7 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     return manifest
 
 
-# What verify reads of each entry; "files" have a digest and no fields.
+# The fields that verify reads of each entry; "files" have a digest and no fields.
 _FIELDS: dict[str, dict[str, type]] = {
     "shards": {"size": int, "header": str},
     "files": {},

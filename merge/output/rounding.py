@@ -1,4 +1,4 @@
-"""What a conversion lost, by kind of tensor, from its manifest."""
+"""Rounding errors of a conversion by kind of tensor, from its manifest."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from merge.architecture.tensor_kinds import KINDS, kind_of
 
 @dataclass(frozen=True)
 class Rounding:
-    """Of all tensors of a kind: counts, and relative errors.
+    """Counts and relative errors over all tensors of a kind.
 
     Attributes:
         changed: numbers that the new dtype does not hold exactly.

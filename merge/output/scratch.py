@@ -1,4 +1,4 @@
-"""Temporary directories that are gone when a command ends, and also when it was killed: the next one removes them."""
+"""Temporary directories, removed when a command ends. After a kill, the next command removes them."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def scratch(prefix: str, root: str | os.PathLike[str] | None = None) -> Iterator
 
 
 def remove_left(prefix: str, root: str | os.PathLike[str] | None = None) -> None:
-    """Removes directories of this prefix whose process is no more; for a command that may need none of its own."""
+    """Removes directories of this prefix whose process has ended; for a command that may need none itself."""
     place = Path(root or tempfile.gettempdir())
     with _alone_in(place):
         for left in place.glob(f"{prefix}*"):
@@ -52,7 +52,7 @@ def _remove_if_left(folder: Path) -> None:
 
 @contextlib.contextmanager
 def _alone_in(place: Path) -> Iterator[None]:
-    """One process at a time, so that a directory is not taken for left behind before its lock is held."""
+    """Allows one process at a time, so that a new directory is not removed before its lock is taken."""
     if sys.platform == "win32":
         yield
         return
@@ -60,7 +60,7 @@ def _alone_in(place: Path) -> Iterator[None]:
 
     fd = os.open(place, os.O_RDONLY)
     try:
-        with contextlib.suppress(OSError):  # file systems that lock no directories
+        with contextlib.suppress(OSError):  # file systems without locks on directories
             fcntl.flock(fd, fcntl.LOCK_EX)
         yield
     finally:

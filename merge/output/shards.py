@@ -1,4 +1,4 @@
-"""Where each output tensor will lie: shards, their safetensors headers, and byte offsets, before anything is computed.
+"""Lays out the output before anything is computed: shards, their safetensors headers, byte offsets.
 
 Names and index are those of the Hugging Face Hub. Format: https://huggingface.co/docs/safetensors, "Format".
 """
@@ -25,7 +25,7 @@ def lay_out(
     Args:
         steps: in output order; `file` and `offset` are filled in.
         shard_bytes: most bytes of tensors in a shard; a larger tensor gets a shard of its own.
-        stem: what the files' names begin with.
+        stem: the beginning of the files' names.
         modules: folders; the tensors FOLDER/NAME are NAME in one file of their own there.
     """
     folders = {step.name: folder for folder in modules for step in steps if step.name.startswith(f"{folder}/")}
@@ -66,7 +66,7 @@ def _sharded(
 
 
 def _header(steps: Sequence[Step], folder: str) -> tuple[str, list[int]]:
-    """The header's JSON text (ASCII, padded with spaces) and each tensor's offset behind it."""
+    """The header's JSON text (ASCII, padded with spaces) and each tensor's offset after it."""
     entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
     offsets = []
     offset = 0

@@ -1,4 +1,4 @@
-"""Sink: where the tensors of a run go. A directory (merge/output/writer.py), or memory."""
+"""Sink: receives the tensors of a run. Either a directory (merge/output/writer.py) or memory."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 
 class Sink(Protocol):
-    """What the engine asks of a sink; methods are called from any thread.
+    """The interface between engine and output; methods may be called from any thread.
 
     Attributes:
-        records: of tensors that are done, by step; notes: other results worth keeping over a kill.
+        records: of finished tensors, by step; notes: other results that survive a kill.
         finished: the report of a run like this one that was carried out before; nothing is left to do.
         changed: source files that may not be what they were when records and notes were made.
     """
@@ -39,25 +39,25 @@ class Sink(Protocol):
 
     @property
     def held_bytes(self) -> int:
-        """Memory that the tensors take in it."""
+        """Bytes of memory that the tensors take in it."""
 
     def write(self, step: Step, element: int, data: memoryview, itemsize: int) -> None:
-        """Takes encoded elements of a step, from the element-th on."""
+        """Writes encoded elements of a step, starting at `element`."""
 
     def read_into(self, step: Step, element: int, data: memoryview, itemsize: int) -> None:
-        """Gives back what was written."""
+        """Reads back what was written."""
 
     def finish(self, index: int, record: dict[str, object]) -> None:
         """A step's tensor is whole."""
 
     def keep(self, name: str, value: object) -> None:
-        """A result that is not a tensor."""
+        """Keeps a result that is not a tensor."""
 
     def prove(self) -> None:
-        """All earlier work fits the source files as they are now."""
+        """Records that all earlier work fits the present source files."""
 
     def stale(self, what: str) -> StaleWork:
-        """The error of work that does not."""
+        """The error for earlier work that does not fit them."""
 
     def flushing(self) -> contextlib.AbstractContextManager[None]:
         """Around the steps."""
@@ -65,7 +65,7 @@ class Sink(Protocol):
     def complete(
         self, small_files: Mapping[str, bytes], manifest: tuple[str, bytes], report: Mapping[str, object]
     ) -> None:
-        """All tensors are whole; these files go with them."""
+        """Ends the run once all tensors are complete; `files` are written with them."""
 
 
 class MemorySink:

@@ -1,4 +1,4 @@
-"""The hub's name for what a model is for (`pipeline_tag` of a model card), from the class that its config names."""
+"""The hub's task of a model (`pipeline_tag` in its card), from the class that its config names."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ ADAPTER_TASKS = {
     "QUESTION_ANS": "question-answering",
     "FEATURE_EXTRACTION": "feature-extraction",
 }
-_SPEECH_INPUTS = ("num_mel_bins", "feat_extract_norm", "conv_dim")  # keys of configs of models that hear
+_SPEECH_INPUTS = ("num_mel_bins", "feat_extract_norm", "conv_dim")  # config keys of models with audio input
 _VISION_INPUTS = ("vision_config", "image_size", "patch_size")
 
 
@@ -70,7 +70,7 @@ def task_of(config: Mapping[str, object], embeds: bool = False) -> str | None:
 
 
 def _generating(config: Mapping[str, object]) -> str:
-    """Of a class ...ForConditionalGeneration: what it is given tells what it does."""
+    """The task of a class ...ForConditionalGeneration, from the inputs that its config describes."""
     if any(key in config for key in _VISION_INPUTS):
         return "any-to-any" if "audio_config" in config else "image-text-to-text"
     if any(key in config for key in _SPEECH_INPUTS):

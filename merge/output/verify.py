@@ -1,4 +1,4 @@
-"""Whether an output directory still is what its manifest says: every shard, header, tensor and small file."""
+"""Compares an output directory with its manifest: every shard, header, tensor and small file."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def _small_files(root: Path, manifest: dict[str, Any]) -> Iterator[str]:
 
 
 def _digests(path: Path) -> Iterator[str]:
-    """Of the file; of a model card also without the evaluation that was put into it after the merge."""
+    """Digests of the file; for a model card, also without an evaluation that was added after the merge."""
     data = path.read_bytes()
     yield xxhash.xxh3_128_hexdigest(data)
     if path.name == "README.md":
@@ -121,12 +121,12 @@ def _digests(path: Path) -> Iterator[str]:
         yield xxhash.xxh3_128_hexdigest(card.encode("utf-8", "surrogateescape"))
 
 
-# What no loader reads; everything else beside the files of a merge may be taken for a part of it.
+# Files that no loader reads; any other file could be taken for a part of the merge.
 _HARMLESS = (".*", "*.md", "LICENSE*", "NOTICE*", "*.png", "*.jpg", "*.jpeg", "*.svg", "*.webp", "*.html")
 
 
 def _strangers(root: Path, manifest: dict[str, Any]) -> list[str]:
-    """Files that are not in the manifest; a folder with nothing of the merge in it is named once."""
+    """Files that are not in the manifest; a folder without files of the merge is named once."""
     known = {MANIFEST, *manifest["shards"], *manifest["files"]}
     folders = {f"{parent}/" for name in known for parent in PurePosixPath(name).parents}
     found: dict[str, None] = {}

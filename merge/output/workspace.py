@@ -102,13 +102,13 @@ class Workspace:
             kept_by(error, self.partial)
 
     def check(self) -> None:
-        """Raises UsageError if OUT may not be replaced, or OUT.partial is somebody else's."""
+        """Raises UsageError if OUT may not be replaced, or OUT.partial belongs to something else."""
         if placed(self.out) is None:
             check_partial(self.partial, self.mark, self.verb)
             check_out(self.out, self.force, self.sources, self.kind)
 
     def _settle(self) -> None:
-        """Ends what a kill interrupted while OUT got its name."""
+        """Completes a placement that a kill interrupted."""
         if not os.path.lexists(self.out) and (self.partial / _REPLACED).exists():
             os.rename(self.partial / _REPLACED, self.out)
         note = placed(self.out)
@@ -149,15 +149,15 @@ class Workspace:
             os.rename(self.result, self.out)
 
     def stale(self, what: str) -> StaleWork:
-        """The error for unfinished work that does not fit the source files as they are now."""
+        """The error for unfinished work that does not fit the present source files."""
         return StaleWork(
             f"{self.partial} holds unfinished work with other contents of {what}, which changed since. Put the old "
             "file back to finish that work, or use --force to start over."
         )
 
     def clear(self) -> None:
-        """Removes unfinished work that is of no use."""
-        # The mark last: it says whose work the rest is.
+        """Removes unfinished work."""
+        # The mark is removed last, because it identifies the rest.
         for path in sorted(self.partial.iterdir(), key=lambda path: path.name == self.mark):
             if path.name != LOCK:
                 with contextlib.suppress(FileNotFoundError):

@@ -62,7 +62,7 @@ class OutputDirectory:
         models = [model for each in (plan, *plan.stages) for model in each.models]
         places = [(model.ref, model.path) for model in models]
         places += [(model.ref, file.path) for model in models for file in model.files]  # adapters lie apart
-        # A GPU rounds sums in another order: what it began, the processor must not finish, nor the other way round.
+        # A GPU adds in another order, so a CPU must not finish what a GPU began, nor the reverse.
         self._identity = {"plan": plan_digest(plan), "device": device, "files": stamps(plan)}
         self._work = Workspace(out, JOURNAL, "merge run", self._identity, force=force, sources=places, last=last)
         self.partial, self.result = self._work.partial, self._work.result
@@ -105,7 +105,7 @@ class OutputDirectory:
             self._journal = None
 
     def check(self) -> None:
-        """Raises UsageError if `out` is there and may not be replaced, or OUT.partial is somebody else's."""
+        """Raises UsageError if `out` exists and may not be replaced, or OUT.partial belongs to something else."""
         self._work.check()
 
     def _open(self) -> None:
@@ -131,7 +131,7 @@ class OutputDirectory:
             self._shards.make(shard)
 
     def _take(self, lines: list[dict[str, Any]]) -> None:
-        """What earlier runs journaled."""
+        """Reads what earlier runs journaled."""
         before = self._identity["files"]
         for line in lines:
             if "files" in line:
@@ -146,7 +146,7 @@ class OutputDirectory:
             self._unproven, self.notes = self.notes, {}
 
     def prove(self) -> None:
-        """Journals that all earlier work fits the source files as they are now."""
+        """Journals that all earlier work fits the present source files."""
         if self.changed:
             self.changed = frozenset()
             with explained(self.partial):
@@ -185,11 +185,11 @@ class OutputDirectory:
         self._shards.read_into(step, element, data, itemsize)
 
     def finish(self, index: int, record: dict[str, Any]) -> None:
-        """Journals that a step's tensor is whole."""
+        """Journals that a step's tensor is complete."""
         line = {"step": index, **record}
         with explained(self.partial):
             self._append(line)
-        self.records[index] = line  # whoever sees it there may rely on the journal
+        self.records[index] = line  # readers may rely on the journal from now on
 
     def keep(self, name: str, value: Any) -> None:
         """Journals a result that is not a tensor."""

@@ -1,4 +1,4 @@
-"""The names of one model's tensors -> another's, where the two differ in how their files were written."""
+"""Maps the tensor names of one model to another's, for the same architecture saved in different ways."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from merge.architecture import Architecture
 
 @dataclass(frozen=True)
 class NameMap:
-    """`names`: a model's names -> those of the other model. `changes`: what was done, for notes."""
+    """`names`: this model's names -> the other's. `changes`: descriptions of the mapping, for notes."""
 
     names: dict[str, str]
     changes: tuple[str, ...]
@@ -20,11 +20,11 @@ class NameMap:
 def common_names(
     names: Sequence[str], architecture: Architecture, wanted: Sequence[str], wanted_architecture: Architecture
 ) -> NameMap:
-    """Maps a model's names to those of another one: as transformers maps both, then by prefixes, one for each tower.
+    """Maps a model's names to another model's: first as transformers maps both, then by prefixes, one for each tower.
 
     Args:
-        names, architecture: of the model whose names change.
-        wanted, wanted_architecture: of the model whose names count.
+        names, architecture: of the model whose names are mapped.
+        wanted, wanted_architecture: of the model whose names are the target.
     """
     common = {name: name for name in names}
     changes = []
@@ -45,7 +45,7 @@ def common_names(
 def _as_loaded(
     names: Sequence[str], architecture: Architecture, wanted: Sequence[str], wanted_architecture: Architecture
 ) -> dict[str, str]:
-    """Names that transformers loads into the same place as another one in `wanted`, if none is mapped twice."""
+    """Names that transformers loads into the same parameter as a name in `wanted`, if no name is mapped twice."""
     known, taken = dict.fromkeys(wanted), dict.fromkeys(names)
     rest = [name for name in names if name not in known]
     if not rest:
@@ -65,7 +65,7 @@ def map_prefix(names: Sequence[str], wanted: Sequence[str]) -> tuple[str, str] |
     candidates = [(_first_part(name), "") for name in names if "." in name]
     candidates += [("", _first_part(name)) for name in wanted if "." in name]
     candidates += _between_stacks(names, wanted)
-    scores: dict[tuple[str, ...], tuple[int, tuple[str, str]]] = {}  # by what the names become
+    scores: dict[tuple[str, ...], tuple[int, tuple[str, str]]] = {}  # by the resulting names
     for candidate in dict.fromkeys(candidates):
         renamed = tuple(rename(name, *candidate, target) for name in names)
         if len(set(renamed)) == len(names):  # two tensors must not become one
@@ -98,7 +98,7 @@ def _first_part(name: str) -> str:
 
 
 def rename(name: str, removed: str, added: str, target: Mapping[str, object]) -> str:
-    """The name with its prefix changed; a name that matches already, or would match nothing, stays."""
+    """The name with its prefix changed; unchanged if it already matches, or would not match afterwards."""
     if name in target:
         return name
     changed = added + name[len(removed) :] if name.startswith(removed) else name

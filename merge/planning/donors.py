@@ -1,6 +1,6 @@
-"""Notes on whose config.json the result gets, and on what the other models' have that this one has not.
+"""Notes on the donor of config.json, and on fields in which the other models' configs differ from it.
 
-Only what changes the numbers a model computes, or how they are read, is worth a note.
+Only fields that change what a model computes, or how its weights are read, are noted.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from merge.planning.models import first_model
 from merge.quoting import quoted
 from merge.recipe.model import Recipe
 
-# Says nothing about what is computed, or is made true of the result elsewhere (merge/output/config.py).
+# Fields that do not change what is computed, or that merge/output/config.py sets for the result.
 _OTHER = frozenset(
     (
         *("_name_or_path", "name_or_path", "model_name", "_commit_hash", "transformers_version", "unsloth_version"),
@@ -28,7 +28,7 @@ _MOST = 6  # fields that a note lists
 
 
 def donor_notes(recipe: Recipe, inputs: Inputs) -> Iterator[str]:
-    """What is worth saying of the donor of config.json."""
+    """Notes on the donor of config.json."""
     first = first_model(recipe).text
     donor = inputs.donor
     if not donor.config.get("model_type"):
@@ -47,7 +47,7 @@ def donor_notes(recipe: Recipe, inputs: Inputs) -> Iterator[str]:
 
 
 def _comparable(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-    """Both whole, or of a vision-language model and a language model what both have."""
+    """Both configs whole; of a vision-language model and a language model, the part that both have."""
     parts = [config.get("text_config") for config in (ours, theirs)]
     if isinstance(parts[0], Mapping) == isinstance(parts[1], Mapping):
         return ours, theirs
@@ -59,7 +59,7 @@ def _comparable(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> tuple[Map
 def _differences(
     ours: Mapping[str, object], theirs: Mapping[str, object], without: frozenset[str], path: str = ""
 ) -> Iterator[str]:
-    """`rope_theta 500000.0 in place of 10000.0`; a key that is null is one that is not there"""
+    """`rope_theta 500000.0 in place of 10000.0`; a null key counts as missing"""
     for key in dict.fromkeys((*ours, *theirs)):
         a, b = ours.get(key), theirs.get(key)
         if a == b or key in _OTHER or key in without or "drop" in key:

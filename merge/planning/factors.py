@@ -1,4 +1,4 @@
-"""Steps that make a factor of a combined adapter: what their plan says, without the numbers."""
+"""Steps that make a factor of a combined adapter: facts from the plan, without reading tensors."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from merge.methods import get_method
 from merge.methods.registry import OnFactors
 from merge.plan import Derived, Step
 
-GROUP = 16  # modules whose A are computed before their B, so that threads do not wait for each other's halves
+GROUP = 16  # modules whose A are computed before their B, so that no thread waits for the other factor
 
 
 def rank_of(step: Step) -> int:
@@ -14,7 +14,7 @@ def rank_of(step: Step) -> int:
 
 
 def ranks_in(step: Step) -> list[int]:
-    """The rank of each adapter's change, 0 where it makes none."""
+    """The rank of each adapter's change, 0 for an adapter without one."""
     changes = [ref for ref in step.inputs if isinstance(ref, Derived)]
     return [change.inputs[0].shape[0] if change.inputs else 0 for change in changes]
 
@@ -26,7 +26,7 @@ def on_factors(step: Step) -> OnFactors | None:
 
 
 def is_exact(step: Step) -> bool:
-    """Whether the factors are those of the adapters side by side."""
+    """Whether the result's factors are the adapters' factors side by side."""
     how = on_factors(step)
     fits = rank_of(step) == sum(ranks_in(step))
     return how is not None and how.weights is not None and not how.balanced and fits

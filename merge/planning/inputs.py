@@ -1,4 +1,4 @@
-"""The input models, opened, with their tensors under common names: names mapped, ties resolved."""
+"""Opens the input models and puts their tensors under common names, with ties resolved."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class Input:
     """One input model.
 
     Attributes:
-        architecture: what transformers says of its class.
-        tensors: common name -> where it is stored; see merge.planning.ties.
+        architecture: facts about its class, from transformers.
+        tensors: common name -> its source; see merge.planning.ties.
         tied: whether the model has no head of its own.
         stacks, main: its layer stacks under common names, and the one that layer_range counts.
     """
@@ -60,7 +60,7 @@ class Inputs:
     """All input models of a recipe; the first one is the donor of names, config and tokenizer.
 
     Attributes:
-        copied: tensors of the donor's that loading ignores and some other input lacks: copied, not merged.
+        copied: tensors of the donor that loading ignores and another input lacks; they are copied.
         tie_flags: sections of the config -> what tie_word_embeddings becomes there; see merge.planning.ties.
     """
 
@@ -84,7 +84,7 @@ class Inputs:
         return all(model.tied for model in self.all)
 
     def suffixes(self, place: int, stack: Stack, layer: int) -> list[str]:
-        """What stands behind the layer's number in the tensors of one layer of an input."""
+        """The parts of tensor names after the layer's number, for one layer of an input."""
         found = self._suffixes.get((place, stack))
         if found is None:
             found = self._suffixes[place, stack] = {}
@@ -96,7 +96,7 @@ class Inputs:
     def names(self) -> list[str]:
         """The union of the inputs' tensors, in the order of the computation: embeddings, layers by number, the rest."""
         union = dict.fromkeys(name for model in self.all for name in model.tensors)
-        return sorted(union, key=self._rank)  # stable: else the donor's order, then what only others have
+        return sorted(union, key=self._rank)  # stable: otherwise the donor's order, then tensors that only others have
 
     def _rank(self, name: str) -> tuple[int, int]:
         for stack in self.donor.stacks:
@@ -150,9 +150,9 @@ def _named(checkpoints: Sequence[Checkpoint]) -> Planned[list[Named]]:
 
 
 def _leave_out_unread(models: Sequence[Named], stacks: Sequence[Sequence[Stack]]) -> Planned[frozenset[str]]:
-    """Takes out what loading ignores or computes and the first input lacks; returns what only some others lack.
+    """Removes tensors that loading ignores or computes and the first input lacks; returns those that only others lack.
 
-    Layers that a model's own config does not count, for multi-token prediction, are among it.
+    These include layers for multi-token prediction, which a model's own config does not count.
 
     Args:
         stacks: of each model.

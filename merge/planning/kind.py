@@ -1,4 +1,4 @@
-"""Whether a recipe's inputs are LoRA adapters, so that its result is one too."""
+"""Finds out whether a recipe's inputs are LoRA adapters; then its result is one too."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def is_adapter_ref(ref: ModelRef) -> bool:
         return is_adapter(ref.path)
     try:
         return is_adapter(locate(ref, adapter=True).path)
-    except CheckpointError:  # what stands in the way is told when it is opened as a model
+    except CheckpointError:  # the problem is reported when it is opened as a model
         return False
 
 

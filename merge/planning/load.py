@@ -1,4 +1,4 @@
-"""Text to Recipe or Pipeline: `load_recipe("ties.yaml")`, `load_pipeline("pipeline.yaml")`."""
+"""Reads recipe files: `load_recipe("ties.yaml")`, `load_pipeline("pipeline.yaml")`."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def find_recipe(path: Path) -> Path:
             folder / f"{path}{suffix}" for folder in (Path(), Path("recipes")) for suffix in (".yaml", ".yml")
         ]
     for candidate in candidates:
-        if os.path.isfile(candidate):  # False too for a name that no file can have
+        if os.path.isfile(candidate):  # also False for an impossible file name
             return candidate
     if os.path.isdir(path):
         raise RecipeError(Problem("this is a directory; name a recipe file", str(path)))

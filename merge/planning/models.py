@@ -1,4 +1,4 @@
-"""The models that a recipe names, opened; what stands in the way of any of them is reported together."""
+"""Opens the models that a recipe names; all problems with them are reported together."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from merge.recipe.references import STAGE, no_directory, parse_reference, simila
 
 
 def first_model(recipe: Recipe) -> ModelRef:
-    """The base, or else the model listed first."""
+    """The base; without one, the model listed first."""
     listed = mentioned(dataclasses.replace(recipe, config_donor=None))
     return next(ref for ref, _ in listed.values())
 
@@ -55,20 +55,20 @@ def open_models(recipe: Recipe, known: Mapping[str, Checkpoint] | None = None) -
 
 
 def _with_chosen_tokenizer(checkpoint: Checkpoint, recipe: Recipe) -> Checkpoint:
-    """A model with an adapter has that one's tokenizer if the recipe's tokenizer_source names the adapter."""
+    """Gives a model with an adapter the adapter's tokenizer if the recipe's tokenizer_source names the adapter."""
     adapter, source = checkpoint.ref.adapter, recipe.tokenizer_source
     if adapter is None or source in (None, "base", "union"):
         return checkpoint
     try:
         ref = parse_reference(str(source), None if recipe.file is None else Path(recipe.file).parent)
-    except ValueError:  # said where it is looked for
+    except ValueError:  # reported where the tokenizer is looked for
         return checkpoint
     is_it = key_of(ref) == key_of(adapter)
     return dataclasses.replace(checkpoint, own_tokenizer=checkpoint.adapter_path) if is_it else checkpoint
 
 
 def _donor_first(recipe: Recipe, checkpoints: list[Checkpoint]) -> list[Checkpoint]:
-    """A config without a model_type loads nowhere: unless the recipe chooses, a model that has one goes first."""
+    """Puts a model with a model_type first, unless the recipe names a donor: without it no config loads."""
     if recipe.config_donor is not None or checkpoints[0].config.get("model_type"):
         return checkpoints
     typed = next((one for one in checkpoints if one.config.get("model_type")), checkpoints[0])
@@ -76,7 +76,7 @@ def _donor_first(recipe: Recipe, checkpoints: list[Checkpoint]) -> list[Checkpoi
 
 
 def _misspelt(ref: ModelRef, where: str | None, recipe: Recipe) -> list[Problem]:
-    """The parts of a reference (model, adapter) that are no directory and, by their names, were meant to be one.
+    """Problems of the parts of a reference (model, adapter) that are misspelt directories.
 
     A name without a "/" is no hub id. One with a "/" may be, unless a directory here has nearly the same name.
     """
@@ -90,7 +90,7 @@ def _misspelt(ref: ModelRef, where: str | None, recipe: Recipe) -> list[Problem]
 
 
 def _is_told(where: str | None, problems: list[Problem]) -> bool:
-    """Whether a model's line has a problem already: a lone adapter cannot be opened as a model either."""
+    """Whether a problem was already reported for this line: an adapter alone cannot be opened as a model either."""
     return where is not None and any(problem.where == where for problem in problems)
 
 

@@ -1,7 +1,7 @@
-"""A recipe as it is written -> one whose models are known: where recipes meet the disk and the hub.
+"""Draft -> Recipe: locates its models on the disk and the hub.
 
-References become directories or hub ids, and what depends on them is checked: which models are the same, and which are
-adapters, where that makes a difference. Nothing here opens a model; see models.py for that.
+References become directories or hub ids. Then checks run that depend on them: which models are the same, and which are
+adapters. No model is opened here; models.py does that.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ def resolve(draft: Draft, given: Mapping[str, bool] | None = None) -> Recipe:
     """The recipe with its models located.
 
     Args:
-        given: texts that stand for models which are not there yet, and whether each will be an adapter.
+        given: names of models that do not exist yet, and whether each will be an adapter.
 
     Raises:
-        RecipeError: with every problem of the recipe, in its order. Where there is one, the models on the disk are
-            looked at too, so that all is told at once.
+        RecipeError: with every problem of the recipe, in its order. If there is one, models on the disk are opened too,
+            so that their problems are reported at the same time.
     """
     reader = draft.reader
     disk = _Disk(reader, given or {})
@@ -57,7 +57,7 @@ def resolve(draft: Draft, given: Mapping[str, bool] | None = None) -> Recipe:
 
 
 def made_recipe(recipe: Recipe) -> Recipe:
-    """A recipe that a command makes of its arguments: resolved, and with the text that says the same.
+    """Resolves a recipe that a command makes of its arguments, and adds the equivalent text.
 
     Raises:
         RecipeError: as for `resolve`; problems name no line.
@@ -74,19 +74,19 @@ def made_recipe(recipe: Recipe) -> Recipe:
 
 
 def reference(text: str) -> ModelRef:
-    """A model as a command was given it, for `made_recipe` to locate."""
+    """A model argument of a command, to be located by `made_recipe`."""
     return ModelRef(text, text, written="reference")
 
 
 class _Disk:
-    """Locates the models of one recipe; each is asked once whether it is an adapter."""
+    """Locates the models of one recipe, and remembers which are adapters."""
 
     def __init__(self, reader: RecipeReader, given: Mapping[str, bool]) -> None:
         self._reader, self._given = reader, given
         self._adapters: dict[ModelRef, bool] = {}
 
     def located(self, part: T) -> T:
-        """A part of a recipe with all references in it located; problems go to the reader."""
+        """A part of a recipe with all its references located; problems go to the reader."""
         changed: Any = part
         if isinstance(part, ModelRef):
             changed = self.model(part)
@@ -124,7 +124,7 @@ class _Disk:
         return ModelRef(ref.text, found.path, found.revision, adapter, ref.override_architecture)
 
     def _file(self, text: str) -> str:
-        """As a model's directory, looked for here and then beside the recipe."""
+        """The absolute path of a file, looked for in the working directory and then beside the recipe."""
         expanded = os.path.expanduser(text)
         beside = os.path.join(self._reader.folder or "", expanded)
         return os.path.abspath(beside if os.path.isfile(beside) and not os.path.isfile(expanded) else expanded)
@@ -140,7 +140,7 @@ class _Disk:
 
 
 def _with_bases(reader: RecipeReader, disk: _Disk, recipe: Recipe) -> Recipe:
-    """The base among the models where it is an input of the method and is not listed (as mergekit has it)."""
+    """Adds the base to the models if it is an input of the method and not listed (as mergekit does)."""
     base = recipe.base_model
 
     def models(part: Recipe | Module, method: Method | None) -> tuple[Source, ...]:
@@ -161,7 +161,7 @@ def _with_bases(reader: RecipeReader, disk: _Disk, recipe: Recipe) -> Recipe:
 
 
 def _with_donors(reader: RecipeReader, disk: _Disk, recipe: Recipe) -> Recipe:
-    """Those whose config.json and tokenizer the result gets are models of the recipe, and are called as these are."""
+    """Checks that the donors of config.json and tokenizer are models of the recipe, and names them as listed there."""
     listed = [ref for ref, _ in mentioned(dataclasses.replace(recipe, config_donor=None)).values()]
     changes: dict[str, Any] = {}
     for key in ("config_donor", "tokenizer_donor"):

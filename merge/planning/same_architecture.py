@@ -1,6 +1,6 @@
-"""Whether a recipe's models are of one architecture and size: said first, once, and beyond any leniency.
+"""Checks that a recipe's models have one architecture and size; no leniency permits a difference.
 
-Without this, leniencies that are meant for single tensors would lay two models side by side into one file.
+Without this check, leniencies meant for single tensors would put the tensors of two models side by side in one file.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _SIZES = (
     *("hidden_size", "n_embd", "d_model", "intermediate_size", "n_inner", "d_ff", "ffn_dim"),
     *("num_attention_heads", "n_head", "num_key_value_heads", "head_dim"),
 )
-_SHARE = 0.5  # of the tensors: less in common is another architecture, more of another shape is another size
+_SHARE = 0.5  # share of the tensors: with fewer in common the architecture differs, with more of another shape the size
 
 
 def different_architectures(recipe: Recipe, inputs: Inputs) -> Iterator[Problem]:
@@ -48,7 +48,7 @@ _BEYOND = 'They cannot be merged, and no "allow" changes that.'
 
 
 def _depths(model: Input, donor: Input) -> tuple[int, int] | None:
-    """How many layers each has, where configs and tensors agree that it is not the same number."""
+    """The numbers of layers, if configs and tensors agree that they differ."""
     ours, theirs = (_text(each.config) for each in (model, donor))
     counts = [(ours.get(key), theirs.get(key)) for key in LAYER_COUNT_KEYS]
     differ = any(a is not None and b is not None and a != b for a, b in counts)
@@ -80,7 +80,7 @@ def _text(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _sizes(config: Mapping[str, object], other: Mapping[str, object]) -> str:
-    """`hidden_size 512 and 192, head_dim 64 and 32`, of the text models where the configs have those"""
+    """`hidden_size 512 and 192, head_dim 64 and 32`; of the text models if the configs have them"""
     ours, theirs = _text(config), _text(other)
     pairs = [(key, ours.get(key), theirs.get(key)) for key in _SIZES]
     return ", ".join(f"{key} {a} and {b}" for key, a, b in pairs if a is not None and b is not None and a != b)

@@ -1,4 +1,4 @@
-"""The statistics files of a recipe: which of their tensors belongs to which input of a step."""
+"""Opens the statistics files of a recipe, and finds the tensor for each input of a step."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _OTHER_MODEL = "Were they made of another model?"
 
 
 class Statistics:
-    """Opened when made, headers only; `problems`: of files that cannot be used, once each."""
+    """Opens the headers of all files; `problems`: files that cannot be used, each once."""
 
     def __init__(self, recipe: Recipe, kind: StatisticsKind) -> None:
         self._kind = kind
@@ -54,7 +54,7 @@ class Statistics:
             self.problems.append(Problem(f"{path} {found}, and {self._kind} is needed.", where, make))
 
     def of(self, name: str, owners: Sequence[tuple[str | None, str, TensorRef]]) -> Planned[tuple[TensorRef, ...]]:
-        """The statistics of one step; () if there are none for this tensor, or if a problem was found.
+        """The statistics of one step; () if this tensor has none, or a problem was found.
 
         Args:
             name: of the output tensor.
@@ -84,7 +84,7 @@ class Statistics:
 
 
 def _sources_of(recipe: Recipe, kind: StatisticsKind) -> Iterator[Source]:
-    """The sources of methods that need this kind."""
+    """The recipe's sources whose method needs this kind."""
     parts: list[Recipe | Module] = [recipe, *recipe.modules.values()]
     for part in parts:
         method = part.merge_method or recipe.merge_method

@@ -1,4 +1,4 @@
-"""Targets -> steps: which tensors are really there, with which numbers they are combined, in which dtype."""
+"""Targets -> steps: resolves which tensors exist, the parameters that combine them, and the output dtype."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def build_steps(recipe: Recipe, inputs: Inputs, targets: Sequence[Target]) -> Pl
 
 
 class _StepBuilder:
-    """Turns targets into steps, and collects what stands in the way."""
+    """Turns targets into steps, and collects the problems."""
 
     def __init__(self, recipe: Recipe, inputs: Inputs) -> None:
         self.recipe, self.inputs = recipe, inputs
@@ -52,7 +52,7 @@ class _StepBuilder:
         self._has_filters: dict[int, bool] = {}
 
     def step(self, target: Target) -> Step | None:
-        """The step of one target; None if a problem was found, or if nothing is to be written."""
+        """The step of one target; None if a problem was found, or if there is nothing to write."""
         slots, base = self._ordered(target)
         slots, base, whole = self._present(target, slots, base)
         if not slots and base is None:
@@ -77,7 +77,7 @@ class _StepBuilder:
         return self.inputs.all[slot.model].ref.text
 
     def _ordered(self, target: Target) -> tuple[list[Slot], Slot | None]:
-        """Inputs and base as the method takes them: the base apart (deltas), first (slerp), or one of the inputs."""
+        """Inputs and base as the method takes them: the base separate (deltas), first (slerp), or among the inputs."""
         slots, base = list(target.slots), target.base
         method = _method(target)
         if method.base_apart:
@@ -87,7 +87,7 @@ class _StepBuilder:
         return slots, None
 
     def _present(self, target: Target, slots: list[Slot], base: Slot | None) -> tuple[list[Slot], Slot | None, bool]:
-        """What is really there; False if the method cannot be applied to it and one tensor is copied instead."""
+        """The tensors that exist; False if the method cannot be applied to them and one is copied instead."""
         every = ([base] if base else []) + slots
         missing = [slot for slot in every if not self._has(slot)]
         if not missing:
@@ -110,7 +110,7 @@ class _StepBuilder:
         return slots, None if lost_base else base, len(slots) >= fewest and not lost_base
 
     def _exact(self, target: Target, present: list[Slot], refs: list[TensorRef]) -> Step | None:
-        """Integers and masks: one value, on which all inputs must agree."""
+        """Copies an integer tensor or mask, which must be equal in all inputs."""
         kinds = {(ref.dtype, ref.shape) for ref in refs}
         if len(kinds) > 1 and "integer_mismatch" not in self.recipe.allow:
             found = ", ".join(
@@ -136,11 +136,11 @@ class _StepBuilder:
         return self._single(target, present[0])
 
     def _single(self, target: Target, slot: Slot) -> Step:
-        """One input's tensor as it is, in the output's dtype."""
+        """Copies one input's tensor in the output's dtype."""
         ref = self._ref(slot)
         dtype = self._out_dtype(target, ref)
         if self.dtype in ("BF16", "F16") and dtype == "F32" and ref.dtype in ("BF16", "F16"):
-            dtype = ref.dtype  # kept for its precision, of which a copy loses none
+            dtype = ref.dtype  # a copy keeps its full precision
         return self._make(target, COPY if ref.copies_to(dtype) else "passthrough", [slot], None, {}, dtype)
 
     def _merge(self, target: Target, slots: list[Slot], base: Slot | None) -> Step | None:
@@ -201,7 +201,7 @@ class _StepBuilder:
         )
 
     def _parameters(self, method: Method, target: Target, slots: list[Slot]) -> dict[str, Any] | None:
-        """Every parameter of the method as a number (a tuple of one for each input, if it is per model).
+        """Every parameter of the method as a number, or a tuple with one for each input if it is per model.
 
         Resolved once for all tensors of a layer where no setting has a filter: there may be 100,000 tensors.
         """
@@ -255,7 +255,7 @@ class _StepBuilder:
         return float(value) if parameter.kind is float else value
 
     def check_whole(self, steps: list[Step]) -> None:
-        """Problems that only show over all tensors."""
+        """Problems that appear only over all tensors."""
         for (key, owner), names in self._unset.items():
             some = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
             hint = "Add a value without a filter."
@@ -265,7 +265,7 @@ class _StepBuilder:
         self._check_model_pass(steps)
 
     def _check_model_pass(self, steps: list[Step]) -> None:
-        """A number found over a whole model needs the same parameter in all of its tensors."""
+        """A number that is computed over a whole model needs the same parameter for all its tensors."""
         found: dict[tuple[ModelPass, int], dict[float, None]] = {}
         for step in steps:
             method = get_method(step.method)

@@ -1,4 +1,4 @@
-"""Which source tensors go into which output tensor; merge.jobs.stacks lays them out."""
+"""Target: which source tensors make an output tensor; merge.jobs.stacks arranges them."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class Target:
     """One output tensor before its numbers are resolved.
 
     Attributes:
-        slots: its sources in the recipe's order; the base is among them if the recipe lists it.
-        base: the base's slot, where the recipe has a base.
+        slots: its sources in the recipe's order, including the base if the recipe lists it.
+        base: the base's slot, if the recipe has a base.
         settings: levels of shared parameters, innermost first.
         t: place in the slice, 0 to 1; 0 outside the layers.
         method: name of its merge method: the slice's, the module's or the recipe's.
@@ -46,7 +46,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Layout:
-    """All targets; `stacks` says where each output layer comes from, for stacks that are not the donor's own."""
+    """All targets; `stacks`: the origin of each output layer, for stacks that differ from the donor's."""
 
     targets: tuple[Target, ...]
     stacks: tuple[Restacked, ...] = ()
@@ -54,7 +54,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class Tower:
-    """What one list of models or slices makes: the whole output, or a module of it.
+    """The part of the output that one list of models or slices makes: all of it, or a module.
 
     Attributes:
         path: in front of "slices.0" in Recipe.lines: "" or "modules.NAME.".

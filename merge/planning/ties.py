@@ -1,9 +1,9 @@
 """Tied weights: which tensors of each input are one, as transformers reads its config and its files.
 
-A tensor that the config ties to another one follows it, under every name that transformers ties: a stored copy is not
-merged apart and not written again. One that is stored with other numbers is no copy: transformers loads it, so it is
-kept. The output is tied if no input has such a tensor of its own; if one has, every name is written and the config says
-that nothing is tied.
+A tensor that the config ties to another one follows it, under every name that transformers ties: a stored copy is
+neither merged separately nor written again. A tensor stored with other values is no copy: transformers loads it, so it
+is kept. The output is tied if no input has such a separate tensor; otherwise every name is written, and the config
+declares nothing tied.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from merge.plan import TensorRef
 
 @dataclass(frozen=True)
 class Named:
-    """An input's tensors under the common names, and the common name of each of its own."""
+    """An input's tensors under common names, and the common name of each of its own names."""
 
     checkpoint: Checkpoint
     architecture: Architecture
@@ -29,11 +29,11 @@ class Named:
 
 @dataclass
 class Tying:
-    """What the ties make of the inputs.
+    """The inputs' ties, resolved.
 
     Attributes:
-        tied: of each input, whether it has no head of its own.
-        flags: sections of the config -> what tie_word_embeddings has to be there, where it has to change.
+        tied: for each input, whether it has no separate head.
+        flags: sections of the config -> the value of tie_word_embeddings, where it must change.
     """
 
     tied: list[bool]
@@ -43,7 +43,7 @@ class Tying:
 
 @dataclass(frozen=True)
 class _Group:
-    """One matrix: its common names, the source first, and the same in the class of the model that leads."""
+    """One tied matrix: its common names, the source first, and its names in the first model's class."""
 
     names: tuple[str, ...]
     own: tuple[str, ...]
@@ -57,8 +57,8 @@ class _State:
     Attributes:
         holds: whether its config ties the names; None: its class does not know that tie.
         present: names that are stored.
-        copies: those that hold the numbers of another one that they are tied to.
-        assumed: the tie is taken for granted, because no head is stored and the config says nothing of it.
+        copies: names that hold the same values as the tensor they are tied to.
+        assumed: the tie is assumed, because no head is stored and the config does not mention it.
     """
 
     holds: bool | None
@@ -67,14 +67,14 @@ class _State:
     assumed: bool = False
 
     def is_split(self, source: str) -> bool:
-        """Whether it has several of these names, each with numbers of its own."""
+        """Whether several of these names are stored with different values."""
         if self.holds is None:
             return any(name != source for name in self.present)
         return bool(self.present) if not self.holds else len(self.present) - len(self.copies) > 1
 
 
 def resolve_ties(models: Sequence[Named]) -> Tying:
-    """Takes tied copies out of the inputs' tensors, or puts them in where the output is not tied; see the module."""
+    """Removes tied copies from the inputs' tensors, or adds them if the output is not tied; see the module."""
     result = Tying([False] * len(models))
     union = list(dict.fromkeys(name for model in models for name in model.tensors))
     lead = next((model for model in models if places(model.architecture, union)), None)
@@ -95,7 +95,7 @@ def resolve_ties(models: Sequence[Named]) -> Tying:
 
 
 def places(architecture: Architecture, names: Iterable[str]) -> dict[str, str]:
-    """The parameters of a class that may be tied -> their names among `names`, for those that are there."""
+    """The parameters of a class that may be tied -> their names among `names`, for existing ones."""
     wanted = dict.fromkeys(name for tie in architecture.ties for name in (tie.source, tie.target))
     ends = {".".join(name.split(".")[-2:]) for name in wanted}
     found: dict[str, str] = {}
@@ -116,7 +116,7 @@ def _groups(architecture: Architecture, names: Sequence[str]) -> Iterator[_Group
 
 
 def _switch(group: _Group) -> tuple[str, str]:
-    """What one flag of the config ties together."""
+    """The names that one flag of the config ties together."""
     return group.tie.section, group.tie.flags
 
 
@@ -138,7 +138,7 @@ def _state(model: Named, group: _Group, lead: Named) -> _State:
 
 
 def _tie_of(model: Named, group: _Group, lead: Named) -> Tie | None:
-    """What the model's own class says of a group."""
+    """How the model's class ties a group."""
     ties = model.architecture.ties
     if model.architecture.name == lead.architecture.name:
         return next((tie for tie in ties if tie.target in group.own), None)
@@ -151,7 +151,7 @@ def _tie_of(model: Named, group: _Group, lead: Named) -> Tie | None:
 
 
 def _write_one(group: _Group, models: Sequence[Named], states: Sequence[_State], result: Tying) -> None:
-    """The matrix once, under the first model's name for it."""
+    """Keeps the matrix once, under the first model's name."""
     name = next((state.present[0] for state in states if state.present), None)
     for i, (model, state) in enumerate(zip(models, states, strict=True)):
         for copy in state.copies:
@@ -167,7 +167,7 @@ def _write_one(group: _Group, models: Sequence[Named], states: Sequence[_State],
 
 
 def _write_all(group: _Group, models: Sequence[Named], states: Sequence[_State], result: Tying) -> None:
-    """Every name: one that is tied in an input gets the numbers of what it is tied to there."""
+    """Keeps every name; a name that is tied in an input gets the values of the tensor it is tied to."""
     for model, state in zip(models, states, strict=True):
         if not state.holds or not state.present:
             continue

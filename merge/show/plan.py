@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from merge.quoting import counted
 from merge.show.stack import pictures
-from merge.show.terminal import console, memory, printable, size
+from merge.show.terminal import console, memory, printable, show_table, size
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from merge.engine.run import Report
     from merge.plan import Experts, Plan, Step
 
@@ -67,14 +70,20 @@ def show_plan(plan: Plan, totals: dict[str, int] | None, tensors: bool, heading:
         role = "base" if i == plan.base_model else "input"
         files = (str(len(model.files)), size(sum(file.size for file in model.files)))
         models.add_row(model.ref, role, *(files if model.files else ("", "streamed")))
-    out.print(models)
+    show_table(models, out)
     out.print()
     picture = list(pictures(plan, out.width))
     for line in picture:
         out.print(line, soft_wrap=True)
     if picture:
         out.print()
-    out.print(_tensor_table(plan) if tensors else _layer_table(plan))
+    if tensors:
+        show_table(_tensor_table(plan), out)
+    else:
+        table, remarks = _layer_table(plan)
+        show_table(table, out)
+        for remark in remarks:
+            out.print(remark)
     out.print()
     if totals is not None:
         _show_totals(plan, totals, out)
@@ -83,16 +92,16 @@ def show_plan(plan: Plan, totals: dict[str, int] | None, tensors: bool, heading:
 
 
 def _show_totals(plan: Plan, totals: dict[str, int], out: Any) -> None:
-    n_bytes = f"{size(totals['bytes_written'])} in {len(plan.shards)} file{'s' if len(plan.shards) > 1 else ''}"
-    out.print(f"result   {len(plan.steps)} tensors, {totals['parameters']:,} parameters, {n_bytes}")
+    n_bytes = f"{size(totals['bytes_written'])} in {counted(len(plan.shards), 'file')}"
+    out.print(f"result   {counted(len(plan.steps), 'tensor')}, {counted(totals['parameters'], 'parameter')}, {n_bytes}")
     if plan.experts is not None:
         out.print(f"experts  {_experts(plan.experts, plan)}")
     out.print(f"reads    {size(totals['bytes_read'])} (later passes read from the disk cache)")
-    out.print(f"memory   at most {memory(totals['peak_memory'])} with {totals['threads']} threads")
+    out.print(f"memory   at most {memory(totals['peak_memory'])} with {counted(totals['threads'], 'thread')}")
     if "matrix_tensors" in totals:
         took = f"about {_duration(totals['matrix_seconds'])}, " if totals["matrix_seconds"] else ""
         held = f"up to {memory(totals['matrix_memory'])} for each thread"
-        out.print(f"matrices {took}{totals['matrix_tensors']} tensors are decomposed, {held}")
+        out.print(f"matrices {took}{counted(totals['matrix_tensors'], 'matrix', 'matrices')} to decompose, {held}")
     short = totals["disk_free"] < totals["bytes_written"]
     out.print(f"disk     {size(totals['bytes_written'])} needed, {size(totals['disk_free'])} free", end="")
     out.print("  not enough" if short else "", style="bold red")
@@ -101,14 +110,16 @@ def _show_totals(plan: Plan, totals: dict[str, int], out: Any) -> None:
 def _experts(experts: Experts, plan: Plan) -> str:
     """`8 in each of 32 layers, 2 for each token: 12,879,925,248 active parameters`"""
     shared = " and a shared one" if experts.n_shared else ""
-    text = f"{experts.n_experts}{shared} in each of {experts.n_layers} layers, {experts.per_token} for each token: "
+    layers = counted(experts.n_layers, "layer")
+    text = f"{experts.n_experts}{shared} in each of {layers}, {experts.per_token} for each token: "
     text += f"{experts.active:,} active parameters"
     from merge.findings.router import RouterPrompts
 
     prompts = [prompt for each in plan.findings if isinstance(each, RouterPrompts) for prompt in each.prompts]
     if not prompts:
         return text
-    return f"{text}; {len(prompts)} prompts of {sum(map(len, prompts)):,} tokens are run through the base first"
+    of = f"{counted(len(prompts), 'prompt')} of {counted(sum(map(len, prompts)), 'token')}"
+    return f"{text}; {of} run through the base first"
 
 
 def _duration(seconds: int) -> str:
@@ -117,7 +128,7 @@ def _duration(seconds: int) -> str:
     return f"{round(seconds / 60)} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
-def _tensor_table(plan: Plan) -> object:
+def _tensor_table(plan: Plan) -> Table:
     from rich.table import Table
 
     table = Table("tensor", "shape", "dtype", "method", "inputs and parameters", box=None, pad_edge=False)
@@ -159,9 +170,8 @@ Numbers = dict[str, tuple[float, float]]  # what is set -> smallest and largest 
 _MOST_ROWS = 16
 
 
-def _layer_table(plan: Plan) -> object:
-    """One row for each run of layers that are treated alike; what is the same everywhere is said once, below."""
-    from rich.console import Group
+def _layer_table(plan: Plan) -> tuple[Table, list[str]]:
+    """One row for each run of layers that are treated alike, and lines below it: what is the same everywhere."""
     from rich.table import Table
 
     rows = [_Row(label, steps, plan) for label, steps in _by_layer(plan)]
@@ -186,12 +196,12 @@ def _layer_table(plan: Plan) -> object:
             row.methods,
             *values,
         )
-    parts: list[Any] = [table]
+    remarks = []
     if len(shown) < len(folded):
-        parts.append(f"(12 of {len(folded)} rows; --tensors shows every tensor)")
+        remarks.append(f"(12 of {len(folded)} rows; --tensors shows every tensor)")
     if constant:
-        parts.append("everywhere: " + ", ".join(f"{key} {_span(rows[0].numbers[key])}" for key in constant))
-    return Group(*parts)
+        remarks.append("everywhere: " + ", ".join(f"{key} {_span(rows[0].numbers[key])}" for key in constant))
+    return table, remarks
 
 
 class _Row:
@@ -287,12 +297,13 @@ def _span(span: tuple[float, float] | None) -> str:
 def show_report(plan: Plan, report: Report) -> None:
     resumed = f" ({report.resumed_tensors} of them taken from an earlier run)" if report.resumed_tensors else ""
     written = f"{plan.n_parameters:,} parameters, {size(report.bytes_written)}"
-    click.echo(f"{printable(report.out)}: {report.tensors} tensors{resumed}, {written}")
+    click.echo(f"{printable(report.out)}: {counted(report.tensors, 'tensor')}{resumed}, {written}")
     rate = (report.bytes_read + report.bytes_written) / max(report.seconds, 1e-9)
     click.echo(f"{report.seconds:.1f} s, {size(rate)}/s read and written, peak memory {memory(report.peak_memory)}")
     for entry in report.aligned:
         moved = f"{entry['moved']:,} of {entry['units']:,} units moved"
-        click.echo(f"aligned: {printable(entry['model'])}: {entry['kind']} in {entry['layers']} layers, {moved}")
+        layers = counted(entry["layers"], "layer")
+        click.echo(f"aligned: {printable(entry['model'])}: {entry['kind']} in {layers}, {moved}")
     if report.adapter is not None:
         least, kept = report.adapter["least"], report.adapter["kept_energy"]
         click.echo(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ import click
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
 
 def size(n_bytes: float) -> str:
@@ -29,6 +31,27 @@ def console() -> Console:
 
     wide = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 10_000
     return Console(highlight=False, width=wide, markup=False, emoji=False)
+
+
+_WORD = re.compile(r"[^\W\d_]{2}")  # in a cell that is no number
+_NARROWEST = 16  # characters that a column of text keeps where the terminal is too narrow for the table
+
+
+def show_table(table: Table, out: Console | None = None) -> None:
+    """Prints a table without cutting or breaking a number: text is folded, then the table exceeds the terminal."""
+    from rich.measure import Measurement
+
+    out = out or console()
+    needed = Measurement.get(out, out.options.update(width=10_000), table).maximum
+    for number, column in enumerate(table.columns):
+        cells = [str(cell) for cell in column.cells]
+        widest = max(len(line) for cell in (str(column.header), *cells) for line in cell.split("\n"))
+        is_text = number == 0 or (widest > _NARROWEST and any(map(_WORD.search, cells)))
+        column.no_wrap, column.overflow = not is_text, "fold"
+        needed -= max(widest - _NARROWEST, 0) if is_text else 0
+    if needed > out.width:
+        table.width = needed
+    out.print(table, crop=False)
 
 
 def printable(text: str) -> str:

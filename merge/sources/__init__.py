@@ -1,7 +1,7 @@
 """Tensors computed while they are read: folded adapters, reordered rows, decoded formats.
 
 A Derived names an operation and its inputs. Whatever reads sources reads the result as if it were stored, a block at a
-time; nothing is written in between. One file an operation, which bears its name.
+time; nothing is written in between. Each operation has a file of its name.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def found(key: str, start: int, dtype: str, shape: tuple[int, ...], name: str = 
 
 
 class Operation(Protocol):
-    """What the module of an operation has."""
+    """The functions of an operation's module."""
 
     def prepare(self, ref: Derived, read: Read) -> Fill:
         """Reads what is needed whole (an adapter's factors, a norm); called once a step and thread-safe."""
@@ -50,7 +50,7 @@ def operation(ref: Derived) -> Operation:
 
 
 def held_bytes(ref: TensorRef) -> int:
-    """Bytes that reading a tensor takes besides its blocks, with all that it is derived from."""
+    """Bytes that reading a tensor takes besides its blocks, including all tensors it is derived from."""
     if not isinstance(ref, Derived) or ref.operation == FOUND:
         return 0
     return operation(ref).held_bytes(ref) + sum(held_bytes(each) for each in ref.inputs)

@@ -204,9 +204,8 @@ def _plan(
     side.append(SideFile("README.md", text=_card(checkpoint, to, name, len(modules), len(kept))))
     source_model = SourceModel(checkpoint.ref.text, checkpoint.path, checkpoint.revision, checkpoint.files)
     text = f"quantize: {checkpoint.ref.text}\nto: {to}\n"
-    return Plan(
-        name, f"quantize {to}", 0, (source_model,), None, placed, shards, tuple(side), (), checkpoint.notes, text
-    )
+    notes = tuple(f"{checkpoint.ref.text}: {note}" for note in checkpoint.notes)
+    return Plan(name, f"quantize {to}", 0, (source_model,), None, placed, shards, tuple(side), (), notes, text)
 
 
 def _card(checkpoint: Checkpoint, to: str, name: str, n_layers: int, n_kept: int) -> str:

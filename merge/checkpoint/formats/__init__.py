@@ -1,6 +1,7 @@
-"""Quantised weights: one file a format, which recognises it and makes its tensors into sources that decode them.
+"""Formats of quantised weights, one file each: it recognises the format and makes sources that decode its tensors.
 
-A format is this file and one operation of merge/sources; it is found by being here. It has what QuantizedFormat says.
+A format consists of a file here, which implements QuantizedFormat, and one operation of merge/sources. Adding the files
+adds the format.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ class QuantizedFormat(Protocol):
     NAME: str  # for messages
 
     def recognises(self, quantization: Quantization | None, tensors: Tensors) -> bool:
-        """Whether a model is of this format; most say so in their config."""
+        """Whether a model has this format; most declare it in their config."""
 
     def sources(
         self, path: str, quantization: Quantization | None, tensors: Tensors
@@ -33,12 +34,12 @@ class QuantizedFormat(Protocol):
             tensors: every tensor of the files.
 
         Raises:
-            CheckpointError: what belongs to a weight is missing or does not fit.
+            CheckpointError: scales or similar parts of a weight are missing or do not fit.
         """
 
 
 def decoded(path: str, config: Mapping[str, object], tensors: Tensors) -> tuple[dict[str, TensorRef], tuple[str, ...]]:
-    """The tensors of a model as they are read, whatever format they are stored in, and notes.
+    """The tensors of a model as sources with plain values, whatever their format, and notes.
 
     Raises:
         CheckpointError: quantised in a way that is not read.

@@ -1,8 +1,8 @@
 """FP8 weights joined with their scales; they are never read without them.
 
 A weight W of dtype F8 has its scales in W_scale_inv (blocks: DeepSeek) or W_scale (one number, one a row, or blocks:
-FBGEMM, compressed-tensors, ModelOpt). Despite the names the value is always F8 * scale. Scales of activations belong to
-a way of computing, not to the weights, and are left out.
+FBGEMM, compressed-tensors, ModelOpt). Despite the names the value is always F8 * scale. Scales of activations are left
+out: they concern quantised computation, not the weights.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from merge.checkpoint.formats import Quantization, Tensors
 from merge.errors import CheckpointError
 from merge.plan import TensorRef
-from merge.quoting import quoted, some
+from merge.quoting import counted, quoted, some
 from merge.sources.scaled import scaled
 
 NAME = "FP8"
@@ -59,7 +59,7 @@ def sources(
     left_out = [name for name in tensors if _is_activation(name, weights, quantization is not None)]
     gone = used.union(left_out)
     _refuse_orphans(tensors, gone, quantization)
-    return {name: ref for name, ref in folded.items() if name not in gone}, _notes(path, used, left_out)
+    return {name: ref for name, ref in folded.items() if name not in gone}, _notes(used, left_out)
 
 
 def _is_compressed_fp8(quantization: Quantization) -> bool:
@@ -137,7 +137,7 @@ def _grid(rows: int, columns: int, block: tuple[int, int]) -> tuple[int, int]:
 
 
 def _declared_block(scale: TensorRef, quantization: Quantization | None) -> tuple[tuple[int, int], bool]:
-    """The block that the config declares, else the usual one; and whether nothing else will do."""
+    """The block that the config declares, else the usual one; and whether it is the only valid one."""
     if quantization is None:
         return _DEFAULT_BLOCK, False
     sizes = quantization.get("weight_block_size")
@@ -160,7 +160,7 @@ def _is_activation(name: str, weights: Tensors, is_quantized: bool) -> bool:
 
 
 def _refuse_orphans(tensors: Tensors, known: set[str], quantization: Quantization | None) -> None:
-    """In a quantised model, a scale whose weight is not FP8 tells that the weight is not what it seems."""
+    """Refuses scales whose weight is not FP8: in a quantised model, such a weight is not a plain one."""
     for name in tensors if quantization is not None else ():
         weight = name.removesuffix("_inv").removesuffix("_scale")
         if name.endswith(("_scale", "_scale_inv")) and name not in known and weight in tensors:
@@ -170,12 +170,10 @@ def _refuse_orphans(tensors: Tensors, known: set[str], quantization: Quantizatio
             )
 
 
-def _notes(path: str, used: set[str], left_out: list[str]) -> tuple[str, ...]:
-    notes = [f"{path}: FP8: {len(used):,} weights are read with their scales"] if used else []
+def _notes(used: set[str], left_out: list[str]) -> tuple[str, ...]:
+    notes = [f"FP8: {counted(len(used), 'weight')} read with scales"] if used else []
     kinds: dict[str, list[str]] = {}
     for name in left_out:
         kinds.setdefault(name.rpartition(".")[2], []).append(name)
-    notes.extend(
-        f"{path}: left out {len(names):,} {kind} of activations: {some(names)}" for kind, names in kinds.items()
-    )
+    notes.extend(f"left out {len(names):,} {kind} of activations: {some(names)}" for kind, names in kinds.items())
     return tuple(notes)

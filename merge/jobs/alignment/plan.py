@@ -19,6 +19,7 @@ from merge.plan import TensorRef
 from merge.planned import Planned
 from merge.planning.inputs import Inputs
 from merge.planning.targets import Layout, Slot, Target
+from merge.quoting import counted
 from merge.recipe.model import Recipe
 from merge.sources import found
 from merge.sources.ordered import ordered
@@ -173,7 +174,7 @@ class _Aligner:
                 names = ", ".join(dict.fromkeys(_child(member.source.name) for member in units.members))
                 counts.setdefault(f"{units.kind} ({names})", Counter())[self.inputs.all[units.model].ref.text] += 1
             for kind, models in counts.items():
-                where = ", ".join(f"{count} layers of {model}" for model, count in models.items())
+                where = ", ".join(f"{counted(count, 'layer')} of {model}" for model, count in models.items())
                 notes.append(f"align: {kind}: units of {where} are read in the reference's order")
         notes += [f"align: {count} x {reason}; left as they are" for reason, count in self.refused.items()]
         moved = {name for name, _ in self._moved}

@@ -13,6 +13,7 @@ from itertools import takewhile
 from merge.architecture import Stack, find_stacks
 from merge.errors import Problem
 from merge.planning.inputs import Input, Inputs
+from merge.quoting import counted
 from merge.recipe.model import Recipe
 from merge.schema.names import suggest
 
@@ -67,7 +68,7 @@ class Modules:
         for module in self.found:
             names = [name for name in self._names if self.of(name) == module]
             prefix = _common_prefix(names)
-            yield f"{module} ({f'{prefix}*, ' if prefix else ''}{len(names)} tensors)"
+            yield f"{module} ({f'{prefix}*, ' if prefix else ''}{counted(len(names), 'tensor')})"
 
 
 class Chosen:

@@ -23,6 +23,7 @@ from merge.output.layers import Restacked
 from merge.planned import Planned, Said
 from merge.planning.inputs import Inputs
 from merge.planning.targets import Layout, Slot, Target, Tower, place_of
+from merge.quoting import counted
 from merge.recipe.model import Module, Recipe
 
 
@@ -75,7 +76,7 @@ def _modules(recipe: Recipe, inputs: Inputs) -> Planned[Layout]:
             targets[name] = _copy(inputs, name)
             copied[sorter.of(name)] += 1
     if copied:
-        listed = ", ".join(f"{module} ({count} tensors)" for module, count in copied.items())
+        listed = ", ".join(f"{module} ({counted(count, 'tensor')})" for module, count in copied.items())
         said.notes.append(f"not among the modules, copied from {inputs.donor.ref.text}: {listed}")
     order = {name: place for place, name in enumerate(inputs.names())}
     ordered = sorted(targets.values(), key=lambda target: order.get(target.name, len(order)))

@@ -12,7 +12,7 @@ from merge.jobs.vocabulary.rows import Arranger, Vocabulary, vocabulary_rows
 from merge.planned import Planned, Said
 from merge.planning.inputs import Input, Inputs
 from merge.planning.models import first_model
-from merge.quoting import quoted
+from merge.quoting import counted, quoted
 from merge.recipe.mentioned import key_of
 from merge.recipe.model import ModelRef, Recipe, TokenizerSettings
 from merge.recipe.references import parse_reference
@@ -140,7 +140,7 @@ def _choose(
     changed = united if united.n_new or lost else None
     if changed is not None:
         check_loads(changed, chosen[0].name)
-        notes.append(f"the tokenizer is {chosen[0].name}'s with {united.n_new:,} tokens added")
+        notes.append(f"the tokenizer is {chosen[0].name}'s with {counted(united.n_new, 'token')} added")
     memory = tokenizer_memory([*tokenizers, *chosen], changed)
     vocabulary = Vocabulary(chosen[0], changed, owner, united.vocabulary, tokenizers[0], memory)
     return Planned(vocabulary, notes=tuple(notes))
