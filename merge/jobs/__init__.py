@@ -1,4 +1,4 @@
-"""What a recipe can ask for beyond merging tensor by tensor: a file or folder each. build.py chooses.
+"""Planners for everything beyond merging tensor by tensor, each in its own file or folder; build.py chooses.
 
 stacks/      slices of layers, depth up-scaling, modules (towers)
 mixtures/    mixtures of experts: layouts, routers

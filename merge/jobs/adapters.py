@@ -1,6 +1,6 @@
 """Recipes whose inputs are LoRA adapters: recipe + headers -> the Plan of an adapter that PEFT loads.
 
-What is merged are the changes that the adapters make to each matrix, d_i = s_i B_i A_i, never the A_i and B_i by
+The changes that the adapters make to each matrix are merged, d_i = s_i B_i A_i, never the A_i and B_i by
 themselves: (sum w_i B_i)(sum w_i A_i) has terms that no adapter had. A module that an adapter does not have is a change
 of zero. Each module becomes two steps, its factors A and B (merge/engine/factors.py computes them).
 """
@@ -82,7 +82,7 @@ def _task(inputs: AdapterInputs) -> str | None:
 
 
 class _Builder:
-    """Turns modules into pairs of steps, saved tensors into averages, and collects what stands in the way."""
+    """Turns modules into pairs of steps and saved tensors into averages, and collects the problems."""
 
     def __init__(self, recipe: Recipe, method: Method, inputs: AdapterInputs) -> None:
         self.recipe, self.method, self.inputs = recipe, method, inputs
@@ -102,7 +102,7 @@ class _Builder:
         return steps
 
     def _order(self, module: str) -> int:
-        """What is outside the layers first, then layer by layer."""
+        """Modules outside the layers first, then layer by layer."""
         found = self._layer(f"{module}.weight")
         return -1 if found is None else found[0]
 
@@ -158,7 +158,7 @@ class _Builder:
         self.problems.append(Problem(f"adapters change matrices of different kinds: {', '.join(found)}.", name, hint))
 
     def _fits_base(self, module: LoraModule, shape: tuple[int, int]) -> bool:
-        """Whether the base that the recipe names has this matrix in this shape, as far as its names say."""
+        """Checks that the recipe's base has this matrix in this shape, if it can be found by name."""
         base = self.inputs.base
         stored = None if base is None else base.tensors.get(f"{module.name}.weight")
         wanted = shape[::-1] if module.embedding or module.fan_in_fan_out else shape
@@ -169,7 +169,7 @@ class _Builder:
         return False
 
     def _rank(self, name: str, ranks: Sequence[int], most: int) -> int:
-        """The rank of the result, see docs/adapters.md."""
+        """The rank of the result; see docs/adapters.md."""
         total, how = sum(ranks), self.method.on_factors
         if how is not None and how.rank == "all":
             return total
@@ -179,7 +179,7 @@ class _Builder:
         return rank if how is None else min(rank, total)
 
     def _saved(self, name: str) -> Step | None:
-        """A whole tensor that adapters carry: averaged, as it is no change that could be added."""
+        """Averages a tensor that adapters save whole; it is not a change that could be added."""
         has = [(place, adapter) for place, (_, adapter) in enumerate(self.inputs.listed()) if name in adapter.saved]
         if len(has) < len(self.inputs.places):
             if "missing_tensors" not in self.recipe.allow:
@@ -222,7 +222,7 @@ class _Builder:
         return weight
 
     def _dtype(self, refs: Sequence[TensorRef]) -> str:
-        """What the recipe says, else the widest of the inputs'; of float16 and bfloat16 float32."""
+        """The recipe's dtype, else the widest of the inputs'; for float16 with bfloat16, float32."""
         said = self.recipe.out_dtype or self.recipe.dtype
         found = {ref.dtype: DTYPES[ref.dtype].itemsize for ref in refs}
         widest = [dtype for dtype, width in found.items() if width == max(found.values())]
@@ -268,7 +268,7 @@ class _Builder:
 
 
 def _change(name: str, module: LoraModule | None, shape: tuple[int, int]) -> TensorRef:
-    """The change that one adapter makes to a module, (out, in); of zero where it does not have the module"""
+    """The change that one adapter makes to a module, (out, in); zero if it lacks the module"""
     factors = () if module is None else (module.a, module.b)
     return Derived(name, "F32", shape, "low_rank", factors, {"scaling": 1.0 if module is None else module.scaling})
 

@@ -1,4 +1,4 @@
-"""build_plan: recipe + headers -> Plan. A fold over planners, each of which returns a value, problems and notes."""
+"""build_plan: recipe + headers -> Plan, as a fold over planners that return a value, problems and notes."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def build_plan(
     Args:
         shard_bytes: most bytes of tensors in an output file.
         known: results of a pipeline's earlier stages, by the path of their references; see merge.jobs.pipelines.plan.
-        vocabulary_of: chooses the output's vocabulary, and gives the inputs with their rows in its order.
+        vocabulary_of: chooses the output's vocabulary, and returns the inputs with their rows in its order.
 
     Raises:
         RecipeError: with every problem there is.
@@ -60,7 +60,7 @@ def build_plan(
         return build_adapter_plan(recipe, method, recipe.name or default_name(recipe))
     said = Said()
     inputs = said.take(open_inputs(recipe, known))
-    said.raise_if_any(different_architectures(recipe, inputs))  # anything else would be said of every tensor
+    said.raise_if_any(different_architectures(recipe, inputs))  # otherwise there would be a problem for every tensor
     recipe = said.take(upscaled(recipe, inputs))
     vocabulary, inputs = said.take(vocabulary_of(recipe, inputs))
     layout = Layout(())
@@ -104,7 +104,7 @@ def build_plan(
 
 
 def _other_origins(steps: Sequence[Step], method: Method) -> dict[str, str]:
-    """Where the methods of single slices come from, as far as they are not this package's."""
+    """Origins of the methods of single slices, for methods from outside this package."""
     names = dict.fromkeys(step.method for step in steps if step.method not in (COPY, method.name))
     found = {name: get_method(name) for name in names}
     return {name: other.origin for name, other in found.items() if other is not None and other.origin}

@@ -1,4 +1,4 @@
-"""The small files of an output: config, card, recipe, index, and what is copied from the inputs."""
+"""Plans the small files of an output: config, card, recipe, index, and files copied from the inputs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""align: permutation, carried out: the order of each module's units that brings a model nearest to the reference.
+"""align: permutation, computed: the order of each module's units that is nearest to the reference.
 
 Weight matching of Git Re-Basin (Ainsworth et al. 2023, arXiv:2209.04836, section 3.2): units are assigned to places so
 that the inner products of the weights they are laid on sum to the most. With the residual stream kept as it is every
@@ -27,11 +27,11 @@ from merge.findings.alignment import Member, PermutableModule
 from merge.plan import TensorRef
 
 BEFORE_CHECKS = True
-Permutation = list[int]  # place -> the stored unit that goes there
+Permutation = list[int]  # position -> the stored unit that is put there
 
 
 def find(context: Context, finding: PermutableModule, tick: Callable[[], None]) -> None:
-    """Finds the order of a module's units, journals it, and has the reader apply it."""
+    """Computes the order of a module's units, journals it, and passes it to the reader."""
     if finding.key not in context.out.notes:
         context.out.keep(finding.key, match(context.reader, finding))
         tick()
@@ -40,7 +40,7 @@ def find(context: Context, finding: PermutableModule, tick: Callable[[], None]) 
 
 
 def match(reader: SourceReader, units: PermutableModule) -> tuple[Permutation, Permutation]:
-    """The best order of the units (neurons, KV groups) and of what is in them (neurons, query heads)."""
+    """The best order of the units (neurons, KV groups), and of the query heads within each KV group."""
     scales = [_scale(reader, units, refs) for refs in _sides(units)]
     outer = np.zeros((units.n_units, units.n_units))
     by_head = any(member.by_head for member in units.members)
@@ -77,7 +77,7 @@ def _assign(cost: F64) -> Permutation:
 
 
 def _sides(units: PermutableModule) -> tuple[list[TensorRef], list[TensorRef]]:
-    """The reference's tensors that are compared, and the source's."""
+    """The tensors to compare: the reference's and the source's."""
     compared = [member for member in units.members if member.reference is not None]
     return [m.reference for m in compared if m.reference is not None], [m.source for m in compared]
 
@@ -85,7 +85,7 @@ def _sides(units: PermutableModule) -> tuple[list[TensorRef], list[TensorRef]]:
 def _scale(reader: SourceReader, units: PermutableModule, refs: Iterable[TensorRef]) -> float:
     """The power of two that makes these tensors whole numbers whose products over all units sum to less than 2^53."""
     refs = list(refs)
-    longest = -(-sum(ref.size for ref in refs) // units.n_units)  # products in one sum
+    longest = -(-sum(ref.size for ref in refs) // units.n_units)  # products in a sum
     bits = (52 - math.ceil(math.log2(longest))) // 2
     largest = max((float(np.abs(block).max(initial=0)) for ref in refs for _, block in _rows(reader, ref)), default=0.0)
     exponent = math.frexp(largest)[1] if largest else 0  # largest < 2 ** exponent

@@ -1,4 +1,4 @@
-"""align: permutation, planned: which units of which layers may change places, and which tensors they lie in.
+"""align: permutation, planned: finds the units that can be permuted, and the tensors that hold them.
 
 A unit is what can be renumbered without changing what the model computes: a neuron of an MLP (a row of what goes in, a
 column of what comes out), a KV group of an attention with its query heads, a query head within its group. The residual
@@ -24,7 +24,7 @@ from merge.recipe.model import Recipe
 from merge.sources import found
 from merge.sources.ordered import ordered
 
-# (projections in, projection out) by the names they go by; between them is nothing that mixes units.
+# (input projections, output projection) by their names; nothing between them mixes units.
 _MLPS: tuple[tuple[tuple[str, ...], str], ...] = (
     (("gate_proj", "up_proj"), "down_proj"),
     (("up_proj",), "down_proj"),
@@ -36,13 +36,13 @@ _MLPS: tuple[tuple[tuple[str, ...], str], ...] = (
 _QKV = ("q_proj", "k_proj", "v_proj")
 _ATTENTION_OUT = ("o_proj", "out_proj")
 _HEAD_COUNTS = ("num_attention_heads", "n_head", "n_heads")
-_ALIBI = ("bloom", "mpt", "baichuan")  # a head's place decides how far it looks
+_ALIBI = ("bloom", "mpt", "baichuan")  # a head's position decides how far it looks
 
-Shapes = Mapping[str, tuple[int, ...]]  # of a module's tensors, by what stands behind the module's name
+Shapes = Mapping[str, tuple[int, ...]]  # of a module's tensors, by the rest of their names
 
 
 class _NotSymmetric(Exception):
-    """Why the units of a module may not change places."""
+    """Raised with the reason why a module's units cannot be permuted."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +58,7 @@ class _Form:
 def align_targets(
     recipe: Recipe, inputs: Inputs, layout: Layout
 ) -> Planned[tuple[Layout, tuple[PermutableModule, ...]]]:
-    """The layout with its sources marked for reading in the reference's order, and the orders to be found.
+    """The layout with its sources read in the reference's order, and the findings for these orders.
 
     The reference is the base, or else the first model of each tensor's sources.
     """
@@ -88,12 +88,12 @@ class _Aligner:
         self.refused: Counter[str] = Counter()  # reason -> number of modules
         self.pairs = False  # whether any tensor has a source besides the reference
         self._targets = {target.name: target for target in targets}
-        self._modules: dict[str, list[str]] = {}  # module -> what stands behind its name in tensors below it
+        self._modules: dict[str, list[str]] = {}  # module -> the rest of the names of its tensors
         for name in self._targets:
             parts = name.split(".")
             for depth in range(1, len(parts)):
                 self._modules.setdefault(".".join(parts[:depth]), []).append(".".join(parts[depth:]))
-        # (target, place of the slot) -> the order of its units, and their axis
+        # (target, slot) -> the order of its units, and their axis
         self._moved: dict[tuple[str, int], tuple[TensorRef, int]] = {}
 
     def targets(self) -> tuple[Target, ...]:

@@ -1,1 +1,1 @@
-"""Mixtures of experts out of dense models."""
+"""Plans mixtures of experts made from dense models."""

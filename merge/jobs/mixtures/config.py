@@ -1,4 +1,4 @@
-"""The config of a mixture: what the dense model's says, with nothing left to defaults, and what the layout adds."""
+"""The config of a mixture: that of the dense model with all defaults written out, and the layout's keys."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _DENSE_ONLY = ("architectures", "model_type", "auto_map", "quantization_config",
 
 
 def defaults() -> Mapping[str, Mapping[str, object]]:
-    """Family -> what transformers takes where a dense model's config.json does not say; layouts have other defaults."""
+    """Family -> transformers' defaults for keys that a dense model's config.json lacks; layouts differ."""
     return {family: found for layout in all_layouts().values() for family, found in layout.defaults.items()}
 
 
 def settled(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A dense model's config in which nothing is left to the defaults of its class."""
+    """A dense model's config with all defaults of its class written out."""
     full = {**_EVERYWHERE, **defaults()[config["model_type"]], **copy.deepcopy(dict(config))}
     if full.get("num_key_value_heads") is None:
         full["num_key_value_heads"] = full["num_attention_heads"]
@@ -34,7 +34,7 @@ def settled(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def window_of(config: Mapping[str, Any]) -> Window:
-    """Where a dense model (its config settled) attends to a window only."""
+    """The layers in which a dense model (defaults written out) attends to a window only."""
     n, family, types = config["num_hidden_layers"], config["model_type"], config.get("layer_types")
     has_switch = family in ("qwen2", "qwen3")
     size = config.get("sliding_window", 4096 if has_switch else None)
@@ -47,7 +47,7 @@ def window_of(config: Mapping[str, Any]) -> Window:
 
 
 def moe_config(layout: MoeLayout, config: Mapping[str, object], counts: Counts) -> dict[str, object]:
-    """The mixture's config: all that the dense model's (settled) says, and what the layout adds."""
+    """The mixture's config: the dense model's with defaults written out, and the layout's keys."""
     kept = {key: value for key, value in config.items() if key not in (*_WINDOW_KEYS, *_DENSE_ONLY)}
     if not layout.head_dim:
         kept.pop("head_dim", None)

@@ -1,4 +1,4 @@
-"""Whether the models of a recipe can become a mixture of experts, and of which layout: every problem, by name."""
+"""Checks that the models of a recipe can become a mixture of experts, and chooses the layout."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from merge.recipe.model import Recipe
 
 EMBEDDING, NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
 STACK = "model.layers."
-DEAD_NEURONS = 128  # of a shared expert of zeros, where the layout asks for one and the recipe has none
+DEAD_NEURONS = 128  # of a shared expert of zeros, for layouts that need one and recipes without one
 
 
 def choose_layout(recipe: Recipe, mixture: Mixture, inputs: Inputs) -> MoeLayout:
-    """The layout that is asked for, or else fits the models; RecipeError if some model does not fit it."""
+    """The recipe's layout, or the first that fits the models; RecipeError if a model does not fit it."""
     family = inputs.donor.config.get("model_type")
     known = ", ".join(dict.fromkeys(each for layout in all_layouts().values() for each in layout.families))
     name = mixture.architecture
@@ -102,7 +102,7 @@ class Dense:
         self._note_sizes()
 
     def dtype(self, layer: int, projection: str = "gate_proj") -> str:
-        """Of an MLP's tensor: the recipe's, or the base's."""
+        """The dtype of an MLP's tensor: the recipe's, or the base's."""
         chosen = self.recipe.out_dtype or self.recipe.dtype
         if chosen is not None:
             return chosen
@@ -111,7 +111,7 @@ class Dense:
         return ref.dtype
 
     def _fitting(self, steps: Sequence[Step]) -> list[Step]:
-        """The steps of the rest without its MLPs; a tensor that the layout has no place for is a problem."""
+        """The steps of the rest without its MLPs; tensors that the layout does not have are problems."""
         stack = Stack(STACK, self.n_layers or len(steps))
         kept: list[Step] = []
         strange: list[str] = []
@@ -134,7 +134,7 @@ class Dense:
         return kept
 
     def _check_config(self) -> None:
-        """Sizes that everything else is measured by; RecipeError at once without them."""
+        """Sizes that all further checks need; without them, RecipeError at once."""
         for key in ("hidden_size", "num_attention_heads", "num_hidden_layers", "num_key_value_heads", "head_dim"):
             value = self.base.config.get(key)
             optional = value is None and key in ("num_key_value_heads", "head_dim")
@@ -154,7 +154,7 @@ class Dense:
         names = {step.name: None for step in self.rest}
         wanted = [EMBEDDING, NORM, *(f"{STACK}{i}.{s}" for i in range(self.n_layers) for s in self.layout.suffixes)]
         family = self.config["model_type"]
-        made = self.layout.zero_biases if family != self.layout.families[0] else ()  # of families that have none
+        made = self.layout.zero_biases if family != self.layout.families[0] else ()  # of families without biases
         lacking = [name for name in wanted if name not in names and not name.endswith(made)]
         if lacking:
             more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
@@ -180,7 +180,7 @@ class Dense:
             self._problems.append(Problem(message, self.recipe.where("base_model")))
 
     def _check_experts(self) -> None:
-        """Every expert has the MLPs of the base's layers, of the base's width and as many neurons as the others."""
+        """Checks that every expert has an MLP for each layer, of the base's width and with equally many neurons."""
         hidden = self.config["hidden_size"]
         first = next(iter(self._sources(0)))[1]
         self.neurons = first.shape[0] if first is not None and len(first.shape) == 2 else 0
@@ -220,7 +220,7 @@ class Dense:
         return (hidden, self.neurons) if tensor.endswith("down_proj.weight") else (self.neurons, hidden)
 
     def _sources(self, number: int) -> Iterator[tuple[str, TensorRef | None]]:
-        """Every MLP tensor of the base's layers, and where an expert has it."""
+        """Every MLP tensor of the base's layers, and the expert's tensor for it."""
         tensors = self.inputs.all[self.models[number]].tensors
         for layer in range(self.n_layers):
             for projection in PROJECTIONS:

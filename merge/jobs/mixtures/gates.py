@@ -1,4 +1,4 @@
-"""The router of a mixture of experts, found before the steps: hidden states of prompts in the base model.
+"""Computes the router of a mixture of experts before the steps: hidden states of prompts in the base model.
 
 A row is the mean state of an expert's positive prompts less that of the negative ones, at length 1; a prompt's state is
 that of its last token (or the mean over its tokens) where it enters a layer. The base runs a layer at a time: in memory
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
     from merge.layerwise import LayerRunner
 
 States = list[Any]  # of each prompt (1, token, hidden)
-Through = Callable[[Any, Any], Any]  # (prompt, its state in front of a layer) -> its state behind it
+Through = Callable[[Any, Any], Any]  # (prompt, its state before a layer) -> its state after the layer
 _LAYERS = "model.layers."
 BEFORE_CHECKS = True
 
 
 def find(context: Context, finding: RouterPrompts, tick: Callable[[], None]) -> None:
-    """Finds the rows of all routers, journals them, and hands them to the reader."""
+    """Computes the rows of all routers, journals them, and passes them to the reader."""
     keys = [gate_key(layer) for layer in range(len(finding.layers))]
     if not all(key in context.out.notes for key in keys):
         _RouterPass(context, finding).run(tick)
@@ -44,7 +44,7 @@ class _RouterPass:
     def __init__(self, context: Context, gates: RouterPrompts) -> None:
         self._context, self._gates = context, gates
         self._path = context.plan.models[gates.model].path
-        # The prompts of all rows in one list, and where those of each row are in it.
+        # The prompts of all rows in one list, and the indices of each row's prompts in it.
         self._prompts = gates.prompts
         self._spans: list[list[tuple[int, int]]] = []
         place = 0
@@ -82,7 +82,7 @@ class _RouterPass:
         for number, (layer, refs) in enumerate(zip(model.model.layers, self._gates.layers, strict=True)):
             found = {name: ref.shape for name, ref in refs.items()}
             wanted = {name: tuple(value.shape) for name, value in layer.state_dict().items()}
-            if found and found != wanted:  # the last layer is not run, and has none
+            if found and found != wanted:  # the last layer is not run and has no such function
                 self._refuse(number, found, wanted)
             tensors |= {f"{_LAYERS}{number}.{name}": ref for name, ref in refs.items()}
         pieces = {name: (whole_piece(name, ref.shape),) for name, ref in tensors.items()}
@@ -111,7 +111,7 @@ class _RouterPass:
         self._context.out.keep(gate_key(number), base64.b64encode(matrix.astype("<f4").tobytes()).decode())
 
     def _mean(self, states: States) -> npt.NDArray[np.float64]:
-        """Over prompts: of the last tokens, or of the means over tokens; zeros where there is no prompt."""
+        """Mean over prompts of the last tokens' states, or of the means over tokens; zeros without prompts."""
         total = np.zeros(self._gates.embedding.shape[1])
         for each in states:
             wide = each[0].double().numpy()

@@ -1,4 +1,4 @@
-"""build_mixture: a recipe with experts -> Plan. An ordinary plan: expert tensors are copies, or derived of one model.
+"""build_mixture: a recipe with experts -> Plan. Expert tensors are copies, or derived from one model.
 
 Sparse upcycling (Komatsuzaki et al. 2022, arXiv:2212.05055): every MLP becomes a router and several MLPs. Everything
 else is planned as a recipe of its own, of the base alone or of the experts merged (Branch-Train-MiX, Sukhbaatar et al.
@@ -41,7 +41,7 @@ def build_mixture(recipe: Recipe, plan_rest: Callable[[Recipe], Plan], *, shard_
     """Makes the plan of a mixture of experts from config files and tensor headers.
 
     Args:
-        plan_rest: plans all that is no expert, which is a recipe of its own.
+        plan_rest: plans everything but the experts, as a recipe of its own.
 
     Raises:
         RecipeError: with every problem there is.
@@ -49,7 +49,7 @@ def build_mixture(recipe: Recipe, plan_rest: Callable[[Recipe], Plan], *, shard_
     """
     mixture = recipe.mixture
     assert mixture is not None
-    inputs = open_inputs(recipe).value  # what is said of the models, the plan of the rest says
+    inputs = open_inputs(recipe).value  # the plan of the rest reports problems and notes of the models
     layout = choose_layout(recipe, mixture, inputs)
     rest = plan_rest(_rest(recipe, mixture))
     dense = Dense(recipe, mixture, inputs, layout, rest)
@@ -74,7 +74,7 @@ def build_mixture(recipe: Recipe, plan_rest: Callable[[Recipe], Plan], *, shard_
 
 
 def _rest(recipe: Recipe, mixture: Mixture) -> Recipe:
-    """The recipe of all that is not an expert: the base as it is, or the experts merged."""
+    """The recipe of everything but the experts: the base unchanged, or the experts merged."""
     assert recipe.base_model is not None
     if recipe.merge_method == "passthrough":
         return dataclasses.replace(recipe, mixture=None, models=(Source(recipe.base_model),), base_model=None)
@@ -115,7 +115,7 @@ def _side_files(dense: Dense, name: str, steps: Sequence[Step], index: str | Non
         rest,
         name="mixture-of-experts",
         paper="Komatsuzaki et al. 2022, Sparse Upcycling, arXiv:2212.05055",
-        formula=f"each MLP is {counts.n_experts} experts, of which a router weighs the best {counts.per_token}",
+        formula=f"each MLP has {counts.n_experts} experts; a router weighs the best {counts.per_token} for each token",
     )
     models = [model.source_model() for model in dense.inputs.all]
     home = Path(merge.output.__path__[0])

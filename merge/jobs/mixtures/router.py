@@ -30,12 +30,12 @@ Tokens = tuple[tuple[int, ...], ...]  # of each prompt
 
 
 def random_key(seed: int, what: str, expert: int) -> int:
-    """64 bits that name the random numbers of one thing in one expert."""
+    """A 64-bit key of the random numbers for one purpose in one expert."""
     return xxhash.xxh3_64_intdigest(f"{seed}\0{what}\0{expert}".encode())
 
 
 class Router:
-    """Makes the tensors that a layer's gates are read from.
+    """Makes the tensors of a layer's router.
 
     `gates` is what the run has to find for them first, `problems` what is wrong with the prompts.
     """
@@ -110,7 +110,7 @@ class Router:
 
 
 def gate_key(layer: int) -> str:
-    """Under which the run keeps what it found for a layer's router."""
+    """The key of the numbers that the run computes for a layer's router."""
     return f"gates {layer}"
 
 
@@ -143,7 +143,7 @@ class _Prompts:
 
 
 def _tokenizer(path: str) -> Callable[[str], list[int]]:
-    """tokenizer.json as it is, for which transformers is not needed; else what transformers makes of the rest."""
+    """tokenizer.json without transformers; other tokenizer files through transformers."""
     try:
         if os.path.isfile(file := os.path.join(path, "tokenizer.json")):
             from tokenizers import Tokenizer

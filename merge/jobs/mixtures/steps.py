@@ -1,4 +1,4 @@
-"""The steps of a mixture of experts: routers, experts' MLPs as copies or derived tensors, and all the rest."""
+"""The steps of a mixture of experts: routers, experts' MLPs as copies or derived tensors, everything else."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from merge.recipe.mixture import Expert
 
 
 class ExpertSteps:
-    """Turns what was found to fit into steps without a place in the output."""
+    """Turns models that fit into steps; offsets in the output are set later."""
 
     def __init__(self, dense: Dense, router: Router) -> None:
         self._dense, self._router = dense, router
@@ -88,7 +88,7 @@ class ExpertSteps:
     def _changed(
         self, ref: TensorRef, expert: Expert, number: int, layer: int, projection: str, name: str
     ) -> TensorRef:
-        """The tensor with some neurons redrawn, and with noise, where the recipe wants it."""
+        """The tensor, with some neurons redrawn and noise added if the recipe says so."""
         seed, ratio = self._recipe.seed, self._mixture.reinit
         if ratio and number < len(self._mixture.experts):
             parameters = {

@@ -1,4 +1,4 @@
-"""The plan of a pipeline: which stages are computed while they are read, and which have to be written first.
+"""Plans a pipeline: decides which stages are computed while they are read, and which are written first.
 
 A stage that is streamed is a checkpoint of derived tensors (merge/sources/stage.py): its sources, method and numbers go
 into the plans of those that use it, and nothing of it is ever on the disk. A stage that is written is planned with all
@@ -32,13 +32,13 @@ from merge.sources.stage import stage_tensor
 
 How = Literal["streamed", "written", "result"]
 _CONFIG = "config.json"
-_MOST_TIMES = 4  # that one stage is computed, where several others are made from it
+_MOST_TIMES = 4  # times that one stage is computed, if several others are made from it
 _OWN_FILES = frozenset({"README.md", _CONFIG, RECIPE_FILE, INDEX})
 
 
 @dataclass(frozen=True)
 class StagePlan:
-    """What is done with one stage.
+    """How one stage is carried out.
 
     Attributes:
         how: "streamed" into those that use it; "written" first, as they need it whole; or a "result" of the pipeline.
@@ -56,11 +56,11 @@ class StagePlan:
 
 @dataclass
 class PipelinePlanner:
-    """Plans stage after stage; `ready` has what the next ones can read.
+    """Plans one stage after another; `ready` has those that later ones can read.
 
     Args:
         out: directory of the last stage; other results, which are stages that nothing uses, go beside it.
-        stages_dir: where stages are written that others need; default OUT.stages.
+        stages_dir: directory of the stages that others need; default OUT.stages.
         keep: write every stage, for later runs to use.
     """
 
@@ -73,7 +73,7 @@ class PipelinePlanner:
     _done: dict[str, StagePlan] = field(default_factory=dict)
 
     def plan(self, stage: Stage) -> StagePlan:
-        """Plans one stage, those that it uses being planned; puts it where later ones find it.
+        """Plans one stage after those that it uses, and makes it available to later ones.
 
         Raises:
             RecipeError, CheckpointError: see build_plan.
@@ -129,7 +129,7 @@ class PipelinePlanner:
         return self.plan(stage) if any(self._done[name].how == "written" for name in self._needed(stage)) else planned
 
     def written(self, stage: StagePlan) -> None:
-        """Later stages read this one from where it now is."""
+        """Makes later stages read this one from its directory."""
         assert stage.directory is not None
         found = open_checkpoint(ModelRef(stage.name, os.path.abspath(stage.directory)))
         files = tuple(replace(file, made_from=plan_digest(stage.plan)) for file in found.files)
@@ -190,18 +190,18 @@ def _in_stage(problem: Problem, stage: Stage) -> Problem:
 
 
 def stages_dir_of(out: Path) -> Path:
-    """Where the stages of a pipeline are written that others need."""
+    """The directory of the stages that others need."""
     return out.with_name(out.name + ".stages")
 
 
 def _times(pipeline: Pipeline, stage: Stage) -> int:
-    """How often a stage is computed at the most: the number of ways from it to a result."""
+    """How often a stage is computed at most: the number of paths from it to a result."""
     users = [other for other in pipeline.stages if stage.name in other.uses]
     return sum(_times(pipeline, user) for user in users) if users else 1
 
 
 def not_by_blocks(plan: Plan) -> str:
-    """What of a plan needs its tensors whole, or more than the kernels; "" if nothing does."""
+    """Why a plan needs whole tensors, or more than kernels; "" if it does not."""
     if plan.findings:
         return plan.findings[0].what
     if not _is_plain(plan, _PLAN_FIELDS) or not all(_is_plain(step, _STEP_FIELDS) for step in plan.steps):
@@ -224,7 +224,7 @@ def not_by_blocks(plan: Plan) -> str:
     return ""
 
 
-# What streaming knows how to carry over; a plan that says anything else is carried out by the engine.
+# Fields that streaming supports; a plan with any other is carried out by the engine.
 _PLAN_FIELDS = frozenset(
     ("name", "method", "seed", "models", "base_model", "steps", "shards", "side_files", "allow", "notes")
 ).union(
@@ -270,7 +270,7 @@ def _source(plan: Plan, step: Step) -> TensorRef:
 
 
 def _to_be_written(stage: StagePlan) -> Checkpoint:
-    """The checkpoint that will lie there; only the times of its files are not known yet."""
+    """The checkpoint that the stage will be; only its files' times are unknown."""
     plan, folder = stage.plan, os.path.abspath(stage.directory or "")
     tensors = {
         step.name: Stored(step.name, step.dtype, step.shape, f"{folder}/{step.file}", step.offset)

@@ -1,4 +1,4 @@
-"""run_pipeline: the stages of a pipeline, those that have to be written before those that read them.
+"""run_pipeline: carries out the stages of a pipeline, written stages before those that read them.
 
 A written stage is an ordinary output with its own journal and manifest. Beside it, STAGES/.NAME.json says which plan it
 was made by, from which files; while these and its own are the same it is not made again. A kill anywhere is followed by
@@ -37,12 +37,12 @@ from merge.plan import SourceFile
 from merge.recipe.pipeline import Pipeline
 
 _LOCK = "run.lock"
-StageProgress = Callable[[str, int], None]  # name of the stage, bytes done over all stages
+StageProgress = Callable[[str, int], None]  # (name of the stage, bytes finished over all stages)
 
 
 @dataclass(frozen=True)
 class StageReport:
-    """What was done with one stage; `report` is None where it was streamed, or unchanged since an earlier run."""
+    """The result of one stage; `report` is None if it was streamed, or unchanged since an earlier run."""
 
     name: str
     how: How
@@ -68,11 +68,11 @@ def run_pipeline(
 
     Args:
         out, threads, max_ram, device, force, shard_bytes: as for run_plan and build_plan.
-        stages_dir: where stages are written that cannot be streamed; default `out`.stages.
-        keep_stages: write every stage and leave it there; else those written are removed when all is done.
+        stages_dir: directory of the stages that cannot be streamed; default `out`.stages.
+        keep_stages: write and keep every stage; otherwise written stages are removed at the end.
 
     Raises:
-        MergeError: see merge.errors; what is done stays, and the same call goes on with it.
+        MergeError: see merge.errors; finished work stays, and the same call resumes it.
     """
     folder = None if stages_dir is None else Path(stages_dir)
     planner = PipelinePlanner(pipeline, Path(out), folder, keep_stages, shard_bytes)
@@ -134,7 +134,7 @@ def run_planned(
 
 
 def _finished(planned: tuple[StagePlan, ...], report: Report) -> tuple[StageReport, ...]:
-    """Of an earlier call that was killed when only the stages were left to remove."""
+    """The reports of an earlier call that was killed when only the stages were left to remove."""
     *earlier, last = planned
     reports = [
         StageReport(each.name, each.how, str(each.directory) if each.directory else None, each.how != "streamed", None)
@@ -152,7 +152,7 @@ def _check(
     max_ram: int | None,
     force: bool,
 ) -> None:
-    """What would stop a later stage is said before the first one begins."""
+    """Reports what would stop a later stage before the first one begins."""
     for stage in planned:
         if stage.directory is not None:
             memory.budget(stage.plan, threads, max_ram, device)
@@ -189,7 +189,7 @@ def _note(folder: Path, name: str) -> Path:
 
 
 def _noted(folder: Path, name: str) -> dict[str, object] | None:
-    """What is known of how a stage was made; None if nothing is."""
+    """The record of how a stage was made; None if there is none."""
     try:
         found = parse_json(_note(folder, name).read_bytes())
     except (OSError, ValueError):
@@ -198,7 +198,7 @@ def _noted(folder: Path, name: str) -> dict[str, object] | None:
 
 
 class _Stages:
-    """The directory in which stages are written, and what is known of each. Context manager: held by one run."""
+    """The directory of written stages, with a record of each. A context manager that one run holds."""
 
     def __init__(self, folder: Path, device: str, needed: bool) -> None:
         self._folder, self._device, self._needed = folder, device, needed
@@ -228,7 +228,7 @@ class _Stages:
         self._lock.release()
 
     def has(self, stage: StagePlan) -> bool:
-        """Whether it is there, made by the same plan from the same files, and as it was written."""
+        """Whether the stage exists, made by the same plan from the same files, and is unchanged."""
         assert stage.directory is not None
         noted = _noted(self._folder, stage.name)
         if noted is None or "files" not in noted or not stage.directory.is_dir():
@@ -247,7 +247,7 @@ class _Stages:
     def begin(self, stage: StagePlan) -> None:
         """Makes room for a stage that others need."""
         if stage.how == "written" and stage.directory is not None:
-            if stage.directory.is_dir() and placed(stage.directory) is None:  # `_check` saw that it is ours
+            if stage.directory.is_dir() and placed(stage.directory) is None:  # a pipeline's: `_check` made sure
                 shutil.rmtree(stage.directory)
             self._write(stage, {})
 
@@ -264,7 +264,7 @@ class _Stages:
             write_whole(_note(self._folder, stage.name), json.dumps(known).encode())
 
     def remove(self, planned: tuple[StagePlan, ...]) -> None:
-        """What this run wrote there, and nothing else; of stages only those that are planned here."""
+        """Removes what this run wrote there, and only the stages planned here."""
         if not self._needed:
             return
         for stage in planned[:-1]:

@@ -1,1 +1,1 @@
-"""Which tensors an output has: slices, modules, depth up-scaling."""
+"""Arranges the tensors of an output: slices, modules, depth up-scaling."""

@@ -1,4 +1,4 @@
-"""First layers unlike all others, whatever the config says: T5's has the position bias, ModernBERT's lacks a norm."""
+"""First layers that differ from all others by architecture: T5's has a position bias, ModernBERT's lacks a norm."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from merge.quoting import some
 
 
 class FirstLayer:
-    """What the first layer of a stack alone has (`more`), or alone lacks (`less`): what stands behind its number."""
+    """Tensors that only the first layer of a stack has (`more`) or lacks (`less`), by the end of their names."""
 
     def __init__(self, model: Input, stack: Stack) -> None:
         architecture = model.architecture
@@ -38,7 +38,7 @@ class FirstLayer:
             )
 
     def taken_from(self, suffix: str, out_layer: int, number: int) -> int | None:
-        """The layer that gives an output layer's tensor; None if the output layer does not have it."""
+        """The layer that provides an output layer's tensor; None if the output layer does not have it."""
         if suffix not in self.more:
             return number
         return 0 if out_layer == 0 else None

@@ -1,4 +1,4 @@
-"""Tensors outside the layers that hold a part for each of them: in a stack, every part goes with its layer."""
+"""Tensors outside the layers that hold a part for each layer: in a stack, each part follows its layer."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def divided_tensors(inputs: Inputs, tower: Tower) -> dict[str, int]:
 def part_targets(
     recipe: Recipe, inputs: Inputs, tower: Tower, layers: Sequence[StackedLayer], divided: Mapping[str, int]
 ) -> Iterator[Target | Problem]:
-    """A target for each of these tensors, or what stands in its way."""
+    """A target for each of these tensors, or a problem."""
     for name, axis in divided.items():
         made = [_alike(tower, layer.part, name) for layer in layers]
         if any(each != made[0] for each in made):
@@ -61,7 +61,7 @@ def part_targets(
 
 
 def _alike(tower: Tower, part: Slice, name: str) -> object:
-    """What has to be the same in all slices."""
+    """The settings that must be the same in all slices."""
     method = get_method(part.merge_method or tower.method)
     assert method is not None  # the recipe was checked against the registry
     shared = (part.parameters, *tower.settings)
@@ -78,7 +78,7 @@ def _slot(
     origins: Sequence[tuple[int, int]],
     settings: tuple[Settings, ...],
 ) -> Slot:
-    """The tensor put together of the parts of these (model, layer); as it is in a model whose layers stay in place."""
+    """The tensor assembled from the parts of these (model, layer); unchanged if the layers stay in place."""
     models = list(dict.fromkeys(model for model, _ in origins))
     counts = [stack.n_layers for model in models if (stack := tower.stack(inputs.all[model])) is not None]
     refs = [ref for model in models if (ref := inputs.all[model].tensors.get(name)) is not None]
@@ -87,7 +87,7 @@ def _slot(
         for ref, count in zip(refs, counts, strict=True)
     )
     whole = len(models) == 1 and [layer for _, layer in origins] == list(range(counts[0]))
-    if whole or not fits:  # where a model lacks it, or has it in another size, that is reported like of any tensor
+    if whole or not fits:  # if a model lacks it, or has another size, that is reported as for any tensor
         return Slot(models[0], name, settings)
     parts = [(models.index(model), layer) for model, layer in origins]
     return Slot(models[0], name, settings, made=layer_parts(name, refs, axis, counts, parts))

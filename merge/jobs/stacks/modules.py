@@ -1,4 +1,4 @@
-"""Modules: the towers that a model consists of, found in the names of its tensors.
+"""Modules: the towers of a model, found by the names of its tensors.
 
 Their names are mergekit's: text_decoder, vision_tower, multi_modal_projector; encoder, decoder, shared; default for a
 model that is one tower. A recipe may also name a module by what its tensors' names begin with.
@@ -29,7 +29,7 @@ _ALIASES = {
     "projector": PROJECTOR,
     "connector": PROJECTOR,
 }
-# Parts of names that lead from a tower to the text model; the rest of what is theirs lies in the towers.
+# Parts of a model between a tower and the text model; their other tensors are in the towers.
 _PROJECTORS = frozenset(
     (
         *("multi_modal_projector", "mm_projector", "connector", "projector", "merger", "deepstack_merger_list"),
@@ -38,11 +38,11 @@ _PROJECTORS = frozenset(
 )
 _VISION_PARTS = ("vision", "visual", "image_encoder", "vit")
 _AUDIO_PARTS = ("audio", "speech")
-SIDE_MODULES = (VISION, PROJECTOR, AUDIO)  # what a plain language model does not have
+SIDE_MODULES = (VISION, PROJECTOR, AUDIO)  # modules that a plain language model lacks
 
 
 class Modules:
-    """The modules of a model, by its tensors' names."""
+    """The modules of a model, by the names of its tensors."""
 
     def __init__(self, names: Iterable[str]) -> None:
         self._names = list(names)
@@ -72,7 +72,7 @@ class Modules:
 
 
 class Chosen:
-    """Which of the keys of a recipe's modules a tensor belongs to; `problems`: of keys that name no module."""
+    """Assigns tensors to the keys of a recipe's modules; `problems`: keys that name no module."""
 
     def __init__(self, recipe: Recipe, inputs: Inputs) -> None:
         self.problems: list[Problem] = []
@@ -115,14 +115,14 @@ class Chosen:
         return self._keys.get(self._modules.of(name), self._keys.get(DEFAULT))
 
     def kind(self, key: str) -> str:
-        """The module's name among those known here; a prefix has that of what lies below it."""
+        """The module's known name; for a prefix, that of the tensors below it."""
         for prefix, prefixed in self._prefixes:
             if key == prefixed:
                 return self._modules.of(f"{prefix}0.weight")
         return next((module for module, chosen in self._keys.items() if chosen == key), DEFAULT)
 
     def stack(self, key: str, model: Input) -> Stack | None:
-        """The layers of a module in one of the models: what its config confirms, else the longest run of numbers."""
+        """The layers of a module in one model: the stack that its config confirms, else the longest one."""
         for stack in (*([model.main] if model.main else []), *model.stacks):
             if self.key_of(stack.name(0, "weight")) == key:
                 return stack
@@ -131,7 +131,7 @@ class Chosen:
 
 
 def inputs_modules(inputs: Inputs) -> Modules:
-    """The modules of the donor, by which all inputs' tensors are sorted."""
+    """The modules of the donor, to which all inputs' tensors are assigned."""
     return modules_of(tuple(inputs.donor.tensors))
 
 
@@ -141,7 +141,7 @@ def modules_of(names: tuple[str, ...]) -> Modules:
 
 
 def side_modules(inputs: Inputs) -> Mapping[str, frozenset[int]]:
-    """Towers beside the donor's text model -> the inputs that have nothing of them (a plain language model)."""
+    """Towers beside the donor's text model -> the inputs without them (plain language models)."""
     modules = inputs_modules(inputs)
     lacking = {}
     for module in modules.found:
@@ -168,13 +168,13 @@ def _tower(name: str) -> str | None:
 
 
 def _root(name: str) -> str:
-    """The first part of a name that says something: model.decoder.layers.0 -> decoder."""
+    """The first specific part of a name: model.decoder.layers.0 -> decoder."""
     parts = name.split(".")
     return next((part for part in parts if part not in ("model", "transformer", "language_model")), "")
 
 
 def _common_prefix(names: list[str]) -> str:
-    """What all names have in common, in whole parts."""
+    """The common prefix of all names, in whole parts."""
     common = names[0].split(".")[:-1]
     for name in names:
         parts = name.split(".")

@@ -1,4 +1,4 @@
-"""The targets of slices: layers stacked on each other, and what lies before, behind and beside them."""
+"""Targets of slices: stacked layers, and the tensors before, after and beside them."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ _NO_LAYERS = 'has no stack of layers that its config confirms; merge it whole, w
 
 
 def _no_stack(model: Input, tower: Tower, stack: Stack) -> str | None:
-    """What keeps a run of numbered names from being a stack of layers."""
+    """Why a run of numbered names is not a stack of layers."""
     counts = layer_counts(model.config)
     if counts and stack.n_layers not in counts:
         return f"config.json declares {max(counts)} layers, and {stack.prefix} holds {stack.n_layers} for all of them"
@@ -119,7 +119,7 @@ def _layers(part: Slice) -> Iterator[tuple[float, tuple[int, ...]]]:
 def _layer_targets(
     inputs: Inputs, tower: Tower, layer: StackedLayer, t: float, stack: Stack, out_layer: int, first_layer: FirstLayer
 ) -> Iterator[Target]:
-    """The tensors of one output layer: the union of what its sources have in theirs."""
+    """The tensors of one output layer: the union of its sources' layers."""
     part, numbers = layer.part, layer.numbers
     suffixes = dict.fromkeys(first_layer.more) if out_layer == 0 else {}
     places = [inputs.place(source.model) for source in part.sources]
@@ -147,7 +147,7 @@ def _layer_targets(
 
 def _stack(tower: Tower, inputs: Inputs, place: int) -> Stack:
     stack = tower.stack(inputs.all[place])
-    assert stack is not None  # else a problem was found before
+    assert stack is not None  # otherwise a problem was reported before
     return stack
 
 

@@ -50,7 +50,7 @@ def lay_out_targets(recipe: Recipe, inputs: Inputs) -> Planned[Layout]:
 
 
 def _modules(recipe: Recipe, inputs: Inputs) -> Planned[Layout]:
-    """The towers that the recipe lists; what belongs to none of them is copied from the donor."""
+    """The towers that the recipe lists; all other tensors are copied from the donor."""
     chosen, said = Chosen(recipe, inputs), Said()
     said.problems += chosen.problems
     targets: dict[str, Target] = {}

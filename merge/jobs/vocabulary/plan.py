@@ -112,7 +112,7 @@ def _source(recipe: Recipe, inputs: Inputs) -> tuple[int | None, ModelRef | None
 
 
 def _is(ref: ModelRef, model: ModelRef) -> bool:
-    """Whether a tokenizer_source names a model, or the adapter that it has."""
+    """Whether a tokenizer_source names a model or the model's adapter."""
     return ref == model or (model.adapter is not None and key_of(ref) == key_of(model.adapter))
 
 
@@ -147,7 +147,7 @@ def _choose(
 
 
 def _without_row(inputs: Inputs, tokenizers: Sequence[Tokenizer], chosen: Sequence[Tokenizer]) -> tuple[str, ...]:
-    """Added tokens of the output that no model has a row for, since their number lies behind its last row."""
+    """Added tokens of the output without a row in any model: their ids are beyond the last row."""
     rows = [vocabulary_rows(model) for model in inputs.all]
     behind: dict[str, Tokenizer] = {}
     for tokenizer in chosen:

@@ -29,7 +29,7 @@ from merge.vocabulary.memory import TokenizerMemory
 from merge.vocabulary.tokenizer import Tokenizer
 from merge.vocabulary.union import Union
 
-Pairs = dict[int, list[tuple[int, int]] | None]  # output row -> (model, its row) of those it is the mean of
+Pairs = dict[int, list[tuple[int, int]] | None]  # output row -> the (model, row) pairs that it is the mean of
 _AUXILIARY = ("bias", "decoder", "head", "logits", "predictions", "embed_tokens")
 
 
@@ -42,7 +42,7 @@ class Vocabulary:
         owner: index in Inputs.all of the model whose tokenizer it is; None for one that is not merged.
         ids: token -> id in the output.
         donor: the tokenizer of the model whose config.json is the output's.
-        memory: what all tokenizers take that were read for it.
+        memory: bytes of all tokenizers that were read for it.
     """
 
     tokenizer: Tokenizer
@@ -53,7 +53,7 @@ class Vocabulary:
     memory: TokenizerMemory
 
     def adapted(self, config: dict[str, object]) -> Planned[dict[str, object]]:
-        """A configuration of the donor with the token ids (eos_token_id ...) of this vocabulary."""
+        """A config of the donor with the token ids (eos_token_id ...) of this vocabulary."""
         return renumbered(config, self.donor.vocabulary, self.ids, self.tokenizer.named)
 
 
@@ -73,7 +73,7 @@ def vocabulary_rows(model: Input) -> int:
 
 
 def vocabulary_tensors(model: Input) -> list[str]:
-    """Tensors with an entry for each token: embeddings, heads, and what is as long and lies outside the layers."""
+    """Tensors with an entry for each token: embeddings, heads, and equally long tensors outside the layers."""
     rows = vocabulary_rows(model)
     hidden = next(ref.shape[1] for name, ref in model.tensors.items() if is_embedding(name) and len(ref.shape) == 2)
     found = []
@@ -89,7 +89,7 @@ def vocabulary_tensors(model: Input) -> list[str]:
 
 
 class Arranger:
-    """Gives every model's vocabulary tensors the rows of the output's vocabulary."""
+    """Arranges every model's vocabulary tensors in the order of the output's vocabulary."""
 
     def __init__(
         self,
@@ -150,7 +150,7 @@ class Arranger:
         return self.said.with_value(dataclasses.replace(self.inputs, all=tuple(models)))
 
     def _group(self, name: str) -> list[int]:
-        """The models that a tensor is merged from, the base among them."""
+        """The models that a tensor is merged from, including the base."""
         slices = self.recipe.slices
         if not slices:
             return list(range(len(self.inputs.all)))
@@ -160,7 +160,7 @@ class Arranger:
         return sorted({self.inputs.place(ref) for ref in refs})
 
     def _arranged(self, model: int, name: str) -> TensorRef | None:
-        """A model's tensor in the output's order; None where it stays as it is, or cannot be arranged."""
+        """A model's tensor in the output's order; None if it stays unchanged or cannot be arranged."""
         ref = self.inputs.all[model].tensors[name]
         rows = self._rows_of(ref)
         identity = self.n_rows == rows and bool((self.own[model] == np.arange(rows)).all())
@@ -197,7 +197,7 @@ class Arranger:
         return False
 
     def _map(self, model: int, name: str, others: Sequence[int]) -> tuple[RowMap, list[int]]:
-        """A model's map for one tensor, and the other models whose rows it takes."""
+        """A model's row map for one tensor, and the other models whose rows it uses."""
         own = self._present(model, name)
         settled = own >= 0
         pairs: Pairs = {}
@@ -250,7 +250,7 @@ class Arranger:
         return np.asarray(left, np.int64)
 
     def _configured(self, token: str, row: TokenRow, name: str) -> list[tuple[int, int]] | None:
-        """What `tokens` says of a token; None, with a problem noted, if there is no such row."""
+        """The row that `tokens` names for a token; None, with a problem noted, if there is no such row."""
         if row.kind == "zero":
             return []
         assert row.model is not None

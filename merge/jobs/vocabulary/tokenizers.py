@@ -1,4 +1,4 @@
-"""The side files of the output: tokenizer and chat template of one input, everything else of the config's donor.
+"""Side files of the output: tokenizer and chat template of one input, everything else from the config's donor.
 
 Notes say which inputs number tokens otherwise where nothing arranges them, and which files the donor lacks.
 """
@@ -32,9 +32,9 @@ _GENERATION = "generation_config.json"
 
 
 def check_tokenizers(recipe: Recipe, inputs: Inputs) -> Planned[TokenizerMemory]:
-    """A note for every input that numbers tokens otherwise, for recipes that do not ask for an order of tokens.
+    """Notes on inputs with other token ids, for recipes without a tokenizer_source.
 
-    Returns: the memory that this took.
+    Returns: the bytes that this took.
     """
     keeper = _tokenizer_donor(recipe, inputs)
     donor = keeper.checkpoint
@@ -78,7 +78,7 @@ def _rows(model: Input) -> int:
 
 
 def copied_files(recipe: Recipe, inputs: Inputs, vocabulary: Vocabulary | None) -> Planned[tuple[SideFile, ...]]:
-    """What is copied into the output: tokenizer, templates, generation and processor files, code."""
+    """The files copied into the output: tokenizer, templates, generation and processor files, code."""
     said = Said()
     donor = inputs.donor.checkpoint
     keeper = _tokenizer_donor(recipe, inputs).checkpoint
@@ -120,12 +120,12 @@ def _generation(keeper: Checkpoint, donor: Checkpoint, vocabulary: Vocabulary | 
 
 
 def _goes_with_tokenizer(name: str, directory: str) -> bool:
-    """Generation has token ids, so it goes with the tokenizer."""
+    """The generation config has token ids, so it comes from the tokenizer's model."""
     return is_tokenizer_file(name) or name == _GENERATION or name in tokenizer_code(directory)
 
 
 def _lacking(inputs: Inputs, names: Sequence[str]) -> Iterator[str]:
-    """Files of other inputs that tell how the model is used, and that the donor does not have."""
+    """Notes on other inputs' files about how the model is used, if the donor lacks them."""
     for model in inputs.all[1:]:
         path = model.checkpoint.path
         lacking = [
@@ -141,7 +141,7 @@ def _lacking(inputs: Inputs, names: Sequence[str]) -> Iterator[str]:
 
 
 def _template(recipe: Recipe, inputs: Inputs) -> Planned[str | None]:
-    """The chat template that the recipe asks for; None for the tokenizer's own."""
+    """The recipe's chat template; None for the tokenizer's own."""
     asked = recipe.chat_template
     if asked != "auto":
         return Planned(asked if asked is None or chat.is_text(asked) else chat.NAMED[asked])
@@ -152,7 +152,7 @@ def _template(recipe: Recipe, inputs: Inputs) -> Planned[str | None]:
 
 
 def adapter_notes(inputs: Inputs) -> Iterator[str]:
-    """A note for every adapter that came with a tokenizer or a chat template of its own that is not taken."""
+    """Notes on adapters whose own tokenizer or chat template is not used."""
     for model in inputs.all:
         own, theirs = model.checkpoint.adapter_path, model.checkpoint.tokenizer_path
         if own is None or own == theirs or model.ref.adapter is None or not has_tokenizer(own):
@@ -172,7 +172,7 @@ def _other_template(theirs: str, own: str) -> str | None:
 
 
 def _numbering(first: str, second: str) -> str | None:
-    """What differs in two directories' numbering; None if it is the same, or if a file is missing to compare."""
+    """How the token ids of two directories differ; None if they do not, or a file is missing."""
     donor, other = Path(first) / _FILE, Path(second) / _FILE
     if not donor.is_file() or not other.is_file() or filecmp.cmp(donor, other, shallow=False):
         return None
@@ -180,7 +180,7 @@ def _numbering(first: str, second: str) -> str | None:
 
 
 def _difference(donor: Path, other: Path) -> str | None:
-    """What differs in the numbering; None if it is the same."""
+    """How the token ids differ; None if they do not."""
     ours, theirs = _vocabulary(donor), _vocabulary(other)
     moved = sum(theirs.get(token) != number for token, number in ours.items())
     new = sum(token not in ours for token in theirs)
@@ -188,7 +188,7 @@ def _difference(donor: Path, other: Path) -> str | None:
 
 
 def _vocabulary(path: Path) -> dict[str, int]:
-    """token -> number, added tokens included; empty for a file that is not understood"""
+    """token -> id, including added tokens; empty for a file of unknown form"""
     try:
         data: Any = read_json(str(path), unique=False)
         vocabulary = data["model"]["vocab"]
