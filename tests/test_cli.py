@@ -222,7 +222,7 @@ def test_plan_shows_the_merge_and_writes_nothing(call_cli: Run, recipe: Path) ->
         (["plan", "typo.yaml"], 2, "typo.yaml:1", 'unknown method "tees"'),
         (["verify", "nothing"], 1, None, "nothing is not a finished output"),
         (["diff", "nothing", "base"], 1, None, "nothing"),
-        (["run", "tiny.yaml", "-o", ""], 2, None, "a path that is empty"),
+        (["run", "tiny.yaml", "-o", ""], 2, None, "the path is empty"),
     ],
 )
 def test_failures_are_json_too(
@@ -241,7 +241,7 @@ def test_an_empty_path_is_a_usage_error(call_cli: Run, recipe: Path, args: list[
     before = sorted(recipe.parent.rglob("*"))
     code, out, err = call_cli(args)
     assert (code, out) == (2, "")
-    assert "a path that is empty" in err
+    assert "the path is empty" in err
     assert sorted(recipe.parent.rglob("*")) == before
 
 

@@ -120,7 +120,7 @@ def test_flags_stand_over_all_tasks_and_some_do_not_go(tmp_path: Path) -> None:
         load_tasks(str(file), {"data": ["x"]})
     for words_, message in (
         ([str(file), "--show", "1"], "--show: the config has several tasks"),
-        (["--workers", "2"], "--workers: belongs to a config with tasks"),
+        (["--workers", "2"], "--workers: only for a config with tasks"),
     ):
         done = CliRunner().invoke(cli, ["finetune", *words_])
         assert isinstance(done.exception, UsageError)

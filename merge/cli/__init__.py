@@ -36,7 +36,7 @@ _ORDER = (
 
 
 def _verbs() -> dict[str, str]:
-    """verb -> what it does, as the first line of its file says: `merge VERB: What it does.`"""
+    """verb -> what it does, from the first line of its file: `merge VERB: What it does.`"""
     found = {}
     for file in Path(__file__).parent.glob("*.py"):
         with file.open(encoding="utf-8") as lines:
@@ -127,14 +127,14 @@ def main() -> None:
         message = f"out of memory. Use fewer --threads, give --max-ram, or free some memory.{kept}"
         _problems(invocation, message)
         _end(message, 1)
-    except OSError as error:  # the machine's doing: what can be said better is said where it happens
+    except OSError as error:  # errors of the machine; those with a better message are caught where they happen
         place = f"{error.filename}: " if error.filename else ""
         message = f"{place}{error.strerror or error}."
         _problems(invocation, message)
         _end(message, 1)
 
 
-# How Python and the loader of libraries say so.
+# The wording of Python and the library loader.
 _NO_MEMORY = ("can't start new thread", "can't allocate lock", "cannot allocate memory", "failed to map segment")
 _MOST_PROBLEMS = 12
 
@@ -142,7 +142,7 @@ _MOST_PROBLEMS = 12
 def _interrupted(error: BaseException) -> str:
     from merge.errors import is_kept
 
-    # click puts an error of its own around Ctrl-C
+    # click wraps Ctrl-C in its own error
     kept = is_kept(error) or (error.__cause__ is not None and is_kept(error.__cause__))
     return "Interrupted. Finished work is kept; run the same command to resume." if kept else "Interrupted."
 
@@ -169,7 +169,7 @@ def _end(message: str, code: int) -> NoReturn:
 
 
 def _shortened(error: Exception) -> str:
-    """The message; of very many problems the first ones."""
+    """The message; with very many problems, the first ones."""
     from merge.errors import RecipeError, folded
 
     if not isinstance(error, RecipeError):
@@ -183,7 +183,7 @@ def _shortened(error: Exception) -> str:
 
 
 class _Terminated(BaseException):
-    """SIGTERM: an end like that by Ctrl-C, so that threads, files and the lock are left in order."""
+    """SIGTERM, handled like Ctrl-C, so that threads, files and the lock are closed properly."""
 
 
 @contextlib.contextmanager

@@ -35,7 +35,7 @@ Saved results are compared as they are; models are evaluated first, with the opt
 @click.option(
     "--merge", "merge", help="The merges to compare, separated by commas.  [default: all whose parents are given]"
 )
-@click.option("--parents", help="The models to compare with, separated by commas.  [default: what it was made of]")
+@click.option("--parents", help="The models to compare with, separated by commas.  [default: those it was made of]")
 @click.option("--csv", "csv_file", type=PATH, help="Write the table as CSV.")
 @click.option("--markdown", type=PATH, help="Write it as Markdown.")
 @html_option
@@ -131,7 +131,7 @@ def names_of(text: str | None) -> list[str]:
 
 
 def _results(sources: tuple[str, ...], asked: dict[str, object]) -> Results:
-    """What is in the files, or what the models score."""
+    """The saved results, or those of evaluating the models."""
     saved = [source for source in sources if source.endswith(".json")]
     if not saved:
         return judging(asked).judge(sources)

@@ -32,7 +32,12 @@ Interrupted or killed, the same command resumes where it stopped.""",
 @out_option
 @click.option("--dtype", help="bf16, fp16, fp32 or another float type.  [default: each tensor's own]")
 @shard_size_option
-@click.option("--allow", multiple=True, type=click.Choice(_ALLOW), help="Allow such numbers; may be repeated.")
+@click.option(
+    "--allow",
+    multiple=True,
+    type=click.Choice(_ALLOW),
+    help="Allow results that overflow, or NaN and infinity; may be repeated.",
+)
 @threads_option
 @max_ram_option
 @click.option("--force", is_flag=True, help="Replace an existing result; discard unfinished other work.")
@@ -50,7 +55,7 @@ def command(
     quiet: bool,
     as_json: bool,
 ) -> None:
-    """Write MODEL as safetensors, in another dtype or other shards, and say what the rounding changed."""
+    """Write MODEL as safetensors, in another dtype or other shards, and report what the rounding changed."""
     from merge.engine.run import run_plan
     from merge.errors import NumbersError
     from merge.output.manifest import read_manifest

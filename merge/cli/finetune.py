@@ -101,9 +101,11 @@ Interrupted or killed, the same command resumes where it stopped.""",
 @click.argument("words", nargs=-1, metavar="[CONFIG.yaml | MODEL | continue ADAPTER [CONFIG.yaml]]")
 @_with_keys
 @click.option("--show", type=click.IntRange(1), metavar="N", help="Print N examples with their loss mask, and stop.")
-@click.option("--strategy", metavar="A,B", help="Of a config with tasks: simultaneous, sequential, parallel.")
+@click.option("--strategy", metavar="A,B", help="For a config with tasks: simultaneous, sequential, parallel.")
 @click.option("--workers", type=click.IntRange(1, 64), help="Processes of the parallel strategy.")
-@click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Default: a GPU if there is one.")
+@click.option(
+    "--device", type=click.Choice(["cpu", "cuda"]), help="Device to train on.  [default: a GPU if there is one]"
+)
 @click.option(
     "--threads", type=click.IntRange(1, 1024), help="Threads of torch.  [default: OMP_NUM_THREADS, or all processors]"
 )
@@ -164,21 +166,21 @@ def command(
 
 
 def _has_tasks(words: tuple[str, ...], strategy: str | None, workers: int | None, show: int | None) -> bool:
-    """Whether this is a config with tasks. Raises UsageError for flags that do not go with what it is."""
+    """Whether this is a config with tasks. Raises UsageError for flags of the other kind of config."""
     from finetune.before import is_task_file
     from merge.errors import UsageError
 
     found = len(words) == 1 and is_task_file(words[0])
     if found and show is not None:
-        raise UsageError("--show: the config has several tasks; show the data of one by a config of its own.")
+        raise UsageError("--show: the config has several tasks. Write a config with one of them to see its data.")
     if not found and (strategy is not None or workers is not None):
         flag = "--workers" if strategy is None else "--strategy"
-        raise UsageError(f"{flag}: belongs to a config with tasks; see docs/finetune.md.")
+        raise UsageError(f"{flag}: only for a config with tasks; see docs/finetune.md.")
     return found
 
 
 def _given(flags: dict[str, Any]) -> dict[str, list[str]]:
-    """The flags that were given, as texts."""
+    """The given flags, as strings."""
     return {
         name: [str(value).lower() if isinstance(value, bool) else value]
         if not isinstance(value, tuple)
@@ -289,7 +291,7 @@ _SHOWN = {"loss": "loss", "eval_loss": "validation"}
 
 
 class _Lines:
-    """A line for each logged loss, with the time that is left, counted from the first step on."""
+    """A line for each logged loss, with the time left, estimated from the first step on."""
 
     def __init__(self) -> None:
         self._first: tuple[int, float] | None = None

@@ -30,7 +30,7 @@ Examples:
 @click.argument("numbers", nargs=-1, type=click.UNPROCESSED)
 @click.option("--absmax", type=float, help="INT8's and NF4's largest magnitude.  [default: that of the numbers]")
 @click.option("--model", help="A checkpoint whose weights are rounded to each format: directory or hub id.")
-@click.option("--threads", type=click.IntRange(1, 1024), help="With --model.  [default: all processors]")
+@click.option("--threads", type=click.IntRange(1, 1024), help="Threads for --model.  [default: all processors]")
 @no_bar_option
 @json_flag("Print JSON.")
 def command(
@@ -91,7 +91,7 @@ def _percent(share: float) -> str:
 
 
 def _plain(stored: InFormat) -> dict[str, object]:
-    """For JSON, which has no infinity and no NaN: those are texts."""
+    """For JSON, which has neither infinity nor NaN: they become strings."""
 
     def plain(value: float) -> float | str:
         return value if math.isfinite(value) else str(value)

@@ -31,7 +31,7 @@ Examples:
     "--chat/--no-chat", default=None, help="Use the model's chat template.  [default: in a conversation, if it has one]"
 )
 @click.option("--system", help="System message, with --chat.")
-@click.option("--max-tokens", type=click.IntRange(1), help="New tokens at most.  [default: 256, or what the model has]")
+@click.option("--max-tokens", type=click.IntRange(1), help="Maximum of new tokens.  [default: 256, or the model's]")
 @click.option(
     "--temperature", type=click.FloatRange(0), default=0.0, show_default=True, help="0: always the most likely token."
 )
@@ -72,7 +72,7 @@ def command(
     if "" in stop:
         raise UsageError("--stop: expected some text, found none.")
     if prompts is None and not sys.stdin.isatty():
-        raise UsageError("merge generate: expected --prompt or --file. Without them it needs a terminal to talk in.")
+        raise UsageError("merge generate: expected --prompt or --file. Without them it chats, and needs a terminal.")
     if prompts is None and as_json:
         raise UsageError("--json: needs --prompt or --file.")
     sampling = Sampling(max_tokens, temperature, top_p, top_k, seed, stop)

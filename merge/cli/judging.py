@@ -40,7 +40,7 @@ _OPTIONS = (
     click.option("--system", help="System instruction."),
     click.option("--device", default="cpu", show_default=True, help="cpu, or cuda."),
     click.option("--dtype", help="float32, bfloat16 ...  [default: float32 on a CPU, else as stored]"),
-    click.option("--batch-size", type=click.IntRange(0), default=0, help="Sequences at once.  [default: found]"),
+    click.option("--batch-size", type=click.IntRange(0), default=0, help="Batch size.  [default: found by trying]"),
     click.option("--backend", default="hf", show_default=True, help="lm-eval's model type: hf, vllm, gguf ..."),
     click.option(
         "--model-args", default="", help="Further arguments of the backend, as lm-eval takes them: key=value,key=value."
@@ -61,7 +61,7 @@ def judging_options(function: Function) -> Function:
 
 @dataclass(frozen=True)
 class Judging:
-    """What is asked, and how. `judge` evaluates models given as text; `of` those already found, with other settings."""
+    """Tasks and settings of an evaluation. `judge` takes models as text, `of` located models and other settings."""
 
     tasks: tuple[Task, ...]
     settings: Settings
@@ -88,7 +88,7 @@ class Judging:
 
 
 def judging(asked: dict[str, Any]) -> Judging:
-    """From the options; raises UsageError for what is wrong with them."""
+    """Makes a Judging of the options; raises UsageError if they are wrong."""
     from merge.errors import UsageError
 
     _check_installed(asked["backend"])
@@ -139,7 +139,7 @@ def _check_dtype(name: str | None) -> None:
 
 
 def check_files(**files: Path | None) -> None:
-    """Raises UsageError for a file that cannot be written, before anything is computed for it. Keys are options."""
+    """Raises UsageError for an output file that cannot be written, before the work. Keys are options."""
     from merge.errors import UsageError
 
     for option, path in files.items():
@@ -148,7 +148,7 @@ def check_files(**files: Path | None) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Whole or not at all; straight into what is no regular file, such as /dev/stdout.
+    """Writes a file completely or not at all; writes directly to special files such as /dev/stdout.
 
     Raises:
         OutputError: it cannot be written.
@@ -166,7 +166,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def _arguments(text: str) -> dict[str, object]:
-    """`a=1,b=x` -> its values, numbers and booleans as such."""
+    """`a=1,b=x` -> a dictionary, with numbers and booleans parsed."""
     from merge.errors import UsageError
 
     found: dict[str, object] = {}
@@ -183,7 +183,7 @@ def _arguments(text: str) -> dict[str, object]:
 
 @contextmanager
 def _progress(quiet: bool) -> Iterator[Callable[[str, str, int, int], None]]:
-    """A bar for each model and task on stderr; a line for each where stderr is no terminal."""
+    """Progress on stderr: a bar for each model and task, or a line for each if stderr is not a terminal."""
     if quiet:
         yield lambda model, task, done, total: None
         return

@@ -46,8 +46,8 @@ def command() -> None:
 @click.argument("model")
 @click.argument("adapter")
 @out_option
-@click.option("--dtype", help="Of the result.  [default: the model's]")
-@click.option("--adapter-tokenizer", is_flag=True, help="With the adapter's tokenizer and chat template.")
+@click.option("--dtype", help="Dtype of the result.  [default: the model's]")
+@click.option("--adapter-tokenizer", is_flag=True, help="Take the adapter's tokenizer and chat template.")
 @threads_option
 @shard_size_option
 @click.option("--force", is_flag=True, help="Replace an existing result.")
@@ -106,13 +106,17 @@ Interrupted or killed, the same command resumes where it stopped.""",
 @click.argument("finetuned")
 @click.option("--base", required=True, help="The model that it was fine-tuned from.")
 @out_option
-@click.option("--rank", type=click.IntRange(1), help="Rank; with --energy the largest.  [default: 16]")
+@click.option("--rank", type=click.IntRange(1), help="Rank; with --energy, the maximum.  [default: 16]")
 @click.option("--energy", type=click.FloatRange(0, 1, min_open=True), help="Share of each difference to keep.")
-@click.option("--rank-pattern", "patterns", multiple=True, metavar="RE=RANK", help="Rank of modules that end so.")
+@click.option(
+    "--rank-pattern", "patterns", multiple=True, metavar="RE=RANK", help="Rank of the modules whose names end so."
+)
 @click.option("--include", multiple=True, metavar="PATTERN", help="Only modules of such names, e.g. '*.mlp.*'.")
 @click.option("--exclude", multiple=True, metavar="PATTERN", help="No modules of such names.")
-@click.option("--embeddings", is_flag=True, help="Factors for the token embedding and the head too.")
-@click.option("--save-modules", is_flag=True, help="Keep what differs and has no factors (norms, biases) whole.")
+@click.option("--embeddings", is_flag=True, help="Also extract factors for the token embedding and the head.")
+@click.option(
+    "--save-modules", is_flag=True, help="Keep tensors that differ and have no factors (norms, biases) whole."
+)
 @click.option(
     "--method",
     type=click.Choice(["randomized", "exact"]),

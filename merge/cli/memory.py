@@ -36,7 +36,7 @@ Examples:
     type=click.Choice(["inference", "full", "lora", "qlora", "merge"]),
     default="inference",
     show_default=True,
-    help="What the model is used for.",
+    help="What to do with the model.",
 )
 @click.option(
     "--dtype",
@@ -48,10 +48,10 @@ Examples:
     type=click.Choice(["cuda", "cpu"]),
     default="cuda",
     show_default=True,
-    help="Where it runs: on a GPU, training keeps frozen weights in bfloat16 and uses mixed precision.",
+    help="Device; on a GPU, training keeps frozen weights in bfloat16 and uses mixed precision.",
 )
 @click.option("--context", type=click.IntRange(1), help="Tokens of a sequence.  [default: 2048 or what it takes]")
-@click.option("--batch", type=click.IntRange(1), help="Sequences at once.  [default: 1]")
+@click.option("--batch", type=click.IntRange(1), help="Batch size.  [default: 1]")
 @click.option(
     "--optimizer",
     type=click.Choice(["adamw", "adam8bit", "sgd", "adafactor", "lion"]),
@@ -124,7 +124,7 @@ def command(
 
 
 def _of_config(file: str, device: str) -> tuple[str, Request]:
-    """The model of a config of merge finetune, and what it asks for. Raises UsageError for flags beside it."""
+    """Model and settings of a config of merge finetune. Raises UsageError for flags that it sets itself."""
     from finetune.config import load_config
     from merge.errors import UsageError
 
@@ -136,7 +136,7 @@ def _of_config(file: str, device: str) -> tuple[str, Request]:
         and context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
     ]
     if given:
-        raise UsageError(f"{', '.join(given)}: {file} says it; change it there.")
+        raise UsageError(f"{', '.join(given)}: set in {file}; change it there.")
     config = load_config(file)
     beside = Path(file).parent / config.model
     model = str(beside) if not Path(config.model).exists() and beside.exists() else config.model
@@ -144,7 +144,7 @@ def _of_config(file: str, device: str) -> tuple[str, Request]:
 
 
 def request_of(config: Config) -> Request:
-    """What a config of merge finetune asks for.
+    """The settings of a config of merge finetune.
 
     Raises:
         UsageError: a way of training that is not predicted.

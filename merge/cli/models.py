@@ -1,4 +1,4 @@
-"""What generate and classify share: the model, opened; lines of a file; text on stdout as it comes."""
+"""Shared by generate and classify: opening the model, reading lines of a file, printing text as it is generated."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def opened(text: str, kind: str | None = None, say: Callable[[str], None] = lambda text: None) -> Iterator[OpenedModel]:
-    """As load(); a recipe, of one document or several, is merged into a directory that is removed at the end."""
+    """Like load(); a recipe of one or several documents is merged into a temporary directory first."""
     from eval.models import directory, is_recipe, subjects
     from merge.loading import CAUSAL
     from merge.tools.loaded import load
@@ -32,7 +32,7 @@ def opened(text: str, kind: str | None = None, say: Callable[[str], None] = lamb
 
 
 def read_lines(path: Path) -> list[str]:
-    """The lines that are not blank. Raises UsageError if there is none, or the file is no text."""
+    """The non-blank lines of a file. Raises UsageError if there are none, or it is not text."""
     from merge.errors import UsageError
     from merge.textfile import read_text
 
@@ -43,7 +43,7 @@ def read_lines(path: Path) -> list[str]:
 
 
 def write(loaded: OpenedModel, what: list[dict[str, str]] | str, sampling: Sampling, show: bool) -> Iterator[str]:
-    """Pieces of what the model writes after a text or messages; `show`: also on stdout, as they come."""
+    """Generates pieces of text after a prompt or messages; `show`: also prints them as they come."""
     from merge.tools.generate import as_chat, generate
 
     prompt = what if isinstance(what, str) else as_chat(loaded, what)

@@ -41,7 +41,7 @@ class _NamedPath(click.Path):
         self, value: str | os.PathLike[str], param: click.Parameter | None, ctx: click.Context | None
     ) -> str | bytes | os.PathLike[str]:
         if not os.fspath(value):
-            self.fail("a path that is empty; name a file or directory (. is the working directory)", param, ctx)
+            self.fail("the path is empty; name a file or directory (. is the working directory)", param, ctx)
         return super().convert(value, param, ctx)
 
 
@@ -49,7 +49,7 @@ PATH = _NamedPath(path_type=Path)
 
 
 def json_flag(help: str) -> Callable[[Function], Function]:
-    """--json: the results as JSON on stdout. main() then prints what a failed command has to report as JSON too."""
+    """--json: results as JSON on stdout. If the command fails, main() prints its problems as JSON too."""
 
     def note(ctx: click.Context, param: click.Parameter, value: bool) -> bool:
         if isinstance(ctx.obj, Invocation):
@@ -98,7 +98,7 @@ no_bar_option = click.option("--quiet", is_flag=True, help="No progress bar.")
 
 
 def trust_option(function: Function) -> Function:
-    """Adds the option of verbs that load models: whose Python code may run. The command runs with them trusted."""
+    """Adds --trust-remote-code to a verb that loads models, and runs the command with these models trusted."""
 
     @functools.wraps(function)
     def command(*arguments: object, trust_remote_code: tuple[str, ...], **keywords: object) -> object:

@@ -1,4 +1,4 @@
-"""What `merge run` and `merge plan` do with several documents."""
+"""Shared by `merge run` and `merge plan`: recipes of several documents."""
 
 from __future__ import annotations
 

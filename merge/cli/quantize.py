@@ -70,7 +70,7 @@ def command(
     Embeddings, the head and norms stay unchanged.
     """
     if nested and not (dequantize and to == "nf4"):
-        raise UsageError("--nested: goes with --to nf4 --dequantize.")
+        raise UsageError("--nested: needs --to nf4 --dequantize.")
     if nested:
         need("--nested", "quantize", "bitsandbytes", otherwise="Or leave it out.")
     if not (no_perplexity or dequantize):
@@ -88,7 +88,7 @@ def command(
     except ValueError as error:
         raise UsageError(f"{error}.") from None
     if data is not None:
-        read_texts(data)  # what is wrong with it is said before the work
+        read_texts(data)  # its problems are reported before the work
     checkpoint = open_checkpoint(ref)
     total = sum(tensor.nbytes for tensor in checkpoint.tensors.values())
     with progress_bar(out.name, total, quiet or not sys.stderr.isatty()) as progress:
@@ -118,7 +118,7 @@ def command(
 
 
 def _print_errors(errors: dict[str, float]) -> None:
-    """By kind of layer: over all of them, and the worst."""
+    """Errors by kind of layer: over all of them, and of the worst."""
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)

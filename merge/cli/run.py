@@ -159,7 +159,7 @@ def _run_part(
 
 
 def run_single(plan: Plan, out: Path, options: dict[str, Any], quiet: bool, as_json: bool) -> None:
-    """Carries out one plan and says what was done; `options` are run_plan's."""
+    """Carries out one plan and prints its report; `options` are run_plan's."""
     from merge.engine.run import run_plan
 
     with progress_bar(plan.name, sum(step.nbytes for step in plan.steps), quiet or not sys.stderr.isatty()) as progress:

@@ -33,7 +33,7 @@ def talk(loaded: OpenedModel, sampling: Sampling, first: list[dict[str, str]], c
     chat = bool(first or loaded.tokenizer.chat_template) if chat is None else chat
     if chat:
         as_chat(loaded, [*first, {"role": "user", "content": "?"}])
-    how = "/new forgets what was said" if chat else "each line is continued on its own"
+    how = "/new starts over" if chat else "each line is continued on its own"
     click.echo(f"Ctrl-C stops an answer, Ctrl-D ends; {how}.", err=True)
     messages = list(first)
     while (text := _line()) is not None:
