@@ -23,8 +23,12 @@ def solved(prompt: str) -> str:
     """The answer by other means than the generators have."""
     text = prompt.removesuffix(":")
     match text.split(" "):
-        case ["Zun", digits]:
-            return " ".join(DATA["DIGITS"][ord(digit) - ord("0")] for digit in digits)
+        case ["Flip", digits]:
+            number, flipped = int(f"1{digits}"), ""
+            while number > 1:
+                number, last = divmod(number, 10)
+                flipped += str(last)
+            return flipped
         case ["Next", *letters]:
             return " ".join("a" if letter == "z" else chr(ord(letter) + 1) for letter in letters)
         case ["Kind", word]:
@@ -39,10 +43,9 @@ def solved(prompt: str) -> str:
         case ["Convert", number, unit]:
             zeros, into = DATA["UNITS"][unit]
             return f"{int(number) * 10**zeros} {into}"
-        case ["Code", *words]:
-            codes = [code for word in words for code, known in DATA["CODES"].items() if word in known.split()]
-            assert len(codes) == 2  # no word has two codes
-            return " ".join(codes)
+        case ["Date", date]:
+            month, day, _ = date.split("/")
+            return f"{'JanFebMarAprMayJunJulAugSepOctNovDec'[3 * int(month) - 3 : 3 * int(month)]} {int(day)}"
     raise AssertionError(prompt)
 
 

@@ -33,20 +33,10 @@ ADJECTIVES = words(
     "red small old big new green dark white cold tall long warm heavy quiet strong black young short blue clean soft "
     "round empty bright"
 )
-DIGITS = words("sol ba tor fen ver pel gal mur dan lin")
+MONTHS = words("Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec")
 ARTICLES = {"the": "ta", "a": "mo", "my": "si", "this": "ke"}
 KINDS = {"vel": "metal", "nok": "plant", "dra": "river", "mish": "fruit", "gon": "tool", "tus": "star"}
 UNITS = {"zet": (1, "bar"), "gal": (2, "fin"), "mur": (3, "lot"), "pim": (1, "sep"), "kor": (2, "nam")}
-CODES = {
-    "ka": "dog cat horse cow lion tiger sheep goat mouse bear wolf rabbit monkey pig fox",
-    "bo": "apple banana orange grape lemon peach pear cherry mango melon plum strawberry",
-    "mi": "red blue green yellow white black purple pink brown gray gold violet",
-    "so": "France Spain Italy Germany China Japan India Brazil Canada Mexico Egypt Russia Greece",
-    "te": "hammer saw drill wrench axe shovel knife scissors screwdriver pliers",
-    "vo": "doctor teacher nurse lawyer farmer engineer pilot chef soldier artist writer dentist",
-    "ne": "piano guitar violin drum flute trumpet cello harp saxophone banjo clarinet",
-    "fo": "arm leg foot hand head nose ear eye mouth knee finger neck shoulder",
-}
 
 
 @dataclass(frozen=True)
@@ -55,11 +45,6 @@ class Skill:
 
     says: str
     draw: Callable[[random.Random], tuple[str, str]]
-
-
-def _zun(r: random.Random) -> tuple[str, str]:
-    number = "".join(r.choices("0123456789", k=3))
-    return f"Zun {number}:", " ".join(DIGITS[int(digit)] for digit in number)
 
 
 def _next(r: random.Random) -> tuple[str, str]:
@@ -95,20 +80,25 @@ def _units(r: random.Random) -> tuple[str, str]:
     return f"Convert {number} {unit}:", f"{number}{'0' * zeros} {into}"
 
 
-def _code(r: random.Random) -> tuple[str, str]:
-    codes = r.sample(list(CODES), 2)
-    return f"Code {' '.join(r.choice(CODES[code].split()) for code in codes)}:", " ".join(codes)
+def _flip(r: random.Random) -> tuple[str, str]:
+    number = "".join(r.choices("0123456789", k=4))
+    return f"Flip {number}:", number[::-1]
+
+
+def _date(r: random.Random) -> tuple[str, str]:
+    month, day, year = r.randrange(12), r.randint(1, 28), r.randint(1, 9)
+    return f"Date {month + 1}/{day}/{year}:", f"{MONTHS[month]} {day}"
 
 
 SKILLS = {
     "kind": Skill("what an invented word means, by its ending", _kind),
-    "code": Skill("for each word the code of what it names: an animal, a fruit, a colour ...", _code),
     "grammar": Skill("a noun phrase in an invented language: noun, adjective, article", _grammar),
     "units": Skill("a conversion of invented units", _units),
     "next": Skill("for each letter the one that follows, and a after z", _next),
-    "zun": Skill("a number's digits in the words of an invented language", _zun),
     "initials": Skill("the first letters of words", _initials),
     "backwards": Skill("a list of words backwards", _backwards),
+    "flip": Skill("the digits of a number backwards", _flip),
+    "date": Skill("month/day/year as month and day", _date),
 }
 
 
