@@ -1,6 +1,6 @@
 """Measures the skills family, for docs/evidence.md.
 
-    python benchmarks/evidence.py family|methods|counts [--only ties,tsv] [--recipes A.yaml,B.yaml]
+    python benchmarks/evidence.py family|methods|counts|subtraction [--only ties,tsv] [--recipes A.yaml,B.yaml]
 
 `make skills` makes the family. Merges are made in a temporary directory and removed; answers are remembered, so that a
 command that is killed resumes, and the same command again takes seconds. `--only` measures these methods, `--recipes`
@@ -30,7 +30,7 @@ from eval.models import subjects
 from eval.results import ModelScores, Results
 from eval.settings import Settings
 from eval.tasks import resolve
-from merge.methods import Method
+from merge.methods import Method, all_methods
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "recipes" / "skills"))
@@ -40,6 +40,7 @@ from data import SKILLS  # noqa: E402
 DOCUMENT = ROOT / "docs" / "evidence.md"
 TOGETHER = "simultaneous"
 COUNTS = (2, 4, 6, 8)
+FORGOTTEN, TAKEN_OUT = "kind", (0.25, 0.5, 1.0)  # a skill of made-up facts, and how much of its expert is subtracted
 # Of sums that may be weighed as one likes, and of the newest that need no weight: what is compared as experts grow.
 COUNTED = ("linear", "task_arithmetic", "ties", "dare_ties", "consensus_ta", "tsv", "iso_c", "wudi")
 
@@ -55,12 +56,19 @@ class Family:
         base = str(self.folder / "base")
         return base if name == "base" else f"{base}+{self.folder / name}"
 
-    def recipe(self, name: str, method: Method, experts: Sequence[str], parameters: dict[str, Any]) -> str:
-        """The path of a recipe that merges the experts into float32: a bfloat16 base would lose small changes."""
+    def recipe(
+        self, name: str, method: Method, experts: Sequence[str], parameters: dict[str, Any], own: Sequence[float] = ()
+    ) -> str:
+        """The path of a recipe that merges the experts into float32: a bfloat16 base would lose small changes.
+
+        own: a weight for each expert.
+        """
         written: dict[str, Any] = {"name": name, "merge_method": method.name}
         if method.base == "required":
             written["base_model"] = self.model("base")
         written["models"] = [{"model": self.model(expert)} for expert in experts]
+        for model, weight in zip(written["models"], own, strict=False):
+            model["parameters"] = {"weight": weight}
         written |= {"parameters": parameters} if parameters else {}
         path = self.recipes / f"{name}.yaml"
         path.write_text(yaml.safe_dump(written | {"dtype": "float32"}, sort_keys=False), encoding="utf-8")
@@ -72,7 +80,7 @@ class Family:
         members = [subjects(list(names)) for names in ensembles]
         with Memory(default_path()) as memory:
             return evaluate(
-                subjects(list(texts)), tasks, Settings(batch_size=50), memory, ensembles=members, progress=said
+                subjects(list(texts)), tasks, Settings(batch_size=170), memory, ensembles=members, progress=said
             )
 
 
@@ -167,6 +175,24 @@ def counts_table(family: Family, asked: argparse.Namespace) -> str:
     return "\n".join(lines + [f"| {name} | {' | '.join(row)} |" for name, row in cells.items()])
 
 
+def subtraction_table(family: Family, asked: argparse.Namespace) -> str:
+    """One skill taken out of the model that learnt all: its expert, which was trained apart, with a negative weight."""
+    rows = {TOGETHER: family.model(TOGETHER)}
+    for weight in TAKEN_OUT:
+        name = f"{TOGETHER} - {weight} {FORGOTTEN}"
+        rows[name] = family.recipe(
+            name, all_methods()["task_arithmetic"], [TOGETHER, FORGOTTEN], {}, own=(1.0, -weight)
+        )
+    results = family.judged(list(rows.values()), list(SKILLS))
+    lines = [f"| model | {' | '.join(SKILLS)} | mean of the others |", f"|---|{'---:|' * (len(SKILLS) + 1)}"]
+    for name, model in zip(rows, results.models, strict=True):
+        scores = {skill: 100 * model.tasks[skill].value for skill in SKILLS}
+        rest = [value for skill, value in scores.items() if skill != FORGOTTEN]
+        cells = " | ".join(f"{value:.1f}" for value in (*scores.values(), sum(rest) / len(rest)))
+        lines.append(f"| {name} | {cells} |")
+    return "\n".join(lines)
+
+
 def score_row(results: Results, model: ModelScores, name: str) -> str:
     values = " | ".join(f"{100 * model.tasks[task].value:.1f}" for task in results.tasks)
     return f"| {name} | {values} | {mean_cell(results, model)} |"
@@ -176,7 +202,7 @@ def mean_cell(results: Results, model: ModelScores) -> str:
     return f"{100 * average(results, model):.1f} ± {100 * (average_error(results, model) or 0.0):.1f}"
 
 
-TABLES = {"family": family_table, "methods": methods_table, "counts": counts_table}
+TABLES = {"family": family_table, "methods": methods_table, "counts": counts_table, "subtraction": subtraction_table}
 
 
 def main() -> None:

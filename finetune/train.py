@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -171,7 +171,7 @@ def _finetune(
         finished = known_to_all(args, directory.finished)
         if finished is not None:
             return decode(finished, TrainingReport)
-        trainer, resumed, seconds = _train(model, prepared, device, directory, args, say, progress)
+        trainer, resumed, seconds = _train(model, prepared, sources, directory, args, say, progress)
         losses = summarise_losses(trainer.state.log_history, keeps_best(config))
         metrics = summarise_metrics(trainer.state.log_history, keeps_best(config))
         figures = {
@@ -185,7 +185,7 @@ def _finetune(
         }
         notes = list(prepared.notes)
         save_result(trainer, prepared, directory)
-        check_sources(prepared.sources)
+        check_sources(prepared.sources, sources)
         if first:
             note = write_records(trainer, prepared, directory, digests, figures)
             notes += [note] if note else []
@@ -225,13 +225,13 @@ def _few(model: Module) -> str:
 def _train(
     model: Module,
     prepared: Prepared,
-    device: str,
+    sources: Mapping[str, str],
     directory: TrainingDirectory,
     args: TrainingArguments,
     say: Say,
     progress: Progress,
 ) -> tuple[Tuner, int, float]:
-    """(trainer, the step it resumed from, seconds)."""
+    """(trainer, the step it resumed from, seconds). sources: digests of what is read, by name."""
     from transformers import EarlyStoppingCallback
 
     from finetune.trainer import Tuner, last_checkpoint, on_checkpoint
@@ -250,7 +250,7 @@ def _train(
         prepared.base.tokenizer.pad_token_id,
         progress,
     )
-    trainer.add_callback(on_checkpoint(lambda: check_sources(prepared.sources)))
+    trainer.add_callback(on_checkpoint(lambda: check_sources(prepared.sources, sources)))
     if config.early_stopping is not None:
         trainer.add_callback(EarlyStoppingCallback(config.early_stopping))
     if config.scheduler != "constant" and args.get_warmup_steps(args.max_steps) >= args.max_steps:

@@ -88,6 +88,16 @@ def test_a_source_that_changes_while_training_goes_on(room: Path, name: str) -> 
     assert train(room).resumed_from == 2  # from the old file, which is there again
 
 
+@pytest.mark.parametrize("name", CHANGING[:3:2])
+def test_a_source_that_is_written_again_as_it_was(room: Path, name: str) -> None:
+    def again() -> None:
+        (room / name).write_bytes((room / name).read_bytes())
+        os.utime(room / name)
+
+    assert train(room, at=2, then=again).resumed_from == 0
+    assert (room / "out").is_dir()
+
+
 def test_a_source_that_is_removed(room: Path) -> None:
     with pytest.raises(SourceChanged, match=r"data\.jsonl: was there when the run was planned and is gone"):
         train(room, at=2, then=(room / "data.jsonl").unlink)
