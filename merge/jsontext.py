@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Any
+from typing import Any, TypeVar
 
 from merge.quoting import clipped
 
@@ -20,6 +20,7 @@ MAX_DIGITS = 300  # still a float64
 _OBJECT, _LIST, _NAME, _VALUE = 200, 100, 150, 64
 _MANY_DIGITS = re.compile(rf"\d{{{MAX_DIGITS + 1}}}")
 _HALF_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+T = TypeVar("T")
 
 
 class JSONTextError(ValueError):
@@ -59,6 +60,22 @@ def parse_json(text: str | bytes, *, unique: bool = False, is_text: bool = False
     if is_text:
         _check_is_text(text, data)
     return data
+
+
+def parse_known(text: str, kind: type[T]) -> T | None:
+    """A JSON text of a known form, decoded at once; None if it has another form, or is beyond the bounds.
+
+    A tenth of the time of `parse_json`. Of a name that stands twice the last one wins, and keys that `kind` does not
+    have are passed over: the caller counts what it must not miss.
+    """
+    import msgspec  # here: `merge --help` does without
+
+    if _estimate(text) > MAX_MEMORY:
+        return None
+    try:
+        return msgspec.json.decode(text, type=kind)
+    except (ValueError, RecursionError):
+        return None
 
 
 def _check_is_text(text: str, data: Any) -> None:

@@ -68,3 +68,17 @@ def test_planning_does_not_import_transformers() -> None:
         "assert not {'torch', 'transformers'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_names_that_differ_in_numbers_are_asked_about_once_unless_a_pattern_tells_them_apart() -> None:
+    asked = 0
+    for cls in table._table()["classes"]:
+        facts = table.from_table(cls)
+        middles = [pattern.replace("\\", "").removeprefix("(^|.)").removesuffix("$") for pattern in facts.float32]
+        keeps = facts.keeps_float32("BF16")
+        for middle in middles:
+            names = [f"model.layers.{n}.{middle}{end}" for n in (0, 1, 7, 12) for end in ("", ".0", ".1", ".12")]
+            names += [middle.replace("0", "2").replace("1", "3"), middle]  # conv1d is not conv3d
+            asked += len(names)
+            assert [keeps(name) for name in names] == [facts.stays_float32(name, "BF16") for name in names], cls
+    assert asked > 1000

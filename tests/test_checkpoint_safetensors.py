@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from merge.checkpoint.plain_header import plain_header
 from merge.checkpoint.safetensors_file import read_header
 from merge.dtypes import DTYPES
 from merge.errors import CheckpointError
@@ -134,6 +135,39 @@ def test_a_malformed_header_is_named(tmp_path: Path, case: str) -> None:
     assert message.startswith(f"{path}: ")
     for phrase in phrases:
         assert phrase in message
+
+
+A, B = '"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}', '"b":{"data_offsets":[1,2],"shape":[],"dtype":"U8"}'
+SOUND = {
+    "plain": (f"{{{A},{B}}}", True),
+    "the last first": (f"{{{B},{A}}}", True),
+    "padded": (f"{{{A},{B}}}    ", True),
+    "with metadata": (f'{{"__metadata__":{{"format":"pt","dtype":"x"}},{A},{B}}}', True),
+    "metadata last": (f'{{{A},{B},"__metadata__":{{}}}}', True),
+    "an escaped name": (f"{{{A},{B}}}".replace('"b"', '"\\u0062"'), False),
+    "a key that nobody reads": (f'{{{A},{B[:-1]},"more":[]}}}}', False),
+}
+
+
+@pytest.mark.parametrize("case", SOUND)
+def test_headers_decoded_at_once_read_as_those_that_are_looked_at(
+    tmp_path: Path, case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text, is_plain = SOUND[case]
+    path = write(tmp_path / "a.safetensors", text.encode(), bytes(2))
+    start = 8 + len(text)
+    found = plain_header(text, path, start, 2)
+    monkeypatch.setattr("merge.checkpoint.safetensors_file.plain_header", lambda *_: None)
+    strict = read_header(path)
+    assert [ref.name for ref in strict[0]] == ["a", "b"]
+    assert found == (strict if is_plain else None)
+
+
+@pytest.mark.parametrize("case", MALFORMED)
+def test_nothing_malformed_is_decoded_at_once(case: str) -> None:
+    header, data, _ = MALFORMED[case]
+    text = header.decode("utf-8", "replace") if isinstance(header, bytes) else json.dumps(header)
+    assert plain_header(text, "a.safetensors", 8 + len(text), len(data)) is None
 
 
 @pytest.mark.parametrize(

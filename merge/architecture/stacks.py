@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,9 @@ LAYER_COUNT_KEYS = (
     "decoder_layers",
     "depth",
 )
+
+# A name up to its first number: written as numbers are, so that it can be written again.
+_NUMBERED = re.compile(r"((?:[^.]*\.)*?)(0|[1-9][0-9]{0,8})\.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,17 +56,15 @@ def find_stacks(names: Iterable[str], config: Mapping[str, object]) -> tuple[Sta
 
     A run may go on behind what the config counts, with layers that have more in them than the last one counted.
     """
-    numbers: dict[str, dict[int, set[str]]] = {}
+    names = list(names)
+    numbers: dict[str, set[str]] = {}
     for name in names:
-        parts = name.split(".")
-        place = next((i for i, part in enumerate(parts[:-1]) if _is_number(part)), None)
-        if place is not None:
-            prefix = "".join(part + "." for part in parts[:place])
-            numbers.setdefault(prefix, {}).setdefault(int(parts[place]), set()).add(".".join(parts[place + 1 :]))
-    runs = [Stack(prefix, len(found)) for prefix, found in numbers.items() if max(found) + 1 == len(found)]
+        if (found := _NUMBERED.match(name)) is not None:
+            numbers.setdefault(found[1], set()).add(found[2])
+    runs = [Stack(prefix, len(found)) for prefix, found in numbers.items() if max(map(int, found)) + 1 == len(found)]
     counts = layer_counts(config)
     stacks = [stack for stack in runs if stack.n_layers in counts]
-    stacks += [Stack(prefix, n) for prefix, found in numbers.items() if (n := _counted(found, counts)) is not None]
+    stacks += [Stack(run.prefix, n) for run in runs if (n := _counted(run, names, counts)) is not None]
     return tuple(sorted(stacks, key=_longest)) or tuple(sorted(runs, key=_longest)[:1])
 
 
@@ -70,11 +72,16 @@ def _longest(stack: Stack) -> int:
     return -stack.n_layers
 
 
-def _counted(found: Mapping[int, set[str]], counts: Sequence[int]) -> int | None:
+def _counted(run: Stack, names: Iterable[str], counts: Sequence[int]) -> int | None:
     """How many layers of a run the config counts, if others follow that have all of the last one's parts and more."""
-    if max(found) + 1 != len(found) or len(found) in counts:
+    shorter = [n for n in counts if 0 < n < run.n_layers]
+    if not shorter or run.n_layers in counts:
         return None
-    lengths = [n for n in counts if 0 < n < len(found) and all(found[i] > found[n - 1] for i in range(n, len(found)))]
+    found: dict[int, set[str]] = {number: set() for number in range(run.n_layers)}
+    for name in names:
+        if (place := run.layer(name)) is not None:
+            found[place[0]].add(place[1])
+    lengths = [n for n in shorter if all(found[i] > found[n - 1] for i in range(n, run.n_layers))]
     return max(lengths, default=None)
 
 

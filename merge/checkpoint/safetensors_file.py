@@ -14,6 +14,7 @@ import os
 import stat
 from typing import Any
 
+from merge.checkpoint.plain_header import plain_header
 from merge.dtypes import DTYPES
 from merge.errors import CheckpointError
 from merge.jsontext import parse_json
@@ -33,6 +34,8 @@ def read_header(path: str) -> tuple[list[Stored], dict[str, str]]:
         CheckpointError: anything at all is wrong with the header.
     """
     text, data_start, file_size = _header_text(path)
+    if (plain := plain_header(text, path, data_start, file_size - data_start)) is not None:
+        return plain
     header = _parse(path, text)
     metadata = _metadata(path, header.pop("__metadata__", {}))
     found = [(*_offsets(path, name, info), name, info) for name, info in header.items()]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from merge.codec import encode
 from merge.show.plan import show_plan, show_report, totals_of
 from merge.show.terminal import console, printable, progress_bar
 
@@ -51,7 +52,7 @@ def show_stages(
     totals = [totals_of(stage.plan, stage.directory, *limits) if stage.directory else None for stage in planned]
     if as_json:
         entries = [
-            {**_entry(stage), **(found or {}), "plan": json.loads(stage.plan.to_json())}
+            {**_entry(stage), **(found or {}), "plan": encode(stage.plan)}
             for stage, found in zip(planned, totals, strict=True)
         ]
         click.echo(json.dumps({"problems": [], "stages": entries}))

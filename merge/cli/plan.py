@@ -60,6 +60,7 @@ def command(
     as_json: bool,
 ) -> None:
     """Show what RECIPE would do: made from headers and configs only, in a second or two; nothing is written."""
+    from merge.codec import encode
     from merge.jobs.pipelines.plan import PipelinePlanner
     from merge.methods.method_file import load_method_file
     from merge.planning.load import load_pipeline
@@ -73,6 +74,6 @@ def command(
     plan = planned[0].plan
     totals = totals_of(plan, out or Path("merged") / plan.name, threads, max_ram, device)
     if as_json:
-        click.echo(json.dumps({"problems": [], **totals, "plan": json.loads(plan.to_json())}))
+        click.echo(json.dumps({"problems": [], **totals, "plan": encode(plan)}))
         return
     show_plan(plan, totals, tensors)

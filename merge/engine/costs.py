@@ -54,8 +54,9 @@ def distinct(steps: Iterable[Step]) -> list[Step]:
     """One step of each group with the same memory cost: a plan may have 100,000 steps in a few groups."""
     found: dict[object, Step] = {}
     for step in steps:
-        plain = not step.factor and not step.statistics and all(type(ref) is Stored for ref in step.sources)
-        key = (step.method, step.shape, step.dtype, len(step.inputs), *(ref.dtype for ref in step.sources))
+        sources = step.sources
+        plain = not step.factor and not step.statistics and set(map(type, sources)) == {Stored}
+        key = (step.method, step.shape, step.dtype, len(step.inputs), *[ref.dtype for ref in sources])
         found.setdefault(key if plain else id(step), step)
     return list(found.values())
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from collections.abc import Sequence
 
 from merge import address_space
 from merge.engine.costs import Budget, Needs, distinct, needs
 from merge.errors import UsageError
-from merge.plan import Plan
+from merge.plan import Plan, Step
 from merge.processors import processors
 
 # Measured: python, numpy, numba with compiled kernels, the plan of a 1B model. With torch: `import torch` on top.
@@ -38,28 +39,33 @@ def budget(
         UsageError: if even one thread with the smallest blocks does not fit max_ram.
     """
     threads, chunks = threads or processors(), block_chunks or 1
-    least = held + predicted_peak(plan, threads, chunks, device)
+    kinds = distinct(plan.steps)
+    least = held + _peak(plan, kinds, threads, chunks, device)
     while max_ram is not None and least > max_ram and (chunks > 1 or threads > 1):
         chunks, threads = (chunks // 2, threads) if chunks > 1 else (chunks, threads - 1)
-        least = held + predicted_peak(plan, threads, chunks, device)
+        least = held + _peak(plan, kinds, threads, chunks, device)
     if max_ram is not None and least > max_ram:
         needed = -(-least >> 20) + 1
         raise UsageError(f"--max-ram {max_ram >> 20}MiB is too little: this merge needs {needed}MiB with one thread.")
     room = CACHE if max_ram is None else min(CACHE, max_ram - least)
-    used = max((n.kept for n in _needs(plan, chunks, device) if n.kept <= room // threads), default=0)
+    used = max((n.kept for n in _needs(kinds, chunks, device) if n.kept <= room // threads), default=0)
     return Budget(threads, chunks, room // threads, least + threads * used)
 
 
 def check_address_space(plan: Plan, budget: Budget, device: str) -> None:
     """Raises MergeError if the limit on address space is below what the run will need."""
-    torch = any(each.torch for each in _needs(plan, budget.block_chunks, device))
+    torch = any(each.torch for each in _needs(distinct(plan.steps), budget.block_chunks, device))
     more = budget.peak - INTERPRETER + budget.threads * address_space.EACH_THREAD
     address_space.check(more + (address_space.TORCH if torch else 0))
 
 
 def predicted_peak(plan: Plan, threads: int, block_chunks: int, device: str = "cpu") -> int:
     """Peak resident bytes without a cache."""
-    each_step = _needs(plan, block_chunks, device)
+    return _peak(plan, distinct(plan.steps), threads, block_chunks, device)
+
+
+def _peak(plan: Plan, kinds: Sequence[Step], threads: int, block_chunks: int, device: str) -> int:
+    each_step = _needs(kinds, block_chunks, device)
     per_thread, torch = (max(each, default=0) for each in ([n.blocks for n in each_step], [n.torch for n in each_step]))
     working = (TORCH if torch else 0) + threads * (per_thread + torch)
     finding = max((each.held_bytes(threads) for each in plan.findings), default=0)
@@ -67,8 +73,8 @@ def predicted_peak(plan: Plan, threads: int, block_chunks: int, device: str = "c
     return max(running, _PLANNING + plan.tokenizers_peak if plan.tokenizers_peak else 0)
 
 
-def _needs(plan: Plan, block_chunks: int, device: str) -> list[Needs]:
-    return [needs(step, block_chunks, device) for step in distinct(plan.steps)]
+def _needs(kinds: Sequence[Step], block_chunks: int, device: str) -> list[Needs]:
+    return [needs(step, block_chunks, device) for step in kinds]
 
 
 def peak_resident() -> int:

@@ -9,6 +9,7 @@ from merge.checkpoint import Checkpoint
 from merge.checkpoint.side_files import module_folders
 from merge.errors import Problem
 from merge.findings.model_pass import whole_models
+from merge.garbage import no_collection
 from merge.jobs.adapters import build_adapter_plan
 from merge.jobs.alignment.plan import align_targets
 from merge.jobs.side_files import side_files
@@ -32,6 +33,7 @@ from merge.recipe.model import Recipe
 SHARD_BYTES = 5_000_000_000
 
 
+@no_collection()
 def build_plan(
     recipe: Recipe,
     *,

@@ -6,6 +6,7 @@ the head that was merged; then class and labels are those of an input that has t
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,8 @@ _LABEL_HEADS = (
     *("classifier", "score", "classifier.out_proj", "classification_head.out_proj", "qa_outputs", "logits_proj"),
     *("cls_classifier", "distillation_classifier", "classifier.3", "label_classifier"),
 )
+_LABEL_ENDS = tuple(f".{head}" for head in _LABEL_HEADS)
+_NUMBERED = re.compile(r"(?:^|\.)\d+(?:\.|\Z)")
 _LABEL_KEYS = ("id2label", "label2id", "num_labels", "problem_type")
 _DEFAULT_LABELS = 2  # of transformers' configs
 
@@ -62,12 +65,12 @@ def with_head(
 
 
 def _outside_layers(name: str) -> bool:
-    return not any(part.isdecimal() for part in name.split("."))
+    return _NUMBERED.search(name) is None
 
 
 def _is_label_head(name: str) -> bool:
     module = name.removesuffix(".weight")
-    return module != name and any(module == head or module.endswith(f".{head}") for head in _LABEL_HEADS)
+    return module != name and f".{module}".endswith(_LABEL_ENDS)
 
 
 def _scores_choices(config: Mapping[str, Any]) -> bool:

@@ -5,7 +5,6 @@ Names and index are those of the Hugging Face Hub. Format: https://huggingface.c
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -58,10 +57,7 @@ def _sharded(
         header, offsets = _header(ordered, folder)
         start = 8 + len(header)
         shards.append(Shard(file, header, start + sum(step.nbytes for step in group)))
-        placed += [
-            dataclasses.replace(step, file=file, offset=start + offset)
-            for step, offset in zip(ordered, offsets, strict=True)
-        ]
+        placed += [step.at(file, start + offset) for step, offset in zip(ordered, offsets, strict=True)]
     return tuple(placed), tuple(shards)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -93,10 +94,13 @@ class Inputs:
                     found.setdefault(at[0], []).append(at[1])
         return found.get(layer, [])
 
-    def names(self) -> list[str]:
+    @functools.cached_property
+    def names(self) -> tuple[str, ...]:
         """The union of the inputs' tensors, in the order of the computation: embeddings, layers by number, the rest."""
-        union = dict.fromkeys(name for model in self.all for name in model.tensors)
-        return sorted(union, key=self._rank)  # stable: otherwise the donor's order, then tensors that only others have
+        union: dict[str, None] = {}
+        for model in self.all:
+            union |= dict.fromkeys(model.tensors)
+        return tuple(sorted(union, key=self._rank))  # stable: otherwise the donor's order
 
     def _rank(self, name: str) -> tuple[int, int]:
         for stack in self.donor.stacks:
@@ -137,14 +141,14 @@ def _named(checkpoints: Sequence[Checkpoint]) -> Planned[list[Named]]:
     found: list[Named] = []
     for checkpoint in checkpoints:
         architecture = architecture_of(checkpoint.config, checkpoint.tensors)
-        common = {name: name for name in checkpoint.tensors}
+        common, tensors = {name: name for name in checkpoint.tensors}, dict(checkpoint.tensors)
         if found and checkpoint.tensors.keys() != found[0].tensors.keys():
             donor = found[0]
             mapped = common_names(list(checkpoint.tensors), architecture, list(donor.tensors), donor.architecture)
             common = mapped.names
             to_match = f"tensor names, to match {donor.checkpoint.ref.text}"
             notes += [f"{checkpoint.ref.text}: {change} {to_match}" for change in mapped.changes]
-        tensors = {common[name]: ref for name, ref in checkpoint.tensors.items()}
+            tensors = {common[name]: ref for name, ref in checkpoint.tensors.items()}
         found.append(Named(checkpoint, architecture, tensors, common))
     return Planned(found, notes=tuple(notes))
 
@@ -159,7 +163,9 @@ def _leave_out_unread(models: Sequence[Named], stacks: Sequence[Sequence[Stack]]
     """
     notes: list[str] = []
     donor, architecture = models[0], models[0].architecture
-    counts = Counter(name for model in models for name in model.tensors)
+    counts: Counter[str] = Counter()
+    for model in models:
+        counts.update(model.tensors.keys())
     unread = [
         name
         for name, count in counts.items()

@@ -33,8 +33,8 @@ def different_architectures(recipe: Recipe, inputs: Inputs) -> Iterator[Problem]
             said = f"{_named(model)} and {_named(donor)} are not of one architecture: {_example(model, donor)}."
             yield Problem(said, where, _BEYOND)
             continue
-        wide = [name for name in common if is_embedding(name) and _shape(model, name)[1:] != _shape(donor, name)[1:]]
-        other = [name for name in common if _shape(model, name) != _shape(donor, name)]
+        other = [name for name in common if model.tensors[name].shape != donor.tensors[name].shape]
+        wide = [name for name in other if is_embedding(name) and _shape(model, name)[1:] != _shape(donor, name)[1:]]
         if wide or len(other) > _SHARE * len(common):
             name = (wide or other)[0]
             sizes = _sizes(model.config, donor.config) or f"{name} {_shape(model, name)} and {_shape(donor, name)}"

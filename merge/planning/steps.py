@@ -45,6 +45,8 @@ class _StepBuilder:
         self.recipe, self.inputs = recipe, inputs
         self.problems: list[Problem] = []
         self.dtype = recipe.out_dtype or recipe.dtype
+        self._keeps_float32 = inputs.donor.architecture.keeps_float32(self.dtype or "")
+        self._tensors = [model.tensors for model in inputs.all]
         self._statistics: dict[StatisticsKind, Statistics] = {}
         self._lenient: Counter[str] = Counter()
         self._unset: dict[tuple[str, str], list[str]] = {}
@@ -59,19 +61,20 @@ class _StepBuilder:
             return None
         present = ([base] if base else []) + slots
         refs = [self._ref(slot) for slot in present]
-        if any(not DTYPES[ref.dtype].is_float for ref in refs):
-            return self._exact(target, present, refs)
+        for dtype in {ref.dtype for ref in refs}:
+            if not DTYPES[dtype].is_float:
+                return self._exact(target, present, refs)
         if not whole:
             return self._single(target, present[0])
-        if any(ref.shape != refs[0].shape for ref in refs):
+        if len({ref.shape for ref in refs}) > 1:
             return self._mismatch(target, present, refs)
         return self._merge(target, slots, base)
 
     def _ref(self, slot: Slot) -> TensorRef:
-        return slot.made or self.inputs.all[slot.model].tensors[slot.name]
+        return slot.made or self._tensors[slot.model][slot.name]
 
     def _has(self, slot: Slot) -> bool:
-        return slot.made is not None or slot.name in self.inputs.all[slot.model].tensors
+        return slot.made is not None or slot.name in self._tensors[slot.model]
 
     def _model_name(self, slot: Slot) -> str:
         return self.inputs.all[slot.model].ref.text
@@ -153,19 +156,18 @@ class _StepBuilder:
         if (message := method.check(parameters) if method.check else None) is not None:
             self.problems.append(Problem(message, target.name))
             return None
-        owners = [(slot.statistics, self._model_name(slot), self._ref(slot)) for slot in slots]
-        statistics = self._statistics_of(method, target.name, owners)
+        statistics = self._statistics_of(method, target.name, slots)
         donor = self._ref(base or self._donor_slot(slots))
-        step = self._make(target, method.name, slots, base, parameters, self._out_dtype(target, donor))
-        return dataclasses.replace(step, statistics=statistics)
+        return self._make(target, method.name, slots, base, parameters, self._out_dtype(target, donor), statistics)
 
-    def _statistics_of(self, method: Method, name: str, owners: list[Any]) -> tuple[TensorRef, ...]:
+    def _statistics_of(self, method: Method, name: str, slots: list[Slot]) -> tuple[TensorRef, ...]:
         kind = method.statistics
         if kind is None:
             return ()
         if kind not in self._statistics:
             self._statistics[kind] = Statistics(self.recipe, kind)
             self.problems += self._statistics[kind].problems
+        owners = [(slot.statistics, self._model_name(slot), self._ref(slot)) for slot in slots]
         found = self._statistics[kind].of(name, owners)
         self.problems += found.problems
         return found.value
@@ -178,12 +180,18 @@ class _StepBuilder:
 
     def _out_dtype(self, target: Target, ref: TensorRef) -> str:
         if self.dtype is not None:
-            kept = self.inputs.donor.architecture.stays_float32(target.name, self.dtype)
-            return "F32" if kept else self.dtype
+            return "F32" if self._keeps_float32(target.name) else self.dtype
         return ref.dtype
 
     def _make(
-        self, target: Target, method: str, slots: list[Slot], base: Slot | None, parameters: dict[str, Any], dtype: str
+        self,
+        target: Target,
+        method: str,
+        slots: list[Slot],
+        base: Slot | None,
+        parameters: dict[str, Any],
+        dtype: str,
+        statistics: tuple[TensorRef, ...] = (),
     ) -> Step:
         refs = [self._ref(slot) for slot in slots]
         return Step(
@@ -198,6 +206,7 @@ class _StepBuilder:
             base=None if base is None else self._ref(base),
             base_model=None if base is None else base.model,
             parameters=parameters,
+            statistics=statistics,
         )
 
     def _parameters(self, method: Method, target: Target, slots: list[Slot]) -> dict[str, Any] | None:

@@ -12,7 +12,7 @@ from merge.planning.inputs import Input
 from merge.recipe.model import Settings, Slice, Source
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Slot:
     """One source of an output tensor: the model (index in Inputs.all), the common name there, its settings and file."""
 
@@ -23,7 +23,7 @@ class Slot:
     made: TensorRef | None = None  # in place of the model's tensor of that name
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Target:
     """One output tensor before its numbers are resolved.
 

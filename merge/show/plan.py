@@ -274,7 +274,8 @@ def _short(plan: Plan, model: int) -> str:
 def _numbers(plan: Plan, steps: list[Step]) -> Numbers:
     """Every number that is set, "t" or "expert-a weight", with its range over the steps."""
     found: dict[str, list[float]] = {}
-    for step in steps:
+    alike = {(id(step.parameters), step.models): step for step in steps}  # most steps of a layer share their numbers
+    for step in alike.values():
         for key, value in step.parameters.items():
             if isinstance(value, tuple):
                 for model, one in zip(step.models, value, strict=True):

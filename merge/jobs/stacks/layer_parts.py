@@ -29,7 +29,7 @@ def divided_tensors(inputs: Inputs, tower: Tower) -> dict[str, int]:
     known = {each.name: each.axis for each in architecture.per_layer}
     if not known:
         return {}
-    names = {name: architecture.parameter(name, known) for name in inputs.names() if tower.owns(name)}
+    names = {name: architecture.parameter(name, known) for name in inputs.names if tower.owns(name)}
     return {name: known[own] for name, own in names.items() if own is not None}
 
 

@@ -173,7 +173,7 @@ def _outside(
     after: list[Target] = []
     stacks = [stack for model in inputs.all if (stack := tower.stack(model)) is not None]
     beyond: list[str] = []
-    for name in inputs.names():
+    for name in inputs.names:
         if not tower.owns(name) or name in divided or any(stack.layer(name) for stack in stacks):
             continue
         if any(stack.is_beyond(name) for stack in stacks) or name in inputs.copied:

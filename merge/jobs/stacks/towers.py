@@ -78,7 +78,7 @@ def _modules(recipe: Recipe, inputs: Inputs) -> Planned[Layout]:
     if copied:
         listed = ", ".join(f"{module} ({counted(count, 'tensor')})" for module, count in copied.items())
         said.notes.append(f"not among the modules, copied from {inputs.donor.ref.text}: {listed}")
-    order = {name: place for place, name in enumerate(inputs.names())}
+    order = {name: place for place, name in enumerate(inputs.names)}
     ordered = sorted(targets.values(), key=lambda target: order.get(target.name, len(order)))
     return said.with_value(Layout(tuple(ordered), stacks))
 
@@ -90,10 +90,10 @@ def _model_targets(recipe: Recipe, inputs: Inputs, tower: Tower) -> tuple[Target
     sources = [
         (inputs.place(source.model), (source.parameters, *tower.settings), source.statistics) for source in tower.models
     ]
-    stored = [inputs.all[place].tensors for place in places]
+    stored = {name for place in places for name in inputs.all[place].tensors}
     targets = []
-    for name in inputs.names():
-        if not tower.owns(name) or not any(name in tensors for tensors in stored):
+    for name in inputs.names:
+        if name not in stored or not tower.owns(name):
             continue
         layer, t = place_of(name, inputs.donor.stacks)
         slots = tuple(Slot(place, name, settings, statistics) for place, settings, statistics in sources)

@@ -246,7 +246,7 @@ def _pairs(inputs: Inputs, base: Input, tuned: Input) -> tuple[list[Pair], tuple
     reshaped: list[str] = []
     whole: list[str] = []
     pairs: list[Pair] = []
-    for name in inputs.names():
+    for name in inputs.names:
         first, second = base.tensors.get(name), tuned.tensors.get(name)
         if first is None or second is None:
             lone.append(f"{name} (only in {(tuned if first is None else base).ref.text})")
