@@ -27,6 +27,7 @@ if sys.platform != "win32":
     import resource  # imported here, because no module can be loaded once file descriptors have run out
 
 _READ_BYTES = 1 << 26  # at most this much a system call; Linux itself stops at 2 GiB
+_WINDOW, _WINDOWS = 1 << 16, 1 << 22  # bytes that are read for a small tensor, and of all files for a thread
 _AHEAD = 16 << 20  # bytes asked for at once where tensors are small
 
 
@@ -47,6 +48,8 @@ class SourceReader:
         self._derived: dict[int, _Prepared] = {}  # by id: a ref may be large, and hashing it slow
         self._derive_lock = threading.Lock()
         self._asked: dict[str, tuple[int, int]] = {}  # the part of each file that was last read ahead
+        self._windows = _Windows()
+        self._window = min(_WINDOW, _WINDOWS // max(1, len(self._files)))
         self._closed = False
 
     def __enter__(self) -> SourceReader:
@@ -150,6 +153,8 @@ class SourceReader:
     def _fill(self, ref: Stored, place: int, out: npt.NDArray[np.generic]) -> None:
         """Fills out from byte `place` of the tensor's file."""
         view = out.view(np.uint8).data
+        if len(view) <= self._window // 4 and ref.nbytes <= self._window // 4 and self._near(ref.file, place, view):
+            return
         done, descriptor = 0, self._descriptor(ref.file)
         while done < len(view):
             try:
@@ -166,6 +171,21 @@ class SourceReader:
                     f"{len(view) - done:,} bytes early. Download it again."
                 )
             done += count
+
+    def _near(self, path: str, place: int, view: memoryview) -> bool:
+        """Bytes of a small tensor, whose neighbours are read with it for later; False if they cannot be had so."""
+        windows = self._windows.of
+        start, end, data = windows.get(path) or (0, 0, memoryview(bytearray(self._window)))
+        if not start <= place <= end - len(view):
+            try:
+                start, end = place, place + self._read_at(self._descriptor(path), data, place)
+            except OSError:
+                return False
+            windows[path] = start, end, data
+            if end - start < len(view):
+                return False
+        view[:] = data[place - start : place - start + len(view)]
+        return True
 
     def _descriptor(self, path: str) -> int:
         """The open file; opened on first use, and then compared with the plan."""
@@ -190,6 +210,13 @@ class SourceReader:
                 raise
             self._descriptors[path] = descriptor
             return descriptor
+
+
+class _Windows(threading.local):
+    """Of each file, the part that this thread read last: (first byte, last, bytes)."""
+
+    def __init__(self) -> None:
+        self.of: dict[str, tuple[int, int, memoryview]] = {}
 
 
 class _Prepared:

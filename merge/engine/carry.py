@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -37,7 +36,10 @@ def by_threads(context: Context, todo: list[Item], tick: Callable[[], None]) -> 
 
 
 def _run_steps(context: Context, items: Sequence[Item]) -> None:
-    with context.tiny if len(items) > 1 else contextlib.nullcontext():
+    if len(items) == 1:
+        _run_step(context, *items[0])
+        return
+    with context.tiny, context.out.together():
         for item in items:
             _run_step(context, *item)
 

@@ -25,6 +25,7 @@ from merge.engine.preflight import check_models
 from merge.engine.reproducible import conditions
 from merge.engine.resume import check_sources, still_good
 from merge.engine.space import check_space
+from merge.garbage import kept_apart
 from merge.output.identity import source_files
 from merge.output.manifest import MANIFEST, manifest_bytes, side_file_bytes
 from merge.output.sink import Sink
@@ -116,7 +117,7 @@ def _run(
     if sink.finished is not None:
         return decode(sink.finished, Report)
     plan = sink.plan
-    with SourceReader(source_files(plan)) as reader:
+    with kept_apart(), SourceReader(source_files(plan)) as reader:
         context = Context(plan, reader, worker, sink, device, budget)
         tick = _Ticker(context, progress)
         find_all(context, tick, before_checks=True)

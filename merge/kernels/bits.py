@@ -23,6 +23,8 @@ from numba.core import cgutils, types
 from numba.core.typing.templates import Signature
 from numba.extending import intrinsic
 
+import merge.without_scipy  # noqa: F401  # before the first kernel is loaded
+
 _I16, _I32, _I64, _F32, _F64 = ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType(), ir.DoubleType()
 
 # Every processor but those of x86 from before 2013

@@ -25,10 +25,12 @@ class Journal:
         os.truncate(self._file, whole)
         self._lock = threading.Lock()
 
-    def append(self, line: dict[str, Any]) -> None:
-        text = json.dumps(line, separators=(",", ":"))
+    def append(self, *lines: dict[str, Any]) -> None:
+        texts = [json.dumps(line, separators=(",", ":")) for line in lines]
+        data = "".join(f'["{_seal(text)}",{text}]\n' for text in texts).encode()
         with self._lock:
-            os.write(self._file, f'["{_seal(text)}",{text}]\n'.encode())
+            while data:
+                data = data[os.write(self._file, data) :]
 
     def close(self) -> None:
         os.close(self._file)

@@ -51,8 +51,12 @@ class ShardFiles:
 
     def write(self, step: Step, element: int, data: memoryview, itemsize: int) -> None:
         """Puts encoded elements of a step, from the element-th on, at their final place."""
+        self.put(step.file, step.offset + element * itemsize, data)
+
+    def put(self, file: str, place: int, data: memoryview | bytes) -> None:
+        """Writes bytes from a place of a shard on."""
         with explained(self._partial):
-            self._write_at(self._files[step.file], data, step.offset + element * itemsize)
+            self._write_at(self._files[file], data, place)
 
     def read_into(self, step: Step, element: int, data: memoryview, itemsize: int) -> None:
         """Reads back what was written."""

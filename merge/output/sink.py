@@ -62,6 +62,9 @@ class Sink(Protocol):
     def flushing(self) -> contextlib.AbstractContextManager[None]:
         """Around the steps."""
 
+    def together(self) -> contextlib.AbstractContextManager[None]:
+        """Around tiny steps that one thread does: what they give may wait until all are done."""
+
     def complete(
         self, small_files: Mapping[str, bytes], manifest: tuple[str, bytes], report: Mapping[str, object]
     ) -> None:
@@ -131,6 +134,10 @@ class MemorySink:
 
     @contextlib.contextmanager
     def flushing(self) -> Iterator[None]:
+        yield
+
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
         yield
 
     def complete(

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from merge.errors import StaleWork, UsageError
 from merge.output.directory import explained, sync_directory, take_lock, write_durably
+from merge.output.held import LARGEST, HeldWrites
 from merge.output.identity import plan_digest, source_files, stamps
 from merge.output.journal import Journal, read_journal
 from merge.output.shard_files import ShardFiles
@@ -73,6 +75,7 @@ class OutputDirectory:
         self._unproven: dict[str, Any] = {}  # notes made when `changed` were other files, perhaps
         self._shards = ShardFiles(self.partial, self.result)
         self._journal: Journal | None = None
+        self._threads = threading.local()  # .held: what the thread has not written yet
 
     @property
     def name(self) -> str:
@@ -170,15 +173,34 @@ class OutputDirectory:
             if lines and lines[0] == json.loads(json.dumps(self._identity)):
                 self.records.update({line["step"]: line for line in lines[1:]})
 
-    def _append(self, line: dict[str, Any]) -> None:
+    def _append(self, *lines: dict[str, Any]) -> None:
         assert self._journal is not None
-        self._journal.append(line)
+        self._journal.append(*lines)
 
     # While running; called from any thread.
 
     def write(self, step: Step, element: int, data: memoryview, itemsize: int) -> None:
         """Puts encoded elements of a step at their final place."""
-        self._shards.write(step, element, data, itemsize)
+        if self._held is not None and data.nbytes <= LARGEST:
+            self._held.hold(step.file, step.offset + element * itemsize, data)
+        else:
+            self._shards.write(step, element, data, itemsize)
+
+    @property
+    def _held(self) -> HeldWrites | None:
+        return getattr(self._threads, "held", None)
+
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """Around tiny steps of one thread: their tensors and journal lines are written in a few calls."""
+        self._threads.held = held = HeldWrites()
+        try:
+            yield
+        finally:
+            self._threads.held = None
+            for file, place, data in held.writes():
+                self._shards.put(file, place, data)
+            self._finished(held.lines)
 
     def read_into(self, step: Step, element: int, data: memoryview, itemsize: int) -> None:
         """Reads back what was written, to check it after a resume."""
@@ -187,9 +209,16 @@ class OutputDirectory:
     def finish(self, index: int, record: dict[str, Any]) -> None:
         """Journals that a step's tensor is complete."""
         line = {"step": index, **record}
-        with explained(self.partial):
-            self._append(line)
-        self.records[index] = line  # readers may rely on the journal from now on
+        if self._held is not None:
+            self._held.lines.append(line)
+        else:
+            self._finished([line])
+
+    def _finished(self, lines: list[dict[str, Any]]) -> None:
+        if lines:
+            with explained(self.partial):
+                self._append(*lines)
+        self.records.update((line["step"], line) for line in lines)  # readers may rely on the journal from now on
 
     def keep(self, name: str, value: Any) -> None:
         """Journals a result that is not a tensor."""
