@@ -1,4 +1,4 @@
-"""merge convert: Rewrite a model: another dtype, other shards, pickles to safetensors."""
+"""merge convert: Rewrite a model: another dtype, other shards, pickles to safetensors, GGUF."""
 
 from __future__ import annotations
 
@@ -26,11 +26,16 @@ Examples:
   merge convert org/model -o model-bf16 --dtype bf16
   merge convert old-pickle-model -o new          to safetensors, dtypes as they are
   merge convert model -o model-small --shard-size 2GB
+  merge convert merged/mine -o mine.gguf --to q8_0     for llama.cpp and Ollama
+  merge convert recipe.yaml -o mine.gguf --to q4_0     merges into the file, in one pass
 Interrupted or killed, the same command resumes where it stopped.""",
 )
 @click.argument("model")
 @out_option
 @click.option("--dtype", help="bf16, fp16, fp32 or another float type.  [default: each tensor's own]")
+@click.option(
+    "--to", help="For an OUT that ends in .gguf: f32, f16, bf16, q8_0, q5_1, q5_0, q4_1 or q4_0.  [default: f16]"
+)
 @shard_size_option
 @click.option(
     "--allow",
@@ -47,6 +52,7 @@ def command(
     model: str,
     out: Path,
     dtype: str | None,
+    to: str | None,
     shard_size: int,
     allow: tuple[str, ...],
     threads: int | None,
@@ -55,7 +61,10 @@ def command(
     quiet: bool,
     as_json: bool,
 ) -> None:
-    """Write MODEL as safetensors, in another dtype or other shards, and report what the rounding changed."""
+    """Write MODEL as safetensors, in another dtype or other shards, or as a GGUF file; report what rounding changed."""
+    if out.suffix == ".gguf" or to is not None:
+        _to_gguf(model, out, to, dtype, threads, force, quiet, as_json)
+        return
     from merge.engine.run import run_plan
     from merge.errors import NumbersError
     from merge.output.manifest import read_manifest
@@ -82,6 +91,42 @@ def command(
     show_report(plan, report)
     if rounding:
         _show(rounding)
+
+
+def _to_gguf(
+    model: str,
+    out: Path,
+    to: str | None,
+    dtype: str | None,
+    threads: int | None,
+    force: bool,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    from merge.errors import UsageError
+    from merge.tools.to_gguf.write import write_gguf
+
+    if out.suffix != ".gguf":
+        raise UsageError(f"--to: expected an --out that ends in .gguf, found {out}. For safetensors use --dtype.")
+    if dtype is not None:
+        raise UsageError("--dtype: a GGUF file takes --to.")
+    with progress_bar(out.name, 1000, quiet or not sys.stderr.isatty()) as progress:
+        report = write_gguf(
+            model,
+            out,
+            to or "f16",
+            threads=threads,
+            force=force,
+            progress=lambda done, of: progress(1000 * done // max(1, of)),
+        )
+    if as_json:
+        click.echo(json.dumps(dataclasses.asdict(report)))
+        return
+    show_notes(report.notes, quiet)
+    kinds = ", ".join(f"{count} {kind}" for kind, count in report.kinds.items())
+    click.echo(
+        f"{out}: {report.tensors:,} tensors ({kinds}), {report.bytes_written / 1e6:,.1f} MB, {report.seconds:.1f} s"
+    )
 
 
 def _show(rounding: list[Rounding]) -> None:

@@ -93,7 +93,7 @@ class PipelinePlanner:
             how = "streamed"
         found = StagePlan(name, plan, stage.uses, how, self._directory(name, how, is_last), reason)
         if how == "streamed":
-            self.ready[STAGE + name] = _streamed(found)
+            self.ready[STAGE + name] = streamed(found)
         elif how == "written":
             self.ready[STAGE + name] = _to_be_written(found)
         self._done[name] = found
@@ -253,7 +253,8 @@ def _is_plain(part: Plan | Step, known: frozenset[str]) -> bool:
     return True
 
 
-def _streamed(stage: StagePlan) -> Checkpoint:
+def streamed(stage: StagePlan) -> Checkpoint:
+    """The stage's result, whose tensors are computed while they are read."""
     plan = stage.plan
     tensors = {step.name: _source(plan, step) for step in plan.steps}
     return _checkpoint(stage, tensors, ())

@@ -1,0 +1,60 @@
+"""Llama and what is built like it: Mistral, Mixtral, SmolLM2 and 3, Granite."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from merge.tools.to_gguf.families import Config, Family, head_dim, number, rope
+
+if TYPE_CHECKING:
+    from gguf import GGUFWriter
+
+
+def _llama(writer: GGUFWriter, config: Config) -> None:
+    writer.add_rope_dimension_count(head_dim(config))
+    if "num_local_experts" in config:
+        writer.add_expert_count(int(config["num_local_experts"]))
+        writer.add_expert_used_count(int(number(config, "num_experts_per_tok")))
+
+
+def _granite(writer: GGUFWriter, config: Config) -> None:
+    _llama(writer, config)
+    writer.add_attention_scale(float(number(config, "attention_multiplier", default=1.0)))
+    writer.add_embedding_scale(float(number(config, "embedding_multiplier", default=1.0)))
+    writer.add_residual_scale(float(number(config, "residual_multiplier", default=1.0)))
+    writer.add_logit_scale(float(number(config, "logits_scaling", default=1.0)))
+
+
+def _frequencies(config: Config) -> Mapping[str, list[float]]:
+    """Divisors of the rotary frequencies of Llama 3.1. Source: transformers, modeling_rope_utils (llama3)."""
+    parameters = rope(config)
+    if (parameters.get("rope_type") or parameters.get("type")) != "llama3":
+        return {}
+    factor, low, high = (float(parameters[key]) for key in ("factor", "low_freq_factor", "high_freq_factor"))
+    length = float(parameters["original_max_position_embeddings"])
+    divisors = []
+    for place in range(0, head_dim(config), 2):
+        wave = 2 * math.pi * float(parameters["rope_theta"]) ** (place / head_dim(config))
+        if wave < length / high:
+            divisors.append(1.0)
+        elif wave > length / low:
+            divisors.append(factor)
+        else:
+            smooth = (length / wave - low) / (high - low)
+            divisors.append(1 / ((1 - smooth) / factor + smooth))
+    return {"rope_freqs.weight": divisors}
+
+
+FAMILIES = (
+    Family(
+        "llama",
+        ("LlamaForCausalLM", "MistralForCausalLM", "MixtralForCausalLM"),
+        _llama,
+        permuted=True,
+        extra=_frequencies,
+    ),
+    Family("smollm3", ("SmolLM3ForCausalLM",), _llama, permuted=True, extra=_frequencies),
+    Family("granite", ("GraniteForCausalLM",), _granite, permuted=True),
+)
