@@ -16,7 +16,7 @@ def _experts(writer: GGUFWriter, config: Config) -> None:
         raise UsageError(
             "config.json: decoder_sparse_step and mlp_only_layers: llama.cpp has no dense layers in these."
         )
-    writer.add_expert_count(int(number(config, "num_experts")))
+    writer.add_expert_count(int(number(config, "num_experts", "num_local_experts")))
     writer.add_expert_used_count(int(number(config, "num_experts_per_tok")))
     writer.add_expert_feed_forward_length(int(number(config, "moe_intermediate_size")))
     if config.get("shared_expert_intermediate_size"):
