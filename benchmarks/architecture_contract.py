@@ -44,7 +44,7 @@ def row(name: str) -> str:
 
 
 def by_layer(path: Path) -> str:
-    """How perplexity, statistics and routers run a model; "-" for one that is no causal language model."""
+    """How perplexity, statistics and routers run a model; "-" if it is not a causal language model."""
     checkpoint = open_checkpoint(parse_reference(str(path)))
     try:
         with SourceReader(checkpoint.files) as reader:

@@ -1,4 +1,4 @@
-"""Writes merge/architecture/table.json: what the installed transformers says of language models and classifiers.
+"""Writes merge/architecture/table.json: facts from the installed transformers on language models and classifiers.
 
     python benchmarks/architecture_table.py              # all, some minutes
     python benchmarks/architecture_table.py LlamaForCausalLM GPT2LMHeadModel --check   # compare, write nothing

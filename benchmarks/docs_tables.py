@@ -74,7 +74,7 @@ def method_table() -> str:
 
 
 def deviation_list() -> str:
-    """What each method's docstring says after "Deviations:"."""
+    """The part of each method's docstring after "Deviations:"."""
     lines = []
     for method in built_in():
         found = re.search(r"^Deviations: (.*?)(?=^[A-Z][\w ]*: |\Z)", module_text(method), re.MULTILINE | re.DOTALL)

@@ -102,7 +102,7 @@ def settings(method: Method, n_models: int) -> Iterator[tuple[str, dict[str, Any
 
 
 def mergeable(method: Method) -> bool:
-    """Whether it merges any number of models of which nothing but the weights is known."""
+    """Whether it merges any number of models from their weights alone."""
     many = method.n_models[1] is None and method.n_models != (1, 1)
     return many and method.inputs != "adapters" and method.statistics is None
 

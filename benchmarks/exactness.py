@@ -152,7 +152,7 @@ def correct(models: dict[str, Path], case: str, out: Path) -> tuple[int, int]:
 
 
 def write_far(path: Path, like: Path) -> None:
-    """A model that is no fine-tune of the base: the base's tensors in reverse order of elements."""
+    """A model that is not a fine-tune of the base: the base's tensors with elements in reverse order."""
     from safetensors.torch import load_file, save_file
 
     path.mkdir()

@@ -47,7 +47,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Case:
-    """One merge: a recipe without its method, and in words what it says beyond defaults."""
+    """One merge: a recipe without its method, and its settings other than defaults in words."""
 
     recipe: dict[str, Any]
     setting: str

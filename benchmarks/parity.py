@@ -53,7 +53,7 @@ def write_family(root: Path, size: str, names: list[str], seed: int = 0) -> dict
 
 
 def write_far(root: Path, size: str, name: str, seed: int) -> dict[str, Path]:
-    """A model that is no fine-tune of the base: slerp between the two leaves the straight line."""
+    """A model that is not a fine-tune of the base: slerp between the two leaves the straight line."""
     generator = torch.Generator().manual_seed(seed)
     values = {tensor: torch.randn(shape, generator=generator) * 0.03 for tensor, shape in shapes(size).items()}
     return _save(root, {name: values}, config(size, "float32"))

@@ -1,6 +1,6 @@
 """Measures whether a merge is better than its parents, through lm-eval.
 
-Start with harness.py. All models are asked the same items, and their answers are remembered.
+Start with harness.py. All models answer the same items, and their answers are stored.
 
 models.py       what is judged: directories, hub ids, model+adapter, recipes
 settings.py     how it is run; backends.py: lm-eval's models, and servers

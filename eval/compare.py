@@ -82,7 +82,7 @@ def _gain(each: tuple[Difference, ...]) -> Gain:
 
 
 def adjust(merges: Sequence[Merged]) -> tuple[Merged, ...]:
-    """With Holm's correction (1979) over all merges: their last gains, which are what is said of them, are one family;
+    """With Holm's correction (1979) over all merges: their last gains, which the verdicts use, are one family;
     the gains on single tasks are another."""
     last = holm([merged.gains[-1].p for merged in merges])
     others = iter(holm([gain.p for merged in merges for gain in merged.gains[:-1]]))
@@ -174,7 +174,7 @@ def compare(results: Results, names: Sequence[str] = (), named: Sequence[str] = 
     Raises:
         UsageError: a name that no model has; parents without a merge.
     """
-    if results.path and not names:  # the points of a path are no rivals
+    if results.path and not names:  # the points of a path do not compete
         return Comparison(results)
     chosen = [pick(results, name) for name in names] or _merges(results, named)
     return Comparison(results, adjust([_merged(results, model, named) for model in chosen]))

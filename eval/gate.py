@@ -52,7 +52,7 @@ def gates(comparison: Comparison, against: str | None = None) -> tuple[Gate, ...
         UsageError: there is no merge; a name that no model has; tasks without items or a common mean.
     """
     if not comparison.merges:
-        raise UsageError("--gate: there is no merge among the models. Say --merge NAME --parents A,B.")
+        raise UsageError("--gate: there is no merge among the models. Name it with --merge NAME --parents A,B.")
     return tuple(_gate(comparison, merged, against) for merged in comparison.merges)
 
 

@@ -107,7 +107,7 @@ def _check_settings(loaded: Sequence[LoadedTask], settings: Settings) -> None:
         for name in each.tree["tasks"]:
             if shots.setdefault(name, each.task.num_fewshot) != each.task.num_fewshot:
                 raise UsageError(
-                    f"{name}: is asked by itself and in {each.task.name} or a suite, with other numbers of examples."
+                    f"{name}: is named twice, alone and in {each.task.name} or a suite, with different numbers of examples."
                 )
     unsafe = [name for each in loaded for name, leaf in each.tree["tasks"].items() if runs_code(leaf)]
     if unsafe and not settings.unsafe_code:
@@ -117,7 +117,7 @@ def _check_settings(loaded: Sequence[LoadedTask], settings: Settings) -> None:
         )
     for each in loaded:
         if each.task.guard is not None:
-            each.task.guard()  # a machine on which no code can be run is told so now
+            each.task.guard()  # fails now on a machine where no code can be run
 
 
 def runs_code(leaf: LeafTask) -> bool:

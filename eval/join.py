@@ -10,7 +10,7 @@ from eval.results import ModelScores, Results
 from merge.errors import UsageError
 from merge.quoting import quoted
 
-# What may differ: it changes how fast the answers come, or is said of each task besides.
+# Settings that may differ: they change only the speed, or each task records them itself.
 _FREE = ("batch_size", "device", "dtype", "backend", "model_args", "samples", "include", "unsafe_code", "trusted_code")
 _NUMBERS = ("backend", "model_args", "dtype")  # what makes other answers of the same weights
 

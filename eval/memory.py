@@ -1,4 +1,4 @@
-"""Stores answers by the digest of a model's weights, so that no request is asked twice.
+"""Stores answers by the digest of a model's weights, so that no request is sent twice.
 
 One SQLite file. A request's key holds the digest of the model's weights, config and tokenizer, how it is run (dtype,
 device, context length), and the whole request (prompt, continuation or generation settings). A changed task makes

@@ -81,7 +81,7 @@ class RememberingLM(LM):  # type: ignore[misc]
     def _answer(self, kind: str, requests: Sequence[Instance]) -> list[Any]:
         keys = [self.key(kind, request.args) for request in requests]
         known = {} if any(map(_is_sampled, requests)) else self._memory.answers(keys)
-        # Requests that are alike are asked once; lm-eval repeats them for groups that share a task.
+        # Equal requests are sent once; lm-eval repeats them for groups that share a task.
         missing = {key: request for key, request in zip(keys, requests, strict=True) if key not in known}
         if any(map(_is_sampled, requests)):
             self.tick(0)

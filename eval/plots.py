@@ -29,7 +29,7 @@ def bars(rows: Sequence[Bar], label: str, full: float | None = None) -> str:
     """Horizontal bars from 0 with whiskers.
 
     Args:
-        label: what a screen reader says.
+        label: for screen readers.
         full: the value at the right end; None: a little more than the largest.
     """
     top = full or 1.05 * max(max(row.ends[1] for row in rows), 1e-12)

@@ -93,7 +93,7 @@ class TaskResult:
 
     @property
     def span(self) -> tuple[float, float] | None:
-        """95 % Wilson interval of a share of which fewer than FEW items are right, or wrong; None for all others.
+        """95 % Wilson interval of a share with fewer than FEW right or wrong items; None for all others.
 
         The standard error is too small there: 20 right of 20 are not 100 ± 0 %, but 84 to 100 %.
         """

@@ -69,8 +69,8 @@ def _absurd(task: TaskResult) -> Iterator[str]:
     for items in (task.items, *task.also.values()):
         pairs = as_pairs(items)
         if not (np.abs(pairs) < _ABSURD).all() or not (pairs[:, 1] > 0).all():
-            yield f"{quoted(task.name)} has an item whose score is no number, or absurd"
+            yield f"{quoted(task.name)} has an item whose score is not a number, or absurd"
     if not abs(task.metrics.get(task.metric, 0.0)) < _ABSURD:
-        yield f"{quoted(task.name)} has a score that is no number, or absurd"
+        yield f"{quoted(task.name)} has a score that is not a number, or absurd"
     if not all(0 <= part.chance < 1 for part in task.parts):
         yield f"{quoted(task.name)} has a part whose chance is not between 0 and 1"

@@ -16,7 +16,7 @@ class Settings:
         dtype: of weights and arithmetic; None: float32 on a CPU (bf16 is slow on most), else as stored.
         batch_size: sequences at once; 0: found automatically.
         limit: items of each task, drawn once by `seed` and then the same for every model; None: all.
-        holdout, held_out: the share of each task's items that is set aside, drawn by `seed`, and which side is asked.
+        holdout, held_out: the share of each task's items set aside, drawn by `seed`, and the part evaluated.
         chat_template: whether prompts are wrapped in the model's chat template.
     """
 

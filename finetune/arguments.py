@@ -23,7 +23,7 @@ _OPTIMIZERS = {"adamw": "adamw_torch_fused", "adamw_8bit": "adamw_bnb_8bit", "pa
 def intervals(config: Config, epoch: int, steps: int) -> tuple[int, int]:
     """Steps between evaluations and between checkpoints, of a run of so many steps.
 
-    Evaluations are once an epoch if nothing is said, or with every checkpoint where the best one is kept: it is chosen
+    Evaluations take place once an epoch by default, or with every checkpoint if the best one is kept: it is chosen
     among those that were evaluated, so checkpoints come at multiples of evaluations.
     """
     by_checkpoint = config.save_every if keeps_best(config) else None

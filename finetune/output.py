@@ -68,7 +68,7 @@ class TrainingDirectory:
             shutil.rmtree(self.result)
 
     def _other_work(self, file: Path) -> MergeError | None:
-        """The error for what run.json says of unfinished work, if that is not this training."""
+        """The error if the unfinished work that run.json describes is not this training."""
         now = json.loads(json.dumps(self.identity))
         try:
             before = parse_json(file.read_bytes())

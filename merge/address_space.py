@@ -29,7 +29,7 @@ def check(more: int = 0) -> None:
 
 
 def _limit() -> int | None:
-    """Bytes; None where there is no limit."""
+    """The limit in bytes; None if there is none."""
     try:
         import resource
     except ImportError:  # Windows

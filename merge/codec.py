@@ -17,7 +17,7 @@ def encode(value: object) -> Any:
 def decode(data: object, kind: type[Kind]) -> Kind:
     """What `json.dumps(encode(value))` made of a value, read with parse_json -> an equal value.
 
-    Lists become tuples, also where the declared type is Any: in a value that survives JSON there is no list.
+    Lists become tuples, also for the declared type Any: a value that survives JSON holds no list.
 
     Raises:
         ValueError: with the place: "Expected `float`, got `str` - at `$.models[0].seconds`".

@@ -112,7 +112,7 @@ class OutputError(MergeError):
 
 
 def kept_by(error: BaseException, place: Path) -> None:
-    """Notes that finished work lies there, for what is said of an interruption."""
+    """Records that finished work lies there, for the message after an interruption."""
     error.__dict__.setdefault("kept", []).append(place)
 
 
@@ -122,6 +122,6 @@ def is_kept(error: BaseException) -> bool:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what a library's error says that has words in it, for a message of our own."""
+    """The first line with words of a library's error, for use in our message."""
     lines = _CONTROL.sub("", str(error)).splitlines()
     return next((excerpt(line.strip()) for line in lines if any(map(str.isalnum, line))), "no message")

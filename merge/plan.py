@@ -31,7 +31,7 @@ class TensorRef:
         shape: sizes; () for a scalar.
         file: absolute path of the (first) file that it is read from; "" if there is none.
         is_exact: elements are read as they are stored, in `dtype`; else as float32 values.
-        is_computed: it is no model's own tensor.
+        is_computed: no model stores this tensor.
     """
 
     __slots__ = ()

@@ -21,7 +21,7 @@ def openmp_threads() -> int:
 
 
 def _quota() -> int | None:
-    """Whole processors' worth of time, rounded up; None where there is no quota."""
+    """The CPU quota in processors, rounded up; None without a quota."""
     for name in _QUOTAS:
         try:
             words = Path(name).read_text(encoding="ascii").split()

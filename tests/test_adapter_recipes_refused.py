@@ -67,7 +67,7 @@ def test_models_and_adapters_are_not_mixed(
     wrong = make_model(tmp_path / "wrong", hidden=8)
     with pytest.raises(RecipeError, match=r"the adapters change a matrix of \[32, 16\], and .*wrong has \[16, 8\]"):
         plan("ties", list(two), base_model=str(wrong), parameters={"weight": 1})
-    with pytest.raises(RecipeError, match="the base is listed with a weight, but it is no adapter"):
+    with pytest.raises(RecipeError, match="the base is listed with a weight, but it is not an adapter"):
         plan("linear", [base, *two], base_model=str(base), parameters={"weight": 1})
     assert plan("ties", [base, *two], base_model=str(base), parameters={"weight": 1}).steps[0].models == (1, 2)
     given = plan("linear", list(two), base_model=str(base), parameters={"weight": 1})

@@ -254,7 +254,7 @@ def test_the_mixture_has_tasks_weights_and_templates(tmp_path: Path) -> None:
     [
         ("lora", {}, "ties, align: permutation, parameters: {weight: 1}", "found no layer whose units can be permuted"),
         ("lora", {"dora": "true"}, "ties, fold: false, parameters: {weight: 1}", "a is a DoRA adapter"),
-        ("lora", {"new_tokens": "@"}, "cat, fold: false", "a replaces rows of .*, which is no change"),
+        ("lora", {"new_tokens": "@"}, "cat, fold: false", "a replaces rows of .*, which is not a change"),
         ("full", {"new_tokens": "@"}, "ties, parameters: {weight: 1}", "Set tokenizer_source: union"),
         ("full", {}, "linear, parameters: {weight: 1}, tokenizer_source: nowhere", "no such directory"),
     ],

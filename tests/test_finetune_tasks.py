@@ -31,7 +31,7 @@ TWO = "tasks:\n  a: {data: a.jsonl}\n  b: {data: b.jsonl}\n"
         (f"{HEAD}strategy: parallel\ntaks: 3\n{TWO}", 't.yaml:5: unknown key "taks"; did you mean "tasks"?'),
         (
             f"{HEAD}strategy: parallel\ndata: x\n{TWO}",
-            '"data" belongs to a task file, and there are no tasks; each task names its own',
+            '"data" cannot be a shared key of a config with tasks; each task names its own',
         ),
         (f"{HEAD}strategy: parallel\n{TWO}  c/d: {{data: x}}\n", "t.yaml:8: the name of a task has letters, digits"),
         (

@@ -101,7 +101,7 @@ def test_known_names(tmp_path: Path, three: list[Path]) -> None:
     [
         ("chat_template: chatlm", 'unknown chat_template "chatlm"; did you mean "chatml"?'),
         ("chat_template: 'Hello'", "known: auto, chatml"),
-        ("chat_template: '{% for m in messages %}'", '"chat_template" is no valid Jinja template: line 1'),
+        ("chat_template: '{% for m in messages %}'", '"chat_template" is not a valid Jinja template: line 1'),
         ("tokenizer: {source: union, tokens: {a: {source: {kind: one}}}}", 'unknown kind "one"'),
         ("tokenizer: {tokens: {a: {source: {kind: model_token, model: org/a}}}}", 'one of "token" and "token_id"'),
         ("tokenizer: {tokens: {a: {force: true}}}", '"force: true" of the token "a" needs a "source"'),

@@ -31,7 +31,7 @@ class SandboxPaths:
         roots: files and directories that are needed.
         hidden: directories in them that are not.
         readable, listable: the same without hidden ones: what may be read with all that is in it, and the directories
-            above hidden ones, of which the names may be listed.
+            above hidden ones, whose names may be listed.
         aliases: directories of the standard library as the interpreter calls them, where links lead there.
     """
 

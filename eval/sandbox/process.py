@@ -161,7 +161,7 @@ def _with_children(pid: int) -> Iterator[int]:
 
 
 def _read(lines: Sequence[bytes]) -> Iterator[object]:
-    """The values of lines, up to the first that is no JSON."""
+    """The values of lines, up to the first that is not JSON."""
     for line in lines:
         try:
             yield parse_json(line)

@@ -170,7 +170,7 @@ def encode_samples(
         objective: bound to this run; by default the samples' own, unbound.
 
     Raises:
-        UsageError, RecipeError: sequences that do not fit, examples of which nothing is learnt, no chat template.
+        UsageError, RecipeError: sequences that do not fit, examples that teach nothing, no chat template.
     """
     from finetune.objectives import OBJECTIVES
 

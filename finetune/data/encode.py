@@ -144,7 +144,7 @@ class Encoder:
         return found
 
     def answer(self, before: Turns, answer: Turns, tools: str, place: str) -> Encoded:
-        """A conversation of which only the assistant's turns in `answer` count."""
+        """A conversation in which only the assistant's turns in `answer` count."""
         before = tuple(replace(turn, learnt=False) for turn in before)
         segments = self.turns(Conversation((*before, *answer), tools), place)
         return self.segments([replace(one, learnt=float(one.learnt >= 1)) for one in segments], special=False)
@@ -190,7 +190,7 @@ class Encoder:
         return before, after
 
     def _checked(self, conversation: Conversation, place: str) -> str:
-        """The rendered conversation. Raises UsageError if the template leaves out what the data says."""
+        """The rendered conversation. Raises UsageError if the template leaves out a part of the data."""
         text = self.render(conversation, place)
         for number, turn in enumerate(conversation.turns, 1):
             more = turn.as_message()

@@ -34,7 +34,7 @@ REASONING = ("reasoning_content", "thinking")  # as Qwen's and DeepSeek's templa
 _PASSED = ("tool_calls", "tool_call_id", "name", *REASONING)
 _LEARNT = ("weight", "train")  # OpenAI's key, and axolotl's
 _READ = {"role", "from", "content", "value", "function_call", *_PASSED, *_LEARNT}
-# Nothing is lost with these; others could change what is said, and are refused.
+# Leaving these out loses nothing; others could change the meaning, and are refused.
 _HARMLESS = {"id", "timestamp", "created_at", "source", "model", "end_turn", "recipient", "refusal", "annotations"}
 
 

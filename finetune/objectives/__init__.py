@@ -1,4 +1,4 @@
-"""Objectives: one file each, which bears the objective's name and holds OBJECTIVE. Adding a file adds an objective.
+"""Objectives: one file each, named after the objective, which holds OBJECTIVE. Adding a file adds an objective.
 
 An objective says which samples it takes, which class of model it trains, how a sample becomes examples, how rows become
 a batch, and what the loss of a batch is: sums and the weights they are to be divided by, so that batches of any size

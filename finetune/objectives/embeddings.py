@@ -2,7 +2,7 @@
 
 The embedding of a text is the mean of its last hidden states, scaled to length 1 (Reimers and Gurevych 2019,
 arXiv:1908.10084, section 3). The loss is cross entropy over cosines, divided by a temperature, of an anchor with the
-positives of the whole batch, of which its own is right (van den Oord et al. 2018, arXiv:1807.03748, eq. 4; Henderson et
+positives of the whole batch; its own is the right one (van den Oord et al. 2018, arXiv:1807.03748, eq. 4; Henderson et
 al. 2017, arXiv:1705.00652, section 4.4). Rejected texts, where the data has them, are further wrong answers for all.
 
 A positive that equals the row's own, or that belongs to the same anchor, is not taken for a wrong answer. Negatives

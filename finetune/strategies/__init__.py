@@ -167,7 +167,7 @@ _STRATEGIES: dict[str, Callable[[StrategyRun], list[Result]]] = {
 
 @contextlib.contextmanager
 def _directory(out: Path) -> Iterator[None]:
-    """OUT, of which only what a task file makes is known; one run at a time."""
+    """OUT of a config with tasks, locked by one run at a time; only its own files are touched."""
     check_partial(out, MARKER, "merge finetune with tasks")
     with explained(out):
         out.mkdir(parents=True, exist_ok=True)

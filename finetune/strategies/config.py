@@ -85,7 +85,7 @@ def load_tasks(file: str, flags: Mapping[str, Sequence[str]] | None = None, stra
         elif name not in KEYS:
             place.problem(key_node, f'unknown key "{name}"; {suggest(name, [*TASK_KEYS, *KEYS])}')
         elif name in ("data", "adapter"):
-            place.problem(key_node, f'"{name}" belongs to a task file, and there are no tasks; {_INSTEAD[name]}')
+            place.problem(key_node, f'"{name}" cannot be a shared key of a config with tasks; {_INSTEAD[name]}')
         else:
             shared.append((key_node, value))
     for name in ("data", "adapter"):

@@ -26,7 +26,7 @@ Parts = Mapping[str, F64]
 # rows(first, values): rows first .. first + n of the matrix, (n, in) float64, as they are -> as the adapter has them
 Rows = Callable[[int, F64], None]
 
-# PEFT's name of a kind, which is that of its file in capitals -> the module that holds it
+# PEFT's name of a kind, which is its file's name in capitals -> the module
 KINDS: dict[str, str] = {
     file.name.upper(): f"{__name__}.{file.name}" for file in pkgutil.iter_modules(__path__) if file.name != "patterns"
 }
@@ -96,7 +96,7 @@ def number(config: Mapping[str, object], key: str, default: float | None = None)
 
 
 def product(left: F64, right: F64) -> F64:
-    """left (rows, k) · right (k, columns), each number summed in one order whatever rows are asked for"""
+    """left (rows, k) · right (k, columns), each number summed in one order, whichever rows are requested"""
     from merge.kernels.fold import accumulate
 
     out = np.zeros((left.shape[0], right.shape[1]))

@@ -24,7 +24,7 @@ _NAME = re.compile(r"[\w.-]+", re.ASCII)
 
 
 class ModulePatterns:
-    """pattern -> value; raises ValueError for a pattern that is no regular expression."""
+    """pattern -> value; raises ValueError for a pattern that is not a regular expression."""
 
     def __init__(self, values: Mapping[str, object]) -> None:
         self._values = list(values.values())
@@ -87,7 +87,7 @@ _kept: list[tuple[Mapping[str, Any], ModulePatterns]] = []
 
 
 def patterns_of(values: Mapping[str, object]) -> ModulePatterns:
-    """The patterns of a config, which is asked of each module; the last four are kept."""
+    """The patterns of a config. They are needed for each module, so the last four are cached."""
     found = next((patterns for kept, patterns in _kept if kept is values), None)
     if found is None:
         found = ModulePatterns(values)

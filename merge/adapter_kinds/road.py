@@ -42,7 +42,7 @@ def rows(parts: Parts, settings: Settings, matrix: Shape) -> Rows:
 
 
 def _two(numbers: F64, variant: str, group: int) -> tuple[F64, F64]:
-    """For each output the number that goes with its cosine, and the one that goes with its sine."""
+    """For each output, the factors of its cosine and of its sine."""
     if variant == "road_4":
         both = numbers.reshape(-1, 2, group)
         return both[:, 0].reshape(-1), both[:, 1].reshape(-1)

@@ -21,7 +21,7 @@ from merge.sources.view import submatrix
 
 
 class Tensors(dict[str, TensorRef]):
-    """A checkpoint's tensors, of which blocks of rows give way to others."""
+    """A checkpoint's tensors in which blocks of rows are replaced."""
 
     def block(self, piece: Piece) -> TensorRef:
         ref = self[piece.tensor]

@@ -42,7 +42,7 @@ _REFUSED = {
 }
 # Initialisations that leave the base's weights as they are.
 _INITS = ("true", "false", "none", "gaussian", "orthogonal", "eva", "mica")
-# Those that took a part of the base's weights into the adapter, of which the part can be found again.
+# Initialisations that moved a part of the base's weights into the adapter and can be reconstructed.
 _PARTED = {"pissa": "svd", "olora": "qr"}
 _FOLD = "Fold it with PEFT's merge_and_unload and name the result."
 

@@ -40,8 +40,8 @@ class Adapter:
         config: adapter_config.json.
         files: the weight file, as it was when its header was read.
         modules: base module name -> its change, in the file's order.
-        parameters: name in the file -> the factors of a parameter that is no module's weight.
-        others: base module name -> its tensors, where the adapter is no LoRA.
+        parameters: name in the file -> the factors of a parameter that is not a module's weight.
+        others: base module name -> its tensors, in an adapter of another kind than LoRA.
         saved: base tensor name -> the tensor that takes its place (modules_to_save, trained biases, saved embeddings).
         tokens: base tensor name -> rows of it that are replaced.
         notes: what was left out or chosen, for the user to know.

@@ -175,7 +175,7 @@ class _Fold:
         """Around a change of what lies at a place: checks before, and of a tied pair the other follows after.
 
         Raises:
-            CheckpointError: the tensors are no floats, or ValueError was raised inside.
+            CheckpointError: the tensors are not floats, or ValueError was raised inside.
         """
         file = self.adapter.files[0].path
         for stored in dict.fromkeys(piece.tensor for piece in place.pieces):

@@ -92,7 +92,7 @@ def unfit(recipe: Recipe, method: Method) -> Iterable[Problem]:
         and method.base_is_input
         and any(source.model == recipe.base_model for source in recipe.models)
     ):
-        said = "the base is listed with a weight, but it is no adapter."
+        said = "the base is listed with a weight, but it is not an adapter."
         yield Problem(said, recipe.where("models"), 'Take it out, and set "normalize: false" to scale by the weights.')
     for key, value in (
         ("align", recipe.align),
@@ -114,7 +114,7 @@ def unfit(recipe: Recipe, method: Method) -> Iterable[Problem]:
 
 
 def unlike(recipe: Recipe, inputs: AdapterInputs) -> Iterable[Problem]:
-    """Adapters that are no plain LoRA, or not of one base."""
+    """Problems of adapters that are not plain LoRA, or not of one base."""
     for source, adapter in dict(zip(inputs.places, inputs.listed(), strict=True)).values():
         name, where = source.model.text, _line(recipe, source)
         if adapter.others:
@@ -124,14 +124,16 @@ def unlike(recipe: Recipe, inputs: AdapterInputs) -> Iterable[Problem]:
             yield Problem(said, where, FOLD)
         if adapter.parameters:
             owners = some([factors.module for factors in adapter.parameters.values()])
-            said = f"{name} changes parameters that are no module's weight ({owners}; target_parameters)."
+            said = f"{name} changes parameters that are not a module's weight ({owners}; target_parameters)."
             yield Problem(said, where, FOLD)
         dora = [module.name for module in adapter.modules.values() if module.magnitude is not None]
         if dora:
             said = f"{name} is a DoRA adapter ({some(dora)}), whose change depends on the base's weights and cannot be"
             yield Problem(f"{said} added to others.", where, FOLD)
         if adapter.tokens:
-            said = f"{name} replaces rows of {some(list(adapter.tokens))} (trainable_token_indices), which is no change"
+            said = (
+                f"{name} replaces rows of {some(list(adapter.tokens))} (trainable_token_indices), which is not a change"
+            )
             yield Problem(f"{said} that could be added to others.", where, FOLD)
         for module in adapter.modules.values():
             wrong = [ref for ref in (module.a, module.b) if not DTYPES[ref.dtype].is_float or ref.dtype == "F64"]

@@ -37,7 +37,7 @@ class LoraModule:
 
 @dataclass(frozen=True)
 class ParameterFactors:
-    """The factors of a parameter that is no module's weight (target_parameters), such as the experts of a layer.
+    """The factors of a parameter that is not a module's weight (target_parameters), such as a layer's experts.
 
     Attributes:
         module: that the parameter belongs to; which of its parameters it is, the file does not say.
@@ -54,7 +54,7 @@ class ParameterFactors:
 
 @dataclass(frozen=True)
 class OtherModule:
-    """One module's tensors in an adapter that is no LoRA, by what stands behind its name, with what modules share."""
+    """One module's tensors in an adapter of another kind than LoRA, by the rest of their names, and shared ones."""
 
     name: str
     parts: Mapping[str, TensorRef]

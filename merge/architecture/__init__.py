@@ -1,6 +1,6 @@
 """What a checkpoint means: its class, ties, names, layer stacks, embeddings and heads.
 
-architecture_of is what transformers says of a class: ties, names, what loading ignores, what stays float32. Layer
+architecture_of gives transformers' facts about a class: ties, names, ignored tensors, float32 tensors. Layer
 stacks are found in the tensors' names instead, as runs of numbers (`model.layers.0.` ... `model.layers.31.`) whose
 length the config confirms, so that no list of architectures decides what can be stacked.
 """

@@ -25,7 +25,7 @@ _NUMBER = re.compile(r"\.\d+\.")
 
 
 def ask(name: str, config: Mapping[str, Any] | None = None) -> Architecture:
-    """What the installed transformers says of a class.
+    """Facts about a class from the installed transformers.
 
     Args:
         name: of the class, e.g. "LlamaForCausalLM".
@@ -71,7 +71,7 @@ def _quietly() -> Iterator[None]:
 
 
 def _without_timm() -> contextlib.AbstractContextManager[object]:
-    """Leaves image towers of timm empty (Gemma 3n): nothing is asked of them, and timm need not be installed."""
+    """Leaves image towers of timm empty (Gemma 3n); they are not needed, and timm need not be installed."""
     import torch
     from transformers.models.timm_wrapper import modeling_timm_wrapper as wrapper
 

@@ -52,7 +52,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model as transformers holds it in memory.
+    """A model's parameters as transformers holds them in memory.
 
     Attributes:
         shapes: parameter or buffer -> shape, in the order of the state dict.

@@ -49,7 +49,7 @@ def _table() -> dict[str, Any]:
 
 @functools.cache
 def from_table(name: str) -> Architecture:
-    """What the table says of a class that it has."""
+    """The table's entry for a class."""
     table = _table()
     said: dict[str, Any] = dict(table["kinds"][table["classes"][name]])
     said["ties"] = [Tie(*tie) for tie in said.get("ties", ())]

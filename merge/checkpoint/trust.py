@@ -27,7 +27,7 @@ _FILES = ("config.json", "tokenizer_config.json")
 @dataclass(frozen=True)
 class _Policy:
     """`called`: directory -> what the user calls the model in it; `ran`: model -> {file: SHA-256} of code that was run;
-    `noted`: files of which a note was given."""
+    `noted`: files with a note already given."""
 
     names: tuple[str, ...] = ()
     say: Callable[[str], None] = lambda text: None

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @click.command(
     "formats",
-    # so that a negative number is no option
+    # so that a negative number is not taken for an option
     context_settings={"ignore_unknown_options": True},
     epilog="""\b
 Examples:

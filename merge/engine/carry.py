@@ -22,7 +22,7 @@ class Executor(Protocol):
         """Computes and writes the step's tensor; returns its record for journal and manifest."""
 
     def sources(self, context: Context, step: Step) -> dict[str, object]:
-        """What the record of a step says of its sources, found by reading them."""
+        """The step's record of its sources, computed by reading them."""
 
 
 EXECUTORS: dict[Kind, Executor] = {"copy": copying, "merge": merging, "factor": factors}

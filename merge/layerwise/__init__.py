@@ -2,7 +2,7 @@
 
 Routers, statistics and perplexity share it.
 
-empty.py    a model whose parameters have shapes and no memory; the whole model, where there is no other way
+empty.py    a model whose parameters have shapes and no memory; the whole model, if layers do not suffice
 weights.py  its parameters, from pieces of stored tensors: by layer, by expert, by rows
 runner.py   LayerRunner: the model's own forward, stopped at one layer
 trial.py    whether that is allowed, found by layers that compute nothing

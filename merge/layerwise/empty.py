@@ -16,7 +16,7 @@ def empty_model(path: str) -> Module:
     """The model of a directory's config.json; parameters have a shape and no memory, buffers their values.
 
     Raises:
-        CheckpointError: transformers does not know the architecture, or it is no causal language model.
+        CheckpointError: transformers does not know the architecture, or it is not a causal language model.
     """
     import torch
 

@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 def open_runner(
     checkpoint: Checkpoint, reader: SourceReader, max_ram: int | None, say: Callable[[str], None]
 ) -> LayerRunner | None:
-    """The runner of a model; None if it has to be in memory as a whole, which is said with the memory that takes.
+    """The runner of a model; None if it must be in memory as a whole, which a note reports with its memory.
 
     Raises:
         CheckpointError: transformers does not know the architecture, tensors are missing or have no place in the model,
-            or it is no causal language model.
+            or it is not a causal language model.
         UsageError: the whole model takes more than max_ram.
     """
     model = empty_model(checkpoint.path)
@@ -65,6 +65,6 @@ def _check_sources(model: Module, weights: LayerWeights, makings: Makings) -> No
         raise Unstreamable(f"its files do not have {lacking[0].names[0]} as transformers makes it")
     head = model.get_output_embeddings()
     if type(head).__name__ != "Linear":
-        raise Unstreamable("its head is no linear layer")
+        raise Unstreamable("its head is not a linear layer")
     if not all(weights.slots[f"{name_of(model, head)}.{key}"].is_plain for key, _ in head.named_parameters()):
         raise Unstreamable("its head is not stored as one matrix")

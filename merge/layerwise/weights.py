@@ -208,7 +208,7 @@ class LayerWeights:
 
 
 class _Matrices:
-    """In place of a stacked parameter: matrices that are read when they are asked for."""
+    """Stands in for a stacked parameter: its matrices are read on access."""
 
     def __init__(self, weights: LayerWeights, slot: ModelParameter) -> None:
         self._weights, self._slot = weights, slot

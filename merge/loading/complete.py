@@ -82,7 +82,7 @@ def check_stored(network: Module, stored: Mapping[str, tuple[int, ...]], path: s
     harmless = network._keys_to_ignore_on_load_missing or ()
     missing = [tied[0] for tied in names.values() if not any(_matches(name, stored, harmless) for name in tied)]
     harmless = (*(network._keys_to_ignore_on_load_unexpected or ()), *_ONCE_STORED)
-    # Names with a slash are of sentence-transformers' module folders, which the network is no part of.
+    # Names with a slash belong to module folders of sentence-transformers, outside the network.
     unexpected = [name for name in stored if "/" not in name and not _matches(name, shapes, harmless)]
     mismatched = [(name, shape, shapes[name]) for name, shape in stored.items() if shape != shapes.get(name, shape)]
     if not unexpected or not (missing or mismatched):

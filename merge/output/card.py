@@ -90,7 +90,7 @@ def with_evaluation(card: str, metadata: str, text: str) -> str:
 
     Args:
         card: Markdown, with or without a YAML head.
-        metadata: YAML lines for the head; left out if the head has these keys of its own, or there is no head.
+        metadata: YAML lines for the head; left out if the head already has these keys, or there is no head.
         text: Markdown.
 
     Lines end as the card's do.

@@ -45,7 +45,7 @@ def placed(out: Path) -> dict[str, Any] | None:
         note = parse_json(path.read_bytes())
         place, _, _ = note["file"], note["identity"], note["report"]
     except (IsADirectoryError, ValueError, KeyError, TypeError):
-        raise UsageError(f"{path} exists and is no file of merge; nothing was changed. Move it away.") from None
+        raise UsageError(f"{path} exists and was not written by merge; nothing was changed. Move it away.") from None
     except OSError:  # not there, as a rule
         return None
     with contextlib.suppress(OSError):

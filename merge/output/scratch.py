@@ -19,7 +19,7 @@ _LOCK = ".in-use"
 def scratch(prefix: str, root: str | os.PathLike[str] | None = None) -> Iterator[Path]:
     """A new directory in `root`, by default the system's for temporary files; its name begins with `prefix`.
 
-    Directories of this prefix whose process is no more are removed first.
+    Directories of this prefix whose process has ended are removed first.
     """
     place = Path(root or tempfile.gettempdir())
     remove_left(prefix, root)

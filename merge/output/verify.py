@@ -59,7 +59,7 @@ def verify_output(
     problems += [
         f"{name}: in the manifest, but in no shard"
         for name, tensor in manifest["tensors"].items()
-        if name not in refs and tensor["file"] not in unread  # of such a file all is said already
+        if name not in refs and tensor["file"] not in unread  # problems of such a file are reported already
     ]
     good = {name: ref for name, ref in refs.items() if name in manifest["tensors"]}
     total = sum(ref.nbytes for ref in good.values())

@@ -124,7 +124,7 @@ class Workspace:
             self._lock = take_lock(self.partial)
 
     def complete(self, report: Mapping[str, object]) -> None:
-        """Gives the result, all of which is on the disk, the name OUT, and removes the rest.
+        """Gives the result, which is completely on disk, the name OUT, and removes the rest.
 
         Args:
             report: `finished` of the next call, if this one is killed from now on; for JSON.

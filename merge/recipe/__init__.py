@@ -7,9 +7,9 @@ keys.py        the keys of each level, with values and help
 names.py       messages for unknown keys, parameters and methods
 references.py  directory, org/name@revision, model+adapter, the name of an earlier document; looks at the disk
 mentioned.py   every model that a recipe names
-pipeline.py    several documents, of which later ones use earlier ones
+pipeline.py    several documents; later ones use earlier ones
 settings.py    scalars, gradients, conditions: held against the method's signature, and -> one number
-build.py       what a text says by itself: one function a level of the schema
+build.py       a text -> Draft: one function for each level of the schema
 mixture.py     recipes with "experts": another schema
 check.py       what needs more than one place: models, base, required parameters
 text.py        a recipe made of values -> its text

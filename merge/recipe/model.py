@@ -23,7 +23,7 @@ class Conditional:
         return self.filter is None or self.filter == "*" or self.filter in tensor_name
 
 
-# A scalar; a gradient over the layers of a slice; or conditions, of which the first that matches wins.
+# A scalar; a gradient over the layers of a slice; or conditions, where the first match wins.
 Setting = Scalar | tuple[Scalar, ...] | tuple[Conditional, ...]
 Settings = Mapping[str, Setting]
 
@@ -35,7 +35,7 @@ class ModelRef:
     `text` is what the recipe wrote; `path` is absolute for a local directory, else the hub id. Two references are equal
     when they mean the same model, however they are written. `override_architecture` is read and has no effect.
 
-    As it is parsed, `path` is what is written, and `written` says how that is to be read: a "reference", which may have
+    In a parsed recipe `path` is as written, and `written` tells how to read it: a "reference", which may have
     an adapter and a revision in it, or the "path" of one model. What is resolved has "".
     """
 

@@ -134,7 +134,7 @@ class StageNames:
         own: its own name.
         used: of `earlier`, those that were asked for, in that order.
         shadowed: of `used`, those that are the names of directories too.
-        misses: how many names were looked for and are no document's.
+        misses: how many names were looked for without finding a document.
     """
 
     earlier: tuple[str, ...] = ()

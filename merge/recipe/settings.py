@@ -146,7 +146,7 @@ def _typed(node: yaml.ScalarNode, parameter: Parameter | None) -> tuple[Scalar |
         return _whole(node), "a whole number"
     if parameter.kind is float:
         return as_number(node), "a number"
-    return str(node.value) if node.tag.endswith(":str") else None, "a text"
+    return str(node.value) if node.tag.endswith(":str") else None, "a string"
 
 
 def _whole(node: yaml.ScalarNode) -> int | None:

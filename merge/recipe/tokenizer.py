@@ -108,7 +108,7 @@ def read_template(reader: RecipeReader, node: yaml.Node | None) -> str | None:
 
         wrong = syntax_error(text)
         if wrong is not None:
-            reader.problem(node, f'"chat_template" is no valid Jinja template: {wrong}', "chat_template")
+            reader.problem(node, f'"chat_template" is not a valid Jinja template: {wrong}', "chat_template")
             return None
     elif text not in ("auto", *chat.NAMED):
         known = ("auto", *chat.NAMED)

@@ -26,7 +26,7 @@ def size(n_bytes: float) -> str:
 
 
 def console() -> Console:
-    """For tables on stdout; in a pipe lines are not wrapped, so that grep finds them. Names are no markup."""
+    """For tables on stdout; in a pipe lines are not wrapped, so that grep finds them. Names are not taken for markup."""
     from rich.console import Console
 
     wide = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 10_000
@@ -60,7 +60,7 @@ def printable(text: str) -> str:
 
 
 def show_notes(notes: Iterable[str], quiet: bool) -> None:
-    """What is worth knowing and no error, on stderr."""
+    """Prints notes, which are not errors, on stderr."""
     if not quiet:
         for note in notes:
             click.echo(f"note: {printable(note)}", err=True)
@@ -72,7 +72,7 @@ def memory(n_bytes: float) -> str:
 
 @contextlib.contextmanager
 def progress_bar(label: str, total: int, quiet: bool) -> Iterator[Callable[[int], None]]:
-    """Bytes done, bytes a second and time left, on stderr; a line now and then where stderr is no terminal."""
+    """Bytes done, bytes a second and time left on stderr, if it is a terminal."""
     if quiet:
         yield lambda done: None
         return

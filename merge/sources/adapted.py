@@ -35,7 +35,7 @@ def prepare(ref: Derived, read: Read) -> Fill:
     unit, columns = int(parameters.get("unit", 1)), matrix[1]
 
     def fill(start: int, out: F32) -> None:
-        """Whole runs of rows, of which the ends may be cut off."""
+        """Computes whole runs of rows, and cuts off the ends that are not needed."""
         first = start // (unit * columns) * unit
         last = -(-(start + len(out)) // (unit * columns)) * unit
         block = np.empty((last - first) * columns, np.float32)

@@ -153,7 +153,7 @@ class _Rows:
                 self._fill_mixed(first + begin, part)
 
     def _fill_mixed(self, row: int, out: F32) -> None:
-        """A row that is no input's: zeros, the mean of all, or the mean of some, summed in float64."""
+        """A row that no input has: zeros, the mean of all, or the mean of some, summed in float64."""
         count = int(self._counts[row])
         if count == MEAN:
             assert self._mean is not None

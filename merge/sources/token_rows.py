@@ -1,4 +1,4 @@
-"""An embedding of which an adapter replaces some rows (PEFT's trainable_token_indices).
+"""An embedding with some rows replaced by an adapter (PEFT's trainable_token_indices).
 
 inputs: the embedding (vocabulary, width) and the rows (n, width). parameters: `indices`, the token of each row.
 Source: peft 0.21.2, tuners/trainable_tokens/layer.py, get_merged_weights.

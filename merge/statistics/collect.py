@@ -67,7 +67,7 @@ def collect_statistics(
         data: .jsonl with "text" in each line, or a file with a text in each line.
         kind: "gram", "fisher" or "both".
         max_tokens, length, batch: most tokens in all, tokens of a sequence, sequences at once (for Gram matrices).
-        seed: of the order of the texts, the first of which are used.
+        seed: of the order of the texts; texts are used in that order up to the limit.
         max_ram: bytes that a model may take which is not run layer by layer; None: any.
         say: gets what a user should know before the work starts.
         progress: gets bytes of the model that are done, once for each kind.

@@ -14,7 +14,7 @@ def classify(
     """For each text the probability of each label, the likeliest first.
 
     One label: sigmoid of its logit. A config with problem_type multi_label_classification: sigmoids; else softmax.
-    Texts longer than the model's context are cut, which `say` is told.
+    Texts longer than the model's context are cut, with a note through `say`.
 
     Raises:
         UsageError: a text without a token.

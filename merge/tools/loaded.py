@@ -102,7 +102,7 @@ def _adapter_config(folder: str) -> str | None:
 def _adapter_path(ref: ModelRef) -> str:
     path = ref.path if os.path.isdir(ref.path) else locate(ref).path
     if _adapter_config(path) is None:
-        raise CheckpointError(f"{path}: has no adapter_config.json, so it is no adapter.")
+        raise CheckpointError(f"{path}: has no adapter_config.json, so it is not an adapter.")
     return str(path)
 
 

@@ -27,7 +27,7 @@ class Logits(Protocol):
 
     Attributes:
         vocabulary: rows of the head.
-        in_blocks: whether `logits` costs in proportion to the rows that are asked for.
+        in_blocks: whether the cost of `logits` is proportional to the requested rows.
     """
 
     vocabulary: int

@@ -68,7 +68,7 @@ def parse_count(text: str) -> int | None:
 
 
 def unknown_shapes(n_parameters: int) -> Shapes:
-    """A model of which only the number of parameters is known."""
+    """A model known only by its number of parameters."""
     return {"parameters": (n_parameters,)}
 
 

@@ -102,7 +102,7 @@ def trace_training(
     Args:
         lora: train adapters only; None: train all.
         checkpointing: keep the inputs of layers only, and compute the rest again (Chen et al., arXiv:1604.06174).
-        mixed: compute in bfloat16 from float32 weights, of which autocast keeps copies.
+        mixed: compute in bfloat16 from float32 weights, with the copies that autocast keeps.
 
     Raises:
         UsageError: a target names no layer, or the architecture has no checkpointing.

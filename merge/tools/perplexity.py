@@ -150,7 +150,7 @@ def measure(
 
 
 def of_network(network: Module, batches: Sequence[Batch], name: str) -> Perplexity:
-    """The same of a model in memory, in its own dtype, on windows (windows, tokens) each of which is a text."""
+    """The same for a model in memory, in its own dtype, on windows (windows, tokens) that are a text each."""
     windows = [Windows(batch, np.ones((len(batch), batch.shape[1] - 1), np.bool_)) for batch in batches]
     sums = _over_blocks([WholeLogits(network, batches)], [Path(name)], windows, lambda share: None)
     return _summary(sums, windows, sum(map(len, batches)), 1)[0]

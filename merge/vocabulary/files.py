@@ -28,7 +28,7 @@ def is_template_file(name: str) -> bool:
 
 
 def is_tokenizer_file(name: str) -> bool:
-    """Whether a side file goes with the tokenizer, and not with the model (generation, images)."""
+    """Whether a side file belongs to the tokenizer rather than the model (generation, images)."""
     named = (FILE, CONFIG, _SPECIAL, "normalizer.json", *_STALE)
     return name in named or name.endswith((".spm", ".tiktoken")) or is_template_file(name)
 

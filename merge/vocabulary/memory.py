@@ -38,5 +38,5 @@ def tokenizer_memory(tokenizers: Iterable[Tokenizer], made: Union | None = None)
 
 
 def compared_memory(n_bytes: int) -> TokenizerMemory:
-    """What comparing two tokenizers takes, by the size of the larger file, of which one is read at a time."""
+    """Bytes for comparing two tokenizers, which are read one at a time, from the size of the larger file."""
     return TokenizerMemory(0, _COMPARED * n_bytes)

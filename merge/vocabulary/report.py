@@ -82,7 +82,7 @@ def _outline(part: Any) -> str | None:
 
 
 def _embedding_rows(ref: ModelRef, directory: str) -> int | None:
-    """Rows of the embedding where there are weights; else what config.json says; None for a bare tokenizer."""
+    """Rows of the embedding; without weights, vocab_size of config.json; None for a tokenizer alone."""
     from merge.architecture import is_embedding
 
     if any(name.endswith((".safetensors", ".bin")) for name in os.listdir(directory)):

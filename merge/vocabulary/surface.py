@@ -56,7 +56,7 @@ def is_special(tokenizer: Tokenizer, token: str) -> bool:
 
 
 def by_surface(tokenizer: Tokenizer) -> dict[bytes, int]:
-    """The same the other way; of tokens for one text the first that is no byte token such as <0x41>."""
+    """Text -> token; of several tokens for one text, the first that is not a byte token such as <0x41>."""
     tokens = {number: token for token, number in tokenizer.vocabulary.items()}
     found: dict[bytes, int] = {}
     plain: set[bytes] = set()

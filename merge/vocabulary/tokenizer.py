@@ -15,7 +15,7 @@ from merge.quoting import excerpt
 
 FILE = "tokenizer.json"
 CONFIG = "tokenizer_config.json"
-# What transformers makes a tokenizer of where there is no tokenizer.json.
+# Files from which transformers makes a tokenizer without tokenizer.json.
 OTHER_FILES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.json", "vocab.txt", "tekken.json")
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
@@ -56,7 +56,7 @@ class Tokenizer:
 
     @property
     def is_converted(self) -> bool:
-        """Whether it was made of other files, as there is no tokenizer.json."""
+        """Whether it was made from other files, without tokenizer.json."""
         return not os.path.isfile(os.path.join(self.directory, FILE))
 
     @property

@@ -96,7 +96,7 @@ def _hook(home: str, readable: Sequence[str], listable: Sequence[str]) -> Callab
         return path is None or isinstance_(path, number) or at_home(path) or may_read(path) or absolute(path) in lists
 
     def changing(path: Any, *more: Any) -> bool:
-        """more: what else the event says; last, from which open directory the path counts, -1 for none."""
+        """more: further values of the event; the last is the open directory of a relative path, -1 for none."""
         return not isinstance_(path, number) and at_home(path) and more[-1] == -1
 
     rules: dict[str, Callable[..., bool]] = {

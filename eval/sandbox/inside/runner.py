@@ -49,7 +49,7 @@ def _limit(limits: Mapping[str, int]) -> None:
 
 
 def _confine(layers: Sequence[str], readable: Sequence[str], listable: Sequence[str]) -> None:
-    """Raises OSError where a layer that is asked for cannot be had: then nothing is run."""
+    """Raises OSError if a requested layer is not available; then nothing is run."""
     if not {"namespaces", "landlock", "seccomp"} & set(layers):
         return
     from . import kernel

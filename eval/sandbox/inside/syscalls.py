@@ -68,7 +68,7 @@ _ANY = 0xFFFFFFFF
 
 
 def _conditions(read_only: bool) -> Mapping[str, Sequence[Sequence[Test]]]:
-    """Of each call the alternatives, each of which is a list of tests that all have to hold."""
+    """For each call its alternatives: lists of tests that must all hold."""
 
     def opening(flags: int) -> Sequence[Sequence[Test]]:
         if read_only:

@@ -85,7 +85,7 @@ class PipelinePlanner:
             plan = replace(plan, notes=(*self.pipeline.notes, *plan.notes))
         name = stage.name or plan.name
         if self.pipeline.is_used(stage) and all(side.name != _CONFIG for side in plan.side_files):
-            message = f'the result of "{name}" is no model (it has no config.json), so no document can merge it'
+            message = f'the result of "{name}" is not a model (it has no config.json), so no document can merge it'
             raise RecipeError(Problem(message, place(stage.recipe.file, stage.line)))
         how: How = "written" if self.pipeline.is_used(stage) else "result"
         reason = "" if how == "result" else self._obstacle(stage, plan)

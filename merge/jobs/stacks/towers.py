@@ -122,7 +122,7 @@ def _copy(inputs: Inputs, name: str) -> Target:
 
 
 def _towers_beside_the_donor(recipe: Recipe, inputs: Inputs) -> Iterator[Problem]:
-    """Towers that an input has and the donor of the config has not: there is no place for them in the result."""
+    """Towers of an input that the donor of the config lacks; the result cannot hold them."""
     known = inputs_modules(inputs).found
     for model in inputs.all[1:]:
         found = modules_of(tuple(model.tensors)).found

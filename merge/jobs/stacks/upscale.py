@@ -46,7 +46,7 @@ def _slice(source: Source, start: int, end: int, parameters: Settings | None = N
 
 
 def _overlap(recipe: Recipe, model: Input, n: int) -> Planned[int | None]:
-    """Layers that each of the two copies goes without."""
+    """The number of layers that each of the two copies leaves out."""
     assert recipe.upscale is not None
     overlap, wanted = recipe.upscale.overlap, recipe.upscale.layers
     if overlap is not None:

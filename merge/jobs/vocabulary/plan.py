@@ -93,7 +93,7 @@ def _bytes(path: Path) -> bytes | None:
 
 
 def _source(recipe: Recipe, inputs: Inputs) -> tuple[int | None, ModelRef | None]:
-    """(index in Inputs.all of the model whose tokenizer is asked for, or a model that is not merged)."""
+    """The model whose tokenizer the recipe names: its index in Inputs.all, or a model that is not merged."""
     if recipe.tokenizer_source == "union":
         return 0, None
     owner = inputs.place(first_model(recipe))

@@ -97,7 +97,7 @@ def copied_files(recipe: Recipe, inputs: Inputs, vocabulary: Vocabulary | None) 
         kept = (SideFile.copy(name, f"{directory}/{name}") for name in names if name != _GENERATION)
         return said.with_value((*kept, *copied))
     if vocabulary is None and not has_tokenizer(keeper.tokenizer_path):
-        message = f"{keeper.ref.text} has no tokenizer for the chat template to go with."
+        message = f"{keeper.ref.text} has no tokenizer, which a chat template needs."
         hint = "Name a tokenizer_source that has one."
         said.problems.append(Problem(message, recipe.where("chat_template"), hint))
         return said.with_value(())

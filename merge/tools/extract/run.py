@@ -175,7 +175,7 @@ class Work:
         return results
 
     def _target(self, target: ExtractedMatrix) -> tuple[tuple[Any, Any] | None, dict[str, Any]]:
-        """(A, B) as PEFT stores them, None where nothing differs; and what is said of them."""
+        """(A, B) as PEFT stores them, None if nothing differs; and their entry in the report."""
         pair = target.pair
         matrices = [pair.expert(i) for i in range(pair.base.shape[0])] if len(pair.base.shape) == 3 else [pair]
         found = []

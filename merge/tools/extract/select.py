@@ -193,7 +193,7 @@ class _ModuleJudge:
         return pair.name == self.loaded.head
 
     def _is_parameter(self, pair: Pair) -> bool:
-        """Stacked experts, and routers whose class is no linear layer."""
+        """Stacked experts, and routers whose class is not a linear layer."""
         if self.loaded is None or self.loaded.kinds.get(pair.module) is not None or "bias" in pair.name:
             return False
         leaf = pair.module.rpartition(".")[2]

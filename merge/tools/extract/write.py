@@ -36,7 +36,7 @@ def config_text(
 
     Args:
         ranks: of each module or parameter with factors.
-        parameters: those that are no module's weight to PEFT.
+        parameters: those that PEFT does not treat as a module's weight.
         others: modules of the base without factors, which target_modules must not mean.
     """
     counts = Counter(ranks.values())
