@@ -107,7 +107,7 @@ def _check_settings(loaded: Sequence[LoadedTask], settings: Settings) -> None:
         for name in each.tree["tasks"]:
             if shots.setdefault(name, each.task.num_fewshot) != each.task.num_fewshot:
                 raise UsageError(
-                    f"{name}: is named twice, alone and in {each.task.name} or a suite, with different numbers of examples."
+                    f"{name}: is named alone and in {each.task.name} or a suite, with different numbers of examples."
                 )
     unsafe = [name for each in loaded for name, leaf in each.tree["tasks"].items() if runs_code(leaf)]
     if unsafe and not settings.unsafe_code:

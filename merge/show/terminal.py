@@ -26,7 +26,7 @@ def size(n_bytes: float) -> str:
 
 
 def console() -> Console:
-    """For tables on stdout; in a pipe lines are not wrapped, so that grep finds them. Names are not taken for markup."""
+    """For tables on stdout; in a pipe lines are not wrapped, so that grep finds them. Names are not markup."""
     from rich.console import Console
 
     wide = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 10_000
