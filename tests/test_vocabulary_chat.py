@@ -125,7 +125,7 @@ def test_what_is_wrong_in_a_recipe_is_told_with_its_line(more: str, said: str) -
 def test_a_template_needs_a_tokenizer(tmp_path: Path, make_model: Make) -> None:
     path = give(make_model, tmp_path / "a", None, seed=0)
     text = f"merge_method: passthrough\nmodels: [{{model: {path}}}]\nchat_template: chatml\n"
-    with pytest.raises(RecipeError, match="no tokenizer for the chat template"):
+    with pytest.raises(RecipeError, match="no tokenizer, which a chat template needs"):
         build_plan(parse_recipe(text))
 
 

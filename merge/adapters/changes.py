@@ -1,4 +1,4 @@
-"""What an adapter's parts make of stored tensors: matrices, fused ones, and the experts of a layer."""
+"""Turns an adapter's parts into changes of stored tensors: matrices, fused ones, and the experts of a layer."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Tensors(dict[str, TensorRef]):
 
 
 def replace(tensors: Tensors, place: Place, new: TensorRef) -> None:
-    """`new`, of the place's shape, takes the place of all that lies there.
+    """Replaces everything at the place by `new`, which has the place's shape.
 
     Raises:
         ValueError: it is stored in another order, with the short cause.
@@ -55,7 +55,7 @@ def replace(tensors: Tensors, place: Place, new: TensorRef) -> None:
 
 
 def change_lora(tensors: Tensors, place: Place, module: LoraModule, adapter: Adapter, inputs_first: bool) -> None:
-    """W + s·B·A for a matrix, which may be several stored ones below each other, or for a convolution.
+    """W + s·B·A for a matrix, which may consist of several stored matrices, or for a convolution.
 
     Args:
         inputs_first: a square matrix is stored (in, out).
@@ -125,7 +125,7 @@ def change_parameter(tensors: Tensors, place: Place, factors: ParameterFactors, 
         if len(ref.shape) == 2:
             tensors.put(piece, folded(tensors.block(piece), piece.expert or 0, piece.row, False))
             continue
-        # all experts in one tensor, each with all of its rows there
+        # all experts in one tensor, each with all of its rows
         height, width = ref.shape[1:]
         blocks = [
             folded(part(ref, expert * height * width, (height, width)), expert, piece.row, piece.turned)
@@ -137,7 +137,7 @@ def change_parameter(tensors: Tensors, place: Place, factors: ParameterFactors, 
 def change_other(
     tensors: Tensors, place: Place, bias: Place | None, module: OtherModule, adapter: Adapter, inputs_first: bool
 ) -> None:
-    """What an adapter of another kind makes of a matrix, and of its bias.
+    """The changes of a matrix and its bias by an adapter of another kind.
 
     Raises:
         ValueError: tensors that do not fit, with the short cause.

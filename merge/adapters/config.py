@@ -1,4 +1,4 @@
-"""adapter_config.json: which kinds and settings can be folded, and the scaling of each module.
+"""Checks adapter_config.json: the kinds and settings that can be folded, and the scaling of each module.
 
 Source: peft 0.21.2, tuners/lora/config.py, tuners/lora/layer.py (update_layer).
 """
@@ -19,7 +19,7 @@ from merge.quoting import quoted
 
 # Kinds besides LoRA and merge.adapter_kinds that consist of whole tensors, or of rows of an embedding.
 _WHOLE = ("LN_TUNING", "TRAINABLE_TOKENS")
-# Kinds that change what a model reads or how it is run, so that no weights could stand for them.
+# Kinds that change a model's input or how it runs, which no weights can represent.
 _PROMPTS = (
     "PROMPT_TUNING",
     "MULTITASK_PROMPT_TUNING",
@@ -40,7 +40,7 @@ _REFUSED = {
     "use_bdlora": "block-diagonal factors",
     "use_qalora": "QA-LoRA, whose A is applied to pooled inputs",
 }
-# Initialisations that leave the base's weights as they are.
+# Initialisations that do not change the base's weights.
 _INITS = ("true", "false", "none", "gaussian", "orthogonal", "eva", "mica")
 # Initialisations that moved a part of the base's weights into the adapter and can be reconstructed.
 _PARTED = {"pissa": "svd", "olora": "qr"}
@@ -81,7 +81,7 @@ def check_config(path: str, config: Mapping[str, object]) -> None:
 
 
 def _why_not(kind: object) -> str:
-    """Of a kind that is not folded, the reason and what to do."""
+    """Why a kind is not folded, and what to do."""
     if kind in _PROMPTS:
         return (
             f"peft_type: {kind} changes what the model reads, not its weights; it cannot be folded. Use it with PEFT."
@@ -93,7 +93,7 @@ def _why_not(kind: object) -> str:
 
 
 def base_part(config: Mapping[str, object]) -> str | None:
-    """How a part of the base's weights was taken into a LoRA when it began: "svd", "qr"; None: it was not."""
+    """How a part of the base's weights was moved into a LoRA at its start: "svd", "qr"; None: it was not."""
     return _PARTED.get(str(config.get("init_lora_weights")).lower())
 
 
@@ -127,7 +127,7 @@ def trained_on(folder: str, config: Mapping[str, object]) -> str | None:
 
 
 def is_dequantized(folder: str) -> bool:
-    """Whether `merge quantize --dequantize` wrote the model: then it is what an adapter of QLoRA was trained on."""
+    """Whether `merge quantize --dequantize` wrote the model; then a QLoRA adapter was trained on these weights."""
     manifest = os.path.join(folder, "merge_manifest.json")
     if not os.path.isfile(manifest):
         return False

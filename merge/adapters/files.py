@@ -1,4 +1,4 @@
-"""open_adapter: what an adapter is made of, from its config and headers only.
+"""open_adapter: describes an adapter from its config and headers; no tensor is read.
 
 Layout: adapter_config.json and adapter_model.safetensors (or .bin), as PEFT 0.21 saves them; its names are
 `base_model.model.MODULE.lora_A.weight` and the like. Whatever cannot be folded or combined exactly is refused by name:
@@ -61,7 +61,7 @@ class Adapter:
 
     @property
     def kind(self) -> str:
-        """PEFT's name of it, e.g. "LORA"."""
+        """PEFT's name of the kind, e.g. "LORA"."""
         return str(self.config["peft_type"])
 
     @property
@@ -71,7 +71,7 @@ class Adapter:
         return name if isinstance(name, str) and name else None
 
     def side_files(self) -> tuple[str, ...]:
-        """Names, relative to `path`, of the tokenizer and template files that came with it."""
+        """Names, relative to `path`, of the adapter's own tokenizer and template files."""
         return list_side_files(self.path)
 
 
@@ -89,10 +89,10 @@ def refuse_alone(directory: str) -> None:
 
 
 def open_adapter(ref: ModelRef) -> Adapter:
-    """Read config and header of an adapter; no tensor byte is read.
+    """Reads config and header of an adapter; no tensor byte is read.
 
     Raises:
-        CheckpointError: missing, damaged, of a kind that has no exact fold, or with something in it that has none.
+        CheckpointError: the adapter is missing, damaged, or cannot be folded exactly.
     """
     place = locate(ref, adapter=True)
     config_path = inside(place.path, ADAPTER_CONFIG)

@@ -55,7 +55,7 @@ def open_model(ref: ModelRef, known: Mapping[str, Checkpoint] | None = None) -> 
 
 
 def fold_adapter(checkpoint: Checkpoint, adapter: Adapter) -> Checkpoint:
-    """The checkpoint with every tensor of the adapter in its place."""
+    """The checkpoint with every tensor of the adapter applied."""
     fold = _Fold(checkpoint, adapter)
     tensors, config, notes = fold.tensors()
     return dataclasses.replace(
@@ -117,7 +117,7 @@ class _Fold:
         return dict(self.result), self.config, [*self.places.notes, *self.notes]
 
     def _find(self, wanted: Sequence[str]) -> dict[str, Place]:
-        """The places of the adapter's tensors; of tied ones not all need be stored."""
+        """The places of the adapter's tensors; not all of a tied group need be stored."""
         known, apart = {}, {}
         for name in wanted:
             stored = next((each for each in self._group(name) if each in self.result), None)
@@ -131,18 +131,18 @@ class _Fold:
         return self.places.find([name for name in wanted if name not in apart], known) | apart
 
     def _as_is(self, place: Place) -> Place:
-        """The place with the shape that lies there by now: the adapter may have resized an embedding."""
+        """The place with its present shape: the adapter may have resized an embedding."""
         stored = self.result[place.stored]
         if place.pieces != (whole_piece(place.stored, place.shape),) or stored.shape == place.shape:
             return place
         return Place(place.name, stored.shape, (whole_piece(place.stored, stored.shape),))
 
     def _group(self, name: str) -> tuple[str, ...]:
-        """The tensors that have the same numbers as this one; () for one that is not tied."""
+        """The tensors tied to this one; () if it is not tied."""
         return next((group for group in self.groups if name in group), ())
 
     def _check_collisions(self, place: Mapping[str, Place], changes: Sequence[str], stacked: Sequence[Place]) -> None:
-        """A tensor is replaced once and changed once, apart from a tied pair, whose changes add up."""
+        """Checks that no tensor is replaced or changed twice, except in a tied pair, whose changes add up."""
         adapter = self.adapter
         both = set(adapter.tokens) & set(changes)
         if both:
@@ -161,7 +161,7 @@ class _Fold:
                 )
 
     def _is_apart(self, name: str) -> bool:
-        """Whether a saved tensor is a module's own (modules_to_save): only then its tied twin does not follow it."""
+        """Whether a saved tensor is a module's own (modules_to_save); only then it is not applied to tied tensors."""
         listed = self.adapter.config.get("modules_to_save") or ()
         module = name.rpartition(".")[0]
         return (
@@ -172,7 +172,7 @@ class _Fold:
 
     @contextmanager
     def _changing(self, place: Place, module: str) -> Iterator[None]:
-        """Around a change of what lies at a place: checks before, and of a tied pair the other follows after.
+        """Wraps a change at a place: checks before it, and applies it to tied tensors after it.
 
         Raises:
             CheckpointError: the tensors are not floats, or ValueError was raised inside.
@@ -199,7 +199,7 @@ class _Fold:
                 self.notes.append(note)
 
     def _replace(self, name: str, place: Place, ref: TensorRef) -> None:
-        """A tensor of the model gives way to one of the adapter; an embedding or a head may have other rows."""
+        """Replaces a tensor of the model by one of the adapter; embeddings and heads may have other numbers of rows."""
         group = self._group(place.stored)
         old = next(self.result[each] for each in (place.stored, *group) if each in self.result)
         has_rows = bool(group) or is_embedding(place.stored) or is_head(place.stored)
@@ -242,7 +242,7 @@ class _Fold:
         self.notes.append(said + own)
 
     def _untie(self, place: str, group: tuple[str, ...]) -> None:
-        """One of tied tensors is replaced alone: the others keep the numbers that all had."""
+        """Replaces one of several tied tensors; the others keep their values."""
         for each in self.groups:  # the config has one flag for all of them
             shared = next(self.result[name] for name in each if name in self.result)
             self.result.update({name: shared for name in each if name not in self.result})
@@ -265,17 +265,17 @@ class _Fold:
         self.result[place.stored] = replace_rows(weight, rows, tokens.indices)
 
     def _follow(self, place: str, ref: TensorRef) -> None:
-        """Tied tensors that are stored several times change together."""
+        """Changes all stored copies of tied tensors together."""
         self.result.update({name: ref for name in self._group(place) if name in self.result})
 
     def _is_inputs_first(self, place: Place, is_said: bool) -> bool:
-        """Whether a module's matrix is stored (in, out), for what its shape does not say."""
+        """Whether a module's matrix is stored (in, out), if its shape does not tell."""
         if self.config.get("model_type") in _CONV1D_MODELS:
             return place.stored.split(".")[-2] in _CONV1D_NAMES
         return is_said
 
     def _bias(self, place: Place) -> Place | None:
-        """The bias beside a weight, where there is one."""
+        """The bias beside a weight, if there is one."""
         name = place.name.removesuffix(".weight") + ".bias"
         stored = place.stored.removesuffix(".weight") + ".bias"
         if stored in self.result:
@@ -284,7 +284,7 @@ class _Fold:
         return self.places.find([name], {})[name] if loaded is not None and name in loaded.pieces else None
 
     def _check_floats(self) -> None:
-        """Factors are read as float32."""
+        """Checks that factors have a dtype that can be read as float32."""
         adapter = self.adapter
         parts = [ref for each in adapter.modules.values() for ref in (each.a, each.b, each.magnitude, each.bias) if ref]
         parts += [ref for factors in adapter.parameters.values() for ref in (factors.a, factors.b)]

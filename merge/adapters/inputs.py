@@ -1,4 +1,4 @@
-"""What a recipe of adapters reads, and why some cannot be combined: kinds, bases, methods that are not for adapters."""
+"""Opens the adapters of a recipe, and checks that they can be combined: kinds, bases, methods for adapters."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FOLD = "Fold it: list BASE+ADAPTER in a recipe of models, and make an adapter of
 
 @dataclass(frozen=True)
 class AdapterInputs:
-    """The adapters, each once, and for each source of the recipe which one it is."""
+    """The adapters, each once, and the adapter of each source of the recipe."""
 
     adapters: tuple[Adapter, ...]
     sources: tuple[Source, ...]
@@ -42,7 +42,7 @@ class AdapterInputs:
         return self.places[place] + (self.base is not None)
 
     def base_name(self) -> str | None:
-        """What the adapters call their base, else what the recipe does."""
+        """The base's name in the adapters, else in the recipe."""
         named = dict.fromkeys(adapter.base_name for adapter in self.adapters if adapter.base_name)
         if len(named) != 1 and self.base is not None:
             return self.base.ref.path
@@ -53,7 +53,7 @@ class AdapterInputs:
 
 
 def open_inputs(recipe: Recipe) -> AdapterInputs:
-    """Opens all; every one that cannot be opened is reported, not only the first.
+    """Opens all adapters, and reports every one that cannot be opened.
 
     Raises:
         CheckpointError: an adapter, or the base that the recipe names, cannot be opened.
@@ -81,7 +81,7 @@ def open_inputs(recipe: Recipe) -> AdapterInputs:
 
 
 def unfit(recipe: Recipe, method: Method) -> Iterable[Problem]:
-    """What a recipe of models may say and one of adapters may not."""
+    """Problems with settings that are valid for models and not for adapters."""
     if not method.takes_adapters:
         known = ", ".join(name for name, other in all_methods().items() if other.takes_adapters)
         said = f"{method.name} does not merge LoRA adapters, and all models of this recipe are adapters."
@@ -153,7 +153,7 @@ def _resolved(name: str | None) -> str:
 
 
 def refused_models(recipe: Recipe, method: Method) -> list[Problem]:
-    """What is wrong with a recipe of models that says what is only for adapters, or lists some adapters too."""
+    """Problems of a recipe of models with settings for adapters only, or with some adapters among its models."""
     problems = []
     lone = [source for source in recipe.models if os.path.isdir(source.model.path) and _is_lone(source.model)]
     for source in lone:

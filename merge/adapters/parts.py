@@ -1,4 +1,4 @@
-"""What an adapter is made of."""
+"""The parts of an adapter: factors, whole tensors, rows of embeddings."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from merge.plan import TensorRef
 
 @dataclass(frozen=True)
 class LoraModule:
-    """The change of one matrix: scaling · B·A, and what DoRA makes of it.
+    """The change of one matrix: scaling · B·A, with DoRA's magnitude if it has one.
 
     Attributes:
         name: of the module in the base model, e.g. "model.layers.0.self_attn.q_proj"; its matrix is `name`.weight.
@@ -62,7 +62,7 @@ class OtherModule:
 
 @dataclass(frozen=True)
 class TokenRows:
-    """Rows of an embedding that the adapter replaces: rows[i] is that of token indices[i] (trainable_token_indices)."""
+    """Rows that replace those of an embedding: rows[i] is the row of token indices[i] (trainable_token_indices)."""
 
     rows: TensorRef
     indices: tuple[int, ...]

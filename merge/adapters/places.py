@@ -1,4 +1,4 @@
-"""Where the tensors that an adapter names lie in the checkpoint.
+"""Finds the tensors that an adapter names in the checkpoint.
 
 PEFT names them as transformers' classes do. What stands on the disk may be called otherwise, tower by tower, may be
 several tensors (experts), or a part of one (fused projections).
@@ -19,7 +19,7 @@ from merge.quoting import some
 
 @dataclass(frozen=True)
 class Place:
-    """What a tensor of the model in memory is on the disk.
+    """The stored tensors that make a tensor of the model in memory.
 
     Attributes:
         name: in memory, as the adapter has it.
@@ -50,7 +50,7 @@ class Places:
 
     @property
     def loaded(self) -> Loaded | None:
-        """The model as transformers loads it; asked for where names alone do not say it, as that takes seconds."""
+        """The model as transformers loads it. It takes seconds, so only names that do not match directly need it."""
         if not self._is_looked_up:
             self._is_looked_up = True
             mapping = self.adapter.config.get("auto_mapping")
@@ -139,7 +139,7 @@ class Places:
         return Place(name, loaded.shapes[name], pieces)
 
     def _by_prefixes(self, names: Sequence[str]) -> dict[str, str]:
-        """Names on the disk that differ by what stands in front: one change for all, else one for each tower."""
+        """Names on the disk that differ by a prefix: one change for all, else one for each tower."""
         towers: dict[str, list[str]] = {}
         for name in names:
             towers.setdefault(_before_number(name), []).append(name)
@@ -211,7 +211,7 @@ def find_prefix(wanted: Sequence[str], names: Mapping[str, object]) -> tuple[str
 
 
 def _before_number(name: str) -> str:
-    """The tower's part of a name: what stands before the first number, or all but the last part."""
+    """The tower's part of a name: everything before the first number, or all but the last part."""
     parts = name.split(".")
     place = next((i for i, part in enumerate(parts) if part.isdecimal()), max(0, len(parts) - 2))
     return ".".join(parts[:place])

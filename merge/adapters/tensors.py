@@ -33,7 +33,7 @@ _SAVED = re.compile(
     r"(?P<module>.+?)\.((?P<infix>modules_to_save(\.default)?|original_module|ln_tuning_layers|(token_adapter\.)?base_layer)\.)?"
     r"(?P<leaf>[^.]+)"
 )
-# what the names of adapters' own tensors begin with
+# prefixes of adapters' own tensors
 _PARTS = (
     "lora token_adapter trainable_tokens ia3 hada lokr oft boft hra vera vblora fourierft miss c3a delora hira road"
 )
@@ -43,7 +43,7 @@ _OF_ADAPTERS = re.compile(rf"(^|\.)({'|'.join(_PARTS.split())})(_|$|\.)")
 def sort_tensors(
     config_path: str, path: str, config: Mapping[str, object], refs: Iterable[TensorRef]
 ) -> AdapterTensors:
-    """Every tensor of an adapter's file in its place.
+    """Assigns every tensor of an adapter's file to its module.
 
     Raises:
         CheckpointError: a tensor without a known place, or several for one.
@@ -55,7 +55,7 @@ def sort_tensors(
 
 
 class _Sorter:
-    """What all kinds have: whole tensors and rows of tokens."""
+    """The parts that all kinds may have: whole tensors and rows of tokens."""
 
     def __init__(self, config_path: str, path: str, config: Mapping[str, object]) -> None:
         self.config_path, self.path, self.config = config_path, path, config
@@ -201,7 +201,7 @@ class _Lora(_Sorter):
         return super().finish()
 
     def _is_parameter(self, name: str, a: TensorRef) -> bool:
-        """Whether factors are of a parameter (target_parameters), not of a module."""
+        """Whether factors belong to a parameter (target_parameters) rather than a module."""
         if name.endswith(".base_layer"):
             return True
         wanted = self.config.get("target_parameters") or ()

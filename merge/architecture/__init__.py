@@ -1,4 +1,4 @@
-"""What a checkpoint means: its class, ties, names, layer stacks, embeddings and heads.
+"""Structure of a checkpoint: its class, ties, names, layer stacks, embeddings and heads.
 
 architecture_of gives transformers' facts about a class: ties, names, ignored tensors, float32 tensors. Layer
 stacks are found in the tensors' names instead, as runs of numbers (`model.layers.0.` ... `model.layers.31.`) whose

@@ -83,13 +83,13 @@ def _without_timm() -> contextlib.AbstractContextManager[object]:
 
 
 def _plain(config: Mapping[str, object]) -> dict[str, object]:
-    """The config of a model that is loaded as bfloat16, its weights plain numbers."""
+    """The config for loading a model in bfloat16, without its quantisation."""
     kept = {key: value for key, value in config.items() if key not in ("quantization_config", "torch_dtype")}
     return {**kept, "dtype": "bfloat16"}
 
 
 def _default(cls: type[PreTrainedModel]) -> dict[str, object]:
-    """The default config of a class, with two layers if the class can be built so."""
+    """The default config of a class, with two layers if the class can be built like that."""
     values = _plain(cls.config_class().to_dict())
     with _quietly():
         small = _with_layers(values, lambda count: 2, _fixed_lists(cls.config_class()))
@@ -101,7 +101,7 @@ def _default(cls: type[PreTrainedModel]) -> dict[str, object]:
 
 
 def _filled(values: Mapping[str, object]) -> dict[str, object]:
-    """With numbers for sizes that only real configs have."""
+    """The config with values for sizes that only real configs have."""
     heads = values.get("num_attention_heads") or 2
     sizes = {"num_key_value_heads": heads, "head_dim": 8}
     return {**values, **{key: size for key, size in sizes.items() if key in values and values[key] is None}}
@@ -156,7 +156,7 @@ def _name_of(model: Module, getter: str) -> str | None:
 
 
 def _ties(model: Module, cls: type[PreTrainedModel], values: Mapping[str, object]) -> Iterator[Tie]:
-    """Every pair that transformers ties where its config asks for it, those of submodels included."""
+    """Every pair that transformers ties if the config says so, including pairs of submodels."""
     from transformers import PreTrainedModel
 
     known = model.state_dict().keys()
@@ -178,7 +178,7 @@ def _ties(model: Module, cls: type[PreTrainedModel], values: Mapping[str, object
 
 
 def _section(whole: object, part: object, path: str = "") -> str:
-    """Where a submodel's config lies in the model's; "" for the model's own or a copy of it."""
+    """The section of a submodel's config in the model's; "" for the model's own or a copy of it."""
     if part is whole:
         return path
     for key in getattr(whole, "sub_configs", None) or ():
@@ -262,7 +262,7 @@ def _unread(model: Module) -> Iterator[str]:
 
 
 def _float32(model: Module) -> Iterator[str]:
-    """Patterns of what stays float32 in a model loaded as bfloat16."""
+    """Patterns of parameters that stay float32 in a model loaded as bfloat16."""
     import torch
 
     yield from sorted(model._keep_in_fp32_modules_strict or ())
@@ -296,7 +296,7 @@ def _renames(model: Module) -> Iterator[Rename]:
 def _layers(
     model: Module, cls: type[PreTrainedModel], values: Mapping[str, Any], fixed: Container[str]
 ) -> dict[str, Any]:
-    """Lists of modules and tensors that grow with a layer more; what is special about the first layer."""
+    """Lists of modules and tensors that grow with the number of layers; peculiarities of the first layer."""
     section = _text_section(model.config)
     deeper = _in_section(values, section, lambda part: _with_layers(part, lambda count: count + 1, fixed))
     try:
@@ -323,7 +323,7 @@ def _before_number(name: str) -> str:
 
 
 def _special(stack: str, names: list[str]) -> Iterator[str]:
-    """What the first of three layers alone has, after a "+", or alone lacks, after a "-"."""
+    """Tensors that only the first of three layers has, after a "+", or lacks, after a "-"."""
     first, second, third = (
         {name.removeprefix(f"{stack}{layer}.") for name in names if name.startswith(f"{stack}{layer}.")}
         for layer in range(3)

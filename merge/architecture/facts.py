@@ -8,12 +8,12 @@ from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-_FLAG_KEYS = ("tie_embedding", "tie_word_embeddings")  # LFM2 goes by the first, if it is there
+_FLAG_KEYS = ("tie_embedding", "tie_word_embeddings")  # LFM2 uses the first, if it exists
 
 
 @dataclass(frozen=True, slots=True)
 class Tie:
-    """A parameter that is the same as another one where the config says so.
+    """A parameter that is tied to another one if the config says so.
 
     Attributes:
         target, source: names in the model.
@@ -34,7 +34,7 @@ class Tie:
 
     @property
     def always(self) -> bool:
-        """Whether no flag can undo it (T5)."""
+        """Whether the tie holds for any flag (T5)."""
         return "0" not in self.flags
 
 
@@ -111,7 +111,7 @@ class Architecture:
         return name
 
     def parameter(self, name: str, known: Container[str]) -> str | None:
-        """Which of the class's parameters in `known` a tensor on the disk is loaded as; None if it is none of them."""
+        """The parameter in `known` that a tensor on the disk is loaded into; None if there is none."""
         loaded, prefix = self.loaded_name(name), f"{self.prefix}."
         choices = (loaded, prefix + loaded, loaded.removeprefix(prefix))
         return next((choice for choice in choices if choice in known), None)
@@ -156,7 +156,7 @@ _NUMBER, _GROUP_NAME = re.compile(r"\d"), re.compile(r"\(\?P<\w+>")
 
 
 def flag_of(config: Mapping[str, object]) -> bool | None:
-    """tie_word_embeddings of a section; None if it says nothing."""
+    """tie_word_embeddings of a section; None if it is missing."""
     return next((bool(config[key]) for key in _FLAG_KEYS if config.get(key) is not None), None)
 
 

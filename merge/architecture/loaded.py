@@ -1,4 +1,4 @@
-"""How transformers loads a checkpoint: which stored tensors each parameter of the model in memory is made of.
+"""How transformers loads a checkpoint: the stored tensors of each parameter of the model in memory.
 
 PEFT names modules as transformers' classes do. For many models that is not what stands on the disk: towers of
 vision-language models have other prefixes, and the experts of a layer are one parameter in memory and a tensor each on
@@ -78,7 +78,7 @@ class Loaded:
 def how_loaded(
     config: Mapping[str, Any], tensors: Mapping[str, TensorRef], class_name: str | None = None
 ) -> Loaded | None:
-    """How transformers would load these tensors; None for a model that it does not know, or cannot build.
+    """How transformers would load these tensors; None for a model that it does not know or cannot build.
 
     Args:
         config: config.json.
@@ -91,7 +91,7 @@ def how_loaded(
 
 @dataclass(frozen=True)
 class Makings:
-    """What stored tensors are to a model that is there already.
+    """How stored tensors fit a model that already exists.
 
     Attributes:
         pieces, obscure: see Loaded.
@@ -113,7 +113,7 @@ def makings_of(model: Module, tensors: Mapping[str, TensorRef]) -> Makings:
 
 @lru_cache(maxsize=4)
 def _skeleton(config_text: str, class_name: str) -> Any:
-    """The model on the meta device; None where transformers has no such class or cannot build it."""
+    """The model on the meta device; None if transformers lacks the class or cannot build it."""
     import torch
     from transformers.utils import logging
 
@@ -129,7 +129,7 @@ def _skeleton(config_text: str, class_name: str) -> Any:
             warnings.simplefilter("ignore")
             known = transformers.CONFIG_MAPPING[config["model_type"]].from_dict(config)
             return getattr(transformers, class_name)(known)
-    except Exception:  # a config of another version, or a class that needs packages which are not here
+    except Exception:  # a config of another version, or a class that needs missing packages
         return None
     finally:
         logging.set_verbosity(verbosity)
@@ -158,12 +158,12 @@ def _kind(module: Module) -> str | None:
 def _head(model: Module) -> Any:
     try:
         return model.get_output_embeddings()
-    except (NotImplementedError, AttributeError):  # a model without words
+    except (NotImplementedError, AttributeError):  # a model without a vocabulary
         return None
 
 
 class _Table:
-    """Sorts the stored tensors by the parameter that they are read into."""
+    """Assigns the stored tensors to the parameters that they are read into."""
 
     def __init__(self, model: Module, tensors: Mapping[str, TensorRef]) -> None:
         self.model = model
@@ -236,7 +236,7 @@ class _Table:
     def _pieces(
         self, operations: Sequence[Any], groups: Sequence[list[str]], shapes: Mapping[str, Shape]
     ) -> list[tuple[Piece, ...]]:
-        """Of each result the pieces; () where the operations are none of those that are known here."""
+        """The pieces of each result; () if an operation is not known here."""
         steps = [(type(each).__name__, getattr(each, "dim", None)) for each in operations]
         names = [name for group in groups for name in group]
         target = next(iter(shapes.values()))
@@ -258,7 +258,7 @@ class _Table:
         return [() for _ in shapes]
 
     def _experts(self, groups: Sequence[list[str]]) -> list[Piece]:
-        """Matrices of experts, each of those of all groups one below the other."""
+        """Matrices of experts, each with those of all groups below each other."""
         pieces, row = [], 0
         for group in groups:
             rows = _rows(self.stored[group[0]])
@@ -275,7 +275,7 @@ class _Table:
 
 
 def whole_piece(name: str, shape: Shape) -> Piece:
-    """The piece that is all of a stored tensor."""
+    """The piece that is a whole stored tensor."""
     return Piece(name, 0, 0, _rows(shape))
 
 

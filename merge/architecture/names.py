@@ -1,11 +1,11 @@
-"""Facts that follow from a tensor's name alone."""
+"""Facts from a tensor's name alone."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-# What the last part of a name but "weight" is, in all architectures that table.json has.
+# The part before "weight" in names, in all architectures of table.json.
 _EMBEDDINGS = (
     *("embed_tokens", "word_embeddings", "wte", "tok_embeddings", "embed_in", "shared", "embeddings"),
     *("word_embedding", "token_embedding", "tokens_embed"),
@@ -20,7 +20,7 @@ def _parts(name: str) -> list[str]:
 
 
 def is_input_side(name: str) -> bool:
-    """Whether a tensor outside the stacks comes before the layers (embeddings) and not after (final norm, head)."""
+    """Whether a tensor outside the stacks comes before the layers (embeddings) rather than after (norm, head)."""
     return any(part.startswith(_INPUT_SIDE) for part in _parts(name)) and not is_head(name)
 
 
@@ -41,7 +41,7 @@ def is_head(name: str) -> bool:
 
 
 def says_tied(config: Mapping[str, Any]) -> bool | None:
-    """tie_word_embeddings of the config, the text model's where there is one; None if it is not said."""
+    """tie_word_embeddings of the config, or of its text section; None if missing."""
     text = config.get("text_config") or {}
     for part in (text, config):
         if "tie_word_embeddings" in part:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 
-# Formats as their makers document them; where asked for, the last thing they write is the beginning of an answer.
+# Formats as documented by their makers; with add_generation_prompt they end with the beginning of an answer.
 NAMED = {
     "chatml": (
         "{% for message in messages %}"
@@ -67,7 +67,7 @@ NAMED = {
 
 
 def is_text(value: str) -> bool:
-    """Whether a recipe's chat_template is a template and not a name: templates have braces."""
+    """Whether a recipe's chat_template is a template rather than a name: templates have braces."""
     return "{" in value
 
 

@@ -23,10 +23,10 @@ from typing import Any
 
 from jinja2.exceptions import TemplateError
 
-SECONDS = 3.0  # of processor time, for one conversation; usual templates take a millisecond
-MEMORY = 512 << 20  # bytes of address space, Python's own 40 MB among them
-MOST = 16_000_000  # characters written; the longest contexts are a third of it
-_WAIT = 60.0  # seconds: SECONDS on a machine that does twenty other things
+SECONDS = 3.0  # of CPU time for one conversation; usual templates take a millisecond
+MEMORY = 512 << 20  # bytes of address space, including Python's own 40 MB
+MOST = 16_000_000  # characters of output; the longest contexts have a third of that
+_WAIT = 60.0  # seconds: SECONDS on a machine with twenty other processes
 
 
 class TemplateLimit(TemplateError):
@@ -37,20 +37,20 @@ def bound_templates() -> None:
     """Makes transformers render chat templates here."""
     from transformers.utils import chat_template_utils
 
-    # Private, but the only place where all of transformers' classes that have a template make a program of it.
+    # Private, but the only place where all of transformers' classes with a template compile it.
     if not hasattr(chat_template_utils, "_compile_jinja_template"):
         raise ImportError("this version of transformers renders chat templates elsewhere; install another one")
     chat_template_utils._compile_jinja_template = BoundedTemplate
 
 
 class BoundedTemplate:
-    """What transformers needs of a compiled Jinja template."""
+    """The part of a compiled Jinja template that transformers uses."""
 
     def __init__(self, template: str) -> None:
         self._template = template
 
     def render(self, **data: Any) -> str:
-        """The text. Raises TemplateLimit; TemplateError for what the template refuses; ValueError for its errors."""
+        """The rendered text. Raises TemplateLimit; TemplateError if the template refuses; ValueError for its errors."""
         return _worker().ask(self._template, data)
 
 
@@ -103,7 +103,7 @@ class _Worker:
             process.kill()
             process.wait()
             process.stdout.close()
-            with contextlib.suppress(BrokenPipeError):  # what was not sent
+            with contextlib.suppress(BrokenPipeError):  # data that was not sent
                 process.stdin.close()
 
     def _exchange(self, request: dict[str, Any]) -> dict[str, Any] | str:

@@ -56,7 +56,7 @@ def _check_public(name: object) -> None:
 
 
 class _Dict:
-    """dict(), without the attributes of the class."""
+    """dict() without the attributes of the class."""
 
     def __call__(self, *mappings: Any, **names: Any) -> dict[Any, Any]:
         return dict(*mappings, **names)

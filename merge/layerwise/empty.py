@@ -1,4 +1,4 @@
-"""Models without weights, and whole models."""
+"""Builds models without weights, or with all of them in memory."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def empty_model(path: str) -> Module:
     config = load_config(path)
     check_causal(config, path)
     with _parameters_on_meta():
-        # Experts one after another: transformers' other ways need the weights of all of them at once.
+        # Experts one after another: transformers' other implementations need all their weights at once.
         return model_from_config(CAUSAL, config, path, dtype=torch.float32, experts_implementation="eager").eval()
 
 
@@ -42,7 +42,7 @@ def whole_model(path: str) -> Module:
 
 @contextlib.contextmanager
 def _parameters_on_meta() -> Iterator[None]:
-    """As the meta device, but buffers such as rotary frequencies, which no checkpoint holds, get their values."""
+    """Like the meta device, but buffers that no checkpoint holds, such as rotary frequencies, get their values."""
     import torch
     from torch import nn
 

@@ -1,4 +1,4 @@
-"""Hidden states of batches, between two layers."""
+"""Stores the hidden states of batches between two layers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class HiddenStates:
     """Arrays by number, float32; in memory up to a budget, the rest in a temporary file without a name.
 
-    What is put again has the shape that it had.
+    An array that is put again has the same shape.
     """
 
     def __init__(self, budget: int) -> None:

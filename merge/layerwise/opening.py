@@ -52,7 +52,7 @@ def open_runner(
 
 
 def _check_sources(model: Module, weights: LayerWeights, makings: Makings) -> None:
-    """Raises Unstreamable for numbers that cannot be read piece by piece."""
+    """Raises Unstreamable for parameters that cannot be read piece by piece."""
     if makings.obscure:
         name, how = next(iter(makings.obscure.items()))
         raise Unstreamable(f"transformers makes {name} of its files by {how}")

@@ -1,6 +1,6 @@
 """LayerRunner: one decoder layer in memory, run by the model's own forward.
 
-A pass is the model's forward in which the layers before one hand the hidden state on, and which ends behind that one.
+A pass is the model's forward in which the layers before one pass the hidden state on, and which ends after that one.
 So masks, positions, scaled embeddings, windows and soft caps are the model's own, whatever its architecture. A trial
 with layers that compute nothing shows beforehand whether that is allowed: each layer must take what the one before it
 gave, and nothing else that depends on the layers before.
@@ -28,11 +28,11 @@ if TYPE_CHECKING:
     from torch.nn import Module
     from transformers.utils import ModelOutput
 
-ROWS = 8192  # an embedding of more rows is read by rows, as the input tokens' always is
+ROWS = 8192  # a larger embedding is read by rows, as that of the input tokens always is
 
 
 class _Reached(Exception):
-    """Ends a pass; what comes after is not needed."""
+    """Ends a pass; the rest of the forward is not needed."""
 
     def __init__(self, hidden: Tensor) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class _Reached(Exception):
 
 @dataclass
 class _Pass:
-    """What a thread's forward is to do.
+    """The instructions for a thread's forward.
 
     Attributes:
         stop: the layer that is run, and behind which the pass ends; None: none is, and the pass goes on to the head.
@@ -94,13 +94,13 @@ class LayerRunner:
         return int(self._head.out_features)
 
     def shape(self, tokens: Tensor) -> tuple[int, ...]:
-        """Of the hidden state of tokens (sequence, token), in front of and behind every layer."""
+        """The shape of the hidden state of tokens (sequence, token), before and after every layer."""
         return (*self._shape[:-3], *tokens.shape, self._shape[-1])
 
     # ---- passes
 
     def embed(self, tokens: Tensor) -> Tensor:
-        """What goes into the first layer.
+        """The input of the first layer.
 
         Args:
             tokens: (sequence, token) int64.
@@ -109,12 +109,12 @@ class LayerRunner:
 
     @contextlib.contextmanager
     def layer(self, number: int) -> Iterator[Callable[[Any, Any], Any]]:
-        """Has one layer in memory; gives run(tokens, hidden state in front of it) -> hidden state behind it.
+        """Loads one layer; returns run(tokens, hidden state before it) -> hidden state after it.
 
         Any number of threads may run it.
 
         Raises:
-            CheckpointError: what the layer gives for a token depends on tokens that come later.
+            CheckpointError: the layer's output for a token depends on later tokens.
         """
         self.weights.load(self._of_layer[number])
         try:
@@ -125,7 +125,7 @@ class LayerRunner:
             self.weights.drop(self._of_layer[number])
 
     def load_head(self, start: int, stop: int) -> None:
-        """Chooses the rows of the head, hence the tokens, that `finish` is about."""
+        """Chooses the rows of the head, hence the tokens, that `finish` computes."""
         for key in ("weight", "bias"):
             if getattr(self._head, key, None) is not None:
                 slot = self.weights.slots[f"{name_of(self.model, self._head)}.{key}"]
@@ -133,10 +133,10 @@ class LayerRunner:
                 self._head._parameters[key] = _parameter(rows)
 
     def finish(self, tokens: Tensor, hidden: Tensor, blank: bool = True) -> Tensor:
-        """Hidden state behind the last layer -> logits (sequence, token, row of the head).
+        """Hidden state after the last layer -> logits (sequence, token, row of the head).
 
         Args:
-            blank: whether what comes before the layers may be left out, since it does not matter for the result.
+            blank: whether the part before the layers may be skipped because it does not affect the result.
         """
         with self._asked(hidden=hidden, **({} if blank else {"blank": False})):
             return self._forward(self.model, tokens).logits.float()
@@ -157,7 +157,7 @@ class LayerRunner:
 
     @contextlib.contextmanager
     def _asked(self, **asked: Any) -> Iterator[None]:
-        # What comes before the layers is left out where it makes no difference.
+        # The part before the layers is skipped if it makes no difference.
         blank = asked.get("hidden") is not None and not self.needs_embedding
         self._local.now = _Pass(**{"blank": blank, **asked})
         try:
@@ -166,7 +166,7 @@ class LayerRunner:
             del self._local.now
 
     def _layer(self, number: int, *arguments: object, **keywords: object) -> object:
-        """In place of a layer's forward."""
+        """Replaces a layer's forward."""
         now, layer = self._local.now, self.layers[number]
         place = None if arguments else next(iter(keywords))
         hidden = arguments[0] if place is None else keywords[place]
@@ -188,7 +188,7 @@ class LayerRunner:
     # ---- weights outside the layers
 
     def _sort(self) -> dict[Module, list[ModelParameter]]:
-        """Sorts the parameters by the layer they are in; gives those outside, by the module that has them."""
+        """Assigns the parameters to their layers; returns those outside, by module."""
         outer: dict[Module, list[ModelParameter]] = {}
         for slot in self.weights.all:
             if not slot.pieces:  # a buffer that has its values
@@ -207,7 +207,7 @@ class LayerRunner:
         return int(number) if name.startswith(self.prefix) and number.isdecimal() else None
 
     def _load_when_used(self, outer: Mapping[Module, list[ModelParameter]]) -> None:
-        """Small parameters are loaded when their module is first called and stay; of embeddings only rows are read."""
+        """Loads small parameters when their module is first called, and keeps them; embeddings are read by rows."""
         from torch import nn
 
         loaded: set[ModelParameter] = set()
@@ -218,7 +218,7 @@ class LayerRunner:
                 loaded.update(slots)
 
         for module, slots in outer.items():
-            if not isinstance(module, nn.Embedding):  # the head's, under whatever other name, are `load_head`'s
+            if not isinstance(module, nn.Embedding):  # `load_head` loads the head's, under any other name
                 slots = [slot for slot in slots if all(holder is not self._head for holder, _ in slot.places)]
             if self._is_read_by_rows(module, slots):
                 module.forward = functools.partial(self._embedded, module, slots[0])
@@ -226,7 +226,7 @@ class LayerRunner:
                 module.register_forward_pre_hook(lambda *_, slots=tuple(slots): load(slots))
 
     def _load_experts_when_used(self, number: int) -> None:
-        """Large experts that are modules in a list are in memory while they are called."""
+        """Keeps large experts that are modules in a list in memory only while they are called."""
         from torch import nn
 
         for name, module in self.layers[number].named_modules():
@@ -255,7 +255,7 @@ class LayerRunner:
         return large and takes and len(slots) == 1 and slots[0].is_plain
 
     def _embedded(self, module: Module, slot: ModelParameter, tokens: Tensor) -> Tensor:
-        """An embedding's forward with only the rows that a batch needs, in whatever way the model scales them."""
+        """An embedding's forward with only the rows that a batch needs, scaled as the model does."""
         import torch
 
         if self._local.now.blank:
@@ -278,7 +278,7 @@ class LayerRunner:
     # ---- trials
 
     def trial(self, marker: float, blank: bool = False) -> list[object]:
-        """What each layer takes but for the hidden state, where each adds a number to it."""
+        """The other arguments of each layer, in a trial where each adds a number to the hidden state."""
         self._marker = marker
         calls: list[tuple[int, Any, Any]] = []
         self._run(self.trial_tokens, trial=calls, blank=blank)

@@ -1,6 +1,6 @@
 """Tests, before any layer is read, whether and how a model can be run layer by layer.
 
-The layers of a trial compute nothing but add a number, so that it costs no memory.
+In a trial the layers only add a number, so it takes no memory.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from merge.errors import MergeError, first_line
 if TYPE_CHECKING:
     from merge.layerwise.runner import LayerRunner
 
-# What a layer may give: the hidden state, or a tuple that begins with it.
+# A layer may return the hidden state, or a tuple that begins with it.
 FORMS: tuple[Callable[[Any], Any], ...] = (
     lambda hidden: hidden,
     lambda hidden: (hidden,),
@@ -22,7 +22,7 @@ FORMS: tuple[Callable[[Any], Any], ...] = (
 
 
 class Unstreamable(Exception):
-    """Why a model cannot be run layer by layer."""
+    """Raised with the reason why a model cannot be run layer by layer."""
 
 
 def find_form(runner: LayerRunner) -> None:
@@ -37,7 +37,7 @@ def find_form(runner: LayerRunner) -> None:
             reason = reason or error
         except (MergeError, MemoryError):
             raise
-        except Exception as error:  # whatever a wrong form leads to
+        except Exception as error:  # any error of a wrong form
             reason = reason or Unstreamable(f"its layers do not simply follow each other ({first_line(error)})")
     else:
         assert reason is not None
@@ -51,12 +51,12 @@ def find_form(runner: LayerRunner) -> None:
 
 
 def check_end(runner: LayerRunner) -> None:
-    """Raises Unstreamable unless what is behind the layers can be run too, a few rows of the head at a time."""
+    """Raises Unstreamable unless the part after the layers can run with a few rows of the head at a time."""
     import torch
 
     tokens = runner.trial_tokens
     hidden = runner.embed(tokens)
-    # A single layer has none behind it that would show what it may give.
+    # After a single layer, no other shows which outputs are accepted.
     for form in FORMS if len(runner.layers) == 1 else (runner.form,):
         runner.form = form
         try:
@@ -100,5 +100,5 @@ def _parts(value: object) -> Iterator[object]:
 
 
 def _holds_state(value: object) -> bool:
-    """Whether a layer may leave something there for later ones."""
+    """Whether a layer may store something there for later ones."""
     return isinstance(value, Mapping) or hasattr(value, "get_seq_length")

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Module
 
-EXPERT_BYTES = 256 << 20  # experts of a layer that take more than this in float32 are read one by one
+EXPERT_BYTES = 256 << 20  # experts of a layer that take more float32 bytes than this are read one by one
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +45,7 @@ class ModelParameter:
 
     @property
     def is_plain(self) -> bool:
-        """Whether its rows are those of one stored tensor."""
+        """Whether it has the rows of one stored tensor."""
         return len(self.pieces) == 1 and self.pieces[0] == Piece(self.pieces[0].tensor, 0, 0, (*self.shape, 1)[0])
 
     @property
@@ -58,7 +58,7 @@ class ModelParameter:
 
     @property
     def nbytes(self) -> int:
-        """In memory at once, while it is loaded."""
+        """Bytes in memory while it is loaded."""
         return 4 * (math.prod(self.shape[1:]) if self.by_expert else self.empty.numel())
 
 
@@ -69,7 +69,7 @@ def are_large(slots: Sequence[ModelParameter]) -> bool:
 
 
 class LayerWeights:
-    """Puts numbers into a model and takes them out again.
+    """Loads values into a model's parameters, and frees them.
 
     Attributes:
         slots: by every name that the model has for them.
@@ -149,7 +149,7 @@ class LayerWeights:
         return torch.cat([self.rows(slot, int(run[0]), int(run[-1]) + 1) for run in runs])
 
     def matrix(self, slot: ModelParameter, expert: int) -> Tensor:
-        """What a stack has for one expert: (*shape[1:])."""
+        """A stack's matrix for one expert: (*shape[1:])."""
         import torch
 
         out = np.empty(math.prod(slot.shape[1:]), np.float32)
@@ -157,7 +157,7 @@ class LayerWeights:
         return torch.from_numpy(out).view(slot.shape[1:])
 
     def borrow(self, values: Tensor) -> Tensor:
-        """Counts values that stay for as long as one batch only."""
+        """Counts values that stay for one batch only."""
         self.most = max(self.most, self.held + values.nbytes)
         return values
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 CONFIG, WEIGHTS = BOTTLENECK_CONFIG, "bottleneck.safetensors"
 NAME = "bottleneck"
-# The last linear layer of attention and of the MLP, as architectures call them: Llama and its kin, GPT-NeoX and Falcon,
+# Names of the last linear layer of attention and of the MLP: Llama and similar models, GPT-NeoX and Falcon,
 # OPT, GPT-2, BERT.
 TARGETS = (
     *("self_attn.o_proj", "mlp.down_proj", "attention.dense", "self_attention.dense", "mlp.dense_4h_to_h"),
@@ -80,7 +80,7 @@ def _add_change(module: Module, inputs: tuple[Tensor, ...], output: Tensor) -> T
 
 @contextlib.contextmanager
 def silent_bottlenecks(model: Module) -> Iterator[None]:
-    """The model computes as if it had no bottlenecks."""
+    """A context in which the model computes without its bottlenecks."""
     adapters = [module for module in model.modules() if isinstance(module, Bottleneck)]
     for adapter in adapters:
         adapter.silent = True
@@ -104,7 +104,7 @@ def save_bottlenecks(model: Module, folder: Path, base: str, state: dict[str, Te
 
 
 def load_bottlenecks(model: Module, folder: str | Path) -> Module:
-    """The model, with the adapters of a folder put in; give the base it was trained on.
+    """Adds the adapters of a folder to their base model.
 
     Raises:
         CheckpointError: no such adapter, or not for this model.

@@ -1,6 +1,6 @@
 """Checks that a language model predicts each token only from earlier tokens.
 
-A model that sees the token itself, as BERT does, has a perplexity that says nothing.
+A model that sees the token itself, as BERT does, has a meaningless perplexity.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def check_causal(config: PreTrainedConfig, path: str) -> None:
 
 
 def check_sees_no_later(network: Module, path: str) -> None:
-    """Runs a model twice on texts that differ in their last token only: predictions before it must not differ.
+    """Runs a model on two texts that differ only in their last token; predictions before it must be equal.
 
     Raises:
         CheckpointError: they do.

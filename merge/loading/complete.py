@@ -119,7 +119,7 @@ def _names_of_relatives(network: Module) -> list[frozenset[str]]:
         try:
             with torch.device("meta"):
                 made = relative(copy.deepcopy(network.config))
-        except Exception:  # a class that this config does not suit tells nothing
+        except Exception:  # a class that does not fit this config gives no information
             continue
         prefix = f"{made.base_model_prefix}."
         found.append(frozenset(name.removeprefix(prefix) for name in made.state_dict()))

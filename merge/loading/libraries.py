@@ -23,7 +23,9 @@ def quiet_libraries() -> Iterator[None]:
     bitsandbytes.setLevel(logging.ERROR)
     transformers_logging.set_verbosity_error()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # peft calls what transformers will remove in its version 6
+        warnings.simplefilter(
+            "ignore", FutureWarning
+        )  # peft calls functions that transformers will remove in version 6
         warnings.filterwarnings("ignore", "Position ids are not supported")  # a learnt prompt has none, peft says
         try:
             yield
@@ -35,8 +37,8 @@ def quiet_libraries() -> Iterator[None]:
 def keep_4_bit_layout(model: Module, trained: bool = True) -> None:
     """bitsandbytes would permanently rearrange 4-bit weights for AVX-512 at the first evaluation.
 
-    The product with that layout has no gradient: training would go on without most of it. And there is no such layout
-    for rows that are no multiple of 32, which it does not look at before.
+    The product with that layout has no gradient, so training would continue without most of it. The layout also needs
+    rows of a multiple of 32, which bitsandbytes does not check.
     """
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu") and (trained or module.out_features % 32):

@@ -39,7 +39,7 @@ def library() -> Any:
 
     from merge.chat.render import bound_templates
 
-    # Some architectures load parts of themselves without saying whether code may run; transformers would then ask for
+    # Some architectures load parts without stating whether code may run; transformers would then wait for an answer for
     # 15 seconds. With 0, which it has for its own tests, it refuses at once.
     dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0
     bound_templates()
@@ -174,7 +174,7 @@ def adapter_weights(folder: str) -> dict[str, Tensor]:
 
 @contextlib.contextmanager
 def _explained(path: str, what: str) -> Iterator[None]:
-    """Turns any error of the libraries into one line of our own."""
+    """Turns any error of the libraries into a CheckpointError of one line."""
     try:
         yield
     except (MergeError, MemoryError):
@@ -187,7 +187,7 @@ def _explained(path: str, what: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _silent() -> Iterator[None]:
-    """No progress bar, and no report of what is found missing: that is our own error."""
+    """Silences the progress bar and the report of missing weights, which become our own error."""
     logging = library().utils.logging
     before = logging.get_verbosity()
     logging.disable_progress_bar()
@@ -199,7 +199,7 @@ def _silent() -> Iterator[None]:
 
 
 def _check_kernels(config: PreTrainedConfig, path: str) -> None:
-    """An attention of the form ORG/NAME is code of the hub, whichever organisation's."""
+    """Refuses an attention implementation ORG/NAME: it is code from the hub."""
     parts = (config, *(getattr(config, name, None) for name in getattr(config, "sub_configs", ())))
     for part in parts:
         for key in ("_attn_implementation", "_experts_implementation"):

@@ -1,1 +1,1 @@
-"""What people see in a terminal, for cli, eval and Python users alike: tables, a plan, the picture of its stack."""
+"""Output for people, for cli, eval and Python users alike: tables, a plan, the picture of its stack."""

@@ -1,4 +1,4 @@
-"""A plan as tables for people, what a run of it takes, and the report of a run."""
+"""Prints a plan as tables, the resources that it takes, and the report of a run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def totals_of(plan: Plan, out: Path, threads: int | None, max_ram: int | None, device: str) -> dict[str, int]:
-    """What a run of the plan takes: bytes read and written, memory, threads, free disk space."""
+    """Resources of a run of the plan: bytes read and written, memory, threads, free disk space."""
     from merge.engine.memory import budget
     from merge.engine.space import bytes_free
 
@@ -38,7 +38,7 @@ def totals_of(plan: Plan, out: Path, threads: int | None, max_ram: int | None, d
 
 
 def _matrix_work(plan: Plan, threads: int, device: str) -> dict[str, int]:
-    """What methods that decompose matrices take, by what was measured on one core; nothing for other plans"""
+    """Cost of methods that decompose matrices, from measurements on one core; nothing for other plans"""
     from merge.engine.costs import work
 
     steps = [(step, cost) for step in plan.steps if (cost := work(step)) != (0.0, 0)]
@@ -139,7 +139,7 @@ def _tensor_table(plan: Plan) -> Table:
 
 
 def _sources(plan: Plan, step: Step) -> str:
-    """`expert-a weight 0.5 density 0.3 + expert-b ...; t 0.5`: what is not the method's default"""
+    """`expert-a weight 0.5 density 0.3 + expert-b ...; t 0.5`: parameters that differ from the method's defaults"""
     from merge.methods import get_method
 
     method = get_method(step.method)
@@ -166,7 +166,7 @@ def _number(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value).lower()
 
 
-Numbers = dict[str, tuple[float, float]]  # what is set -> smallest and largest value among some tensors
+Numbers = dict[str, tuple[float, float]]  # parameter -> smallest and largest value among some tensors
 _MOST_ROWS = 16
 
 
@@ -205,7 +205,7 @@ def _layer_table(plan: Plan) -> tuple[Table, list[str]]:
 
 
 class _Row:
-    """One layer, or several alike in a row."""
+    """One layer, or several equal ones in a row."""
 
     def __init__(self, label: str, steps: list[Step], plan: Plan) -> None:
         self.first = self.last = label
@@ -226,7 +226,7 @@ class _Row:
         return f"{model} {first}" if first == last else f"{model} {first} to {last}"
 
     def follows(self, other: _Row, keys: list[str]) -> bool:
-        """Whether this layer is treated like those of the row before it."""
+        """Whether this layer is treated like those of the previous row."""
         alike = self.methods == other.methods and all(self.numbers.get(k) == other.numbers.get(k) for k in keys)
         if not alike or "other" in (self.first, other.first):
             return False

@@ -23,7 +23,7 @@ Sources = tuple[tuple[int, int], ...]  # (model, its layer) of everything that a
 
 @dataclass
 class LayerRun:
-    """Output layers in a row that are made alike, each from the source layers after those of the one before."""
+    """A run of output layers made in the same way, each from the source layers that follow the previous ones."""
 
     first: int
     last: int
@@ -36,7 +36,7 @@ class LayerRun:
 
 
 def pictures(plan: Plan, width: int) -> Iterator[object]:
-    """What to print for each stack whose layers are not simply those of its sources, in their order."""
+    """Lines for each stack whose layers are not those of its sources in their order."""
     for prefix, runs in rearranged(plan):
         yield from _picture(plan, prefix, runs, width)
 
@@ -83,7 +83,7 @@ def _moved(sources: Sources, by: int) -> Sources:
 
 
 def _method(steps: list[Step]) -> str:
-    """The methods of a layer; copied norms beside merged matrices say nothing."""
+    """The methods of a layer, without copied norms beside merged matrices."""
     methods = dict.fromkeys(step.method for step in steps)
     return " ".join(method for method in methods if method != "copy") or "copy"
 

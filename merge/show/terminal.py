@@ -1,4 +1,4 @@
-"""What several verbs print: sizes, times, and a progress bar on stderr."""
+"""Output that verbs share: sizes, tables, notes, and a progress bar on stderr."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def show_table(table: Table, out: Console | None = None) -> None:
 
 
 def printable(text: str) -> str:
-    """A name from a file, with what would move the cursor or colour the terminal spelt out."""
+    """A name from a file, with control characters escaped."""
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 

@@ -61,7 +61,7 @@ def collect_statistics(
     say: Callable[[str], None] = lambda note: None,
     progress: Callable[[int], None] = lambda done: None,
 ) -> StatisticsSummary:
-    """Writes `out`; `out`.partial holds the parts that are done, which the same call goes on with.
+    """Writes `out`; `out`.partial holds finished parts, which the same call resumes.
 
     Args:
         data: .jsonl with "text" in each line, or a file with a text in each line.
@@ -136,13 +136,13 @@ def _check_memory(checkpoint: Checkpoint, kind: str, max_ram: int | None) -> Non
 
 
 def _digest(path: str) -> str:
-    """Of a whole file: parts belong to contents, wherever they lie and whenever they were written."""
+    """Digest of a whole file: parts belong to its contents, whatever its path and time."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()
 
 
 class _Collection:
-    """One run: the parts it made or found, in the order of the file."""
+    """One run: the parts that it made or found, in the order of the file."""
 
     def __init__(
         self,

@@ -62,7 +62,7 @@ def make_batches(tokenizer: object, texts: list[str], max_tokens: int, length: i
     left = max_tokens
     for sequence in _sequences(tokenizer, drawn, length):
         kept = sequence[:left]
-        if len(kept) < 2:  # nothing is predicted
+        if len(kept) < 2:  # no token is predicted
             continue
         sequences.append(kept)
         left -= len(kept)
