@@ -1,14 +1,13 @@
 """A comparison as one HTML page: no scripts, nothing fetched, the same bytes for the same results.
 
-The page's style is eval/page.html, its plots are eval/plots.py. Beside every plot there is a table with its numbers.
+The page's style is merge/show/page.html, its plots are eval/plots.py. Beside every plot there is a table with its
+numbers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from html import escape
-from importlib.resources import files
-from string import Template
 
 from eval import agreement, plots
 from eval.compare import Comparison, Merged, average, average_error, averaged
@@ -29,6 +28,7 @@ from eval.tables import (
     verdict,
 )
 from merge.schema.names import one_of
+from merge.show.page import html_document, html_figure, html_row, html_table
 
 _EXAMPLES = 6  # of each kind and task
 
@@ -43,8 +43,7 @@ def page(comparison: Comparison) -> str:
     for merged in comparison.merges:
         parts += [_gains(comparison, merged), _agreement(comparison, merged)]
     parts.append(_models(comparison.results))
-    template = Template(files("eval").joinpath("page.html").read_text(encoding="utf-8"))
-    return template.substitute(title=escape(_title(comparison)), body="\n".join(filter(None, parts)))
+    return html_document(_title(comparison), parts)
 
 
 def _title(comparison: Comparison) -> str:
@@ -72,29 +71,16 @@ def _scores(comparison: Comparison) -> str:
     results = comparison.results
     heads = [escape(name) + (f'<br><span class="soft">{escape(m)}</span>' if m else "") for name, m in columns(results)]
     rows = [
-        _row(model.name, [_score(cell) for cell in row], comparison.merged(model) is not None)
+        html_row(model.name, [_score(cell) for cell in row], comparison.merged(model) is not None)
         for model, row in zip(results.models, cells(results), strict=True)
     ]
     caption = f"{errors_legend(results)}. The best of each column is bold; ↓ means that less is better."
     said = "".join(f'<p class="soft">{escape(note)}</p>' for note in notes(comparison))
-    return "<h2>Scores</h2>" + _table(["model", *heads], rows, caption) + said
+    return "<h2>Scores</h2>" + html_table(["model", *heads], rows, caption) + said
 
 
 def _score(cell: Cell) -> str:
     return f"<b>{cell}</b>" if cell.best else str(cell)
-
-
-def _row(name: str, values: Iterable[str], marked: bool = False) -> str:
-    kind = ' class="merge"' if marked else ""
-    return f'<tr{kind}><th scope="row">{escape(name)}</th>' + "".join(f"<td>{v}</td>" for v in values) + "</tr>"
-
-
-def _table(heads: Sequence[str], rows: Sequence[str], caption: str = "") -> str:
-    said = f'<p class="soft">{caption}</p>' if caption else ""
-    head = "".join(f'<th scope="col">{text}</th>' for text in heads)
-    body = "\n".join(rows)
-    region = '<div class="scroll" tabindex="0" role="region" aria-label="table, scrolls sideways">'  # by keyboard too
-    return f"{region}<table>{said}<thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table></div>"
 
 
 def _role(comparison: Comparison, model: ModelScores) -> str:
@@ -115,14 +101,14 @@ def _bars(comparison: Comparison) -> str:
             _bar(comparison, model, Cell(average(results, model), average_error(results, model), True))
             for model in results.models
         ]
-        figures.append(_figure(AVERAGE, plots.bars(rows, "Average of the tasks for each model", 1.0)))
+        figures.append(html_figure(AVERAGE, plots.bars(rows, "Average of the tasks for each model", 1.0)))
     for name, metric in columns(results):
         if name == AVERAGE:
             continue
         percent = percent_of(results, name)
         rows = [_bar(comparison, model, cell(model.tasks[name])) for model in results.models]
         plot = plots.bars(rows, f"{name}, {metric}, for each model", 1.0 if percent else None)
-        figures.append(_figure(name, plot, metric))
+        figures.append(html_figure(name, plot, metric))
     key = ""
     if comparison.merges:
         names = [merged.model.name for merged in comparison.merges]
@@ -139,11 +125,6 @@ def _bar(comparison: Comparison, model: ModelScores, score: Cell) -> plots.Bar:
     return plots.Bar(model.name, score.value, ends, str(score), _role(comparison, model))
 
 
-def _figure(title: str, plot: str, more: str = "") -> str:
-    after = f' <span class="soft">{escape(more)}</span>' if more else ""
-    return f"<figure><figcaption>{escape(title)}{after}</figcaption>{plot}</figure>"
-
-
 def _gains(comparison: Comparison, merged: Merged) -> str:
     figures = []
     for percent in (True, False):
@@ -152,13 +133,13 @@ def _gains(comparison: Comparison, merged: Merged) -> str:
             rows = [_interval(gain.task, gain.best.value, gain.low, gain.high, gain.significant) for gain in chosen]
             unit = "percentage points" if percent else "in the task's unit"
             plot = plots.intervals(rows, "Gain over the best parent of each task", percent)
-            figures.append(_figure("Against the best parent of each task", plot, unit))
+            figures.append(html_figure("Against the best parent of each task", plot, unit))
     last = merged.gains[-1]
     if len(merged.parents) > 1:
         where = "On average" if last.task == AVERAGE else f"On {last.task}"
         rows = [_interval(each.other, each.value, each.low, each.high, each.significant) for each in last.each]
         plot = plots.intervals(rows, f"{where}, against each parent", percent_of(comparison.results, last.task))
-        figures.append(_figure(f"{where}, against each parent", plot))
+        figures.append(html_figure(f"{where}, against each parent", plot))
     note = (
         "Lines are 95 % intervals, from random halves of the items that all models answered. Filled points are "
         "significant at 5 %, corrected for having looked at several parents, tasks and merges. They say how sure the "
@@ -171,7 +152,9 @@ def _gains(comparison: Comparison, merged: Merged) -> str:
     ]
     heads = ["task", "against", "gain", "95 % interval", "p", "p among parents", "gained", "lost"]
     heads.append("over the parents’ mean")
-    table = _table(heads, rows_of_table, "Items gained are those that the merge gets right and the parent does not.")
+    table = html_table(
+        heads, rows_of_table, "Items gained are those that the merge gets right and the parent does not."
+    )
     return (
         f'<h2>{_of("Gains", comparison, merged)}</h2><p class="soft">{note}</p>'
         f'<div class="grid">{"".join(figures)}</div>'
@@ -189,7 +172,7 @@ def _gain_row(one: Difference, results: Results, over_mean: float | None) -> str
     mean = "" if over_mean is None else signed(over_mean, percent)
     gain = f'<span class="{"up" if one.value > 0 else "down"}">{signed(one.value, percent)}</span>'
     tested = [interval(one.low, one.high, percent), p_text(one.p), p_text(one.p_among)]
-    return _row(one.task, [escape(one.other), gain, *tested, str(one.gained), str(one.lost), mean])
+    return html_row(one.task, [escape(one.other), gain, *tested, str(one.gained), str(one.lost), mean])
 
 
 def _of(head: str, comparison: Comparison, merged: Merged) -> str:
@@ -205,7 +188,7 @@ def _agreement(comparison: Comparison, merged: Merged) -> str:
         rows = [(row.model, row.right, row.role) for row in grid.rows]
         plot = plots.strips(rows, f"{grid.name}: which items each model gets right")
         counts = [
-            _row(
+            html_row(
                 c.parent,
                 [
                     str(c.both),
@@ -216,8 +199,8 @@ def _agreement(comparison: Comparison, merged: Merged) -> str:
             )
             for c in grid.counts
         ]
-        table = _table(["against", "both right", "gained", "lost", "both wrong"], counts)
-        figure = _figure(f"{len(grid.rows[0].right):,} items", plot)
+        table = html_table(["against", "both right", "gained", "lost", "both wrong"], counts)
+        figure = html_figure(f"{len(grid.rows[0].right):,} items", plot)
         examples = "".join(
             _examples(
                 f"Items {kind} against {grid.rival}", agreement.examples(merged, questions, grid, kind, _EXAMPLES), grid
@@ -247,7 +230,7 @@ def _examples(title: str, found: Sequence[agreement.AgreementExample], grid: agr
         ]
         question = f'<td class="wrap">{escape(example.question)}</td><td class="wrap">{escape(example.target)}</td>'
         rows.append(f"<tr>{question}{''.join(answers)}</tr>")
-    return f'<details class="examples"><summary>{escape(title)}</summary>{_table(heads, rows)}</details>'
+    return f'<details class="examples"><summary>{escape(title)}</summary>{html_table(heads, rows)}</details>'
 
 
 def _path(results: Results) -> str:
@@ -260,7 +243,7 @@ def _path(results: Results) -> str:
         said.append(f"<li>{escape(barrier_text(found, ends))}</li>")
         values = [model.tasks[task].value for model in results.models]
         plot = plots.line(results.path, values, ends, f"{task} along the path", found.percent)
-        figures.append(_figure(task, plot, metric))
+        figures.append(html_figure(task, plot, metric))
     note = (
         "Weights are interpolated linearly, t from 0 to 1; the dashed line joins the ends. The barrier is the largest "
         "excess of the loss over that line: 0 if the models are in one basin."
@@ -272,11 +255,11 @@ def _path(results: Results) -> str:
 
 
 def _models(results: Results) -> str:
-    rows = [_row(model.name, [f"<code>{escape(model.digest)}</code>"]) for model in results.models]
+    rows = [html_row(model.name, [f"<code>{escape(model.digest)}</code>"]) for model in results.models]
     said = [f"{key} {value}" for key, value in results.settings.items() if value and key in _SAID]
     settings = f'<p class="soft">Settings: {escape(", ".join(said))}.</p>' if said else ""
     versions = ", ".join(f"{name} {version}" for name, version in results.versions.items())
-    table = _table(["model", '<span class="left">digest of weights, config and tokenizer</span>'], rows)
+    table = html_table(["model", '<span class="left">digest of weights, config and tokenizer</span>'], rows)
     return f'<h2>Models</h2>{table}{settings}<p class="soft">{escape(versions)}.</p>'
 
 
