@@ -17,6 +17,7 @@ from memory_tensor import MemoryTensor
 from numba.core.registry import CPUDispatcher
 
 import merge.kernels
+from merge.kernels.protocol import Block
 from merge.methods import Method, all_methods
 
 N = 1 << 17  # elements
@@ -166,6 +167,7 @@ def _others() -> Iterator[tuple[str, Callable[[], Any]]]:
     """What is not a method: encoding, differences, adapters, random numbers"""
     from merge.dtypes import DTYPES
     from merge.kernels import (
+        deltas,
         difference,
         elementwise,
         encode,
@@ -192,6 +194,9 @@ def _others() -> Iterator[tuple[str, Callable[[], Any]]]:
     yield "encode", lambda: encode.count_nonfinite(raw[0])
     yield "difference", lambda: difference.difference_of(raw[:2], np.empty(5))
     yield "difference", lambda: difference.difference_of(raw, np.empty(10))
+    layout, kept = deltas.DeltaLayout(2, 2), selection.KEEP_ALL
+    block = Block(0, raw)
+    yield "deltas", lambda: deltas.delta_sums(block, [[kept] * 2] * 2, 0.5, layout)
     yield "elementwise", lambda: elementwise.difference_sums(raw, 1)
     yield "spherical", lambda: spherical._sum_squares(raw, (0.5, 0.3, -0.8), np.empty(1))
     yield "spherical", lambda: spherical._column_sums(raw, 1, 0, columns)

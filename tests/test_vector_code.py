@@ -22,6 +22,7 @@ from merge.kernels.bits import frexp, quotient, where
 BENCHMARK = Path(__file__).parents[1] / "benchmarks" / "kernels.py"
 # Loops that are not over elements, or cannot do several at once: how many of each kernel, and why.
 SCALAR: dict[str, tuple[int, str]] = {
+    "deltas._sums": (1, "the largest of 64 lanes"),
     "difference._pair": (1, "the largest of 64 lanes"),
     "difference._tasks": (1, "the largest of 64 lanes"),
     "fold.scale_rows": (1, "a sum in one order"),

@@ -24,6 +24,7 @@ _ORDER = (
         "verify",
         "methods",
         "diff",
+        "analyse",
         "convert",
         "quantize",
         "lora",

@@ -119,6 +119,13 @@ def sign_bits(value: np.float32) -> np.uint32:
     """0x80000000 for negative numbers, else 0"""
 
 
+@_instruction(
+    types.float32(types.float32), lambda builder, value: builder.bitcast(_masked(0x7F800000)(builder, value), _F32)
+)
+def binade(value: np.float32) -> np.float32:
+    """The largest power of two that is not above the magnitude; 0 for zero and subnormal numbers"""
+
+
 def _narrowed(builder: ir.IRBuilder, value: ir.Value) -> ir.Value:
     bits = builder.bitcast(value, _I32)
     odd = builder.and_(builder.lshr(bits, ir.Constant(_I32, 16)), ir.Constant(_I32, 1))

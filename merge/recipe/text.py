@@ -14,6 +14,8 @@ def text_of(recipe: Recipe) -> str:
     """Values are written as JSON. For recipes of whole models, which is what commands make."""
     values: dict[str, object] = {key: getattr(recipe, key) for key in _PLAIN}
     values["dtype"] = recipe.dtype and torch_name(recipe.dtype)
+    if recipe.base_model is not None:
+        values["base_model"] = _reference(recipe.base_model)
     lines = [f"{key}: {_json(value)}" for key, value in values.items() if value]
     lines.append("models:")
     for source in recipe.models:

@@ -241,7 +241,7 @@ def _compare(
         def compare(place: int) -> None:
             refs = tuple(tensors[place])
             if all(DTYPES[ref.dtype].is_float for ref in refs):
-                found[place] = _floats(StepTensor(_step(refs), reader, crew, buffers))
+                found[place] = _floats(StepTensor(side_by_side(refs), reader, crew, buffers))
             else:
                 found[place] = _integers(refs[0], refs[1], reader)
             reader.release(refs)
@@ -253,8 +253,8 @@ def _compare(
     return found
 
 
-def _step(refs: tuple[TensorRef, ...]) -> Step:
-    """What the engine reads blocks of: tensors side by side."""
+def side_by_side(refs: tuple[TensorRef, ...]) -> Step:
+    """What the engine reads blocks of: tensors of one shape side by side."""
     models = tuple(range(len(refs)))
     return Step(refs[0].name, _cut(refs[0]), refs[0].dtype, "", 0, "passthrough", refs, models)
 
