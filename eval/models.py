@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -21,6 +20,7 @@ from eval.memory import Memory, key_of
 from merge.adapters.files import WEIGHTS as ADAPTERS
 from merge.adapters.files import refuse_alone
 from merge.checkpoint.checkpoint import open_checkpoint
+from merge.checkpoint.digest import file_digest
 from merge.checkpoint.files import read_json, weight_file
 from merge.checkpoint.hub import locate
 from merge.checkpoint.layout import find_weights
@@ -265,7 +265,6 @@ def _file_digest(path: Path, memory: Memory) -> str:
     key = key_of("file", *dataclasses.astuple(SourceFile.now(path.resolve())))
     known = memory.digest(key)
     if known is None:
-        with path.open("rb") as file:
-            known = hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()
+        known = file_digest(path)
         memory.store_digest(key, known)
     return known

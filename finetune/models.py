@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from finetune.keys import Config
 from finetune.sources import SourceStates, model_sources
+from merge.checkpoint.formats import quant_method
 from merge.checkpoint.hub import ModelPlace, locate
 from merge.errors import CheckpointError, UsageError
 from merge.loading import CAUSAL, known_as, load_config, load_tokenizer, remember_name
@@ -75,16 +76,9 @@ def trained_from(base: Base, path: str) -> Base:
     return dataclasses.replace(base, path=path, revision=None, config=load_config(path), sources=sources)
 
 
-def quantised(config: PreTrainedConfig) -> str | None:
-    """What a model's weights are quantised with, as its config says (bitsandbytes, fp8 ...); None if they are not."""
-    found = getattr(config, "quantization_config", None)
-    settings = found if isinstance(found, dict) else getattr(found, "to_dict", dict)()
-    return str(settings.get("quant_method", "unknown")) if settings else None
-
-
 def check_trainable(base: Base, config: Config) -> None:
     """Raises UsageError for quantised weights that this way of training cannot start from."""
-    method = quantised(base.config)
+    method = quant_method(base.config.to_dict())
     if method is None or (method == "bitsandbytes" and config.train in ("lora", "qlora")):
         return
     what = f"{base.path}: its weights are quantised ({method})"
@@ -110,7 +104,7 @@ def load_model(
     settings: dict[str, Any] = {"config": copy.deepcopy(base.config), "attn_implementation": config.attention}
     for name, value in (more or {}).items():
         setattr(settings["config"], name, value)
-    if config.train == "qlora" and quantised(base.config) is None:
+    if config.train == "qlora" and quant_method(base.config.to_dict()) is None:
         settings |= {"quantization_config": _nf4(config, device), "device_map": {"": local_device(device)}}
     dtype = _dtype(config, device)
     loaded = load_weights(model_class, base.path, new_heads=model_class != CAUSAL, dtype=dtype, **settings)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
-import xxhash
-
+from merge.checkpoint.digest import file_digest
 from merge.checkpoint.side_files import is_side_file
 from merge.checkpoint.unchanged import check_unchanged
 from merge.errors import CheckpointError, SourceChanged
@@ -36,7 +34,7 @@ def weight_files(path: str) -> list[Path]:
 
 def weight_digests(path: str) -> dict[str, str]:
     """File name -> xxh3-128 of a model's weight files. Raises CheckpointError if there are none."""
-    digests = {file.name: _digest(str(file)) for file in weight_files(path)}
+    digests = {file.name: file_digest(file) for file in weight_files(path)}
     if not digests:
         raise CheckpointError(f"{path}: there are no weights (.safetensors or .bin) beside config.json.")
     return digests
@@ -57,9 +55,4 @@ def check_sources(sources: SourceStates, digests: Mapping[str, str] | None = Non
 
 def source_digests(sources: SourceStates, known: Mapping[str, str]) -> dict[str, str]:
     """A digest of the contents of each, by name; xxh3-128, or what is `known`."""
-    return {name: known.get(name) or _digest(file.path) for name, file in sources} | dict(known)
-
-
-def _digest(path: str) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()
+    return {name: known.get(name) or file_digest(file.path) for name, file in sources} | dict(known)

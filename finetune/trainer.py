@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,6 +24,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerContr
 from finetune.data.pack import Batch, Rows
 from finetune.objectives.base import Objective
 from merge.errors import NumbersError, OutputError
+from merge.output.directory import sync
 
 PARAMETERS = "trainable.safetensors"
 MARKER = "complete"
@@ -205,18 +205,13 @@ class _Keeper(TrainerCallback):  # type: ignore[misc]
         newest = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         for file in newest.rglob("*"):
             if file.is_file():
-                _sync(file)
+                sync(file)
         (newest / MARKER).touch()
-        _sync(newest / MARKER)
+        sync(newest / MARKER)
         keep = {newest.name, Path(state.best_model_checkpoint or newest).name}
         for path in Path(args.output_dir).glob("checkpoint-*"):
             if path.name not in keep:
                 shutil.rmtree(path)
-
-
-def _sync(file: Path) -> None:
-    with file.open("rb+") as stream:
-        os.fsync(stream.fileno())
 
 
 def on_checkpoint(call: Callable[[], None]) -> TrainerCallback:

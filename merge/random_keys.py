@@ -5,6 +5,6 @@ from __future__ import annotations
 import xxhash
 
 
-def random_key(seed: int, tensor_name: str, model: int) -> int:
-    """64 bits that name one model's random numbers in one output tensor."""
-    return xxhash.xxh3_64_intdigest(f"{seed}\0{tensor_name}\0{model}".encode())
+def random_key(seed: int, what: str, model: int) -> int:
+    """64 bits that name one model's or expert's random numbers in one output tensor, or for one thing in it."""
+    return xxhash.xxh3_64_intdigest(f"{seed}\0{what}\0{model}".encode())

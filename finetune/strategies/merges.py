@@ -20,7 +20,7 @@ from merge.adapters.inputs import refused_models, unfit
 from merge.errors import Problem, RecipeError
 from merge.jobs.build import build_plan
 from merge.loading import model_from_config
-from merge.methods import all_methods, get_method
+from merge.methods import all_methods, known_method
 from merge.output.manifest import MANIFEST, read_manifest
 from merge.output.scratch import scratch
 from merge.output.shards import header_text
@@ -151,8 +151,7 @@ def _check(place: ConfigReader, merge: Merge, tasks: Sequence[str]) -> None:
     try:
         draft = draft_of(merge.recipe(base, inputs), "", merge.file)
         recipe = resolve(draft, {base: False} | dict.fromkeys(inputs.values(), not merge.fold))
-        method = get_method(recipe.merge_method)
-        assert method is not None, recipe.merge_method  # the recipe was checked against the registry
+        method = known_method(recipe.merge_method)
         if not merge.fold and (problems := list(unfit(recipe, method))):
             raise RecipeError(problems)
         if merge.fold and method.inputs == "adapters":

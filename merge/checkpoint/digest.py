@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
+
 import numpy as np
+import xxhash
 
 from merge.checkpoint.reader import SourceReader
 from merge.chunks import Chunks, digest_of
@@ -34,3 +38,9 @@ def value_digest(reader: SourceReader, ref: TensorRef) -> str:
         return piece.data
 
     return digest_of(ref.shape, read)
+
+
+def file_digest(path: str | os.PathLike[str]) -> str:
+    """xxh3-128 of a whole file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()

@@ -131,17 +131,19 @@ def _code(directory: str) -> dict[str, bool]:
     return found
 
 
+def auto_map(path: str) -> dict[str, list[str]]:
+    """Of a configuration file, the classes that `auto_map` names -> where their code is; a tokenizer has two places"""
+    found = read_json(path, unique=False).get("auto_map") if os.path.isfile(path) else None
+    named = {"AutoTokenizer": found} if isinstance(found, list) else found if isinstance(found, dict) else {}
+    lists = {str(key): value if isinstance(value, list) else [value] for key, value in named.items()}
+    return {key: [one for one in value if isinstance(one, str) and one] for key, value in lists.items()}
+
+
 def code_of(directory: str, config: str) -> tuple[str, ...]:
     """The Python files that auto_map of one configuration file names."""
-    path = inside(directory, config)
-    if not os.path.isfile(path):
-        return ()
-    auto_map = read_json(path, unique=False).get("auto_map")
-    values = list(auto_map.values()) if isinstance(auto_map, dict) else []
-    classes = [one for value in values for one in (value if isinstance(value, list) else [value])]
+    classes = [one for places in auto_map(inside(directory, config)).values() for one in places]
     # "repository--module.Class" is code that lies elsewhere.
-    local = [one for one in classes if isinstance(one, str) and "--" not in one and "." in one]
-    return tuple(dict.fromkeys(f"{one.partition('.')[0]}.py" for one in local))
+    return tuple(dict.fromkeys(f"{one.partition('.')[0]}.py" for one in classes if "--" not in one and "." in one))
 
 
 def _named_code(directory: str) -> Iterator[str]:

@@ -16,7 +16,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from merge.checkpoint.files import read_json
+from merge.checkpoint.side_files import auto_map
 from merge.errors import CheckpointError, MergeError
 from merge.quoting import excerpt
 
@@ -107,25 +107,17 @@ def _stands_for(name: str, path: str) -> bool:
 
 
 def code_of(path: str) -> dict[str, dict[str, str]]:
-    """File -> {class: where its code is} of the classes that configs name by `auto_map`; of a directory, or a file."""
-    found = {}
-    for name in _FILES:
-        file = os.path.join(path, name) if os.path.isdir(path) else path
-        if not os.path.isfile(file):
-            continue
-        named = read_json(file, unique=False).get("auto_map")
-        if isinstance(named, (list, tuple)):  # of a tokenizer: slow and fast
-            named = {"AutoTokenizer": list(named)}
-        if isinstance(named, dict) and named:
-            found[file] = {str(key): str(_first(value)) for key, value in named.items()}
-    return found
+    """File -> {class: where its code is} of the classes that configs name by `auto_map`; of a directory, or a file.
 
-
-def _first(value: object) -> object:
-    """The one of a tokenizer's two classes that transformers uses: the fast one, if there is one."""
-    if isinstance(value, (list, tuple)):
-        return next((each for each in reversed(value) if each), "")
-    return value
+    Of a tokenizer's two classes, the one that transformers uses: the fast one, if there is one.
+    """
+    files = [os.path.join(path, name) for name in _FILES] if os.path.isdir(path) else [path]
+    found = {file: auto_map(file) for file in files}
+    return {
+        file: {key: places[-1] if places else "" for key, places in named.items()}
+        for file, named in found.items()
+        if named
+    }
 
 
 def permission(path: str) -> bool:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from merge.chunks import Chunks
 from merge.dtypes import DTYPES
-from merge.methods import Method, get_method
+from merge.methods import Method, known_method
 from merge.plan import Derived, Step, Stored
 from merge.planning.factors import GROUP, is_exact, on_factors, rank_of, ranks_in
 from merge.sources import held_bytes
@@ -67,9 +67,7 @@ def work(step: Step) -> tuple[float, int]:
 
 
 def method_of(step: Step) -> Method:
-    method = get_method(step.method)
-    assert method is not None, step.method  # the plan was made from registered methods
-    return method
+    return known_method(step.method)
 
 
 def _no_work(step: Step) -> tuple[float, int]:

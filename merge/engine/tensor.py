@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
@@ -16,7 +15,7 @@ from merge.decode import to_float32
 from merge.dtypes import DTYPES
 from merge.engine.crew import Worker
 from merge.kernels.encode import count_nonfinite
-from merge.kernels.protocol import Block
+from merge.kernels.protocol import Block, sum_chunks
 from merge.plan import Step, TensorRef
 
 AHEAD = 16  # chunks asked for at once
@@ -130,13 +129,7 @@ class StepTensor:
         chunks = range(self.n_chunks) if chunks is None else chunks
         return self._crew.fold(start, lambda state, chunk: update(state, self.load(chunk)), chunks)
 
-    def sum_chunks(self, function: Callable[[npt.NDArray[Any], npt.NDArray[np.float64]], None], n: int) -> list[float]:
-        def sums(block: Block) -> npt.NDArray[np.float64]:
-            out = np.empty(n, np.float64)
-            function(block.raw, out)
-            return out
-
-        return [math.fsum(column) for column in zip(*self.map_chunks(sums), strict=True)] or [0.0] * n
+    sum_chunks = sum_chunks
 
 
 def _common_dtype(sources: Sequence[TensorRef]) -> np.dtype[Any]:

@@ -18,7 +18,7 @@ from merge.jobs.stacks.upscale import upscaled
 from merge.jobs.vocabulary.plan import plan_vocabulary
 from merge.jobs.vocabulary.rows import Vocabulary
 from merge.jobs.vocabulary.tokenizers import adapter_notes, check_tokenizers, copied_files
-from merge.methods import Method, get_method
+from merge.methods import Method, get_method, known_method
 from merge.output.shards import index_text, lay_out
 from merge.plan import COPY, Finding, Plan, Step
 from merge.planned import Planned, Said
@@ -56,8 +56,7 @@ def build_plan(
         from merge.jobs.mixtures.plan import build_mixture
 
         return build_mixture(recipe, functools.partial(build_plan, shard_bytes=shard_bytes), shard_bytes=shard_bytes)
-    method = get_method(recipe.merge_method)
-    assert method is not None, recipe.merge_method  # the recipe was checked against the registry
+    method = known_method(recipe.merge_method)
     if are_adapters(recipe.models, recipe.base_model):
         return build_adapter_plan(recipe, method, recipe.name or default_name(recipe))
     said = Said()

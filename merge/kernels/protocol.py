@@ -7,9 +7,12 @@ The method may look at the whole tensor in passes before it returns `combine`, w
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
+
+import numpy as np
 
 from merge.arrays import F32, F64, Raw
 
@@ -63,3 +66,14 @@ class FusedTensor(Passes, Protocol):
 
     def sum_chunks(self, function: Callable[[Raw, F64], None], n: int) -> list[float]:
         """function(raw, out) writes n partial sums of a chunk; returns their exact totals (float64), in fixed order."""
+
+
+def sum_chunks(tensor: Passes, function: Callable[[Raw, F64], None], n: int) -> list[float]:
+    """FusedTensor.sum_chunks by its passes."""
+
+    def sums(block: Block) -> F64:
+        out = np.empty(n, np.float64)
+        function(block.raw, out)
+        return out
+
+    return [math.fsum(column) for column in zip(*tensor.map_chunks(sums), strict=True)] or [0.0] * n

@@ -14,7 +14,7 @@ T = TypeVar("T", bound=np.generic)
 class Scratch(threading.local):
     """Each thread's arrays by name, as large as the largest that was asked for."""
 
-    def array(self, name: str, size: int, dtype: type[T]) -> npt.NDArray[T]:
+    def array(self, name: str, size: int, dtype: type[T] | np.dtype[T]) -> npt.NDArray[T]:
         """(size,) of what the last call with this name left"""
         held = getattr(self, name, None)
         if held is None or held.size < size:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from merge.checkpoint.files import read_json
+from merge.checkpoint.formats import quant_method
 from merge.checkpoint.trust import note_unread, permission, refusal
 from merge.errors import CheckpointError, MergeError, UsageError, first_line
 from merge.loading.causal import check_causal
@@ -116,9 +117,8 @@ def check_needs(path: str, adapter: str | None = None) -> None:
     if adapter is not None and os.path.isfile(os.path.join(adapter, "adapter_config.json")):
         need(f"{adapter}: an adapter", "finetune", "peft")
     file = os.path.join(path, "config.json")
-    found = read_json(file, unique=False).get("quantization_config") if os.path.isfile(file) else None
-    method = found.get("quant_method") if isinstance(found, dict) else None
-    if isinstance(method, str) and method in QUANTISED:
+    method = quant_method(read_json(file, unique=False)) if os.path.isfile(file) else None
+    if method in QUANTISED:
         need(f"{path}: loading weights quantised by {method}", "quantize", *QUANTISED[method])
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from merge.methods.registry import OnFactors, PerModel, Range, get_method, method
+from merge.methods.registry import OnFactors, PerModel, Range, known_method, method
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -98,8 +98,7 @@ def _merged(
     """The V_i^T (adapter, rank, in) -> M of them (rank, in) float64"""
     import torch
 
-    chosen = get_method(inner)
-    assert chosen is not None, inner
+    chosen = known_method(inner)
     if aligned.shape[1] == 0:
         return aligned.new_zeros(aligned.shape[1:], dtype=torch.float64)
     more = {"_keys": keys} if chosen.random else {}

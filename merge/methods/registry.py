@@ -351,6 +351,13 @@ def get_method(name: str) -> Method | None:
     return _METHODS.get(name)
 
 
+def known_method(name: str) -> Method:
+    """The method of a recipe or plan, whose names were checked when it was made."""
+    method = get_method(name)
+    assert method is not None, name
+    return method
+
+
 @contextlib.contextmanager
 def registering(origin: str) -> Iterator[list[str]]:
     """What is registered inside comes from `origin`, and is in the list afterwards; nothing stays if it fails."""

@@ -11,7 +11,7 @@ from merge.adapters.fold import open_model
 from merge.adapters.inputs import refused_models
 from merge.checkpoint import Checkpoint
 from merge.errors import CheckpointError, Problem, RecipeError
-from merge.methods import get_method
+from merge.methods import get_method, known_method
 from merge.planning.kind import are_adapters
 from merge.recipe.mentioned import key_of, mentioned
 from merge.recipe.model import ModelRef, Recipe
@@ -34,8 +34,7 @@ def open_models(recipe: Recipe, known: Mapping[str, Checkpoint] | None = None) -
         CheckpointError: models that cannot be opened, all of them.
         RecipeError: the same, if the recipe misspells a directory or chooses models that do not fit together.
     """
-    method = get_method(recipe.merge_method)
-    assert method is not None, recipe.merge_method  # the recipe was checked against the registry
+    method = known_method(recipe.merge_method)
     problems = refused_models(recipe, method)
     checkpoints, failures = [], []
     for ref, where in mentioned(recipe).values():

@@ -10,7 +10,7 @@ from typing import Any
 from merge.architecture import is_embedding, is_head
 from merge.dtypes import DTYPES
 from merge.errors import Problem
-from merge.methods import Method, Parameter, get_method
+from merge.methods import Method, Parameter, get_method, known_method
 from merge.methods.registry import ModelPass, StatisticsKind
 from merge.plan import COPY, SourceFile, Step, TensorRef
 from merge.planned import Planned
@@ -82,7 +82,7 @@ class _StepBuilder:
     def _ordered(self, target: Target) -> tuple[list[Slot], Slot | None]:
         """Inputs and base as the method takes them: the base separate (deltas), first (slerp), or among the inputs."""
         slots, base = list(target.slots), target.base
-        method = _method(target)
+        method = known_method(target.method)
         if method.base_apart:
             return [slot for slot in slots if base is None or slot.model != base.model], base
         if method.base == "required" and base is not None:
@@ -109,7 +109,7 @@ class _StepBuilder:
         self._lenient["tensor(s) missing from some inputs, merged from those that have them"] += 1
         slots = [slot for slot in slots if self._has(slot)]
         lost_base = base is not None and not self._has(base)
-        fewest, _ = _method(target).n_models
+        fewest, _ = known_method(target.method).n_models
         return slots, None if lost_base else base, len(slots) >= fewest and not lost_base
 
     def _exact(self, target: Target, present: list[Slot], refs: list[TensorRef]) -> Step | None:
@@ -147,7 +147,7 @@ class _StepBuilder:
         return self._make(target, COPY if ref.copies_to(dtype) else "passthrough", [slot], None, {}, dtype)
 
     def _merge(self, target: Target, slots: list[Slot], base: Slot | None) -> Step | None:
-        method = _method(target)
+        method = known_method(target.method)
         parameters = self._parameters(method, target, slots)
         if parameters is None:
             return None
@@ -289,9 +289,3 @@ class _StepBuilder:
 
     def leniencies(self) -> tuple[str, ...]:
         return tuple(f"{count} {what}" for what, count in self._lenient.items())
-
-
-def _method(target: Target) -> Method:
-    method = get_method(target.method)
-    assert method is not None, target.method  # the recipe was checked against the registry
-    return method

@@ -10,6 +10,7 @@ import importlib
 from collections.abc import Callable
 from typing import Any, Literal, Protocol, cast
 
+import numpy as np
 import numpy.typing as npt
 
 from merge.arrays import F32
@@ -54,3 +55,26 @@ def held_bytes(ref: TensorRef) -> int:
     if not isinstance(ref, Derived) or ref.operation == FOUND:
         return 0
     return operation(ref).held_bytes(ref) + sum(held_bytes(each) for each in ref.inputs)
+
+
+def matrix(ref: TensorRef, read: Read) -> F32:
+    """All of a tensor, in its shape."""
+    values = np.empty(ref.size, np.float32)
+    read(ref, 0, values)
+    return values.reshape(ref.shape)
+
+
+def any_range(rows: Fill, columns: int) -> Fill:
+    """A fill of whole rows -> one of any elements: what is needed of rows that are cut is computed apart."""
+
+    def fill(start: int, out: F32) -> None:
+        stop = start + len(out)
+        if start % columns == 0 and stop % columns == 0:
+            rows(start, out)
+            return
+        first, last = start - start % columns, stop + -stop % columns
+        whole = np.empty(last - first, np.float32)
+        rows(first, whole)
+        out[:] = whole[start - first : stop - first]
+
+    return fill

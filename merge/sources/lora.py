@@ -14,7 +14,7 @@ import numpy as np
 from merge.arrays import F32
 from merge.chunks import Chunks
 from merge.plan import Derived, TensorRef
-from merge.sources import Fill, Read
+from merge.sources import Fill, Read, any_range, matrix
 
 
 def fold(
@@ -31,7 +31,7 @@ def prepare(ref: Derived, read: Read) -> Fill:
 
     weight, a, b, *magnitude = ref.inputs
     scaling, transposed = float(ref.parameters["scaling"]), bool(ref.parameters["transposed"])
-    down, up = _matrix(a, read), _matrix(b, read)
+    down, up = matrix(a, read), matrix(b, read)
     left, right = (down.T, up.T) if transposed else (up, down)
     left, right = np.ascontiguousarray(left), np.ascontiguousarray(right)
     columns = ref.shape[1]
@@ -44,7 +44,7 @@ def prepare(ref: Derived, read: Read) -> Fill:
         kernels.add_product(left[row : row + len(block)], right, scaling, block)
 
     if not magnitude:
-        return _any_range(plain, columns)
+        return any_range(plain, columns)
     lengths = np.empty(magnitude[0].size, np.float32)
     read(magnitude[0], 0, lengths)
 
@@ -62,38 +62,16 @@ def prepare(ref: Derived, read: Read) -> Fill:
             plain(start, out)
             kernels.scale_columns(factor, out.reshape(-1, columns))
 
-        return _any_range(columns_scaled, columns)
+        return any_range(columns_scaled, columns)
 
     def rows_scaled(start: int, out: F32) -> None:
         plain(start, out)
         kernels.scale_rows(lengths, start // columns, out.reshape(-1, columns))
 
-    return _any_range(rows_scaled, columns)
+    return any_range(rows_scaled, columns)
 
 
 def held_bytes(ref: Derived) -> int:
     factors = sum(each.size for each in ref.inputs[1:])
     # the factors as float32, twice while they are turned; raw bytes of one; a block for the norms of columns
     return 3 * 4 * factors + 2 * 4 * Chunks.of(ref.shape).length
-
-
-def _matrix(ref: TensorRef, read: Read) -> F32:
-    values = np.empty(ref.size, np.float32)
-    read(ref, 0, values)
-    return values.reshape(ref.shape)
-
-
-def _any_range(rows: Fill, columns: int) -> Fill:
-    """A fill of whole rows -> one of any elements: what is needed of rows that are cut is computed apart."""
-
-    def fill(start: int, out: F32) -> None:
-        stop = start + len(out)
-        if start % columns == 0 and stop % columns == 0:
-            rows(start, out)
-            return
-        first, last = start - start % columns, stop + -stop % columns
-        whole = np.empty(last - first, np.float32)
-        rows(first, whole)
-        out[:] = whole[start - first : stop - first]
-
-    return fill

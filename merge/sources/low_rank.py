@@ -6,11 +6,9 @@ Shape (out, in), as the factors have it: an embedding's change is (width, vocabu
 
 from __future__ import annotations
 
-import numpy as np
-
 from merge.arrays import F32
-from merge.plan import Derived, TensorRef
-from merge.sources import Fill, Read
+from merge.plan import Derived
+from merge.sources import Fill, Read, any_range, matrix
 
 
 def prepare(ref: Derived, read: Read) -> Fill:
@@ -18,29 +16,17 @@ def prepare(ref: Derived, read: Read) -> Fill:
 
     if not ref.inputs:
         return lambda start, out: out.fill(0)
-    a, b = (_matrix(part, read) for part in ref.inputs)
+    a, b = (matrix(part, read) for part in ref.inputs)
     scaling, columns = float(ref.parameters["scaling"]), ref.shape[1]
 
-    def fill(start: int, out: F32) -> None:
-        stop = start + len(out)
-        if start % columns == 0 and stop % columns == 0:  # whole rows, as blocks of matrices are
-            out.fill(0)
-            add_product(b[start // columns : stop // columns], a, scaling, out.reshape(-1, columns))
-            return
-        first, last = start // columns, -(-stop // columns)
-        rows = np.zeros((last - first, columns), np.float32)
-        add_product(b[first:last], a, scaling, rows)
-        out[:] = rows.reshape(-1)[start - first * columns : stop - first * columns]
+    def rows(start: int, out: F32) -> None:
+        out.fill(0)
+        block = out.reshape(-1, columns)
+        add_product(b[start // columns :][: len(block)], a, scaling, block)
 
-    return fill
+    return any_range(rows, columns)
 
 
 def held_bytes(ref: Derived) -> int:
     """The factors; rows that are cut would take their own size as well, but no block of a matrix cuts any."""
     return sum(4 * part.size for part in ref.inputs)
-
-
-def _matrix(ref: TensorRef, read: Read) -> F32:
-    values = np.empty(ref.size, np.float32)
-    read(ref, 0, values)
-    return values.reshape(ref.shape)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from merge.chunks import Chunks
 from merge.dtypes import DTYPES
-from merge.methods import Method, get_method
+from merge.methods import Method, known_method
 from merge.plan import Derived, Step, TensorRef
 from merge.sources import Fill, Read
 
@@ -50,9 +50,7 @@ def held_bytes(ref: Derived) -> int:
 
 
 def _method(ref: Derived) -> Method:
-    method = get_method(ref.parameters["method"])
-    assert method is not None, ref.parameters["method"]
-    return method
+    return known_method(ref.parameters["method"])
 
 
 def looks_at_all(ref: TensorRef) -> bool:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import math
-import threading
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
 from merge.arrays import F32
 from merge.chunks import Chunks
@@ -16,7 +13,8 @@ from merge.decode import to_float32
 from merge.dtypes import DTYPES
 from merge.errors import NumbersError
 from merge.kernels.encode import count_nonfinite, encode
-from merge.kernels.protocol import Block, Combine
+from merge.kernels.protocol import Block, Combine, sum_chunks
+from merge.kernels.scratch import Scratch
 from merge.methods import Method
 from merge.plan import Derived
 from merge.sources import Fill, Read
@@ -45,11 +43,11 @@ class _Tensor:
         self.shape = ref.shape
         self.chunks = Chunks.of(ref.shape)
         self.size, self.n_chunks = self.chunks.size, self.chunks.count
-        self._scratch = threading.local()
+        self.scratch = Scratch()
 
     def load(self, start: int, stop: int) -> Block:
         """Elements start .. stop of every source as float32, in this thread's buffer (valid until its next load)."""
-        rows = self.scratch("raw", len(self.inputs) * (stop - start), np.float32).reshape(len(self.inputs), -1)
+        rows = self.scratch.array("raw", len(self.inputs) * (stop - start), np.float32).reshape(len(self.inputs), -1)
         for row, source in zip(rows, self.inputs, strict=True):
             self._read(source, start, row)
             if "nonfinite" not in self.parameters["allow"] and (count := int(count_nonfinite(row))):
@@ -59,13 +57,6 @@ class _Tensor:
                     f'{count:,} in {model}. Set "allow: [nonfinite]" there to merge them.'
                 )
         return Block(start, rows)
-
-    def scratch(self, name: str, n: int, dtype: Any) -> npt.NDArray[Any]:
-        held: npt.NDArray[Any] | None = getattr(self._scratch, name, None)
-        if held is None or len(held) < n:
-            held = np.empty(n, dtype)
-            setattr(self._scratch, name, held)
-        return held[:n]
 
     def map_chunks(self, function: Callable[[Block], R], chunks: Sequence[int] | None = None) -> list[R]:
         chunks = range(self.n_chunks) if chunks is None else chunks
@@ -78,13 +69,7 @@ class _Tensor:
         self.map_chunks(lambda block: update(state, block), chunks)
         return [state]
 
-    def sum_chunks(self, function: Callable[[npt.NDArray[Any], npt.NDArray[np.float64]], None], n: int) -> list[float]:
-        def sums(block: Block) -> npt.NDArray[np.float64]:
-            out = np.empty(n, np.float64)
-            function(block.raw, out)
-            return out
-
-        return [math.fsum(column) for column in zip(*self.map_chunks(sums), strict=True)] or [0.0] * n
+    sum_chunks = sum_chunks
 
 
 class _Filler:
@@ -103,7 +88,7 @@ class _Filler:
             if (begin, end) == (first, last) or not self._whole_chunks:
                 self._compute(begin, target)
             else:
-                values = tensor.scratch("values", last - first, np.float32)
+                values = tensor.scratch.array("values", last - first, np.float32)
                 self._compute(first, values)
                 target[:] = values[begin - first : end - first]
 
@@ -111,7 +96,7 @@ class _Filler:
         """Combines, rounds to the stage's dtype, widens."""
         tensor, dtype = self._tensor, self._tensor.ref.dtype
         self._combine(tensor.load(start, start + len(out)), out)
-        encoded = tensor.scratch("encoded", len(out), DTYPES[dtype].numpy_name)
+        encoded = tensor.scratch.array("encoded", len(out), np.dtype(DTYPES[dtype].numpy_name))
         nonfinite, overflow, largest, _ = encode(out, dtype, encoded)
         allow, where = tensor.parameters["allow"], f"{tensor.ref.name}, on the way to {tensor.parameters['stage']}"
         if overflow and "overflow" not in allow:

@@ -13,9 +13,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import xxhash
-
 from merge.checkpoint import Checkpoint, open_checkpoint
+from merge.checkpoint.digest import file_digest
 from merge.checkpoint.reader import SourceReader
 from merge.codec import decode
 from merge.errors import CheckpointError, UsageError
@@ -83,7 +82,9 @@ def collect_statistics(
     batches = make_batches(load_tokenizer(checkpoint.path), texts, max_tokens, length, batch, seed)
     identity = {
         "kind": kind,
-        "files": {Path(path).name: _digest(path) for path in (*paths, os.path.join(checkpoint.path, "config.json"))},
+        "files": {
+            Path(path).name: file_digest(path) for path in (*paths, os.path.join(checkpoint.path, "config.json"))
+        },
         "batches": hashlib.sha256(repr(batches.all).encode()).hexdigest(),
         "versions": {name: metadata.version(name) for name in ("merge-workbench", "torch", "transformers")},
     }
@@ -133,12 +134,6 @@ def _check_memory(checkpoint: Checkpoint, kind: str, max_ram: int | None) -> Non
             f"{checkpoint.path}: Fisher information needs the whole model in memory, with gradients and sums: "
             f"{needed / 1e9:.3g} GB. --max-ram is {max_ram / 1e9:.3g} GB."
         )
-
-
-def _digest(path: str) -> str:
-    """Digest of a whole file: parts belong to its contents, whatever its path and time."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()
 
 
 class _Collection:

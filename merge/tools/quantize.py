@@ -21,6 +21,7 @@ import numpy as np
 from merge.arrays import F32
 from merge.checkpoint import Checkpoint, open_checkpoint
 from merge.checkpoint.digest import stored_digest
+from merge.checkpoint.formats import quant_method
 from merge.checkpoint.reader import SourceReader
 from merge.checkpoint.side_files import module_folders
 from merge.chunks import Chunks, digest_of
@@ -145,8 +146,7 @@ def _choose(
     from merge.loading import check_stored, load_config
     from merge.tools.memory_trace import build_model
 
-    if "quantization_config" in checkpoint.config:
-        method = (checkpoint.config["quantization_config"] or {}).get("quant_method")
+    if (method := quant_method(checkpoint.config)) is not None:
         raise UsageError(f"{checkpoint.path}: is already quantised ({method}). Name the original model.")
     with torch.device("meta"):
         network = build_model(load_config(checkpoint.path), "bfloat16")

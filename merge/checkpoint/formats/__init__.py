@@ -44,16 +44,15 @@ def decoded(path: str, config: Mapping[str, object], tensors: Tensors) -> tuple[
     Raises:
         CheckpointError: quantised in a way that is not read.
     """
-    quantization = _quantization(config)
+    quantization = quantization_of(config)
     known = list(_formats())
     for each in known:
         if each.recognises(quantization, tensors):
             return each.sources(path, quantization, tensors)
     if quantization is None:
         return dict(tensors), ()
-    method = quantization.get("quant_method", "unknown")
     raise CheckpointError(
-        f"{path}/config.json: quantization_config: weights quantised by {method} are not read; expected "
+        f"{path}/config.json: quantization_config: weights quantised by {quant_method(config)} are not read; expected "
         f"{', '.join(each.NAME for each in known)} or none. Dequantise the model first (to bf16), or name the original."
     )
 
@@ -63,7 +62,14 @@ def _formats() -> Iterator[QuantizedFormat]:
         yield cast(QuantizedFormat, importlib.import_module(f"{__name__}.{module.name}"))
 
 
-def _quantization(config: Mapping[str, object]) -> Quantization | None:
+def quant_method(config: Mapping[str, object]) -> str | None:
+    """What a model's weights are quantised with, as its config says (bitsandbytes, fp8 ...); None if they are not."""
+    found = quantization_of(config)
+    return None if found is None else str(found.get("quant_method", "unknown"))
+
+
+def quantization_of(config: Mapping[str, object]) -> Quantization | None:
+    """Its quantization_config, wherever it lies; None if it has none."""
     nested = config.get("text_config")
     for place in (config, nested if isinstance(nested, Mapping) else {}):
         for key in ("quantization_config", "compression_config"):

@@ -25,7 +25,7 @@ from merge.jobs.mixtures.router import Router
 from merge.jobs.mixtures.steps import ExpertSteps
 from merge.jobs.side_files import RECIPE_FILE
 from merge.jsontext import parse_json
-from merge.methods import get_method
+from merge.methods import known_method
 from merge.moe_layouts import Counts
 from merge.output.card import model_card
 from merge.output.config import output_config
@@ -109,8 +109,7 @@ def _side_files(dense: Dense, name: str, steps: Sequence[Step], index: str | Non
         vocabulary=embedding.shape[0],
         stacks=(),
     ).value
-    rest = get_method(dense.recipe.merge_method)
-    assert rest is not None
+    rest = known_method(dense.recipe.merge_method)
     method = dataclasses.replace(
         rest,
         name="mixture-of-experts",

@@ -12,8 +12,6 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-import xxhash
-
 from merge.checkpoint.files import read_json
 from merge.errors import CheckpointError, MergeError, Problem, first_line
 from merge.findings.router import RouterPrompts
@@ -21,17 +19,13 @@ from merge.moe_layouts import MoeLayout
 from merge.plan import Derived, TensorRef
 from merge.planning.inputs import Input
 from merge.quoting import quoted
+from merge.random_keys import random_key
 from merge.recipe.keys import PROMPTED
 from merge.recipe.mixture import Expert, Mixture
 from merge.recipe.model import Recipe
 from merge.sources import found
 
 Tokens = tuple[tuple[int, ...], ...]  # of each prompt
-
-
-def random_key(seed: int, what: str, expert: int) -> int:
-    """A 64-bit key of the random numbers for one purpose in one expert."""
-    return xxhash.xxh3_64_intdigest(f"{seed}\0{what}\0{expert}".encode())
 
 
 class Router:

@@ -8,9 +8,10 @@ from typing import Any
 
 from merge.architecture import Stack
 from merge.jobs.mixtures.fit import DEAD_NEURONS, EMBEDDING, HEAD, NORM, STACK, Dense
-from merge.jobs.mixtures.router import Router, random_key
+from merge.jobs.mixtures.router import Router
 from merge.moe_layouts import PROJECTIONS
 from merge.plan import COPY, Derived, Step, TensorRef
+from merge.random_keys import random_key
 from merge.recipe.mixture import Expert
 
 

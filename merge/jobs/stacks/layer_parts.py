@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from merge.errors import Problem
-from merge.methods import get_method
+from merge.methods import known_method
 from merge.planning.inputs import Inputs
 from merge.planning.targets import Slot, Target, Tower
 from merge.recipe.model import Recipe, Settings, Slice
@@ -62,8 +62,7 @@ def part_targets(
 
 def _alike(tower: Tower, part: Slice, name: str) -> object:
     """The settings that must be the same in all slices."""
-    method = get_method(part.merge_method or tower.method)
-    assert method is not None  # the recipe was checked against the registry
+    method = known_method(part.merge_method or tower.method)
     shared = (part.parameters, *tower.settings)
     levels = [(source.parameters, *shared) for source in part.sources]
     values = [[resolve(each, p.name, name, 0.0) for each in (*levels, shared)] for p in method.parameters]

@@ -18,7 +18,7 @@ from merge.jobs.stacks.modules import (
     side_modules,
 )
 from merge.jobs.stacks.slices import slice_targets
-from merge.methods import get_method
+from merge.methods import known_method
 from merge.output.layers import Restacked
 from merge.planned import Planned, Said
 from merge.planning.inputs import Inputs
@@ -155,8 +155,7 @@ def _with_lacking(inputs: Inputs, targets: tuple[Target, ...]) -> Planned[tuple[
 
 def _without(inputs: Inputs, target: Target, without: frozenset[int]) -> Target:
     slots = tuple(slot for slot in target.slots if slot.model not in without)
-    method = get_method(target.method)
-    assert method is not None, target.method
+    method = known_method(target.method)
     base = target.base
     inputs_left = [slot for slot in slots if not (method.base_apart and base is not None and slot.model == base.model)]
     models = {slot.model for slot in (*slots, *([base] if base is not None else []))} - without
