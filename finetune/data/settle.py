@@ -72,7 +72,7 @@ def _talks(sample: Sample) -> bool:
 def _settle(sample: Sample, chat: bool, texts_too: bool) -> Content:
     content = sample.content
     if isinstance(content, Instruction):
-        return _as_turns(content) if chat else _scaffold(content, sample.place)
+        return _as_turns(content) if chat else _scaffold(content)
     if not texts_too:
         return content
     if isinstance(content, TextPair):
@@ -96,7 +96,7 @@ def _as_turns(content: Instruction) -> Conversation:
     return Conversation((*system, *before, *_turn("user", content.question), *_turn("assistant", content.output)))
 
 
-def _scaffold(content: Instruction, place: str) -> TextPair:
+def _scaffold(content: Instruction) -> TextPair:
     """System prompt and earlier turns stand before the scaffold of this turn. Only the last output is learnt."""
     before = f"{content.system}\n\n" if content.system else ""
     before += "".join(ALPACA.format(instruction=asked) + f"{said}\n\n" for asked, said in content.history)

@@ -90,7 +90,7 @@ def resolve_ties(models: Sequence[Named]) -> Tying:
         if split or (any(related) and not group.tie.always):
             _write_all(group, models, found, result)
         else:
-            _write_one(group, models, found, result)
+            _write_one(models, found, result)
     return result
 
 
@@ -150,7 +150,7 @@ def _tie_of(model: Named, group: _Group, lead: Named) -> Tie | None:
     return None
 
 
-def _write_one(group: _Group, models: Sequence[Named], states: Sequence[_State], result: Tying) -> None:
+def _write_one(models: Sequence[Named], states: Sequence[_State], result: Tying) -> None:
     """Keeps the matrix once, under the first model's name."""
     name = next((state.present[0] for state in states if state.present), None)
     for i, (model, state) in enumerate(zip(models, states, strict=True)):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import yaml
 
@@ -19,7 +18,7 @@ from merge.quoting import clipped
 from merge.recipe import names
 from merge.recipe.fields import read_allow, read_compat, read_dtype, read_name
 from merge.recipe.keys import GATE_MODES, LEVELS, PROMPTED
-from merge.recipe.model import Recipe, Source
+from merge.recipe.model import Expert, Mixture, Recipe, Source
 from merge.recipe.reader import UNREADABLE, RecipeReader
 from merge.recipe.settings import read_settings
 from merge.schema.document import line_of
@@ -29,35 +28,6 @@ from merge.schema.scalars import shown
 
 # What tells this schema from the other one.
 KEYS = ("experts", "shared_experts", "gate_mode", "experts_per_token")
-
-
-@dataclass(frozen=True, slots=True)
-class Expert:
-    """How one expert's MLP is made from its model's, and which tokens the router should send to it.
-
-    Attributes:
-        positive, negative: prompts whose hidden states make the router's row, the second kind subtracted.
-        noise_scale: standard deviation of normal noise that is added to its weights.
-        residual_scale: factor of what it adds to the residual stream, multiplied into its last matrix.
-    """
-
-    positive: tuple[str, ...] = ()
-    negative: tuple[str, ...] = ()
-    noise_scale: float = 0.0
-    residual_scale: float = 1.0
-    line: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Mixture:
-    """`experts` and `shared` belong to Recipe.models in this order; `reinit`: share of neurons to draw again."""
-
-    experts: tuple[Expert, ...]
-    shared: tuple[Expert, ...] = ()
-    gate_mode: str = "hidden"
-    experts_per_token: int = 2
-    architecture: str | None = None
-    reinit: float = 0.0
 
 
 def is_mixture(root: yaml.MappingNode) -> bool:

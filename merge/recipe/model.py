@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
-
-if TYPE_CHECKING:
-    from merge.recipe.mixture import Mixture
+from typing import Literal
 
 Scalar = float | int | bool | str
 
@@ -106,6 +103,35 @@ class TokenizerSettings:
 
     tokens: Mapping[str, TokenRow] = field(default_factory=dict)
     pad_to_multiple_of: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Expert:
+    """How one expert's MLP is made from its model's, and which tokens the router should send to it.
+
+    Attributes:
+        positive, negative: prompts whose hidden states make the router's row, the second kind subtracted.
+        noise_scale: standard deviation of normal noise that is added to its weights.
+        residual_scale: factor of what it adds to the residual stream, multiplied into its last matrix.
+    """
+
+    positive: tuple[str, ...] = ()
+    negative: tuple[str, ...] = ()
+    noise_scale: float = 0.0
+    residual_scale: float = 1.0
+    line: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Mixture:
+    """`experts` and `shared` belong to Recipe.models in this order; `reinit`: share of neurons to draw again."""
+
+    experts: tuple[Expert, ...]
+    shared: tuple[Expert, ...] = ()
+    gate_mode: str = "hidden"
+    experts_per_token: int = 2
+    architecture: str | None = None
+    reinit: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -225,11 +225,6 @@ def _add_listed(
 _PLAIN = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": False}
 
 
-def added_token(content: str, number: int, special: bool = False) -> dict[str, Any]:
-    """An entry of added_tokens."""
-    return {"id": number, "content": content, **_PLAIN, "special": special}
-
-
 def _named(directory: str, config: dict[str, Any]) -> dict[str, str]:
     path = os.path.join(directory, "special_tokens_map.json")
     others = _read(path) if os.path.isfile(path) else {}

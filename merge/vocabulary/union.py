@@ -139,7 +139,7 @@ class _UnionBuilder:
         )
         model_tokens = _pieces(self.first)
         if self._pieces or any(entry["id"] < len(model_tokens) for entry in self._unplaced(model_tokens)):
-            self._place_all(model_tokens)
+            self._place_all()
         if self._merges:
             self.model["merges"] = [list(_pair(merge)) for merge in (*self.model["merges"], *self._merges)]
         return self.data
@@ -147,7 +147,7 @@ class _UnionBuilder:
     def _unplaced(self, model_tokens: dict[str, float | None]) -> list[dict[str, Any]]:
         return [entry for entry in self.added.values() if entry["content"] not in model_tokens]
 
-    def _place_all(self, model_tokens: dict[str, float | None]) -> None:
+    def _place_all(self) -> None:
         vocab = self.model["vocab"]
         if isinstance(vocab, dict):
             vocab.update(sorted(self.vocabulary.items(), key=lambda item: item[1]))

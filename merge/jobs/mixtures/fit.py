@@ -14,8 +14,7 @@ from merge.plan import Plan, Step, TensorRef
 from merge.planning.inputs import Inputs
 from merge.quoting import quoted
 from merge.recipe.keys import PROMPTED
-from merge.recipe.mixture import Mixture
-from merge.recipe.model import Recipe
+from merge.recipe.model import Mixture, Recipe
 
 EMBEDDING, NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
 STACK = "model.layers."

@@ -33,8 +33,7 @@ from merge.output.shards import INDEX, index_text, lay_out
 from merge.output.task import task_of
 from merge.plan import Experts, Plan, SideFile, Step
 from merge.planning.inputs import open_inputs
-from merge.recipe.mixture import Mixture
-from merge.recipe.model import Recipe, Source
+from merge.recipe.model import Mixture, Recipe, Source
 
 
 def build_mixture(recipe: Recipe, plan_rest: Callable[[Recipe], Plan], *, shard_bytes: int) -> Plan:

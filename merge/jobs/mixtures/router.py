@@ -21,8 +21,7 @@ from merge.planning.inputs import Input
 from merge.quoting import quoted
 from merge.random_keys import random_key
 from merge.recipe.keys import PROMPTED
-from merge.recipe.mixture import Expert, Mixture
-from merge.recipe.model import Recipe
+from merge.recipe.model import Expert, Mixture, Recipe
 from merge.sources import found
 
 Tokens = tuple[tuple[int, ...], ...]  # of each prompt

@@ -12,7 +12,7 @@ from merge.jobs.mixtures.router import Router
 from merge.moe_layouts import PROJECTIONS
 from merge.plan import COPY, Derived, Step, TensorRef
 from merge.random_keys import random_key
-from merge.recipe.mixture import Expert
+from merge.recipe.model import Expert
 
 
 class ExpertSteps:

@@ -21,6 +21,7 @@ from merge.checkpoint.hub import locate_tokenizer
 from merge.errors import CheckpointError, RecipeError, UsageError, first_line
 from merge.jobs.build import build_plan
 from merge.jobs.vocabulary.rows import Vocabulary, vocabulary_tensors
+from merge.output.shards import header_text
 from merge.plan import Plan, SourceFile, Stored, TensorRef
 from merge.planned import Planned
 from merge.planning.inputs import Inputs, open_inputs
@@ -28,7 +29,6 @@ from merge.planning.resolve import made_recipe
 from merge.recipe.model import ModelRef, Recipe, Source
 from merge.sources.rows import RowMap, rows_ref
 from merge.tools.transplant import omp
-from merge.tools.transplant.rows import header_of
 from merge.vocabulary.memory import tokenizer_memory
 from merge.vocabulary.surface import same_tokens, surfaces
 from merge.vocabulary.tokenizer import Tokenizer, read_tokenizer
@@ -225,3 +225,11 @@ def _pieces(transplant: Transplant) -> dict[int, list[tuple[int, int]]]:
         if pairs:
             found[number] = pairs
     return found
+
+
+def header_of(transplant: Transplant, digest: str) -> tuple[bytes, dict[str, int]]:
+    """The safetensors header, of a length that does not depend on the residuals, and each tensor's place."""
+    names = [matrix.name for matrix in transplant.matrices]
+    residuals = {name: f"{transplant.residuals.get(name, 0.0):.6f}".rjust(12) for name in names}
+    shapes = {matrix.name: (len(transplant.combined), matrix.ours.shape[1]) for matrix in transplant.matrices}
+    return header_text(shapes, {"digest": digest, "residuals": json.dumps(residuals)})

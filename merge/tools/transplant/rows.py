@@ -12,7 +12,6 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -21,13 +20,10 @@ from merge.checkpoint.digest import value_digest
 from merge.checkpoint.reader import SourceReader
 from merge.errors import OutputError, UsageError
 from merge.jsontext import parse_json
-from merge.output.shards import header_text
 from merge.plan import SourceFile, TensorRef
 from merge.sources.rows import RowMap, rows_ref
 from merge.tools.transplant import omp
-
-if TYPE_CHECKING:
-    from merge.tools.transplant.plan import Matrix, Transplant
+from merge.tools.transplant.plan import Matrix, Transplant, header_of
 
 
 def make_rows(
@@ -132,17 +128,6 @@ def _digest(transplant: Transplant, reader: SourceReader, device: str) -> str:
     shared = hashlib.sha256(json.dumps([sorted(transplant.shared.items()), transplant.combined]).encode()).hexdigest()
     facts = [matrices, transplant.method, transplant.k, shared, device]
     return hashlib.sha256(json.dumps(facts).encode("utf-8", "surrogateescape")).hexdigest()
-
-
-def header_of(transplant: Transplant, digest: str) -> tuple[bytes, dict[str, int]]:
-    """The safetensors header, of a length that does not depend on the residuals, and each tensor's place."""
-    residuals = {name: f"{transplant.residuals.get(name, 0.0):.6f}".rjust(12) for name in _names(transplant)}
-    shapes = {matrix.name: (len(transplant.combined), matrix.ours.shape[1]) for matrix in transplant.matrices}
-    return header_text(shapes, {"digest": digest, "residuals": json.dumps(residuals)})
-
-
-def _names(transplant: Transplant) -> list[str]:
-    return [matrix.name for matrix in transplant.matrices]
 
 
 def _kept(path: Path, digest: str) -> dict[str, float] | None:
