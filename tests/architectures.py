@@ -6,7 +6,11 @@ that a tensor that gets lost, or is drawn again, shows.
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
 
 VOCABULARY = 48
 _COMMON = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
@@ -386,3 +390,17 @@ def _shake(model: Any, seed: int, size: float) -> None:
         if value.is_floating_point() and value.data_ptr() not in seen and name not in computed:
             seen[value.data_ptr()] = None
             value += size * torch.randn(value.shape, generator=generator)
+
+
+def saved(path: Path, name: str, seed: int = 1) -> Any:
+    """A fine-tune, and its directory's path as `path`."""
+    model = build(name, seed, 0.02)
+    model.save_pretrained(path)
+    return model
+
+
+def loaded(model: Any, path: Path) -> dict[str, torch.Tensor]:
+    again, info = type(model).from_pretrained(path, output_loading_info=True)
+    assert not any(info.values()), info
+    state: dict[str, torch.Tensor] = again.state_dict()
+    return state

@@ -12,22 +12,16 @@ import pytest
 import torch
 from headers import write_headers
 from safetensors.torch import load_file
+from tiny_models import sizes
 
 from merge import build_plan, parse_recipe, run_plan
 from merge.errors import RecipeError
 from merge.jobs.stacks.modules import Modules
 
 Tensors = dict[str, torch.Tensor]
-TEXT: dict[str, Any] = {
-    "vocab_size": 40,
-    "hidden_size": 16,
-    "intermediate_size": 24,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "head_dim": 8,
-    "max_position_embeddings": 64,
-}
+TEXT = {
+    key: value for key, value in sizes(vocabulary=40).items() if key != "tie_word_embeddings"
+}  # that is the class's
 VISION = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
 
 

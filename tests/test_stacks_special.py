@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from architectures import build
+from architectures import loaded, saved
 from safetensors.torch import load_file, save_file
 
 from merge import build_plan, parse_recipe, run_plan
@@ -19,22 +18,9 @@ from merge.plan import Plan
 Tensors = dict[str, torch.Tensor]
 
 
-def saved(path: Path, name: str, seed: int = 1) -> Any:
-    model = build(name, seed, 0.02)
-    model.save_pretrained(path)
-    return model
-
-
 def slices(*ranges: tuple[Path, int, int], method: str = "passthrough") -> Plan:
     rows = [f"- sources: [{{model: {path}, layer_range: [{first}, {last}]}}]\n" for path, first, last in ranges]
     return build_plan(parse_recipe(f"merge_method: {method}\nslices:\n" + "".join(rows)))
-
-
-def loaded(model: Any, path: Path) -> Tensors:
-    again, info = type(model).from_pretrained(path, output_loading_info=True)
-    assert not any(info.values()), info
-    state: Tensors = again.state_dict()
-    return state
 
 
 def test_parts_for_each_layer_go_with_their_layers(tmp_path: Path) -> None:

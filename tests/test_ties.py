@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from architectures import build
+from architectures import loaded, saved
 from safetensors.torch import load_file, save_file
 
 from merge import build_plan, parse_recipe, run_plan
@@ -20,13 +20,6 @@ from merge.tools.convert import convert_plan
 Tensors = dict[str, torch.Tensor]
 LINEAR = "merge_method: linear\nmodels: [{{model: {a}}}, {{model: {b}}}]\nparameters: {{weight: 0.5}}\n"
 COPY = "merge_method: passthrough\nmodels: [{{model: {a}}}]\n"
-
-
-def saved(path: Path, name: str, seed: int = 1) -> Any:
-    """A fine-tune, and its directory's path as `path`."""
-    model = build(name, seed, 0.02)
-    model.save_pretrained(path)
-    return model
 
 
 def rewrite(path: Path, change: Callable[[Tensors], None], **config: Any) -> None:
@@ -43,13 +36,6 @@ def merged(text: str, out: Path, **models: Path) -> tuple[Plan, Tensors, dict[st
     plan = build_plan(parse_recipe(text.format(**models)))
     run_plan(plan, out, threads=1)
     return plan, load_file(out / "model.safetensors"), json.loads((out / "config.json").read_text())
-
-
-def loaded(model: Any, path: Path) -> Tensors:
-    again, info = type(model).from_pretrained(path, output_loading_info=True)
-    assert not any(info.values()), info
-    state: Tensors = again.state_dict()
-    return state
 
 
 def mean(a: Tensors, b: Tensors) -> Tensors:

@@ -26,9 +26,9 @@ def write_tokenizer(path: Path) -> None:
     write_json(path / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "<unk>"})
 
 
-def sizes(tied: bool = False) -> dict[str, Any]:
+def sizes(tied: bool = False, vocabulary: int = VOCABULARY) -> dict[str, Any]:
     return {
-        "vocab_size": VOCABULARY,
+        "vocab_size": vocabulary,
         "hidden_size": 16,
         "intermediate_size": 24,
         "num_hidden_layers": 3,
