@@ -49,7 +49,7 @@ def check_sources(sources: SourceStates, digests: Mapping[str, str] | None = Non
         try:
             check_unchanged(file)
         except SourceChanged:
-            if digests is None or not Path(file.path).is_file() or _digest(file.path) != digests.get(name):
+            if digests is None or not Path(file.path).is_file() or file_digest(file.path) != digests.get(name):
                 raise
 
 
