@@ -103,7 +103,7 @@ def _common(
 ) -> tuple[list[tuple[str, tuple[TensorRef, ...]]], list[tuple[str, str]]]:
     """Tensors of numbers that all have in one shape, base first; and the others, each with the reason."""
     found, left_out = [], []
-    for name in inputs.names():
+    for name in inputs.names:
         refs = [inputs.all[place].tensors.get(name) for place in places]
         known = tuple(ref for ref in refs if ref is not None)
         if len(known) < len(refs):
