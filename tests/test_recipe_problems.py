@@ -48,7 +48,7 @@ parameters: {rescale: l2}
 dtype: bfloat
 modles: 3
 """
-    misplaced = '"normalize" is one value for all models of ties and has no effect under one of them; '
+    misplaced = '"normalize" is one value for all models of ties and has no effect under a single model; '
     assert problems(text) == [
         'r.yaml:3: unknown key "wieght"; did you mean "weight"?',
         f'r.yaml:3: {misplaced}move it to "parameters" of the recipe or of the slice',

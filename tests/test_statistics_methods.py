@@ -201,7 +201,7 @@ PROBLEMS: dict[str, tuple[Callable[[Path], object], Callable[[Path], str], str]]
     "align": (
         nothing,
         lambda root: recipe(root, "regmean", more="align: permutation\n"),
-        '"align" puts units in another order than the statistics',
+        '"align" permutes units, so the statistics',
     ),
     "damaged": (
         lambda root: (root / "a.gram.safetensors").write_bytes(b"12345"),

@@ -110,7 +110,7 @@ def test_known_names(tmp_path: Path, three: list[Path]) -> None:
         ("tokenizer: {tokens: {a: {source: {kind: zero, model: org/a}}}}", "has no other key"),
         ("tokenizer: {pad_to_multiple_of: 0}", '"pad_to_multiple_of" must be a whole number from 1'),
         ("tokenizer: {tokens: [a]}", '"tokens" must be a mapping'),
-        ("tokenizer_source: base\ntokenizer: {source: base}", "say the same thing"),
+        ("tokenizer_source: base\ntokenizer: {source: base}", "have the same meaning"),
     ],
 )
 def test_what_is_wrong_in_a_recipe_is_told_with_its_line(more: str, said: str) -> None:

@@ -1,8 +1,8 @@
 """Layouts of mixtures of experts on disk, one file each. Adding a file adds a layout.
 
-A layout is the architecture of a dense family with its MLP put there several times, so only these families fit. Its
-file is named as the layout and holds LAYOUT: what a recipe may call it, the names of its tensors, and its config, as
-transformers and vLLM read them.
+A layout is the architecture of a dense family with several copies of its MLP, so only these families fit. Its file has
+the layout's name and holds LAYOUT: its names in recipes, the names of its tensors, and its config, as transformers and
+vLLM read them.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Counts:
 
 @dataclass(frozen=True)
 class Window:
-    """Which layers see only the last `size` tokens."""
+    """The layers that see only the last `size` tokens."""
 
     size: int | None
     layers: tuple[bool, ...]
@@ -54,20 +54,20 @@ class MoeLayout:
 
     Attributes:
         words: what a recipe may write after `architecture:`.
-        title: as messages name it.
+        title: its name in messages and documents.
         families: model types of dense models that fit.
         block: module of a layer that holds router and experts.
         names: of an expert's projections, in the order of PROJECTIONS.
         suffixes: of all other tensors of a layer.
-        zero_biases: biases that the layout has; zeros for families other than the first.
+        zero_biases: biases of the layout, which are zeros for families other than the first.
         shared: module of the shared expert, below `block`.
-        shared_gate: the shared expert has a gate of its own, the sigmoid of one row.
-        most_shared: how many shared experts it can have; with `needs_shared` it always has one.
+        shared_gate: whether the shared expert has its own gate, the sigmoid of one row.
+        most_shared: the number of shared experts that it can have; with `needs_shared` it always has one.
         ties: whether its head may be tied to the embedding.
         head_dim: whether heads may have another width than hidden_size / num_attention_heads.
         config: keys of its own.
-        defaults: family -> what transformers takes where a dense model's config.json does not say.
-        files: of the code that it needs, in merge/output.
+        defaults: family -> transformers' defaults for keys that a dense model's config.json lacks.
+        files: the code files that it needs, in merge/output.
     """
 
     words: tuple[str, ...]

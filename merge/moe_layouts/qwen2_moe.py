@@ -1,4 +1,4 @@
-"""Qwen2-MoE, and what Qwen3-MoE has in common with it."""
+"""Qwen2-MoE, and the config that it shares with Qwen3-MoE."""
 
 from __future__ import annotations
 

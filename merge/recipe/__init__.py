@@ -1,6 +1,6 @@
 """YAML to Draft: strict, and all problems are reported together, with file and line.
 
-A text becomes a Draft by itself; merge/planning makes a Recipe of that.
+A Draft is made from the text alone; merge/planning turns it into a Recipe.
 
 reader.py      reads nodes with the reader of merge/schema
 keys.py        the keys of each level, with values and help

@@ -1,4 +1,4 @@
-"""The tree of a recipe -> Draft, before anything is looked up: one function a level of the schema."""
+"""The tree of a recipe -> Draft, without the disk or the hub: one function for each level of the schema."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from merge.schema.document import line_of
 from merge.schema.reader import join
 from merge.schema.scalars import NULL, as_integer, shown
 
-PASSTHROUGH = "passthrough"  # what `upscale` means where no method is written
+PASSTHROUGH = "passthrough"  # the method of `upscale` if none is written
 
 
 @dataclass(frozen=True)
 class Draft:
-    """A recipe as it is written: nothing has been looked up yet, on the disk or the hub.
+    """A recipe as written, before models are looked for on the disk or the hub.
 
     Attributes:
         recipe: its references are as written; see ModelRef.
@@ -48,7 +48,7 @@ def draft_of(
 
 def _build(reader: RecipeReader, root: yaml.MappingNode, text: str) -> Recipe:
     """Reads every level. The reader collects problems; the rest of the recipe is still built."""
-    # Methods come first: they decide what is known and where, whatever the order of the keys.
+    # Methods are read first: they decide which parameters are known, whatever the order of the keys.
     reader.method = _method_at(reader, root, reader.methods.get(PASSTHROUGH) if _value(root, "upscale") else None)
     reader.in_use = tuple(dict.fromkeys(_methods_in(reader, root)))
     fields = reader.mapping(root, "", "recipe")
@@ -91,7 +91,7 @@ def _value(node: yaml.Node, key: str) -> yaml.Node | None:
 
 
 def _method_at(reader: RecipeReader, node: yaml.Node, outer: Method | None) -> Method | None:
-    """The method of a recipe, module or slice: its own, or else that of the level around it."""
+    """The method of a recipe, module or slice: its own, or that of the level around it."""
     named = _value(node, "merge_method")
     if named is None or named.tag == NULL:
         return outer

@@ -21,7 +21,7 @@ class Group:
     """Models that are merged with each other: all of `models`, or the sources of one slice."""
 
     path: str  # of the list of sources, "models" or "slices.1.sources"
-    what: str  # as a message names it
+    what: str  # its name in messages
     sources: tuple[Source, ...]
     base: ModelRef | None
     base_path: str
@@ -31,7 +31,7 @@ class Group:
 
     @property
     def is_whole(self) -> bool:
-        """Whether these are whole models, to which the base may be added."""
+        """Whether these are whole models; then the base may be added."""
         return self.path.rpartition(".")[2] == "models"
 
     def source_path(self, i: int) -> str:
@@ -49,7 +49,7 @@ def check(reader: RecipeReader, recipe: Recipe, are_adapters: AreAdapters) -> No
         return
     for method in reader.in_use:
         if recipe.align is not None and method.statistics is not None:
-            message = f'"align" puts units in another order than the statistics of {method.name} have; remove "align"'
+            message = f'"align" permutes units, so the statistics of {method.name} would not fit; remove "align"'
             reader.problem(reader.line("align"), message)
     _holds_layers(reader, recipe)
     for group in _groups(reader, recipe):
@@ -136,9 +136,9 @@ def _base(reader: RecipeReader, group: Group, method: Method, are_adapters: AreA
     if group.base == UNREADABLE:
         return
     if method.base == "none":
-        # That of the recipe may be meant for other slices; beside modules it names the model that is completed.
+        # The recipe's base may be meant for other slices; with modules it names the model to complete.
         own = group.path == "models" or group.base_path != "base_model"
-        # To mergekit such a base gives config.json and the tokenizer, as it does here where slices are stacked.
+        # In mergekit such a base provides config.json and tokenizer, as it does here for stacked slices.
         if group.base is not None and not n_bases and own and reader.compat is None:
             message = f'{method.name} has no base model; remove "base_model", or list "{group.base.text}" as a model'
             reader.problem(reader.line(group.base_path), message)
@@ -170,7 +170,7 @@ def _count(reader: RecipeReader, group: Group, method: Method) -> None:
     if fewest <= n <= most:
         return
     if UNREADABLE in (source.model for source in group.sources) or group.base == UNREADABLE:
-        return  # which of them is the base is not known
+        return  # the base among them is unknown
     takes = f"at least {fewest}" if n < fewest else f"at most {most}"
     takes = f"exactly {fewest}" if fewest == most else takes
     besides = " besides the base" if method.base_apart and (method.base == "required" or group.base) else ""
@@ -195,7 +195,7 @@ def _required(reader: RecipeReader, group: Group, method: Method) -> None:
             continue
         for i, source in _inputs(group, method):
             path = group.source_path(i)
-            # A problem already, where it stands.
+            # Reported already, at its line.
             misplaced = reader.compat is None and join(path, parameter.name) in reader.lines
             if (
                 path in reader.broken
@@ -210,7 +210,7 @@ def _required(reader: RecipeReader, group: Group, method: Method) -> None:
 
 
 def _written(reader: RecipeReader, path: str, settings: Settings, parameter: Parameter) -> bool:
-    """Whether a level has the parameter, right or wrong; a wrong one is a problem already."""
+    """Whether a level has the parameter, valid or not; an invalid one was reported."""
     key = join(path, parameter.name)
     return parameter.name in settings or path in reader.broken or key in reader.broken or key in reader.lines
 
@@ -233,7 +233,7 @@ def _statistics(reader: RecipeReader, group: Group, method: Method) -> None:
 
 
 def _same_length(reader: RecipeReader, group: Group) -> None:
-    """The sources of a slice are merged layer by layer, so they must have equally many."""
+    """Checks that the sources of a slice have equally many layers, which are merged one by one."""
     lengths = [source.layer_range[1] - source.layer_range[0] for source in group.sources if source.layer_range]
     if any(length != lengths[0] for length in lengths):
         listed = " and ".join(str(length) for length in lengths)
@@ -241,7 +241,7 @@ def _same_length(reader: RecipeReader, group: Group) -> None:
 
 
 def _holds_layers(reader: RecipeReader, recipe: Recipe) -> None:
-    """A slice may be empty, [n, n], to give only what is before or after the layers; but not all slices."""
+    """Checks that not all slices are empty; one [n, n] may give only tensors before or after the layers."""
     parts: list[Recipe | Module] = [recipe, *recipe.modules.values()]
     for part in parts:
         sources = [source for piece in part.slices for source in piece.sources]

@@ -25,7 +25,7 @@ def read_dtype(reader: RecipeReader, node: yaml.Node | None, path: str) -> str |
 
 
 def stored_dtype(text: str, key: str = "dtype") -> str:
-    """Any name torch or people use -> the safetensors name. Raises UsageError for another."""
+    """Any common name of a dtype -> its safetensors name. Raises UsageError for an unknown one."""
     found = RECIPE_NAMES.get(text.removeprefix("torch."))
     if found is None:
         raise UsageError(f'unknown {key} "{text}"; {suggest(text, RECIPE_NAMES)}')

@@ -30,7 +30,7 @@ _own_method = Key(help="The method here; by default that of the level around it.
 _dtype = Key(help="Dtype of the output; without it each tensor keeps its own.", choices=_DTYPES)
 _out_dtype = Key(help="The same; takes precedence over dtype.", takes="as dtype")
 _name = Key(
-    help="Name in the model card, and by which later documents use the result.", takes="a name", page="pipelines.md"
+    help="Name in the model card, and name of the result for later documents.", takes="a name", page="pipelines.md"
 )
 _seed = Key(
     "int",
@@ -79,7 +79,7 @@ KEYS: dict[str, dict[str, Key]] = {
         "allow": _allow,
         "align": Key(
             "str",
-            "Bring models without a common base into one order of neurons and heads first.",
+            "Put the neurons and heads of models without a common base into one order first.",
             ALIGN,
             noun="way to align",
             page="recipes.md#models-without-a-common-base",
@@ -143,7 +143,9 @@ KEYS: dict[str, dict[str, Key]] = {
     },
     "source": {
         "model": _model,
-        "layer_range": Key(help="Layers from the first up to, not including, the end.", takes="`[first, end]`"),
+        "layer_range": Key(
+            help="The layers from the first up to the end, which is not included.", takes="`[first, end]`"
+        ),
         "parameters": _parameters,
         "statistics": _statistics,
     },
@@ -156,7 +158,7 @@ KEYS: dict[str, dict[str, Key]] = {
     "upscale": {
         "overlap": Key("int", "Layers that both copies of the model have.", low=0),
         "layers": Key("int", "Layers of the result, in place of the overlap.", low=2),
-        "insert_every": Key("int", "After so many layers comes a copy of the last of them.", low=1),
+        "insert_every": Key("int", "A copy of the last layer is inserted after every so many layers.", low=1),
         "zero_init": Key("bool", "Inserted layers change nothing before they are trained; true by default."),
     },
     "tokenizer": {
@@ -165,7 +167,7 @@ KEYS: dict[str, dict[str, Key]] = {
         "pad_to_multiple_of": Key("int", "Rows of the output are a multiple of this.", low=1, high=1 << 20),
     },
     "token": {
-        "source": Key(help="What its row is copied from.", takes="a model or a mapping"),
+        "source": Key(help="Where its row comes from.", takes="a model or a mapping"),
         "force": Key("bool", "Also for models that have the token; false by default."),
     },
     "token source": {

@@ -1,4 +1,4 @@
-"""Every model that a recipe names, once, with its place in the recipe."""
+"""Lists every model that a recipe names, once, with its line."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """A mixture of experts, in mergekit-moe's schema, with attention, reinit, name, seed, allow and out_dtype of our own.
 
 The models of a mixture are a Recipe's `base_model` and `models`: first the experts, then the shared experts, in the
-order written. Its `merge_method` is what everything outside the experts' MLPs goes through: passthrough of the base
+order written. Its `merge_method` applies to everything but the experts' MLPs: passthrough of the base
 alone, or a merge of the experts. Mixture holds what is left.
 """
 
@@ -26,7 +26,7 @@ from merge.schema.names import suggest
 from merge.schema.reader import Fields, join
 from merge.schema.scalars import shown
 
-# What tells this schema from the other one.
+# Keys by which this schema is recognised.
 KEYS = ("experts", "shared_experts", "gate_mode", "experts_per_token")
 
 
@@ -124,7 +124,7 @@ def _gate_mode(reader: RecipeReader, node: yaml.Node | None) -> str:
 
 
 def _architecture(reader: RecipeReader, node: yaml.Node | None) -> str | None:
-    """The name of a layout, or "qwen", which is settled by the models."""
+    """The name of a layout, or "qwen", for which the models decide."""
     words = {word: name for name, layout in all_layouts().items() for word in layout.words}
     words |= dict.fromkeys(("qwen", "qwen moe"), "qwen")
     word = _word(reader, node, "architecture", tuple(words))
@@ -160,7 +160,7 @@ def _check_prompts(reader: RecipeReader, mixture: Mixture) -> None:
         path = f"experts.{i}"
         if not expert.positive and not reader.broken.intersection((path, f"{path}.positive_prompts")):
             message = (
-                f'gate_mode "{mode}" needs "positive_prompts" for each expert: texts like those it should get; '
+                f'gate_mode "{mode}" needs "positive_prompts" for each expert: texts like those it should receive; '
                 "without any, gate_mode random or zero makes a router to be trained"
             )
             reader.problem(expert.line, message)

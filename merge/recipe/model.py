@@ -1,4 +1,4 @@
-"""The Recipe: frozen, strict, what the user asked for. mergekit's YAML schema, plus name, seed and allow."""
+"""The Recipe: frozen dataclasses of the user's request. mergekit's YAML schema, plus name, seed and allow."""
 
 from __future__ import annotations
 
@@ -169,10 +169,10 @@ class Recipe:
         return self.file if line is None or self.file is None else f"{self.file}:{line}"
 
 
-# Ways to bring models into one order before they are merged.
+# Ways to align models before they are merged.
 ALIGN = ("permutation",)
 
-# Tools whose recipes may say what nothing reads.
+# Tools whose recipes may have keys without effect.
 COMPAT = ("mergekit",)
 
 # Leniencies by name, and what each one permits.

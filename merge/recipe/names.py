@@ -20,7 +20,7 @@ _FOREIGN = ("allow_negative_weights", "smooth", "rank", "residual_weight")
 
 
 def is_ignored_elsewhere(key: str, known: Sequence[str], methods: Mapping[str, Method]) -> bool:
-    """Whether an unknown key is one that mergekit passes over, and not a misspelt one of those known here."""
+    """Whether an unknown key is one that mergekit ignores rather than a misspelt known one."""
     words = {*_FOREIGN, *(key for keys in KEYS.values() for key in keys)}
     meant = key in words or any(method.parameter(key) is not None for method in methods.values())
     return meant or nearest(key, known) is None

@@ -21,7 +21,7 @@ class Stage:
     """One document.
 
     Attributes:
-        name: by which later documents use it; None only for the last.
+        name: for use by later documents; None only for the last.
         recipe: its `text` has all documents that are needed to make this one.
         uses: names of the earlier stages that it reads, in the pipeline's order.
         line: where it begins in the file.
@@ -115,7 +115,7 @@ _MODEL_KEYS = ("model", "base_model", "path")
 
 
 def _texts(root: yaml.Node) -> list[str]:
-    """The values of all keys that name a model. Each node once: an alias may lead to it many times."""
+    """The values of all keys that name a model, each node once: many aliases may lead to it."""
     found: list[str] = []
     todo, seen = [root], set()
     while todo:
@@ -135,7 +135,7 @@ def _texts(root: yaml.Node) -> list[str]:
 
 def with_texts(stages: Sequence[Stage], text: str) -> Iterator[Stage]:
     """Each recipe with the text of all documents that it needs, so that the copy beside the result can be run again."""
-    needs: dict[str, dict[str, None]] = {}  # name -> the stages it takes, itself included
+    needs: dict[str, dict[str, None]] = {}  # name -> the stages that it needs, including itself
     texts = {stage.name: stage.recipe.text for stage in stages}
     for stage in stages:
         taken = dict.fromkeys(name for used in stage.uses for name in needs[used])

@@ -21,7 +21,7 @@ from merge.schema.names import one_of
 from merge.schema.reader import Fields, Reader
 from merge.schema.scalars import NULL
 
-UNREADABLE = ModelRef("", "")  # stands for a reference that is wrong, so that models are still counted right
+UNREADABLE = ModelRef("", "")  # stands for an invalid reference, so that the number of models is still right
 
 
 class RecipeReader(Reader):
@@ -38,10 +38,10 @@ class RecipeReader(Reader):
         self.folder = None if file is None else Path(file).parent
         self.methods = methods
         self.stages = stages or StageNames()
-        self.method: Method | None = None  # of what is being read: the recipe, a module or a slice
-        self.in_use: tuple[Method, ...] = ()  # those that parameters written here may be meant for
+        self.method: Method | None = None  # of the part being read: the recipe, a module or a slice
+        self.in_use: tuple[Method, ...] = ()  # methods that parameters written here may belong to
         self.compat = compat
-        self._ignored: dict[str, list[int]] = {}  # keys that mergekit passes over -> lines
+        self._ignored: dict[str, list[int]] = {}  # keys that mergekit ignores -> lines
 
     def ignored(self, at: yaml.Node, key: str, message: str, broken: str | None = None) -> None:
         """An unknown key that mergekit ignores: a problem, or a note with `compat: mergekit`."""
@@ -98,7 +98,7 @@ class RecipeReader(Reader):
             self.problem(node, message)
 
     def reference(self, node: yaml.Node | None, path: str) -> ModelRef | None:
-        """A model as it is written: a text, or {model: ..., lora: ...} in which each is a text or {path, revision}."""
+        """A model as written: a string, or {model: ..., lora: ...} where each is a string or {path, revision}."""
         if node is None:
             return None
         if not isinstance(node, yaml.MappingNode):

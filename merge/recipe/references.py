@@ -100,7 +100,7 @@ def no_directory(text: str, folder: Path | None) -> str:
 
 
 def similar_directory(text: str, folder: Path | None) -> str | None:
-    """The directory that was probably meant: each part of the path that does not exist replaced by the nearest one."""
+    """The directory that was probably meant: missing parts of the path are replaced by the nearest names."""
     for start in ("", folder or ""):
         found: list[str] = []
         for part in text.split("/"):

@@ -33,7 +33,7 @@ def read_settings(reader: RecipeReader, node: yaml.Node | None, path: str, level
         if level == "model" and meant_for and not meant_for[0].per_model:
             reader.ignored(key_node, key, _misplaced(reader, key), join(path, key))
             continue
-        # Where several methods have a parameter of that name, the value must be one for each of them.
+        # If several methods have a parameter of that name, the value must be valid for each of them.
         each: Sequence[Parameter | None] = meant_for or [None]
         read = [_setting(reader, value, join(path, key), parameter) for parameter in each]
         setting = None if None in read else read[0]
@@ -57,13 +57,13 @@ def _unknown(reader: RecipeReader, node: yaml.Node, key: str, path: str) -> None
 def _misplaced(reader: RecipeReader, key: str) -> str:
     assert reader.method is not None
     return (
-        f'"{key}" is one value for all models of {reader.method.name} and has no effect under one of them; '
+        f'"{key}" is one value for all models of {reader.method.name} and has no effect under a single model; '
         'move it to "parameters" of the recipe or of the slice'
     )
 
 
 def _setting(reader: RecipeReader, node: yaml.Node, path: str, parameter: Parameter | None) -> Setting | None:
-    """A value, a gradient or conditions. None, with a problem noted, when any leaf of it is wrong."""
+    """A value, a gradient or conditions; None, with a problem noted, if any leaf is wrong."""
     items = node.value if isinstance(node, yaml.SequenceNode) else [node]
     if not any(isinstance(item, yaml.MappingNode) for item in items):
         return _value(reader, node, path, parameter)

@@ -30,7 +30,7 @@ def _json(value: object) -> str:
 
 
 def _reference(ref: ModelRef) -> str | dict[str, dict[str, str]]:
-    """As it was written; a model and an adapter in parts, for either may have a "+" in its path."""
+    """The reference as written; a model and an adapter separately, because either may have a "+" in its path."""
     if ref.adapter is None:
         return ref.text
     return {"model": _path(ref), "lora": _path(ref.adapter)}

@@ -25,7 +25,7 @@ def read_source(reader: RecipeReader, fields: Mapping[str, yaml.Node]) -> str | 
             reader.problem(fields["tokenizer_donor"], message)
     if "tokenizer" in fields:
         if node is not None:
-            reader.problem(node, '"tokenizer_source" and "tokenizer" say the same thing; keep one of them')
+            reader.problem(node, '"tokenizer_source" and "tokenizer" have the same meaning; keep one of them')
         values = fields["tokenizer"].value if isinstance(fields["tokenizer"], yaml.MappingNode) else []
         node = next((value for key, value in values if key.value == "source"), None)
         path = "tokenizer.source"

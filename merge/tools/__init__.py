@@ -1,4 +1,4 @@
-"""What the workbench does besides merging and training: one job each, for cli and Python users alike.
+"""Tools besides merging and training, for cli and Python users alike.
 
 perplexity.py     merge perplexity, and KL divergence; logits.py: of one decoder layer in memory at a time
 quantize.py       merge quantize; quantizers.py: the formats; short_perplexity.py: before and after

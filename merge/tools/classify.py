@@ -11,7 +11,7 @@ from merge.tools.loaded import OpenedModel
 def classify(
     loaded: OpenedModel, texts: Sequence[str], batch: int = 16, say: Callable[[str], None] = lambda text: None
 ) -> list[dict[str, float]]:
-    """For each text the probability of each label, the likeliest first.
+    """For each text, the probability of each label, the most likely first.
 
     One label: sigmoid of its logit. A config with problem_type multi_label_classification: sigmoids; else softmax.
     Texts longer than the model's context are cut, with a note through `say`.

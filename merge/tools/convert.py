@@ -1,4 +1,4 @@
-"""`merge convert`: one model in another dtype, other shards, or another format, as a plan like any other."""
+"""`merge convert`: one model in another dtype, other shards, or another format, as an ordinary plan."""
 
 from __future__ import annotations
 

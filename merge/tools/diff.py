@@ -1,4 +1,4 @@
-"""diff_models: what differs between two checkpoints, and between the task vectors of two fine-tunes of one base.
+"""diff_models: compares two checkpoints, and the task vectors of two fine-tunes of one base.
 
 Streamed like a merge: blocks, threads, memory that does not grow with the model; the same numbers on any threads.
 """
@@ -32,7 +32,7 @@ from merge.recipe.model import ModelRef
 
 @dataclass(frozen=True)
 class Sums:
-    """Sums over numbers of both models, from which all measures follow; they add up over tensors.
+    """Sums over the values of both models, which give all measures and can be added over tensors.
 
     Attributes:
         size: how many numbers were compared; `changed` of them differ, by at most `largest`.
@@ -57,7 +57,7 @@ class Sums:
 
     @staticmethod
     def total(parts: Iterable[Sums]) -> Sums:
-        """Of several tensors; exact sums, so in any order."""
+        """The sums of several tensors; exact, so in any order."""
         every = list(parts)
         found: dict[str, Any] = {}
         for name in (field.name for field in dataclasses.fields(Sums)):
@@ -115,7 +115,7 @@ class TensorDiff:
 
 @dataclass(frozen=True)
 class Diff:
-    """What `merge diff` finds.
+    """The result of `merge diff`.
 
     Attributes:
         added, removed: tensors that only b has, and only a.
@@ -140,7 +140,7 @@ class Diff:
 
     @property
     def changed(self) -> tuple[TensorDiff, ...]:
-        """Those with other numbers, the most changed first."""
+        """The tensors with different values, the most changed first."""
         found = [tensor for tensor in self.tensors if tensor.sums.changed]
         return tuple(sorted(found, key=lambda t: (-(t.sums.measures(False)["relative"] or math.inf), t.name)))
 
@@ -150,7 +150,7 @@ class Diff:
         return any(lists)
 
     def by_kind(self) -> list[tuple[str, int, Sums]]:
-        """(kind, tensors, sums), and all of them last."""
+        """(kind, tensors, sums) of each kind, and of all kinds last."""
         groups = [(kind, [t.sums for t in self.tensors if t.kind == kind]) for kind in KINDS]
         found = [(kind, len(sums), Sums.total(sums)) for kind, sums in groups if sums]
         return [*found, ("all", len(self.tensors), Sums.total(tensor.sums for tensor in self.tensors))]
@@ -209,7 +209,7 @@ def diff_models(
 
 
 def _renamed(donor: Checkpoint, other: Checkpoint, notes: list[str]) -> Mapping[str, TensorRef]:
-    """The other model's tensors under the first one's names, where one prefix makes the difference."""
+    """The other model's tensors under the first one's names, if only a prefix differs."""
     found = map_prefix(list(other.tensors), list(donor.tensors))
     if found is None:
         return other.tensors
@@ -231,7 +231,7 @@ def _compare(
     threads: int | None,
     progress: Callable[[int, int], None],
 ) -> list[Sums]:
-    """The sums of each tensor; large ones early, so that no thread is left with one at the end."""
+    """The sums of each tensor; large tensors come first, so that none is left for one thread at the end."""
     crew, buffers = Crew(threads or processors()), Buffers()
     found: list[Sums] = [Sums()] * len(tensors)
     sizes = [sum(ref.nbytes for ref in refs) for refs in tensors]
@@ -281,7 +281,7 @@ def _floats(tensor: StepTensor) -> Sums:
 
 
 def _integers(a: TensorRef, b: TensorRef, reader: SourceReader) -> Sums:
-    """How many values differ; of integers there is nothing else to say."""
+    """How many values differ; integers have no other measure."""
     chunks, changed = Chunks.of(_cut(a)), 0
     for chunk in range(chunks.count):
         start, stop = chunks.span(chunk)

@@ -1,4 +1,4 @@
-"""What a checkpoint's weights would lose in each format: streamed, some MB a thread, whatever the size of the model.
+"""Rounding errors of a checkpoint's weights in each format, streamed with a few MB for each thread.
 
 Scales as they are used: INT8 one for each row, NF4 one for 64 numbers; the FP8s once as they are and once with a scale
 for each row, which moves its largest magnitude to the largest value of the format.
@@ -29,7 +29,7 @@ _TYPES = {"BF16": "BF16", "FP16": "F16", "FP8 E4M3": "F8_E4M3", "FP8 E5M2": "F8_
 FORMATS = ("TF32", "BF16", "FP16", "FP8 E4M3", "FP8 E4M3 scaled", "FP8 E5M2", "FP8 E5M2 scaled", "INT8", "NF4")
 _NF4 = np.array(NF4, np.float32)
 _NF4_MIDDLES = ((np.array(NF4[1:]) + np.array(NF4[:-1])) / 2).astype(np.float32)
-_TINY = np.float32(1e-30)  # a row of zeros has this as its largest magnitude: a scale that divides
+_TINY = np.float32(1e-30)  # used as the largest magnitude of a row of zeros, so that its scale can divide
 
 
 @dataclass
@@ -100,7 +100,7 @@ def survey(
 
 
 def tensor_class(name: str) -> str:
-    """One of CLASSES, by what the parts of the name say."""
+    """One of CLASSES, from the parts of the name."""
     if is_embedding(name):
         return "embedding"
     if is_head(name):
@@ -142,7 +142,7 @@ def _read(reader: SourceReader, ref: TensorRef, start: int, stop: int) -> F32:
 
 
 def _rounded(values: F32, form: str, row: int) -> F32:
-    """values (n,), whole rows -> what is stored of them (n,)"""
+    """values (n,), whole rows -> the stored values (n,)"""
     if form == "INT8":
         scale = _largest(values, row) / np.float32(127)
         whole: F32 = (np.rint(values.reshape(-1, row) / scale) * scale).reshape(-1)

@@ -1,4 +1,4 @@
-"""Numbers in the formats that weights are stored in: the bits, the value that is stored, and what was lost.
+"""Numbers in the formats of weights: their bits, the stored value, and the error.
 
     FP32 1+8+23   TF32 1+8+10   BF16 1+8+7   FP16 1+5+10   FP8 E4M3 1+4+3   FP8 E5M2 1+5+2
     INT8   round(127 x / absmax), from -127 to 127
@@ -85,7 +85,7 @@ def in_float(value: float, form: FloatFormat) -> InFormat:
 
 
 def round_to(value: float, form: FloatFormat) -> float:
-    """The nearest value of the format, ties to even; subnormals included. Exact for every float64."""
+    """The nearest value of the format, ties to even, including subnormals. Exact for every float64."""
     if value == 0 or not math.isfinite(value):
         return value if form.has_infinity or math.isfinite(value) else math.nan
     _, exponent = math.frexp(abs(value))  # value = fraction * 2^exponent, 0.5 <= fraction < 1
@@ -114,7 +114,7 @@ def _fields(magnitude: float, form: FloatFormat) -> tuple[str, str]:
 
 
 def in_int8(value: float, absmax: float) -> InFormat:
-    """Symmetric: scale absmax / 127; what is beyond absmax is stored as it."""
+    """Symmetric, with scale absmax / 127; values beyond absmax are stored as absmax."""
     if math.isnan(value):
         return InFormat("INT8", ("-" * 8,), value, math.nan)
     code = round(max(-1.0, min(1.0, value / absmax)) * 127)

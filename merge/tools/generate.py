@@ -1,4 +1,4 @@
-"""Text from a model, a piece at a time."""
+"""Generates text with a model, a piece at a time."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from merge.tools.loaded import OpenedModel
 
 @dataclass(frozen=True)
 class Sampling:
-    """`temperature` 0: always the likeliest token. `top_k` 0 and `top_p` 1: no cut. `max_tokens` None: 256, or as many
-    as the model has positions for."""
+    """`temperature` 0: always the most likely token. `top_k` 0 and `top_p` 1: no cut. `max_tokens` None: 256, or the
+    number of the model's positions."""
 
     max_tokens: int | None = None
     temperature: float = 0.0
@@ -24,7 +24,7 @@ class Sampling:
 
 
 def as_chat(loaded: OpenedModel, messages: Sequence[dict[str, str]]) -> str:
-    """Messages of role and content -> the prompt that the model's chat template makes of them.
+    """Messages of role and content -> the prompt in the model's chat template.
 
     Raises:
         UsageError: the tokenizer has no chat template, or the template refuses the messages.
@@ -41,7 +41,7 @@ def as_chat(loaded: OpenedModel, messages: Sequence[dict[str, str]]) -> str:
 
 
 def generate(loaded: OpenedModel, prompt: str, sampling: Sampling, templated: bool = False) -> Iterator[str]:
-    """Pieces of the continuation as they come; joined, they are the whole text, without what stopped it.
+    """Yields pieces of the continuation; joined, they are the whole text without the stop text.
 
     Args:
         templated: the prompt is `as_chat`'s, which has its special tokens already.
@@ -76,7 +76,7 @@ def generate(loaded: OpenedModel, prompt: str, sampling: Sampling, templated: bo
     }
     if sampling.temperature > 0:
         settings |= {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": sampling.top_k}
-    else:  # what generation_config.json has for sampling would be warned of
+    else:  # sampling settings of generation_config.json would cause a warning
         settings |= {"temperature": None, "top_p": None, "top_k": None}
     failure: list[BaseException] = []
     enough = threading.Event()
@@ -108,7 +108,7 @@ def generate(loaded: OpenedModel, prompt: str, sampling: Sampling, templated: bo
 
 
 def _until(pieces: Iterator[str], stops: Sequence[str]) -> Iterator[str]:
-    """Pieces up to the first stop text; what could be the beginning of one is held back until it is known."""
+    """Pieces up to the first stop text; a possible beginning of one is held back until it is decided."""
     held = ""
     for piece in pieces:
         held += piece
@@ -126,5 +126,5 @@ def _until(pieces: Iterator[str], stops: Sequence[str]) -> Iterator[str]:
 
 
 def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of text that stop begins with."""
+    """Length of the longest end of `text` that is a beginning of `stop`."""
     return next((n for n in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:n])), 0)

@@ -1,4 +1,4 @@
-"""A model in memory, to look at: a directory, hub id, model+adapter, or adapter alone."""
+"""Loads a model into memory: a directory, hub id, model+adapter, or adapter alone."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def _load(text: str, path: str, adapter: str | None, kind: str) -> OpenedModel:
 
 
 def _put(network: Module, adapter: str, n_tokens: int) -> Module:
-    """The network with the adapter in it, its embeddings enlarged for tokens that came with the adapter."""
+    """The network with the adapter, its embeddings enlarged for the adapter's new tokens."""
     if n_tokens > network.get_input_embeddings().weight.shape[0]:
         network.resize_token_embeddings(n_tokens, mean_resizing=False)
     if os.path.isfile(os.path.join(adapter, BOTTLENECK_CONFIG)):
@@ -76,13 +76,13 @@ def _put(network: Module, adapter: str, n_tokens: int) -> Module:
 
 
 def _labels(adapter: str) -> tuple[str, ...]:
-    """Those that an adapter was trained on; () if its record does not say. An adapter has no config.json for them."""
+    """The labels that an adapter was trained on, from its record, as it has no config.json; () if not recorded."""
     file = os.path.join(adapter, FINETUNE_RECORD)
     return tuple(read_json(file, unique=False).get("labels") or ()) if os.path.isfile(file) else ()
 
 
 def _saved_with(adapter: str | None) -> set[str]:
-    """The parameters of the base that an adapter brings along: its head."""
+    """The parameters of the base that an adapter contains: its head."""
     from safetensors import safe_open
 
     found: set[str] = set()
@@ -94,7 +94,7 @@ def _saved_with(adapter: str | None) -> set[str]:
 
 
 def _adapter_config(folder: str) -> str | None:
-    """The file that makes a directory an adapter."""
+    """The config file by which a directory is an adapter."""
     files = (os.path.join(folder, name) for name in ("adapter_config.json", BOTTLENECK_CONFIG))
     return next((file for file in files if os.path.isfile(file)), None)
 
@@ -114,5 +114,5 @@ def _base_of(config: str) -> str:
 
 
 def _tokenizer_path(adapter: str | None, model: str) -> str:
-    """The adapter's, if it brings one: it may have new tokens."""
+    """The adapter's tokenizer, if it has one: it may have new tokens."""
     return adapter if adapter and os.path.isfile(os.path.join(adapter, "tokenizer_config.json")) else model

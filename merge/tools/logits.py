@@ -19,11 +19,11 @@ from merge.layerwise import HiddenStates, LayerRunner, open_runner, whole_model
 from merge.recipe.references import parse_reference
 
 Batch = npt.NDArray[np.int64]  # (windows, tokens)
-Advance = Callable[[float], None]  # the share of the work that is done now, of 1
+Advance = Callable[[float], None]  # the finished share of the work, 0 to 1
 
 
 class Logits(Protocol):
-    """What a perplexity needs of a model.
+    """The interface of a model for perplexity.
 
     Attributes:
         vocabulary: rows of the head.
@@ -34,10 +34,10 @@ class Logits(Protocol):
     in_blocks: bool
 
     def run(self, advance: Advance) -> None:
-        """Does what comes before the head, for all batches."""
+        """Computes everything before the head, for all batches."""
 
     def load_rows(self, start: int, stop: int) -> None:
-        """Chooses the rows of the head, hence the tokens, that `logits` is about."""
+        """Chooses the rows of the head, hence the tokens, that `logits` computes."""
 
     def logits(self, number: int) -> Any:
         """(windows, tokens, rows) float32 of one batch."""
@@ -48,7 +48,7 @@ class Logits(Protocol):
 def open_logits(
     path: Path, batches: Sequence[Batch], budget: int, max_ram: int | None, say: Callable[[str], None]
 ) -> Logits:
-    """Layer by layer where the architecture allows it, else with the whole model in memory, and says so.
+    """Runs layer by layer if the architecture allows it, else with the whole model in memory and a note.
 
     Args:
         budget: bytes of hidden states that stay in memory.
@@ -72,7 +72,7 @@ def open_logits(
 
 
 class WholeLogits:
-    """The same from a model in memory."""
+    """The same with the whole model in memory."""
 
     in_blocks = False
 
@@ -111,7 +111,7 @@ class StreamedLogits:
         self._hidden = HiddenStates(budget)
 
     def run(self, advance: Advance) -> None:
-        """Hidden states of all batches behind the last layer."""
+        """Hidden states of all batches after the last layer."""
         n_tokens = sum(tokens.numel() for tokens in self._tokens)
         share = 1 / (len(self.runner.layers) + 1)
         for number, tokens in enumerate(self._tokens):

@@ -1,4 +1,4 @@
-"""estimate: a model and what is to be done with it -> how much memory that takes, part by part."""
+"""estimate: predicts the memory that a model takes for a task, part by part."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _QUANTISED = [name for name, n_bytes in DTYPE_BYTES.items() if n_bytes <= 1]
 
 @dataclass(frozen=True)
 class Request:
-    """What is to be done.
+    """The task and its settings.
 
     Attributes:
         dtype: of the weights; None: as merge finetune trains on this device, and for inference the config's, else
@@ -51,7 +51,7 @@ class Request:
 
     @property
     def training_dtype(self) -> str:
-        """Of the weights: what merge finetune makes of `dtype: auto`."""
+        """Dtype of the weights: that of merge finetune for `dtype: auto`."""
         if self.dtype is not None:
             return self.dtype
         frozen = self.task != "full"
@@ -60,7 +60,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Estimate:
-    """`parts`: (what, bytes), whose sum is `total`. `notes`: what is not in it."""
+    """`parts`: (name, bytes), whose sum is `total`. `notes`: what it does not include."""
 
     model: str
     task: str
@@ -84,7 +84,7 @@ def estimate(model: str, request: Request) -> Estimate:
         model: a directory, hub id in the cache, config.json, or a number of parameters such as 13B.
 
     Raises:
-        UsageError: what was asked for does not go together, or needs a config where there is only a number.
+        UsageError: settings that exclude each other, or that need a config where there is only a number.
         CheckpointError: the model cannot be read.
     """
     parameters = math_.parse_count(model)
@@ -285,7 +285,7 @@ def _needs_config(subject: _Subject, *flags: str) -> None:
 
 
 def _largest_linear(shapes: Shapes) -> int:
-    """Bytes of the largest quantised matrix in 16 bits, which is how it is multiplied with."""
+    """Bytes of the largest quantised matrix in 16 bits, in which it is multiplied."""
     return max((2 * s[0] * s[1] for name, s in shapes.items() if math_.is_linear(name, s)), default=0)
 
 
@@ -330,7 +330,7 @@ def _config_path(model: str) -> str:
 
 
 def _stored_shapes(path: str) -> Shapes | None:
-    """Shapes from the headers of the weights; None where there are none, or they are packed."""
+    """Shapes from the headers of the weights; None if there are none, or they are packed."""
     from merge.checkpoint import open_checkpoint
     from merge.checkpoint.files import read_json
     from merge.checkpoint.layout import find_weights

@@ -1,4 +1,4 @@
-"""How much memory weights, gradients, optimizer states, adapters and key-value caches take: closed forms, no torch.
+"""Memory of weights, gradients, optimizer states, adapters and key-value caches: closed forms, no torch.
 
     inference            weights x 1.2 (EleutherAI, Transformer Math 101), or weights + cache + activations
     full fine-tuning     weights + gradients + states + activations
@@ -55,7 +55,7 @@ CARDS = (
     (141, 143771, "H200"),
     (192, 183359, "B200, MI300X"),
 )
-CONTEXT_MIB = 500  # what CUDA and its libraries take before the first tensor; 300 to 600 by card and version
+CONTEXT_MIB = 500  # taken by CUDA and its libraries before the first tensor; 300 to 600 by card and version
 
 _NUMBER = re.compile(r"(\d+(?:\.\d*)?(?:e\+?\d{1,2})?)([KMBT]?)", re.IGNORECASE)
 _POWERS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
@@ -77,7 +77,7 @@ def count(shapes: Shapes) -> int:
 
 
 def is_linear(name: str, shape: Sequence[int]) -> bool:
-    """Whether a weight is one that is quantised and adapted: a matrix that is neither embedding nor head."""
+    """Whether a weight is quantised and adapted: a matrix that is neither embedding nor head."""
     return len(shape) == 2 and name.endswith("weight") and not is_embedding(name) and not is_head(name)
 
 
@@ -180,7 +180,7 @@ def kv_cache_bytes(config: Mapping[str, Any], *, batch: int, context: int, items
 
 
 def _kv_numbers(config: Mapping[str, Any]) -> int:
-    """Numbers that one layer keeps of one token."""
+    """Numbers that one layer caches for one token."""
     if config.get("kv_lora_rank"):
         return int(config["kv_lora_rank"]) + int(config.get("qk_rope_head_dim") or 0)
     heads = int(config["num_attention_heads"])
@@ -198,7 +198,7 @@ _EXPERT = re.compile(r"\.experts?\.")
 
 
 def active(shapes: Shapes, config: Mapping[str, Any]) -> int | None:
-    """Parameters that work on one token, of a mixture of experts; None for other models."""
+    """Active parameters of a mixture of experts; None for other models."""
     chosen = next(
         (config[key] for key in ("num_experts_per_tok", "moe_topk", "top_k_experts") if config.get(key)), None
     )

@@ -1,4 +1,4 @@
-"""What one forward pass or training step of a model allocates, without allocating it: counted on fake tensors.
+"""Counts what one forward pass or training step of a model allocates, on fake tensors without memory.
 
 transformers' own code of the architecture runs on tensors that have a shape and no memory (torch's FakeTensorMode);
 every operation's result is counted when it is made and when it dies. So activations are those that autograd keeps for
@@ -193,7 +193,7 @@ def _explained(flag: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _counting() -> Iterator[Any]:
-    """Fake tensors, counted; also those that autograd makes and lets go."""
+    """Counts fake tensors, including those that autograd makes and frees."""
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.utils._python_dispatch import TorchDispatchMode

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 BUDGET = 256 << 20  # bytes of hidden states in memory
 BATCH_TOKENS = 1024  # at once
-BLOCK_ROWS = 4096  # of the head at once
+BLOCK_ROWS = 4096  # rows of the head at a time
 CONTEXT = 1024
 
 

@@ -1,6 +1,6 @@
 """Decomposes a difference into factors: its largest singular vectors, exact or by a randomised range finder.
 
-The error is not an estimate. What is kept is an orthogonal projection of D, so ‖D - B·A‖² = ‖D‖² - sum of the kept s².
+The error is exact. The kept part is an orthogonal projection of D, so ‖D - B·A‖² = ‖D‖² - sum of the kept s².
 Source of the randomised method: Halko, Martinsson, Tropp, SIAM Review 53 (2011), algorithms 4.4 and 5.1.
 """
 
@@ -19,7 +19,7 @@ from merge.tools.extract.difference import MatrixDifference
 OVERSAMPLING = 10
 POWER_ITERATIONS = 2
 _FIRST = 32  # rank that is tried first where only the energy is given
-_EXACT_FROM = 0.5  # of all singular vectors: from here the exact method costs no more
+_EXACT_FROM = 0.5  # share of all singular vectors above which the exact method costs no more
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class DecomposedFactors:
 def decompose(
     difference: MatrixDifference, rank: int | None, energy: float | None, method: str, seed: int
 ) -> DecomposedFactors | None:
-    """Factors of at most `rank`, and of no more than keep `energy` of ‖D‖²; None where D is zero.
+    """Factors of the smallest rank that keeps `energy` of ‖D‖², at most `rank`; None if D is zero.
 
     Args:
         method: "randomized" or "exact".

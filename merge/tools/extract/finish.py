@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Summary:
-    """What was extracted. Errors are relative Frobenius norms, ‖D - B·A‖ / ‖D‖.
+    """The result of an extraction. Errors are relative Frobenius norms, ‖D - B·A‖ / ‖D‖.
 
     Attributes:
         modules: {module, parameter, shape, rank, error, share}; share: of the squared length of all differences;

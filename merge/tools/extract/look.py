@@ -22,9 +22,9 @@ def look_into(adapter: Adapter) -> list[dict[str, Any]]:
     with SourceReader(adapter.files) as reader:
         for name, module in adapter.modules.items():
             parts = [part for part in (module.a, module.b, module.magnitude) if part is not None]
-            # ‖B·A‖² = sum of (B^T B) ∘ (A A^T): no matrix of the module's size is made
+            # ‖B·A‖² = sum of (B^T B) ∘ (A A^T), without a matrix of the module's size
             a, b = _values(reader, module.a), _values(reader, module.b)
-            with np.errstate(over="ignore", invalid="ignore"):  # NaN of NaN weights is what has to be shown
+            with np.errstate(over="ignore", invalid="ignore"):  # NaN weights give NaN, which is shown
                 square = float(np.sum((b.T @ b) * (a @ a.T)))
             kind = ("dora" if module.magnitude is not None else "lora") + (" embedding" if module.embedding else "")
             rows.append(

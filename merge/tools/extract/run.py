@@ -38,7 +38,7 @@ from merge.tools.extract.select import Choice, ExtractedMatrix, Pair, Selection,
 
 PREFIX = "base_model.model."
 _NAMES = ("lora_A.weight", "lora_B.weight")
-Progress = Callable[[int], None]  # bytes of the base's tensors that are done
+Progress = Callable[[int], None]  # bytes of the base's tensors that are finished
 
 
 def extract_adapter(
@@ -233,7 +233,7 @@ class Work:
             tensors = {key: self._whole(pairs[name])}
             for twin, source in self.selection.ties.items():
                 if source == name:
-                    tensors[PREFIX + twin] = tensors[key].clone()  # PEFT looks for all of those that are tied
+                    tensors[PREFIX + twin] = tensors[key].clone()  # PEFT looks for all tied ones
             part = f"saved-{number:05d}"
             self.parts.save(part, tensors)
             self.names.append(part)

@@ -25,9 +25,9 @@ from merge.sources.part import part
 _CONV1D = {"gpt2": ("c_attn", "c_proj", "c_fc"), "openai-gpt": ("c_attn", "c_proj", "c_fc")}
 _HEAD = "lm_head.weight"
 _FLOATS = ("F32", "BF16", "F16", "F8_E4M3", "F8_E5M2")
-# Layers that PEFT does not wrap, since the kernels of these models use their weights themselves.
+# Layers that PEFT does not wrap, because these models' kernels use their weights directly.
 _NOT_WRAPPED = {"falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h"}, ("out_proj", "conv1d")
-# Layers of these names PEFT takes for experts in models that have those, if target_modules names them.
+# In models with experts, PEFT takes layers of these names for experts if target_modules names them.
 _TAKEN_FOR_EXPERTS = ("gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3")
 
 
@@ -161,7 +161,7 @@ class _ModuleJudge:
         self._taken = _TAKEN_FOR_EXPERTS if loaded is not None and any(map(_is_expert, loaded.own)) else ()
 
     def target(self, pair: Pair) -> ExtractedMatrix | None:
-        """None for what is kept whole or left out."""
+        """The target; None for tensors that are kept whole or left out."""
         module, leaf = pair.module, pair.module.rpartition(".")[2]
         if not self.choice.takes(module) or 0 in pair.base.shape:
             return None
@@ -202,7 +202,7 @@ class _ModuleJudge:
 
 
 def _in_memory(pairs: Sequence[Pair], loaded: Loaded) -> tuple[list[Pair], list[str]]:
-    """The pairs under their names in memory, put together or taken apart as transformers does; and notes."""
+    """The pairs under their names in memory, joined or split as transformers does; and notes."""
     stored = {pair.name: pair for pair in pairs}
     found: dict[str, list[Pair]] = {}  # by the first stored tensor that each has a part of, for the checkpoint's order
     used: dict[str, None] = {}
@@ -220,7 +220,7 @@ def _in_memory(pairs: Sequence[Pair], loaded: Loaded) -> tuple[list[Pair], list[
 def _assembled(
     name: str, shape: tuple[int, ...], pieces: Sequence[Piece], stored: Mapping[str, Pair], is_tuned: bool
 ) -> TensorRef:
-    """A parameter as it is in memory (but for `turned`), of its pieces."""
+    """A parameter as in memory (except for `turned`), made of its pieces."""
     tensors = {each.tensor: stored[each.tensor].tuned if is_tuned else stored[each.tensor].base for each in pieces}
     first = tensors[pieces[0].tensor]
     if pieces == (whole_piece(first.name, first.shape),) or pieces[0].turned:

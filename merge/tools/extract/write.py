@@ -37,11 +37,11 @@ def config_text(
     Args:
         ranks: of each module or parameter with factors.
         parameters: those that PEFT does not treat as a module's weight.
-        others: modules of the base without factors, which target_modules must not mean.
+        others: modules of the base without factors, which target_modules must not match.
     """
     counts = Counter(ranks.values())
     usual = max(counts, key=lambda rank: (counts[rank], rank)) if counts else 1
-    # Of several keys that fit a module's end PEFT takes the first: the longest must come first.
+    # PEFT takes the first key that matches the end of a module's name, so the longest comes first.
     pattern = {name: rank for name, rank in sorted(ranks.items(), key=lambda item: -len(item[0])) if rank != usual}
     return _json(
         {
@@ -68,7 +68,7 @@ def config_text(
 
 
 def short_names(targets: Sequence[str], others: Sequence[str]) -> list[str]:
-    """q_proj for all that end so, where nothing else does; full names for the rest. PEFT compares the ends."""
+    """Short names such as q_proj if they match no other module, else full names. PEFT compares ends of names."""
     taken = {name.rpartition(".")[2] for name in others}
     short = {name.rpartition(".")[2] for name in targets} - taken
     return list(dict.fromkeys(leaf if (leaf := name.rpartition(".")[2]) in short else name for name in targets))
@@ -85,7 +85,7 @@ def card_text(name: str, base: str, is_hub: bool, tuned: str, table: Sequence[st
 def manifest_of(
     directory: Path, files: Mapping[str, bytes], settings: Mapping[str, object], results: Sequence[Mapping[str, object]]
 ) -> bytes:
-    """merge_manifest.json: digests of all that was written, what was asked for, and the error of each module."""
+    """merge_manifest.json: digests of all written files, the settings, and the error of each module."""
     path = directory / WEIGHTS
     refs, _ = read_header(str(path))
     info = path.stat()
