@@ -20,7 +20,7 @@ _TYPES = {"LORA": "lora", "IA3": "ia3", "PROMPT_TUNING": "prompt", "PREFIX_TUNIN
 
 
 def adapter_defaults(folder: Path) -> dict[str, Any]:
-    """The config keys that this adapter was trained with, as far as they are on record; always its kind and base.
+    """The recorded config keys that this adapter was trained with; always at least its kind and base.
 
     Raises:
         CheckpointError: not an adapter, or one that cannot be continued.
@@ -33,7 +33,7 @@ def adapter_defaults(folder: Path) -> dict[str, Any]:
         except ValueError as error:
             raise CheckpointError(f"{folder / MANIFEST}: no record of a training ({error}).") from None
         kept = {name: value for name, value in vars(trained).items() if value is not None}
-        if record.get("labels"):  # as its head has them
+        if record.get("labels"):  # as many as its head has
             kept["labels"] = tuple(record["labels"])
     for name in ("out", "adapter", "new_tokens"):
         kept.pop(name, None)
@@ -63,7 +63,7 @@ def _what_it_is(folder: Path, trained_as: str | None) -> dict[str, Any]:
 
 
 def put_adapter(model: Module, config: Config) -> Module:
-    """The base with the adapter in it, only the adapter trained."""
+    """The base with the adapter, which alone is trained."""
     folder = Path(config.adapter or "")
     if config.train == "bottleneck":
         return bottleneck.load_bottlenecks(model, folder)
@@ -79,7 +79,7 @@ def put_adapter(model: Module, config: Config) -> Module:
         settings = adapter_settings(str(folder))
         settings.inference_mode = False
         if config.train == "prompt":
-            settings.prompt_tuning_init = "RANDOM"  # not from a text again
+            settings.prompt_tuning_init = "RANDOM"  # not initialised from a text again
         tuned = get_peft_model(model, settings)
         set_peft_model_state_dict(tuned, adapter_weights(str(folder)))
         return tuned

@@ -1,4 +1,4 @@
-"""A config as transformers' TrainingArguments."""
+"""Config -> transformers' TrainingArguments."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _OPTIMIZERS = {"adamw": "adamw_torch_fused", "adamw_8bit": "adamw_bnb_8bit", "pa
 
 
 def intervals(config: Config, epoch: int, steps: int) -> tuple[int, int]:
-    """Steps between evaluations and between checkpoints, of a run of so many steps.
+    """Steps between evaluations and between checkpoints, for a run of this many steps.
 
     Evaluations take place once an epoch by default, or with every checkpoint if the best one is kept: it is chosen
     among those that were evaluated, so checkpoints come at multiples of evaluations.

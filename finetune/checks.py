@@ -16,14 +16,14 @@ from merge.errors import OutputError, UsageError
 if TYPE_CHECKING:
     from torch.nn import Module
 
-_STATES = 2  # AdamW keeps two numbers for every trained one
+_STATES = 2  # AdamW keeps two numbers for each trained parameter
 
 
 def check_space(model: Module, folder: Path, adapter: bool) -> None:
     """Raises OutputError if checkpoints and result do not fit on the disk."""
     trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
     whole = sum(p.numel() * p.element_size() for p in model.parameters())
-    # The newest, the best, and the one that is being written.
+    # The newest, the best, and the one being written.
     needed = 3 * trained * (1 + _STATES) + (trained if adapter else whole)
     place = next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
     free = shutil.disk_usage(place).free
@@ -35,7 +35,7 @@ def check_space(model: Module, folder: Path, adapter: bool) -> None:
 
 
 def check_packing(model: Module, data: Data, objective: Objective, pad: int) -> None:
-    """Compares the loss of an example alone with its loss behind another in one row.
+    """Compares the loss of an example alone with its loss after another example in one row.
 
     An architecture that ignores position ids would let the second see the first. The tolerance is
     relative to the loss when it does see it.

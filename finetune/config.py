@@ -27,7 +27,7 @@ _SHARE = Key("float", above=0, high=0.9)
 
 
 class ConfigReader(Reader):
-    """Also reads sources of data, and knows the names that other tools use for our keys."""
+    """Also reads data sources, and knows other tools' names of our keys."""
 
     def value(self, node: yaml.Node, path: str, key: Key) -> object:
         if key.kind == "fraction|data" and _is_number(node):
@@ -71,11 +71,11 @@ def load_config(
     """Reads a config file (or none), then the flags over it.
 
     Args:
-        flags: key -> the texts given on the command line, one unless the key is a list.
+        flags: key -> the strings given on the command line, one unless the key is a list.
         defaults: values from an adapter's record, which file and flags override.
 
     Raises:
-        RecipeError: everything that is wrong, in order.
+        RecipeError: all problems, in order.
     """
     place = ConfigReader(file)
     root = None
@@ -92,7 +92,7 @@ def read_config(
     flags: Mapping[str, Sequence[str]] | None = None,
     defaults: Mapping[str, object] | None = None,
 ) -> Config:
-    """As load_config, from a node; `place` collects the problems."""
+    """Like load_config, from a node; `place` collects the problems."""
     values: dict[str, Any] = {}
     if root is not None:
         fields = place.known(root, "", KEYS, "the config")
@@ -124,7 +124,7 @@ def _flag(name: str) -> str:
 
 
 def flag_node(texts: Sequence[str], name: str, key: Key) -> yaml.Node:
-    """A flag's texts are read as YAML reads them, so that both ways have the same rules."""
+    """A flag's strings as a YAML node, so that flags and files have the same rules."""
     if key.kind in ("str", "data", "fraction|data"):
         if name in ("prompt", "completion", "text"):  # a shell does not write line breaks easily
             texts = [text.replace("\\n", "\n").replace("\\t", "\t") for text in texts]

@@ -1,4 +1,4 @@
-"""Detects what accelerate and torchrun have set up, and refuses what cannot train a config.
+"""Detects the set-up of accelerate and torchrun, and refuses one that cannot train a config.
 
 Processes are started by them; each runs the same command. The variables are those of accelerate's launcher
 (accelerate/utils/launch.py).
@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 
 def is_first() -> bool:
-    """Whether this process writes and talks: the only one, or the first of all."""
+    """Whether this process writes files and messages: the only one, or the first."""
     return os.environ.get("RANK", "0") == "0"
 
 

@@ -56,7 +56,7 @@ FOREIGN: dict[str, tuple[str, str]] = {
 
 
 def ours(name: str, flag: bool = False) -> str | None:
-    """`here it is "rank"`, or None for a key that no other tool has. `flag`: as the command line writes it."""
+    """`here it is "rank"`, or None for a key of no other tool. `flag`: as on the command line."""
     if name not in FOREIGN:
         return None
     key, difference = FOREIGN[name]

@@ -13,7 +13,7 @@ from typing import Any
 
 from merge.schema.keys import Key
 
-# The values of `train`, in the order that `--help` shows; finetune/trainables.py does it.
+# The values of `train` in the order of `--help`; finetune/trainables.py implements them.
 TRAIN = (*("full", "partial", "bitfit", "lora", "qlora", "ia3", "prompt", "prefix", "ptuning", "bottleneck"),)
 FORMATS = (
     *("messages", "sharegpt", "alpaca", "prompt_completion", "text", "preference", "kto", "anchor_positive"),
@@ -73,7 +73,7 @@ class DataSource:
     split: str | None = None
 
     def read_like(self, other: DataSource | None) -> DataSource:
-        """A source that says nothing but its path has the columns of the other one: validation data like training's."""
+        """A source given only by its path takes the columns of the other one: validation data like training data."""
         if other is None or self != DataSource(self.path):
             return self
         return replace(other, path=self.path, weight=None, subset=None, split=None)
@@ -81,7 +81,7 @@ class DataSource:
 
 @dataclass(frozen=True)
 class Config:
-    """Everything that decides what comes out of a run."""
+    """All settings that affect the result of a run."""
 
     model: str = key("", "str", "What to train: a directory or hub id (org/name@revision).")
     data: tuple[DataSource, ...] = key(

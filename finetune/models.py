@@ -1,4 +1,4 @@
-"""The model to train: its files, tokenizer and context, and loading it as the config says."""
+"""The model to train: locates its files, tokenizer and context, and loads it by the config."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Base:
-    """A located model with its config and tokenizer; no weights yet.
+    """A located model with its config and tokenizer, without weights.
 
     Attributes:
         context: tokens; None if it has no limit.
@@ -70,8 +70,8 @@ def open_base(text: str, folder: Path | None, adapter: str | None = None, key: s
 
 
 def trained_from(base: Base, path: str) -> Base:
-    """The model that was trained from this base and lies in `path`, with the base's tokenizer."""
-    remember_name(path, known_as(base.path))  # code that came with the base came along
+    """The model in `path`, trained from this base, with the base's tokenizer."""
+    remember_name(path, known_as(base.path))  # code of the base was copied along
     sources = model_sources(path, path)
     return dataclasses.replace(base, path=path, revision=None, config=load_config(path), sources=sources)
 
@@ -148,7 +148,7 @@ def mixed_precision(config: Config, device: str) -> str:
 
 
 def computing(config: Config, device: str) -> contextlib.AbstractContextManager[object]:
-    """A context in which the model computes as it does in training: mixed precision, or none."""
+    """A context with the precision of training: mixed precision, or none."""
     import torch
 
     dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -157,7 +157,7 @@ def computing(config: Config, device: str) -> contextlib.AbstractContextManager[
 
 
 def _dtype(config: Config, device: str) -> torch.dtype:
-    """What is trained is float32: updates are smaller than bfloat16 can add. Frozen weights need not be."""
+    """Converts trained weights to float32: updates are too small for bfloat16. Frozen weights may stay."""
     import torch
 
     if config.dtype != "auto":
@@ -175,7 +175,7 @@ def _nf4(config: Config, device: str) -> BitsAndBytesConfig:
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=config.double_quantization,
         bnb_4bit_compute_dtype=_dtype(config, device),
-        llm_int8_skip_modules=[r"(.*\.)?(lm_head|cls|score|classifier|pooler)"],  # heads may be trained whole
+        llm_int8_skip_modules=[r"(.*\.)?(lm_head|cls|score|classifier|pooler)"],  # heads may be trained in full
     )
 
 

@@ -27,7 +27,7 @@ class TrainingDirectory:
     """Context manager; on an exception OUT.partial stays for the next run. Of several processes only the first acts.
 
     Attributes:
-        finished: the report of a run like this one that was killed when it had nothing left to do but to tidy up.
+        finished: the report of the same run, if it was killed during its final clean-up.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class TrainingDirectory:
         if not begun:
             self._work.clear()
             write_whole(file, json.dumps(self.identity, indent=1).encode())
-        if self.result.exists():  # a kill while it was written
+        if self.result.exists():  # killed while it was being written
             shutil.rmtree(self.result)
 
     def _other_work(self, file: Path) -> MergeError | None:

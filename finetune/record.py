@@ -82,7 +82,7 @@ def draw_losses(log: list[dict[str, float]], path: Path, unit: str = "a token") 
 
 
 def card(config: Config, base: Base, data: Data, objective: Objective, figures: dict[str, Any], adapter: bool) -> str:
-    """Markdown with the Hub's metadata. A base that is a local directory goes by its name."""
+    """Markdown with the Hub's metadata. A local base is named by its directory's name."""
     name = config.model if base.revision else Path(base.path).name
     head = ["---", f"library_name: {'peft' if adapter else 'transformers'}", f"pipeline_tag: {objective.pipeline}"]
     if base.revision:
@@ -114,7 +114,7 @@ def card(config: Config, base: Base, data: Data, objective: Objective, figures: 
 
 
 def as_yaml(config: Config) -> str:
-    """A config file that gives this config: what differs from the defaults."""
+    """A config file for this config, with the keys that differ from the defaults."""
     import yaml
 
     default = Config()

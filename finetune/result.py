@@ -44,7 +44,7 @@ def save_result(trainer: Tuner, prepared: Prepared, directory: TrainingDirectory
 
 
 def _save_model(model: nn.Module, state: dict[str, Tensor] | None, base: Base, folder: Path) -> None:
-    """In the dtype of the base: what was frozen has the base's bits again, and recipes find one dtype."""
+    """Converts to the base's dtype: frozen weights have the base's bits again, and recipes find one dtype."""
     import torch
 
     dtype = getattr(base.config, "dtype", None) or torch.float32

@@ -20,7 +20,7 @@ from merge.errors import UsageError
 
 
 def scale_rope(base: Base, config: Config) -> Base:
-    """The base with the context and config.json that `rope_scaling` asks for.
+    """The base with the context and config.json for `rope_scaling`.
 
     Raises:
         UsageError: the model has no rotary embeddings, several kinds, or is scaled already.

@@ -13,7 +13,7 @@ from merge.plan import SourceFile
 
 SourceStates = tuple[
     tuple[str, SourceFile], ...
-]  # (name, state when it was read); the name does not change when all is moved
+]  # (name, state at reading); names stay the same when everything is moved
 
 
 def model_sources(text: str, path: str) -> SourceStates:

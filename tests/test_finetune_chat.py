@@ -124,14 +124,14 @@ def test_alpaca_rows_go_into_the_template_or_the_scaffold_and_a_note_says_which(
             *(Turn("user", "Add.\n1 2"), Turn("assistant", "3")),
         )
     )
-    assert notes == ["alpaca rows are written in the chat template; chat: false does otherwise"]
+    assert notes == ["alpaca rows are written in the chat template; chat: false changes that"]
     found, notes = settled(model, row, None)
     assert found == TextPair(
         "Be exact.\n\n### Instruction:\nHi\n\n### Response:\nHello.\n\n"
         "### Instruction:\nAdd.\n\n### Input:\n1 2\n\n### Response:\n",
         "3",
     )
-    assert notes == ['alpaca rows are written in the "### Instruction:" scaffold; chat: true does otherwise']
+    assert notes == ['alpaca rows are written in the "### Instruction:" scaffold; chat: true changes that']
     assert isinstance(settled(model, row, SHORT, chat=False)[0], TextPair)
 
 

@@ -88,10 +88,10 @@ class Samples:
 
 
 def read_samples(config: Config, folder: Path | None) -> Samples:
-    """Reads every file. The objective is the config's, or the one for these samples.
+    """Reads every file. The objective is the config's, or the default for these samples.
 
     Raises:
-        RecipeError: everything that is wrong with files, columns and templates.
+        RecipeError: all problems of files, columns and templates.
     """
     files: dict[str, str] = {}
     states: dict[str, SourceFile] = {}
@@ -142,7 +142,7 @@ def _rows(source: DataSource, folder: Path | None, states: dict[str, SourceFile]
 
 
 def _objective(config: Config, samples: list[Sample]) -> str:
-    """The config's objective, or the one for these samples. Raises UsageError if they do not match."""
+    """The config's objective, or the default for these samples. Raises UsageError if they do not match."""
     from finetune.objectives import KINDS, OBJECTIVES
 
     first = samples[0]
@@ -166,7 +166,7 @@ def encode_samples(
     """Samples -> examples -> rows.
 
     Args:
-        context: tokens the model can see, None if it does not say.
+        context: tokens that the model can see; None if unknown.
         objective: bound to this run; by default the samples' own, unbound.
 
     Raises:
@@ -186,7 +186,7 @@ def encode_samples(
             continue
         encoder = Encoder(tokenizer, config, length, held_out=part == "validation")
         examples = _encode(wanted, encoder, objective, length)
-        # Validation is not packed: a row is an example, so losses can be told apart by task.
+        # Validation is not packed: each row is one example, so losses can be separated by task.
         rows[part] = make_rows(examples, length, config.packing and part == "train")
         sizes = np.array([len(example) for example in examples])
         learnt = sum(int((example.weights > 0).sum()) for example in examples)

@@ -15,7 +15,8 @@ class Turn:
     Attributes:
         content: None if the assistant only calls tools.
         learnt: whether it counts in the loss; of the assistant's turns only.
-        more: JSON of what chat templates read besides: tool_calls, name, tool_call_id, reasoning_content, thinking.
+        more: JSON of the other keys that chat templates read: tool_calls, name, tool_call_id, reasoning_content,
+            thinking.
     """
 
     role: str

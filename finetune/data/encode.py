@@ -30,7 +30,7 @@ class Example:
     """One sequence. ids (token,) int32; weights (token,) float32: of the loss of this token, 0 for the first.
 
     starts: where further sequences begin, of an example that compares several.
-    targets: (token,) int32, what is to be predicted at each place, where that is not the next token.
+    targets: (token,) int32, the token to predict at each position, if not the next one.
     label: the class of the whole text.
     """
 
@@ -62,7 +62,7 @@ Encoded = tuple[NDArray[np.int32], NDArray[np.float32]]  # ids and weights of a 
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A piece of text. `learnt`: 1 for what a model should write, else the weight of the prompt."""
+    """A piece of text. `learnt`: 1 for text that the model should write, else the weight of the prompt."""
 
     text: str
     learnt: float
@@ -77,7 +77,7 @@ class Encoder:
         """`held_out`: validation, which measures responses only, so that losses are comparable between settings."""
         self.tokenizer, self.config, self.max_length, self.held_out = tokenizer, config, max_length, held_out
         self.prompt_weight = 0.0 if held_out else config.prompt_loss_weight
-        self.straddling = 0  # samples in which a token holds the end of the prompt and the start of the response
+        self.straddling = 0  # samples with a token that contains the end of the prompt and the start of the response
         self.dropped = self.cut = 0  # samples that were too long
 
     def pair(self, prompt: str, completion: str) -> Encoded:
@@ -93,7 +93,7 @@ class Encoder:
 
     @property
     def opening(self) -> list[int]:
-        """The token that the tokenizer puts before every text, if any."""
+        """The token that the tokenizer adds before every text, if any."""
         first = list(self.tokenizer("", add_special_tokens=True)["input_ids"][:1])
         return first if first == [self.tokenizer.bos_token_id] else []
 
@@ -185,7 +185,7 @@ class Encoder:
         until = replace(conversation, turns=conversation.turns[:i])
         before = self.render(until, place, prompt=True) if i else ""
         after = self.render(replace(conversation, turns=conversation.turns[: i + 1]), place)
-        if not after.startswith(before):  # some templates open the answer with more than they keep of it
+        if not after.startswith(before):  # some templates open an answer with text that they do not keep
             before = self.render(until, place)
         return before, after
 
@@ -224,7 +224,7 @@ class Encoder:
             text: str = self.tokenizer.apply_chat_template(
                 messages, tools=tools, tokenize=False, add_generation_prompt=prompt
             )
-        except Exception as error:  # whatever a template raises: jinja's errors, or its own raise_exception
+        except Exception as error:  # any error of a template: jinja's, or its own raise_exception
             raise UsageError(f"data {place}: the chat template rejects this conversation ({error}).") from None
         return text
 
@@ -243,7 +243,7 @@ class Encoder:
             ids.append(eos)
             weights.append(segments[-1].learnt)
         found = np.array(weights, np.float32)
-        found[:1] = 0  # nothing comes before the first token that could predict it
+        found[:1] = 0  # no token precedes the first one to predict it
         return np.array(ids, np.int32), found
 
     def _by_offsets(self, segments: Sequence[Segment], special: bool) -> tuple[list[int], list[float]]:

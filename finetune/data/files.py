@@ -29,7 +29,7 @@ class Row:
 
 
 def find_file(text: str, folder: Path | None) -> Path | None:
-    """The file, looked up here, then beside the config; None if the text can only be a data set of the hub.
+    """The file, from here or beside the config; None if the text can only be a data set of the hub.
 
     Raises:
         UsageError: there is none, or it is of no known kind.
@@ -59,7 +59,7 @@ def read_rows(path: Path) -> list[Row]:
     """All rows of a file.
 
     Raises:
-        UsageError: the file is empty, damaged, or of another kind than its name says; with file and line.
+        UsageError: the file is empty, damaged, or not of the kind that its name ends with; with file and line.
     """
     kind = path.suffix.lower()
     try:

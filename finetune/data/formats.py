@@ -117,7 +117,7 @@ def _optional(row: Row, column: str) -> str:
 
 
 def with_system(row: Row, turns: Turns) -> Turns:
-    """With the column "system" as the first turn. Raises UsageError where the conversation has another one."""
+    """Puts the column "system" first. Raises UsageError if the conversation has another system prompt."""
     system = _optional(row, "system")
     if not system:
         return turns
@@ -274,7 +274,7 @@ FORMATS: dict[str, Format] = {
         Format("text", ("text",), (), lambda row: Text(text_of(row, "text")), about="a text to continue"),
     )
 }
-# Columns that say how a row is meant: what some format reads, and what none does.
+# Columns that affect the meaning of a row: those that some format reads, and some that none does.
 MEANT = {column for form in FORMATS.values() for column in form.columns} | {
     *("functions", "function_call", "chat_template_kwargs", "images", "image", "videos", "audios", "audio"),
     *("weight", "train", "thinking", "reasoning", "reasoning_content", "negatives", "demos"),

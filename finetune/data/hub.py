@@ -8,7 +8,7 @@ from merge.errors import UsageError, first_line
 
 
 def read_hub(name: str, subset: str | None, split: str | None) -> tuple[list[Row], str]:
-    """The rows, and the fingerprint that `datasets` gives them. `split`: by default train.
+    """The rows, and their fingerprint from `datasets`. `split`: by default train.
 
     Raises:
         UsageError: no such data set, subset or split; `datasets` is not installed; neither a network nor a cache.
@@ -22,7 +22,7 @@ def read_hub(name: str, subset: str | None, split: str | None) -> tuple[list[Row
     offline = no_network()
     try:
         found = datasets.load_dataset(name, subset, split=split or "train")
-    except Exception as error:  # of the hub, the network, the file formats and the builder: many classes
+    except Exception as error:  # errors of the hub, the network, file formats and the builder have many classes
         why = offline or first_line(error)
         raise UsageError(
             f"data {name}: there is no such file, and the hub's data set cannot be read ({why})."

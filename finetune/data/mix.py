@@ -10,9 +10,9 @@ from finetune.data.contents import Sample
 
 
 def mix(sets: Sequence[Sequence[Sample]], weights: Sequence[float | None], seed: int) -> list[Sample]:
-    """All samples once if there are no weights; else as many in all, in the proportion of the weights.
+    """All samples once if there are no weights; else the same number of samples, in the proportion of the weights.
 
-    A set that gets more than it has is used in whole rounds and a part drawn at random; one that gets less, in part.
+    A set that is too small is repeated, and the rest drawn at random; of a set that is too large, a part is drawn.
     """
     if not weights or weights[0] is None:
         return [sample for samples in sets for sample in samples]

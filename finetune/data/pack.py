@@ -1,6 +1,6 @@
 """Packs examples into rows of a batch: one example each, or several that do not attend to each other.
 
-Packed rows carry position ids that start again with every example. Given these and no attention mask, transformers lets
+Packed rows have position ids that restart with every example. Given these and no attention mask, transformers lets
 a token look only at its own example, in every attention implementation, on a CPU too; finetune/checks.py makes sure of
 it for the model at hand. Targets are shifted within each example: no token is to predict the next example's first.
 """
@@ -25,7 +25,7 @@ IGNORED = -100
 
 
 def max_length(config: Config, context: int | None) -> int:
-    """Most tokens of a sequence, without a learnt prompt. Raises UsageError beyond the model's context."""
+    """The maximum tokens of a sequence, without a learnt prompt. Raises UsageError beyond the model's context."""
     if context is None:
         return config.max_length or 2048
     learnt = config.virtual_tokens if config.train in KEYS["virtual_tokens"].only else 0
@@ -67,7 +67,7 @@ class Rows:
 
 
 def make_rows(examples: Sequence[Example], length: int, packed: bool) -> Rows:
-    """Best fit, longest first: each example goes to the fullest row it fits in."""
+    """Best fit, longest first: each example goes into the fullest row with room for it."""
     if not packed:
         return Rows(tuple(examples), tuple((i,) for i in range(len(examples))), False)
     rows: list[list[int]] = []

@@ -19,7 +19,7 @@ Answers = tuple[str | Turns, str | Turns, str | Turns]  # prompt, chosen, reject
 
 
 def answers(row: Row) -> Answers:
-    """prompt, chosen and rejected of a row. Raises UsageError if they do not belong together."""
+    """prompt, chosen and rejected of a row. Raises UsageError if they do not match."""
     chosen, rejected = row.columns["chosen"], row.columns["rejected"]
     if isinstance(chosen, str) != isinstance(rejected, str):
         raise _wrong(row, '"chosen" and "rejected" are of different kinds, a text and turns')
@@ -57,7 +57,7 @@ def _turns(row: Row, chosen: Turns, rejected: Turns) -> Answers:
 
 
 def _same_as_chosen(row: Row, chosen: Turns) -> None:
-    """UltraFeedback repeats the chosen conversation as "messages"; anything else there would be lost."""
+    """Checks that "messages" repeats the chosen conversation, as in UltraFeedback; otherwise it would be lost."""
     if row.columns.get("messages") and read_turns(row, "messages") != chosen:
         raise _wrong(row, 'the column "messages" is not the chosen conversation, so it would be lost; remove it')
 
@@ -103,7 +103,7 @@ def _transcript(text: str) -> Turns:
 
 
 def _parted(row: Row, chosen: Turns, rejected: Turns) -> tuple[Turns, Turns, Turns]:
-    """The turns that both begin with, and the rest of each, which begins with an answer."""
+    """The turns that both share at the beginning, and the rest of each, which begins with an answer."""
     same = 0
     for one, other in zip(chosen, rejected, strict=False):
         if one != other:

@@ -43,7 +43,7 @@ def make_samples(rows: list[Row], source: DataSource, config: Config, notes: lis
 def _templates(
     first: Row, source: DataSource, config: Config
 ) -> tuple[Callable[[Row], Content], Collection[str], str] | None:
-    """(reader, the columns it reads, what to call it); templates of the data entry go before those of the config, and
+    """(reader, the columns it reads, its name); templates of the data entry take precedence over the config's, and
     both before formats."""
     if source.text is not None or (config.text is not None and source.prompt is None and source.format is None):
         text = Template(source.text or config.text or "", "text", first)
@@ -59,7 +59,7 @@ def _templates(
 
 
 def _format(first: Row, source: DataSource, config: Config) -> Format:
-    """The one named, or the one detected."""
+    """The named format, or the detected one."""
     name = source.format or config.format
     if name is None:
         return detect(first)

@@ -25,7 +25,7 @@ ALPACA_INPUT = "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Re
 def settle(
     samples: Sequence[Sample], config: Config, tokenizer: PreTrainedTokenizerBase, notes: list[str]
 ) -> list[Sample]:
-    """Samples as they are encoded: no Instruction is left, and texts are turns where they go into the chat template.
+    """Samples in their final form: no Instruction is left, and texts for the chat template become turns.
 
     Raises:
         UsageError: conversations, and a tokenizer without a chat template.
@@ -33,7 +33,7 @@ def settle(
     chat = tokenizer.chat_template is not None if config.chat is None else config.chat
     if any(isinstance(sample.content, Instruction) for sample in samples):
         how = "the chat template" if chat else 'the "### Instruction:" scaffold'
-        notes.append(f"alpaca rows are written in {how}; chat: {str(not chat).lower()} does otherwise")
+        notes.append(f"alpaca rows are written in {how}; chat: {str(not chat).lower()} changes that")
     settled = [replace(sample, content=_settle(sample, chat, bool(config.chat))) for sample in samples]
     if tokenizer.chat_template is None and any(map(_talks, settled)):
         raise UsageError(

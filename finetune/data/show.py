@@ -25,7 +25,7 @@ def show_examples(examples: list[Example], tokenizer: PreTrainedTokenizerBase, c
     for example in examples:
         counted = int((example.weights > 0).sum())
         learnt = f"{counted} in the loss" if example.label is None else f"label {example.label}"
-        learnt = f", {learnt}" if counted or example.label is not None else ""  # of embeddings there is nothing to say
+        learnt = f", {learnt}" if counted or example.label is not None else ""  # embeddings have no weights
         console.print(f"{example.place}: {len(example)} tokens{learnt}", style="bold")
         line = Text()
         for weight, run in itertools.groupby(range(len(example)), key=lambda i: round(float(example.weights[i]), 6)):

@@ -1,4 +1,4 @@
-"""Sets the tokenizer up as the config says: new tokens, end mark, padding, chat template."""
+"""Sets up the tokenizer by the config: new tokens, end mark, padding, chat template."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def set_up_tokenizer(
 ) -> list[str]:
     """Adds tokens, the end and padding marks and the chat template that the config names; notes for the user.
 
-    `writes`: the model is to generate text, and so has to learn to stop.
+    `writes`: the model will generate text, so it must learn to stop.
 
     Raises:
         UsageError: a token is not in the vocabulary, or there is neither an end mark nor a padding token.

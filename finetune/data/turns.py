@@ -79,7 +79,7 @@ def compact(value: object) -> str:
 
 
 def _without_nothing(value: object) -> object:
-    """Without keys whose value is null: files of columns write all keys in every row."""
+    """Drops keys whose value is null: columnar files write all keys in every row."""
     if isinstance(value, dict):
         return {key: _without_nothing(part) for key, part in value.items() if part is not None}
     return [_without_nothing(part) for part in value] if isinstance(value, list) else value
@@ -149,7 +149,7 @@ class _Reader:
         return True
 
     def _calls(self, calls: object) -> list[dict[str, object]]:
-        """As chat templates take them: arguments are objects, also where the data has JSON of them."""
+        """Tool calls as chat templates take them: arguments are objects, even if the data has them as JSON strings."""
         if isinstance(calls, str):
             calls = parsed(self.row, self.column, calls)
         found = []
@@ -167,7 +167,7 @@ class _Reader:
 
 
 def whole(text: str, row: Row, column: str) -> str:
-    """Raises UsageError for half of a surrogate pair, as of an emoji cut in two: no tokenizer takes it."""
+    """Raises UsageError for half of a surrogate pair, such as half an emoji, which no tokenizer accepts."""
     try:
         text.encode()
     except UnicodeEncodeError as error:

@@ -1,4 +1,4 @@
-"""What an objective is, and the facts about a run that it receives."""
+"""Objective: the interface of objectives, and Run, the facts that they receive."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Run:
-    """What is known once the data is read, before the model is loaded. `folder`: of the config file."""
+    """The facts known once the data is read, before the model is loaded. `folder`: of the config file."""
 
     config: Config
     base: Base
@@ -41,15 +41,15 @@ class Run:
 
 
 class Objective(ABC):
-    """What is learnt from which samples, and how the model is loaded, scored and saved for it.
+    """Turns samples into a loss, and defines how the model is loaded, scored and saved for it.
 
     Attributes:
         takes: kinds of samples.
-        too_long: what is done with longer examples if the config does not say.
+        too_long: the default for longer examples.
         model_class, task_type: of transformers, and of PEFT.
         pipeline: the Hub's name for what the result does; text-generation is for models that write.
-        unit: what a loss is the mean over: a token, an example, a pair.
-        by_token: weights of tokens say what is learnt, so an example without any teaches nothing.
+        unit: a loss is the mean over these: a token, an example, a pair.
+        by_token: weights of tokens decide what is learnt, so an example without any teaches nothing.
         packs, splits: rows may hold several examples; a long text may become several.
         prompts: can be combined with prompt, prefix and P-tuning.
     """
@@ -66,7 +66,7 @@ class Objective(ABC):
     prompts = True
 
     def bind(self, run: Run) -> Self:
-        """The objective for this run, which may keep what it needs. Raises UsageError for what does not fit it."""
+        """The objective bound to this run. Raises UsageError if the run does not fit it."""
         return self
 
     def loading(self) -> dict[str, object]:
@@ -103,11 +103,11 @@ class Objective(ABC):
         return {}
 
     def sources(self) -> SourceStates:
-        """Files that it reads beside model and data, in their state when they were read."""
+        """Files that it reads besides model and data, with their state at reading."""
         return ()
 
     def finish(self, folder: Path, model: nn.Module) -> None:
-        """Adds files to the result that its users need."""
+        """Adds further files to the result."""
         return
 
 

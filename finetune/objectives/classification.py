@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedConfig
 
-_MOST = 1000  # more labels than this are a column of something else
+_MOST = 1000  # more labels suggest another kind of column
 
 
 class Classification(Objective):
@@ -60,7 +60,7 @@ class Classification(Objective):
         return {
             "id2label": dict(enumerate(self._labels)),
             "label2id": {label: i for i, label in enumerate(self._labels)},
-            "pad_token_id": self._pad,  # models that write take the last token that is not padding
+            "pad_token_id": self._pad,  # generative models use the last token that is not padding
         }
 
     def record(self) -> dict[str, object]:
@@ -163,7 +163,7 @@ def _label(sample: Sample) -> str:
 
 
 def _own_labels(config: PreTrainedConfig, counts: Counter[str]) -> tuple[str, ...]:
-    """Those of a base that is a classifier for all labels of the data."""
+    """The labels of a base that is a classifier for all labels of the data."""
     if not any("ForSequenceClassification" in name for name in getattr(config, "architectures", None) or ()):
         return ()
     own = tuple(str(config.id2label[i]) for i in sorted(config.id2label))
@@ -171,7 +171,7 @@ def _own_labels(config: PreTrainedConfig, counts: Counter[str]) -> tuple[str, ..
 
 
 def _class_weights(config: Config, labels: tuple[str, ...], amounts: list[float]) -> tuple[float, ...]:
-    """(label,): of the config, or n / (classes * count), which gives every class the same sum."""
+    """(label,): weights of the config, or n / (classes * count), which gives every class the same sum."""
     if config.balance_classes and config.class_weights:
         raise UsageError("balance_classes and class_weights both weight the classes; keep one.")
     if config.balance_classes:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 class Distillation(Causal):
-    """Takes what supervised training and pretraining take, with the same weights of tokens."""
+    """Takes the samples of supervised training and pretraining, with the same token weights."""
 
     takes = (Conversation, Instruction, TextPair, Text)
     too_long = "error"
@@ -76,7 +76,7 @@ class Distillation(Causal):
         from finetune.models import load_model, local_device
 
         assert self._base is not None
-        # As a frozen model would be loaded: in bfloat16 where a GPU computes in it.
+        # Loaded like a frozen model: in bfloat16 if a GPU computes in it.
         settings = dataclasses.replace(config, train="lora", adapter=None, new_tokens=())
         teacher = load_model(self._base, settings, self.model_class, device).to(local_device(device)).eval()
         self._teacher = teacher.requires_grad_(False)

@@ -136,7 +136,7 @@ class Embeddings(Objective):
         return {"accuracy": float((rank == 1).double().mean()), "reciprocal_rank": float((1 / rank).mean())}
 
     def finish(self, folder: Path, model: nn.Module) -> None:
-        """The files by which sentence-transformers knows how to make an embedding of a model or PEFT adapter."""
+        """Writes the files that make a model or PEFT adapter loadable by sentence-transformers."""
         if self._config.train == "bottleneck":  # which it cannot load
             return
         write_sentence_transformer(folder, model.config.get_text_config().hidden_size, self._config.max_length)

@@ -33,7 +33,7 @@ KNOWN = (
     ("<｜fim▁begin｜>", "<｜fim▁hole｜>", "<｜fim▁end｜>"),
     ("▁<PRE>", "▁<SUF>", "▁<MID>"),
 )
-_SPARE = 8  # the marks, and tokens that come of cutting inside one
+_SPARE = 8  # the marks, and tokens that result from cutting inside one
 
 
 class Infilling(Causal):
@@ -80,7 +80,7 @@ class Infilling(Causal):
             draw = random.Random(f"{config.seed}:infilling:{number}:{piece}")
             moved = draw.random() < config.infilling_rate or encoder.held_out
             ids, weights = self._rearranged(piece, encoder, draw) if moved else encoder.text(piece)
-            if len(ids) > encoder.max_length and wanted == "split":  # cutting inside tokens made more of them
+            if len(ids) > encoder.max_length and wanted == "split":  # cutting inside tokens made more tokens
                 if encoder.held_out:
                     continue
                 ids, weights = encoder.text(piece)

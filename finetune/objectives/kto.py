@@ -58,7 +58,7 @@ class JudgedAnswers(DirectPreference):
         return losses, torch.stack([rewards, signs], 1).detach()
 
     def metrics(self, columns: Tensor, examples: Sequence[Example]) -> dict[str, float]:
-        """Mean rewards of wanted and of unwanted answers, as far as there are any, and their difference."""
+        """Mean rewards of wanted and of unwanted answers, if there are any, and their difference."""
         rewards, signs = columns.T
         means = {
             name: float(rewards[signs == sign].mean())

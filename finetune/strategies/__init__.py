@@ -39,7 +39,7 @@ MARKER = "strategies.json"
 
 @dataclass(frozen=True)
 class StrategyRun:
-    """What every strategy needs. `prepared`: task -> its data and the base, checked."""
+    """Common inputs of strategies. `prepared`: task -> its data and the base, checked."""
 
     tasks: TaskSet
     prepared: dict[str, Prepared]
@@ -69,7 +69,7 @@ def run_strategies(
     say: Say = lambda text: None,
     progress: ProgressBar = _no_progress,
 ) -> list[Result]:
-    """Trains, merges and scores what the task file asks for; writes tasks.out.
+    """Trains, merges and scores the tasks of a task file; writes tasks.out.
 
     Args:
         device, threads: as finetune(); with workers, threads of each.

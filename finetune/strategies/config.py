@@ -49,7 +49,7 @@ class TrainingTask:
 
 @dataclass(frozen=True)
 class TaskSet:
-    """What a tasks file asks for. `shared`: the config without data; `folder`: that of the file."""
+    """The contents of a task file. `shared`: the config without data; `folder`: that of the file."""
 
     tasks: tuple[TrainingTask, ...]
     strategies: tuple[str, ...]
@@ -67,11 +67,11 @@ def load_tasks(file: str, flags: Mapping[str, Sequence[str]] | None = None, stra
     """Reads a tasks file, then the flags over it.
 
     Args:
-        flags: as load_config; they stand over the keys of every task.
+        flags: as load_config; they override the keys of every task.
         strategy: in place of the file's, several joined by commas.
 
     Raises:
-        RecipeError: everything that is wrong, with file and line.
+        RecipeError: all problems, with file and line.
     """
     flags = dict(flags or {})
     kind = dataclasses.replace(CONFIG, needs="model and tasks")

@@ -106,8 +106,10 @@ def problems_of_models(recipe: Recipe) -> list[Problem]:
         try:
             if os.path.isdir(ref.path) and (ref.adapter is None or os.path.isdir(ref.adapter.path)):
                 open_model(ref)
-            else:
-                problems += _misspelt(ref, where, recipe)
+            elif misspelt := _misspelt(ref, where, recipe):
+                problems += misspelt
+            elif os.path.isdir(folder := os.path.dirname(ref.path)):
+                problems.append(Problem(f'there is no directory "{ref.path}", while there is "{folder}"', where))
         except CheckpointError as error:
             problems += [] if _is_told(where, problems) else [Problem(str(error), where)]
     return problems
