@@ -10,5 +10,6 @@ results.py      what was found, as plain data; join.py: of several files
 difference.py   two models on the same items, with uncertainty; compare.py: merges and their parents
 tables.py, html.py (plots.py, agreement.py), card.py   what people see of it
 path.py, soup.py      interpolation paths, greedy soups; blends.py: their averages
+search/         looks for the recipe that scores best; start with search/run.py
 sandbox/        runs code that models write; exact_match.py: the skills of the quickstart family
 """

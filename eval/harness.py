@@ -28,8 +28,14 @@ if TYPE_CHECKING:
     from eval.model_proxy import RememberingLM
 
     JudgedModel = RememberingLM | EnsembleLM
+    Opened = Callable[[Subject, contextlib.ExitStack], RememberingLM]
 
 _READ_FILES = ("hf", "vllm")  # run the weights in the directory; others ask a server, and what that runs is not known
+
+
+def _no_progress(model: str, task: str, done: int, total: int) -> None:
+    pass
+
 
 # progress(model, task, requests answered, requests in all)
 Progress = Callable[[str, str, int, int], None]
@@ -43,7 +49,7 @@ def evaluate(
     *,
     ensembles: Sequence[Sequence[Subject]] = (),
     keep: Path | None = None,
-    progress: Progress = lambda model, task, done, total: None,
+    progress: Progress = _no_progress,
 ) -> Results:
     """Every subject on every task.
 
@@ -60,26 +66,27 @@ def evaluate(
     quiet()
     remove_left_models()
     loaded = load_tasks(tasks, settings)
-    judge = _Judge(loaded, settings, memory, keep, progress)
+    judge = Examiner(loaded, settings, memory, keep, progress)
     results = [judge.one(subject) for subject in subjects]
     results += [judge.ensemble(members) for members in ensembles]
     return Results.of(results, settings, loaded)
 
 
 @dataclass(frozen=True)
-class _Judge:
-    """The state that all subjects of one evaluation share."""
+class Examiner:
+    """What all subjects of one evaluation share: the items, and how they are asked."""
 
     loaded: Sequence[LoadedTask]
     settings: Settings
     memory: Memory
     keep: Path | None
-    progress: Progress
+    progress: Progress = _no_progress
 
-    def one(self, subject: Subject) -> ModelScores:
+    def one(self, subject: Subject, opened: Opened | None = None) -> ModelScores:
+        """`opened`: the subject as a model; by default it is loaded from its directory when it is needed."""
         began = time.monotonic()
         with contextlib.ExitStack() as stack:
-            model = self._open(subject, stack)
+            model = (opened or self.open)(subject, stack)
             tasks = self._tasks(subject.name, model)
             return ModelScores(
                 name=subject.name,
@@ -100,14 +107,14 @@ class _Judge:
         began = time.monotonic()
         name = f"ensemble of {', '.join(member.name for member in members)}"
         with contextlib.ExitStack() as stack:
-            models = [self._open(member, stack) for member in members]
+            models = [self.open(member, stack) for member in members]
             model = EnsembleLM(models)
             tasks = self._tasks(name, model)
             digest = key_of("ensemble", *(one.digest for one in models)).hex()
             seconds = time.monotonic() - began
             return ModelScores(name, name, None, digest, (), seconds, model.asked, model.remembered, tasks)
 
-    def _open(self, subject: Subject, stack: contextlib.ExitStack) -> RememberingLM:
+    def open(self, subject: Subject, stack: contextlib.ExitStack) -> RememberingLM:
         """The subject as a model that is loaded when it is needed; `stack` removes what is merged for it."""
         from eval.model_proxy import RememberingLM
 

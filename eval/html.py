@@ -68,6 +68,12 @@ def _head(comparison: Comparison) -> str:
 
 
 def _scores(comparison: Comparison) -> str:
+    said = "".join(f'<p class="soft">{escape(note)}</p>' for note in notes(comparison))
+    return "<h2>Scores</h2>" + html_scores(comparison) + said
+
+
+def html_scores(comparison: Comparison) -> str:
+    """The table of models and tasks."""
     results = comparison.results
     heads = [escape(name) + (f'<br><span class="soft">{escape(m)}</span>' if m else "") for name, m in columns(results)]
     rows = [
@@ -75,8 +81,7 @@ def _scores(comparison: Comparison) -> str:
         for model, row in zip(results.models, cells(results), strict=True)
     ]
     caption = f"{errors_legend(results)}. The best of each column is bold; ↓ means that less is better."
-    said = "".join(f'<p class="soft">{escape(note)}</p>' for note in notes(comparison))
-    return "<h2>Scores</h2>" + html_table(["model", *heads], rows, caption) + said
+    return html_table(["model", *heads], rows, caption)
 
 
 def _score(cell: Cell) -> str:
@@ -130,14 +135,14 @@ def _gains(comparison: Comparison, merged: Merged) -> str:
     for percent in (True, False):
         chosen = [gain for gain in merged.gains if percent_of(comparison.results, gain.task) == percent]
         if chosen:
-            rows = [_interval(gain.task, gain.best.value, gain.low, gain.high, gain.significant) for gain in chosen]
+            rows = [html_interval(gain.task, gain.best.value, gain.low, gain.high, gain.significant) for gain in chosen]
             unit = "percentage points" if percent else "in the task's unit"
             plot = plots.intervals(rows, "Gain over the best parent of each task", percent)
             figures.append(html_figure("Against the best parent of each task", plot, unit))
     last = merged.gains[-1]
     if len(merged.parents) > 1:
         where = "On average" if last.task == AVERAGE else f"On {last.task}"
-        rows = [_interval(each.other, each.value, each.low, each.high, each.significant) for each in last.each]
+        rows = [html_interval(each.other, each.value, each.low, each.high, each.significant) for each in last.each]
         plot = plots.intervals(rows, f"{where}, against each parent", percent_of(comparison.results, last.task))
         figures.append(html_figure(f"{where}, against each parent", plot))
     note = (
@@ -162,7 +167,7 @@ def _gains(comparison: Comparison, merged: Merged) -> str:
     )
 
 
-def _interval(name: str, value: float, low: float | None, high: float | None, significant: bool) -> plots.Interval:
+def html_interval(name: str, value: float, low: float | None, high: float | None, significant: bool) -> plots.Interval:
     role = "even" if not significant else "gain" if value > 0 else "loss"
     return plots.Interval(name, value, low, high, role)
 

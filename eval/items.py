@@ -33,6 +33,12 @@ class LoadedTask:
     n_requests: int = 0
     questions: Questions = field(default_factory=dict)
 
+    def sampled(self, settings: Settings) -> LoadedTask:
+        """The same task with the items that the settings select. Raises MergeError for a side without items."""
+        part = settings.limit or settings.holdout
+        leaves = self.tree["tasks"].items() if part else ()
+        return LoadedTask(self.task, self.tree, {name: _sample(leaf, name, settings) for name, leaf in leaves})
+
 
 def load_tasks(tasks: Sequence[Task], settings: Settings) -> list[LoadedTask]:
     """Tasks with their data.
@@ -52,9 +58,7 @@ def load_tasks(tasks: Sequence[Task], settings: Settings) -> list[LoadedTask]:
         except Exception as error:  # lm-eval, datasets and the hub raise what they like
             missing.append((task, error))
             continue
-        part = settings.limit or settings.holdout
-        samples = {name: _sample(leaf, name, settings) for name, leaf in tree["tasks"].items()} if part else {}
-        found.append(LoadedTask(task, tree, samples))
+        found.append(LoadedTask(task, tree, {}).sampled(settings))
     if missing:
         raise unloadable(missing, known=len(found)) from missing[0][1]
     _check_settings(found, settings)

@@ -30,4 +30,4 @@ def need(what: str, extra: str, *packages: str, otherwise: str = "") -> None:
         raise UsageError(f"{what} needs {names}: pip install {install}.{otherwise and f' {otherwise}'}")
 
 
-_EXTRAS = ("finetune", "quantize", "eval", "tensorboard", "distributed", "gguf")
+_EXTRAS = ("finetune", "quantize", "eval", "search", "tensorboard", "distributed", "gguf")

@@ -32,7 +32,7 @@ _ORDER = (
         "transplant",
         "statistics",
     ),
-    *("finetune", "generate", "classify", "memory", "formats", "eval", "compare", "soup", "perplexity"),
+    *("finetune", "generate", "classify", "memory", "formats", "eval", "compare", "soup", "search", "perplexity"),
 )
 
 

@@ -65,13 +65,19 @@ class Parameter:
     choices: tuple[Any, ...] = ()
     doc: str = ""
 
+    @property
+    def has_effect(self) -> bool:
+        """Whether it does anything: some are taken so that old recipes run, and do nothing."""
+        return not self.doc.startswith(NO_EFFECT)
 
+
+NO_EFFECT = "accepted for old recipes; no effect"
 # What every method takes besides its own parameters where the inputs are adapters, and so the result is one.
 OUTPUT_RANK = Parameter(
     "rank", int, per_model=False, required=False, range=Range(1), doc="rank of the resulting adapter"
 )
 # What mergekit's recipes say under any method; arithmetic here never needed it.
-INT8_MASK = Parameter("int8_mask", bool, per_model=True, required=False, doc="accepted for old recipes; no effect")
+INT8_MASK = Parameter("int8_mask", bool, per_model=True, required=False, doc=NO_EFFECT)
 
 
 @dataclass(frozen=True)

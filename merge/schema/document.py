@@ -6,6 +6,7 @@ that expands to very many nodes (the "billion laughs") or nests very deeply is r
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -235,6 +236,24 @@ def compose_value(text: str) -> yaml.Node | None:
     except (RecipeError, yaml.YAMLError):
         return None
     return root
+
+
+def written(node: yaml.Node, flow: bool = False) -> str:
+    """The YAML text of a tree, without its comments; `flow`: on one line."""
+    if flow:
+        text = yaml.serialize(node, Dumper=_OneLine, width=math.inf, allow_unicode=True)
+        return str(text).removesuffix("...\n").strip()
+    return str(yaml.serialize(node, Dumper=yaml.SafeDumper, width=110, allow_unicode=True))
+
+
+class _OneLine(yaml.SafeDumper):
+    """Writes all collections in brackets."""
+
+    def expect_block_mapping(self) -> None:
+        self.expect_flow_mapping()
+
+    def expect_block_sequence(self) -> None:
+        self.expect_flow_sequence()
 
 
 def texts_of(root: yaml.MappingNode) -> dict[str, str]:
