@@ -99,6 +99,12 @@ def needs_float64(step: Step) -> bool:
     return any(source.dtype == "F64" for source in step.sources)
 
 
+def does_in_float32(step: Step) -> bool:
+    """Whether matrices may be decomposed in float32, for the result is rounded to 16 bits."""
+    to_16_bits = step.kind == "merge" and step.dtype in ("BF16", "F16")
+    return to_16_bits and method_of(step).float32 and not needs_float64(step)
+
+
 # Merges.
 
 
@@ -112,7 +118,7 @@ def _merge_work(step: Step) -> tuple[float, int]:
     method = method_of(step)
     if method.cost is None or (method.statistics and not step.statistics):
         return 0.0, 0
-    return method.cost.of(step.shape, len(step.inputs))
+    return method.cost.of(step.shape, len(step.inputs), does_in_float32(step))
 
 
 def _merge_needs(step: Step, block_chunks: int, device: str) -> Needs:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from merge.engine.context import Context
-from merge.engine.costs import method_of, needs_float64, runs_in_torch
+from merge.engine.costs import does_in_float32, method_of, needs_float64, runs_in_torch
 from merge.engine.emit import Emitter
 from merge.engine.statistics import digests, read_statistics
 from merge.errors import MergeError
@@ -90,6 +90,8 @@ def arguments(context: Context, step: Step) -> dict[str, Any]:
     name = step.inputs[0].name if step.factor else step.name  # of a module: the same for A and B
     method = method_of(step)
     keywords = method.keywords(step.parameters)
+    if method.float32:
+        keywords["_float32"] = context.device == "cpu" and does_in_float32(step)
     if method.random:
         keywords["_keys"] = tuple(random_key(context.plan.seed, name, place) for place in range(len(step.inputs)))
     return keywords

@@ -8,8 +8,8 @@ Each of the T tasks adds the (1 - common) r / T strongest singular directions of
 Directions are rounded so that tasks have equally many, as in the paper's program. With one task, and with `common` 1,
 this is iso_c. Each matrix of a tensor with more dimensions (fused experts) is one of its own.
 Deviations: as for iso_c, directions of rounding noise stay out, and so does what tasks have in double.
-Cost: an eigendecomposition of the shorter side in float64, small ones for the rest; where a matrix has more rows than
-columns one more for each model.
+Cost: an eigendecomposition of the shorter side, small ones for the rest; where a matrix has more rows than columns one
+more for each model. In float32 where the result has 16 bits.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ dtype: bfloat16
     paper="Marczak et al. 2025, No task left behind, arXiv:2502.04959",
     formula="y = b + lambda * mean(S) U V^T, directions of sum_i w_i d_i and, orthogonal to them, of each w_i d_i",
     example=EXAMPLE,
-    cost=Cost(seconds=30, seconds_each=5, elements=5, elements_each=1.5, squares=1.5),
+    float32=True,
+    cost=Cost(seconds=30, seconds_each=5, elements=5, elements_each=1.5, squares=1.5, float32=0.6),
 )
 def iso_cts(
     deltas: Tensor,
@@ -52,17 +53,18 @@ def iso_cts(
     weight: Factor = 1.0,
     common: Annotated[float, Range(0.0, 1.0), "share of the directions that come from the sum"] = 0.8,
     lambda_: Lambda = 1.0,
+    _float32: bool = False,
 ) -> Tensor:
     """deltas (model, *shape) float32 -> merged task vector (*shape) float64"""
     from merge.kernels.spectral import for_each_matrix
 
-    return lambda_ * for_each_matrix(deltas, weight, lambda matrices: _merge(matrices, common))
+    return lambda_ * for_each_matrix(deltas, weight, lambda matrices: _merge(matrices, common), _float32)
 
 
 def _merge(matrices: list[Tensor], common: float) -> Tensor:
     import torch
 
-    from merge.kernels.spectral import polar_beside, thin_svd
+    from merge.kernels.spectral import complement, polar_beside, thin_svd
 
     rows, columns = matrices[0].shape
     rank, n = min(rows, columns), len(matrices)
@@ -70,15 +72,16 @@ def _merge(matrices: list[Tensor], common: float) -> Tensor:
     u, s, v = thin_svd(reduce(torch.add, matrices), rank - own * n)
     if own == 0:
         return (u * (s.sum() / max(1, len(s)))) @ v.T
-    # U_c's orthogonal complement, where it is small: there the tasks' matrices are small too.
-    rest = torch.linalg.qr(u, mode="complete").Q[:, u.shape[1] :] if rows <= columns else None
+    # In U_c's orthogonal complement, unless that is nearly all, the tasks' matrices are smaller.
+    rest = complement(u) if rows <= columns and 16 * len(s) >= rows else None
+    largest = float(s[:1].sum())  # of the sum: what tasks have beside it may be noise, all of it
     tasks = []
     while matrices:
         matrix = matrices.pop(0)
         if rest is None:
-            tasks.append(thin_svd(matrix - u @ (u.T @ matrix), own))
+            tasks.append(thin_svd(matrix - u @ (u.T @ matrix), own, largest))
         else:
-            u_own, s_own, v_own = thin_svd(rest.T @ matrix, own)
+            u_own, s_own, v_own = thin_svd(rest.T @ matrix, own, largest)
             tasks.append((rest @ u_own, s_own, v_own))
     u_own, s_own, v_own = (torch.cat(part, dim=-1) for part in zip(*tasks, strict=True))
     u, u_own = polar_beside(u, u_own)

@@ -93,15 +93,16 @@ class Cost:
     elements_each: float  # and model
     squares: float  # and for each element of the square of the side that is decomposed
     side: Literal["shorter", "columns"] = "shorter"
+    float32: float = 1.0  # share of the time where float32 does
 
-    def of(self, shape: tuple[int, ...], n_models: int) -> tuple[float, int]:
+    def of(self, shape: tuple[int, ...], n_models: int, float32: bool = False) -> tuple[float, int]:
         """(seconds, bytes) for a tensor; the matrices of one with more than two dimensions come one after another"""
         if len(shape) < 2 or 0 in shape:
             return 0.0, 0
         *leading, rows, columns = shape
         side = columns if self.side == "columns" else min(rows, columns)
         seconds = math.prod(leading) * (self.seconds + n_models * self.seconds_each)
-        seconds *= (side / 4096) * (rows / 4096) * (columns / 4096)
+        seconds *= (side / 4096) * (rows / 4096) * (columns / 4096) * (self.float32 if float32 else 1.0)
         each = rows * columns * (self.elements + n_models * self.elements_each) + side * side * self.squares
         return seconds, int(each * 8)
 
@@ -174,6 +175,7 @@ class Method:
     check: Callable[[dict[str, Any]], str | None] | None = None  # what is wrong with a tensor's resolved parameters
     statistics: StatisticsKind | None = None  # what it needs of each input's statistics file, passed as `_statistics`
     scratch: Scratch = nothing  # memory of the kernel besides its blocks
+    float32: bool = False  # takes `_float32`: whether that is precise enough, as where the result is rounded to 16 bits
     cost: Cost | None = None  # of methods that decompose matrices; `merge plan` shows it
     reproducible: Reproducible = "bounded"  # on the CPU, for models up to float32; see merge.engine.reproducible
     origin: str = ""  # where a method that is not part of this package comes from, with its version or digest
@@ -248,6 +250,7 @@ def method(
     check: Callable[[dict[str, Any]], str | None] | None = None,
     statistics: StatisticsKind | None = None,
     scratch: Scratch = nothing,
+    float32: bool = False,
     cost: Cost | None = None,
     reproducible: Reproducible = "bounded",
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -284,6 +287,7 @@ def method(
             check=check,
             statistics=statistics,
             scratch=scratch,
+            float32=float32,
             cost=cost,
             reproducible=reproducible,
             origin=origin,
