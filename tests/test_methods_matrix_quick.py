@@ -231,7 +231,7 @@ def test_results_of_16_bits_are_computed_in_float32_to_the_same_bytes_on_any_thr
 @pytest.fixture
 def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(spectral_low_rank, "_LEAST", 100)
-    monkeypatch.setattr(spectral_low_rank, "_SHARE", 3)
+    monkeypatch.setattr(spectral_low_rank, "_SHARES", (20, 3))
 
 
 def folded(shape: tuple[int, int], rank: int) -> Tensor:

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 _LEAST = 512  # sides below take no time either way
-_SHARE = 16  # of the side, that is the width of the subspace
-_SPARE = 16  # directions of it that must turn out to be noise
+_SHARES = (64, 16)  # of the side, that is the width of the subspace; tried in this order
+_SPARE = 4  # share of its directions that must turn out to be noise
 _FULL = 1e-3  # a random subspace whose vectors are all longer than this, of the longest, is that of no low rank
+_APART = 1e-3  # strongest noise, of the weakest direction, from which one round leaves 1e-9
+_ROUNDS = 3
 
 
 def low_rank_svd(matrix: Tensor, cut: float, largest: float = 0.0) -> tuple[Tensor, Tensor, Tensor] | None:
@@ -24,20 +26,26 @@ def low_rank_svd(matrix: Tensor, cut: float, largest: float = 0.0) -> tuple[Tens
         largest: the singular value that `cut` is relative to, if it is larger than the matrix's own.
     """
     side = min(matrix.shape)
-    if side < _LEAST:
-        return None
-    width = side // _SHARE
+    found = None
+    for share in _SHARES if side >= _LEAST else ():
+        found = found or _within(matrix, side // share, cut, largest)
+    return found
+
+
+def _within(matrix: Tensor, width: int, cut: float, largest: float) -> tuple[Tensor, Tensor, Tensor] | None:
     random = np.random.Generator(np.random.Philox(0)).standard_normal((matrix.shape[1], width))
     q, r = torch.linalg.qr(matrix @ torch.from_numpy(random).to(matrix.device))
     lengths = torch.linalg.svdvals(r)
     if lengths[-1] > _FULL * max(float(lengths[0]), largest):
         return None
-    for _ in range(2):
+    for _ in range(_ROUNDS):
         q, _ = torch.linalg.qr(matrix.T @ q)
         q, s, _ = torch.linalg.svd(matrix @ q, full_matrices=False)
-    limit = cut * max(float(s[0]), largest)
-    count = int((s > limit).sum())
-    if count + _SPARE > width or s[count] > limit / 2:
-        return None
+        limit = cut * max(float(s[0]), largest)
+        count = int((s > limit).sum())
+        if count + width // _SPARE > width or s[count] > limit / 2:
+            return None
+        if count == 0 or s[count] <= _APART * s[count - 1]:
+            break
     u, s = q[:, :count], s[:count]
     return u, s, (matrix.T @ u) / s

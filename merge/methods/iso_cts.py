@@ -79,7 +79,7 @@ def _merge(matrices: list[Tensor], common: float) -> Tensor:
     while matrices:
         matrix = matrices.pop(0)
         if rest is None:
-            tasks.append(thin_svd(matrix - u @ (u.T @ matrix), own, largest))
+            tasks.append(thin_svd(matrix.addmm_(u, u.T @ matrix, alpha=-1.0), own, largest))
         else:
             u_own, s_own, v_own = thin_svd(rest.T @ matrix, own, largest)
             tasks.append((rest @ u_own, s_own, v_own))
