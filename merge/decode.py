@@ -61,7 +61,14 @@ def to_float32(dtype: str, raw: npt.NDArray[np.generic], out: F32) -> None:
         raise ValueError(f"{dtype} is not held exactly by float32; read its own values instead")
 
 
-def apply_scales(values: F32, start: int, columns: int, block: tuple[int, int], scales: F32) -> None:
+def apply_scales(
+    values: F32,
+    start: int,
+    columns: int,
+    block: tuple[int, int],
+    scales: F32,
+    by: np.ufunc = np.multiply,
+) -> None:
     """Multiply, in place, elements start.. of a flattened (rows, columns) weight with the scales of their blocks.
 
     Args:
@@ -70,6 +77,7 @@ def apply_scales(values: F32, start: int, columns: int, block: tuple[int, int], 
         columns: length of a row.
         block: (rows, columns) that one scale covers.
         scales: (ceil(rows / block rows), ceil(columns / block columns)) float32.
+        by: what is done with them instead, for example np.subtract.
     """
     row, column = divmod(start, columns)
     head = min((columns - column) % columns, len(values))
@@ -77,21 +85,23 @@ def apply_scales(values: F32, start: int, columns: int, block: tuple[int, int], 
     body = head + n_rows * columns
     with np.errstate(over="ignore", invalid="ignore"):  # counted later, with everything that is not finite
         if head:
-            values[:head] *= np.repeat(scales[row // block[0]], block[1])[column : column + head]
+            by(values[:head], np.repeat(scales[row // block[0]], block[1])[column : column + head], out=values[:head])
             row += 1
         if n_rows:
-            _scale_rows(values[head:body].reshape(n_rows, columns), row, block, scales)
+            _scale_rows(values[head:body].reshape(n_rows, columns), row, block, scales, by)
         if body < len(values):
-            values[body:] *= np.repeat(scales[(row + n_rows) // block[0]], block[1])[: len(values) - body]
+            tail = np.repeat(scales[(row + n_rows) // block[0]], block[1])[: len(values) - body]
+            by(values[body:], tail, out=values[body:])
 
 
-def _scale_rows(values: F32, row: int, block: tuple[int, int], scales: F32) -> None:
+def _scale_rows(values: F32, row: int, block: tuple[int, int], scales: F32, by: np.ufunc) -> None:
     """values (n, columns), the rows from `row` on"""
     n_rows, columns = values.shape
     mine = scales[np.arange(row, row + n_rows) // block[0]]  # (n, blocks in a row)
     whole = columns // block[1]
     step = values.itemsize
     blocks = np.lib.stride_tricks.as_strided(values, (n_rows, whole, block[1]), (columns * step, block[1] * step, step))
-    blocks *= mine[:, :whole, None]
+    by(blocks, mine[:, :whole, None], out=blocks)
     if whole * block[1] < columns:  # the last block of a row is cut off
-        values[:, whole * block[1] :] *= mine[:, whole:]
+        rest = values[:, whole * block[1] :]
+        by(rest, mine[:, whole:], out=rest)

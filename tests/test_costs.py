@@ -16,6 +16,8 @@ from merge.methods import all_methods
 from merge.plan import Derived, Stored, TensorRef
 from merge.sources import held_bytes, operation
 from merge.sources.added import added
+from merge.sources.fp4 import fp4
+from merge.sources.integers import integers
 from merge.sources.joined import joined
 from merge.sources.layer_parts import layer_parts
 from merge.sources.lora import fold
@@ -111,9 +113,38 @@ def _rows() -> TensorRef:
     return rows_ref("w", (FLOATS, FLOATS), RowMap.of(own, pairs), SHAPE)
 
 
+def _codes(n: int) -> Stored:
+    return Stored("codes", "U8", (n,), "f", 0)
+
+
+CODES, N_WEIGHT = Stored("codes", "I8", SHAPE, "f", 0), SHAPE[0] * SHAPE[1]
 PARTS = tuple((0, layer) for layer in (1, 0, 3, 2))
 OPERATIONS: dict[str, TensorRef] = {
     "added": added(FLOATS, FLOATS, 0.5),
+    "blockwise": _derived("blockwise", (_codes(N_WEIGHT // 2), _floats(N_WEIGHT // 64), _floats(16)), {"block": 64}),
+    "blockwise, scales quantised": _derived(
+        "blockwise",
+        (_codes(N_WEIGHT // 2), _codes(N_WEIGHT // 64), _floats(16), _floats(N_WEIGHT // 16384), _floats(256)),
+        {"block": 64, "nested_block": 256, "offset": 0.5},
+    ),
+    "fp4": fp4("w", "BF16", SHAPE, _codes(N_WEIGHT // 2), _codes(N_WEIGHT // 32), 32),
+    "fp4, transposed": fp4("w", "BF16", SHAPE, _codes(N_WEIGHT // 2), _codes(N_WEIGHT // 32), 32, transposed=True),
+    "integers": integers("w", "BF16", SHAPE, CODES, _floats(512), bits=8, block=(1, 512)),
+    "integers, packed": integers(
+        "w",
+        "BF16",
+        SHAPE,
+        _codes(N_WEIGHT // 2),
+        _floats(512, 4),
+        bits=4,
+        block=(1, 128),
+        row_bytes=256,
+        zeros=Stored("z", "I32", (64, 4), "f", 0),
+        packed_zeros=True,
+    ),
+    "integers, in an order": integers(
+        "w", "BF16", SHAPE, CODES, _floats(512, 4), bits=8, block=(1, 128), index=Stored("i", "I32", (512,), "f", 0)
+    ),
     "joined": joined("w", [_floats(256, 512), _floats(256, 512)], SHAPE),
     "layer_parts": layer_parts("w", [FLOATS], 1, [4], PARTS),
     "lora": fold(FLOATS, _floats(16, 512), _floats(512, 16), 0.5, False, None),
@@ -141,7 +172,10 @@ def test_operations_take_what_they_say(name: str) -> None:
     assert isinstance(ref, Derived)
 
     def read(source: TensorRef, start: int, out: Any) -> None:
-        out[:] = 0.5 if out.dtype.kind == "f" else np.arange(start, start + len(out))
+        if source.name == "o":
+            out[:] = np.arange(start, start + len(out))
+        else:
+            out[:] = 0.5 if out.dtype.kind == "f" else 1
 
     def once() -> None:
         operation(ref).prepare(ref, read)(0, out)

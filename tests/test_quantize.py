@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from conftest import Output
 
-from merge import verify_output
+from merge import build_plan, load_recipe, run_plan, verify_output
 from merge.errors import CheckpointError, NumbersError, UsageError
 from merge.recipe.references import parse_reference
+from merge.tools.convert import convert_plan
 from merge.tools.quantize import quantize
 from merge.tools.quantizers import Int4, Nf4, make_quantizer
 
@@ -124,6 +125,36 @@ def test_dequantized_is_what_bitsandbytes_computes_with(model: Path, tmp_path: P
     differs = (after[f"{LAYER}.weight"] != theirs).float().mean()
     assert differs < 0.01  # next to a boundary a code may be its neighbour, as above
     assert not torch.equal(after[f"{LAYER}.weight"], before[f"{LAYER}.weight"])
+
+
+@pytest.mark.parametrize("to", ["int8", "nf4", "int4", "fp8"])
+def test_what_was_quantised_is_read_as_what_it_means(model: Path, tmp_path: Path, to: str) -> None:
+    from safetensors.torch import load_file
+
+    for name, dequantize in (("stored", False), ("meant", True)):
+        quantize(parse_reference(str(model)), tmp_path / name, to, dequantize=dequantize)
+    run_plan(convert_plan(str(tmp_path / "stored")), tmp_path / "read")
+    assert "quantization_config" not in json.loads((tmp_path / "read/config.json").read_text())
+    meant, read = (load_file(tmp_path / name / "model.safetensors") for name in ("meant", "read"))
+    assert sorted(read) == sorted(meant)
+    assert all(read[name].equal(meant[name]) for name in meant)
+
+
+@pytest.mark.parametrize("to", ["int8", "nf4", "int4"])
+def test_quantised_experts_are_merged_and_loaded(
+    model: Path, make_model: Callable[..., Path], tmp_path: Path, to: str
+) -> None:
+    expert = make_model(tmp_path / "expert", hidden=64, dtype="BF16", tied=True, seed=7, base=model, delta=0.03)
+    quantize(parse_reference(str(expert)), tmp_path / "small", to)
+    (tmp_path / "r.yaml").write_text(
+        "merge_method: task_arithmetic\nbase_model: model\nmodels: [{model: small, parameters: {weight: 1}}]\n"
+        "dtype: bfloat16\n"
+    )
+    run_plan(build_plan(load_recipe(tmp_path / "r.yaml")), tmp_path / "out")
+    assert verify_output(tmp_path / "out").problems == ()
+    run_plan(convert_plan(str(tmp_path / "small")), tmp_path / "plain")
+    distance = logits(load(tmp_path / "out")) - logits(load(tmp_path / "plain"))
+    assert float(distance.norm()) < 0.02 * float(logits(load(tmp_path / "plain")).norm())
 
 
 def test_pieces_of_rows_give_what_the_whole_matrix_gives() -> None:

@@ -31,7 +31,9 @@ def output_config(
     """
     config = copy.deepcopy(donor)
     text = config.get("text_config") or config
-    config.pop("quantization_config", None)  # the weights are plain numbers now
+    for part in (config, text):
+        for key in ("quantization_config", "compression_config"):
+            part.pop(key, None)  # the weights are plain numbers now
     _set(config, text, ("dtype", "torch_dtype"), dtype)
     for path, flag in tie_flags.items():
         section = config_section(config, path)

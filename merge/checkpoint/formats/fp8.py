@@ -30,11 +30,7 @@ def recognises(quantization: Quantization | None, tensors: Tensors) -> bool:
     if quantization is None:
         return any(ref.dtype.startswith("F8_") for ref in tensors.values())
     method = quantization.get("quant_method")
-    return (
-        method in ("fp8", "fbgemm_fp8")
-        or (method == "modelopt" and quantization.get("quant_algo") == "FP8")
-        or (method == "compressed-tensors" and _is_compressed_fp8(quantization))
-    )
+    return method in ("fp8", "fbgemm_fp8") or (method == "modelopt" and quantization.get("quant_algo") == "FP8")
 
 
 def sources(
@@ -62,19 +58,7 @@ def sources(
     return {name: ref for name, ref in folded.items() if name not in gone}, _notes(used, left_out)
 
 
-def _is_compressed_fp8(quantization: Quantization) -> bool:
-    groups = _groups(quantization)
-    sparsity = quantization.get("sparsity_config") or {}
-    transform = quantization.get("transform_config") or {}
-    return (
-        bool(groups)
-        and all(group.get("type") == "float" and group.get("num_bits") == 8 for group in groups)
-        and (not isinstance(sparsity, Mapping) or sparsity.get("format", "dense") == "dense")
-        and not (isinstance(transform, Mapping) and transform.get("config_groups"))
-    )
-
-
-def _groups(quantization: Quantization) -> list[Mapping[str, object]]:
+def group_weights(quantization: Quantization) -> list[Mapping[str, object]]:
     """How the weights of each group of compressed-tensors are quantised."""
     groups = quantization.get("config_groups")
     values = groups.values() if isinstance(groups, Mapping) else ()
@@ -141,7 +125,7 @@ def _declared_block(scale: TensorRef, quantization: Quantization | None) -> tupl
     if quantization is None:
         return _DEFAULT_BLOCK, False
     sizes = quantization.get("weight_block_size")
-    for group in _groups(quantization):
+    for group in group_weights(quantization):
         if group.get("strategy") == "block":
             sizes = group.get("block_structure")
         elif group.get("strategy") == "group":
