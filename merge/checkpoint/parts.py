@@ -17,7 +17,7 @@ _AGAIN = "Download all files again."
 _MOST_TEXT = 1 << 16  # bytes of a description that lies in a tensor; real ones have a few hundred
 
 
-class Parts:
+class WeightParts:
     """A model's tensors, of which a format takes the parts of its weights and puts the weights in their places.
 
     Args:

@@ -14,7 +14,7 @@ import math
 from typing import Any
 
 from merge.checkpoint.formats import Quantization, Tensors
-from merge.checkpoint.parts import FLOATS, Parts, as_bytes, check_dtype, check_shape, check_sizes, small_text
+from merge.checkpoint.parts import FLOATS, WeightParts, as_bytes, check_dtype, check_shape, check_sizes, small_text
 from merge.dtypes import RECIPE_NAMES
 from merge.errors import CheckpointError
 from merge.jsontext import parse_json
@@ -41,7 +41,7 @@ def recognises(quantization: Quantization | None, tensors: Tensors) -> bool:
 def sources(
     path: str, quantization: Quantization | None, tensors: Tensors
 ) -> tuple[dict[str, TensorRef], tuple[str, ...]]:
-    parts = Parts(NAME, path, tensors)
+    parts = WeightParts(NAME, path, tensors)
     for name, ref in tensors.items():
         if name.endswith(".weight") and ref.dtype == "I8":
             parts.put(ref, _int8(parts, ref))
@@ -52,7 +52,7 @@ def sources(
     return parts.done(_PARTS)
 
 
-def _int8(parts: Parts, ref: TensorRef) -> Derived:
+def _int8(parts: WeightParts, ref: TensorRef) -> Derived:
     if len(ref.shape) != 2:
         raise CheckpointError(f"{ref.file}: {ref.name}: INT8 of shape {quoted(list(ref.shape))}, expected a matrix.")
     stem = ref.name.removesuffix("weight")
@@ -69,10 +69,10 @@ def _int8(parts: Parts, ref: TensorRef) -> Derived:
     return integers(ref.name, "BF16", ref.shape, ref, scale, bits=8, block=block, divisor=_LARGEST)
 
 
-def _four_bits(parts: Parts, ref: TensorRef) -> Derived:
+def _four_bits(parts: WeightParts, ref: TensorRef) -> Derived:
     state_name = next((f"{ref.name}{state}" for state in _STATES if f"{ref.name}{state}" in parts.tensors), None)
     state_ref = parts.take(ref, state_name or f"{ref.name}{_STATES[0]}")
-    state = _State(state_ref)
+    state = _QuantState(state_ref)
     n = math.prod(state.shape)
     if ref.nbytes != -(-n // 2):
         raise CheckpointError(
@@ -99,7 +99,7 @@ def _four_bits(parts: Parts, ref: TensorRef) -> Derived:
     return Derived(ref.name, state.dtype, state.shape, "blockwise", tuple(inputs), parameters, how="decoded")
 
 
-class _State:
+class _QuantState:
     """The text of a quant_state, checked. `nested_block` is 0 where scales are not quantised."""
 
     def __init__(self, ref: TensorRef) -> None:

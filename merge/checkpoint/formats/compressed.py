@@ -21,7 +21,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from merge.checkpoint.formats import Quantization, Tensors, fp8
-from merge.checkpoint.parts import FLOATS, Parts, as_bytes, check_dtype, check_shape, check_sizes, small_text
+from merge.checkpoint.parts import FLOATS, WeightParts, as_bytes, check_dtype, check_shape, check_sizes, small_text
 from merge.dtypes import DTYPES
 from merge.errors import CheckpointError
 from merge.plan import Derived, TensorRef
@@ -48,7 +48,7 @@ def sources(
     _refuse(path, settings)
     if settings.get("format") == "dense" or not fp8.group_weights(settings):
         return dict(tensors), ()
-    parts = Parts(NAME, path, tensors)
+    parts = WeightParts(NAME, path, tensors)
     for name, ref in tensors.items():
         if name.endswith("_packed"):
             weight = _fp4(parts, ref) if ref.dtype == "U8" else _packed(parts, ref, settings)
@@ -91,7 +91,7 @@ def _schemes(settings: Quantization) -> Iterator[Mapping[str, object]]:
             yield group
 
 
-def _packed(parts: Parts, ref: TensorRef, settings: Quantization) -> Derived:
+def _packed(parts: WeightParts, ref: TensorRef, settings: Quantization) -> Derived:
     check_dtype(ref, ("I32",))
     stem = ref.name.removesuffix("_packed")
     shape = _declared_shape(parts.take(ref, f"{stem}_shape"))
@@ -176,7 +176,7 @@ def _check_zeros(zeros: TensorRef, scale: TensorRef, stem: str, shape: tuple[int
     check_shape(zeros, (-(-shape[0] * bits // 32), scale.shape[1]), stem)
 
 
-def _plain(parts: Parts, ref: TensorRef) -> Derived:
+def _plain(parts: WeightParts, ref: TensorRef) -> Derived:
     scale, zeros = parts.take(ref, f"{ref.name}_scale"), parts.find(f"{ref.name}_zero_point")
     check_dtype(scale, FLOATS)
     if len(ref.shape) < 2 or 0 in ref.shape:
@@ -189,7 +189,7 @@ def _plain(parts: Parts, ref: TensorRef) -> Derived:
     return integers(ref.name, dtype, ref.shape, ref, scale, bits=8, block=block, zeros=zeros)
 
 
-def _fp4(parts: Parts, ref: TensorRef) -> Derived:
+def _fp4(parts: WeightParts, ref: TensorRef) -> Derived:
     stem = ref.name.removesuffix("_packed")
     if len(ref.shape) < 2:
         raise CheckpointError(f"{ref.file}: {ref.name}: FP4 of {quoted(list(ref.shape))}, expected a matrix of bytes.")
