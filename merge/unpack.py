@@ -11,9 +11,9 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-F32 = npt.NDArray[np.float32]
+from merge.arrays import F32, U32
+
 U8 = npt.NDArray[np.uint8]
-U32 = npt.NDArray[np.uint32]
 
 # FP4 E2M1: sign, two bits of exponent, one of mantissa. Source: OCP Microscaling Formats 1.0, section 5.3.3
 _E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)

@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from merge.arrays import F32
 from merge.chunks import Chunks
 from merge.plan import Derived
-from merge.sources import F32, Fill, Read
+from merge.sources import Fill, Read
 from merge.unpack import TABLE_PIECE, by_units, byte_table, look_up
 
 

@@ -20,9 +20,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from merge.arrays import F32
 from merge.chunks import Chunks
 from merge.plan import Derived, TensorRef
-from merge.sources import F32, Fill, Read
+from merge.sources import Fill, Read
 from merge.unpack import E2M1, TABLE_PIECE, by_units, byte_table, look_up
 
 U8 = npt.NDArray[np.uint8]

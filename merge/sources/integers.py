@@ -19,12 +19,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from merge.arrays import F32
 from merge.chunks import Chunks
 from merge.decode import apply_scales
 from merge.dtypes import DTYPES
 from merge.errors import CheckpointError
 from merge.plan import Derived, TensorRef
-from merge.sources import F32, Fill, Read
+from merge.sources import Fill, Read
 from merge.unpack import by_units, column_fields, row_fields
 
 
