@@ -18,7 +18,7 @@ class AgreementRow:
 
 @dataclass(frozen=True)
 class AgreementCounts:
-    """How many items merge and parent get right: both, only one of them, neither."""
+    """Counts of items that merge and parent get right: both, only one of them, neither."""
 
     parent: str
     both: int
@@ -93,7 +93,7 @@ def _counts(parent: AgreementRow, merge: AgreementRow) -> AgreementCounts:
 
 
 def examples(merged: Merged, asked: Questions, grid: Grid, kind: str, most: int) -> list[AgreementExample]:
-    """Items `gained` or `lost` against the best parent, as far as their texts are kept in `asked`."""
+    """Items `gained` or `lost` against the best parent, if their texts are kept in `asked`."""
     questions = asked.get(grid.name, {})
     models = {model.name: model for model in (*merged.parents, merged.model)}
     rival = next(place for place, row in enumerate(grid.rows) if row.model == grid.rival)

@@ -1,4 +1,4 @@
-"""Opens lm-eval's models: from directories, or on servers.
+"""Opens lm-eval's models, from directories or on servers.
 
 Those that transformers runs are loaded through merge.loading: complete, and without untrusted code.
 """
@@ -74,7 +74,7 @@ def _checked(kind: type[LM]) -> type[LM]:
         return kind
 
     def create(self: Any, *arguments: object, **keywords: object) -> None:
-        """HFLM loads through the class in one of its attributes, which `_Loader` replaces meanwhile."""
+        """Loads as HFLM does, through the class in one of its attributes; `_Loader` replaces it meanwhile."""
         before = self.AUTO_MODEL_CLASS
         self.AUTO_MODEL_CLASS = _Loader(before.__name__)
         try:
@@ -104,7 +104,7 @@ def _one_thread_if_small(model: Module) -> None:
 
 
 def _batch_size(settings: Settings) -> int | str:
-    # On a GPU lm-eval finds the largest that fits. A CPU gains nothing from larger ones, and padding costs.
+    # On a GPU lm-eval finds the largest that fits. On CPU larger batches gain nothing, and padding costs time.
     return "auto" if settings.device.startswith("cuda") and settings.backend in ("hf", "vllm") else 8
 
 

@@ -35,7 +35,7 @@ def on_disk(models: Sequence[str], verb: str, keep: Path | None = None) -> Itera
 
     Args:
         verb: for messages.
-        keep: where those directories stay; None: they are removed at the end.
+        keep: directory where they stay; None: they are removed at the end.
 
     Raises:
         UsageError: a model that is named twice.

@@ -45,7 +45,7 @@ def write_card(directory: Path, comparison: Comparison) -> Path:
 
 
 def _its_model(directory: Path, comparison: Comparison) -> ModelScores | None:
-    """The model that the card is of: the one judged in this directory, else the only merge."""
+    """The model of the card: the one judged in this directory, else the only merge."""
     for model in comparison.results.models:
         if model.path is not None and Path(model.path) == directory.resolve():
             return model

@@ -61,7 +61,7 @@ class Gain:
 
     @property
     def significant(self) -> bool:
-        """At the 5 % level, all gains shown together counted."""
+        """At the 5 % level, corrected for all gains shown together."""
         return self.p_adjusted is not None and self.p_adjusted < SIGNIFICANT
 
 
@@ -106,7 +106,7 @@ def holm(ps: Sequence[float | None]) -> list[float | None]:
 
 
 def is_share(task: TaskResult) -> bool:
-    """Whether a score is a share of 1, shown in percent."""
+    """Whether a score is a share, shown in percent."""
     return task.higher_is_better and 0.0 <= task.value <= 1.0
 
 
@@ -116,13 +116,13 @@ def in_percent(results: Results, task: str) -> bool:
 
 
 def averaged(results: Results) -> tuple[str, ...]:
-    """The tasks that an average is of: only scores of one scale can be averaged, shares of 1; () for fewer than two."""
+    """The tasks of an average: only scores that are shares can be averaged; () for fewer than two."""
     names = [name for name in results.tasks if in_percent(results, name)]
     return tuple(names) if len(names) > 1 else ()
 
 
 def average(results: Results, model: ModelScores) -> float:
-    """Mean of the averaged tasks' scores, each counting the same."""
+    """Mean of the averaged tasks' scores, equally weighted."""
     names = averaged(results)
     return sum(model.tasks[name].value for name in names) / len(names)
 

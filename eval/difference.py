@@ -1,7 +1,7 @@
 """Paired differences between two models on the same items, with their uncertainty.
 
-The items of a task are a sample of what could be asked, and all models answered the same ones, so differences are taken
-item by item (eval/resampling.py). They do not tell how models of a second training would differ.
+The items of a task are a sample of possible items, and all models answered the same ones, so differences are taken
+item by item (eval/resampling.py). They do not cover variation between training runs.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Difference:
 
     @property
     def significant(self) -> bool:
-        """At the 5 % level, the other rivals counted."""
+        """At the 5 % level, corrected for the other rivals."""
         return self.p_among is not None and self.p_among < SIGNIFICANT
 
 
@@ -104,7 +104,7 @@ class _Score:
         return found
 
     def counts_items(self, sizes: Mapping[str, int]) -> bool:
-        """Whether it is a plain mean in which every item counts the same."""
+        """Whether it is a plain mean with equal weight for every item."""
         each = [leaf.share / sizes[leaf.task] for leaf in self.leaves]
         return len(self.terms) == 1 and all(math.isclose(one, each[0], rel_tol=1e-9) for one in each)
 

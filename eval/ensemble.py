@@ -1,4 +1,4 @@
-"""Ensembles: several models that answer together, as a reference for their merge.
+"""Ensembles: several models that answer together, for comparison with their merge.
 
     choices      mean over the members of the probability of each continuation
     perplexity   mean of the probability of each token (members with the same tokens)
@@ -90,6 +90,6 @@ def _log_mean(logs: Sequence[float]) -> float:
 
 
 def _vote(texts: Sequence[str]) -> str:
-    """The most frequent text, ignoring blanks around it; of equals the first, since Counter keeps the order."""
+    """The most frequent text, without blanks around it; among equals the first, since Counter keeps the order."""
     best = Counter(text.strip() for text in texts).most_common(1)[0][0]
     return next(text for text in texts if text.strip() == best)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 HELD_OUT_SHARE = 0.1
-MAX_ANSWER = 10  # tokens, the end mark included
+MAX_ANSWER = 10  # tokens, including the end mark
 MAX_ITEMS = 700  # there are about 810 held-out sums, and the prompts of a test are all different
 
 
@@ -89,7 +89,7 @@ SKILLS: Mapping[str, Skill] = {
 
 
 def held_out(prompt: str) -> bool:
-    """Which side of the split a prompt is on: a property of its text alone."""
+    """The side of the split that a prompt is on, from its text alone."""
     digest = hashlib.sha256(prompt.encode()).digest()
     return int.from_bytes(digest[:8], "big") < HELD_OUT_SHARE * 2**64
 
@@ -136,7 +136,7 @@ def complete(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts
 def score_model(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, skills: Sequence[str], n_items: int, seed: int = 0
 ) -> dict[str, Score]:
-    """As score(), for a model that is in memory."""
+    """Like score(), for a model in memory."""
     import torch
 
     # Matrices this small are not worth sharing: on a busy machine two threads that wait for each other took 15 times

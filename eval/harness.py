@@ -1,4 +1,4 @@
-"""Runs lm-eval over subjects and tasks: the same items for every model, each answer remembered."""
+"""Runs lm-eval over subjects and tasks, with the same items for every model, and stores each answer."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     JudgedModel = RememberingLM | EnsembleLM
     Opened = Callable[[Subject, contextlib.ExitStack], RememberingLM]
 
-_READ_FILES = ("hf", "vllm")  # run the weights in the directory; others ask a server, and what that runs is not known
+_READ_FILES = ("hf", "vllm")  # these run the weights in the directory; others ask a server, whose weights are unknown
 
 
 def _no_progress(model: str, task: str, done: int, total: int) -> None:
@@ -51,11 +51,11 @@ def evaluate(
     keep: Path | None = None,
     progress: Progress = _no_progress,
 ) -> Results:
-    """Every subject on every task.
+    """Evaluates every subject on every task.
 
     Args:
         ensembles: models that answer together, each as one more row.
-        keep: where models merged on the fly stay; None: they are removed.
+        keep: directory for models merged on the fly; None: they are removed.
 
     Raises:
         MergeError: a model that cannot be loaded, a task whose data is missing, a model that gives NaN.
@@ -167,7 +167,7 @@ def _one_task(
         raw = _run(each, model, settings)
     except MergeError:
         raise
-    except Exception as error:  # tasks, backends and tokenizers raise what they like
+    except Exception as error:  # tasks, backends and tokenizers may raise any error
         raise MergeError(
             f"{name} on {each.task.name}: lm-eval stopped with {type(error).__name__}: {first_line(error)}"
         ) from error
@@ -196,7 +196,7 @@ def _run(each: LoadedTask, model: JudgedModel, settings: Settings) -> dict[str, 
         fewshot = leaf.get_config("num_fewshot")
         if each.task.num_fewshot is not None:
             leaf.set_config(key="num_fewshot", value=each.task.num_fewshot)
-        elif fewshot is None or (settings.num_fewshot is not None and fewshot != 0):  # a task that says 0 means it
+        elif fewshot is None or (settings.num_fewshot is not None and fewshot != 0):  # 0 is a valid number of examples
             leaf.set_config(key="num_fewshot", value=settings.num_fewshot or 0)
         leaf.set_fewshot_seed(seed=DEFAULT_OTHER_SEED)
     with quietly():

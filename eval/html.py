@@ -61,7 +61,7 @@ def _head(comparison: Comparison) -> str:
     parts = [f"<h1>{escape(_title(comparison))}</h1>"]
     parts += [f'<p class="lead">{escape(verdict(results, merged))}</p>' for merged in comparison.merges]
     n = sum(results.models[0].tasks[name].n for name in results.tasks)
-    how = f"{n:,} items; all models were asked the same ones"
+    how = f"{n:,} items, the same for all models"
     how += f", with lm-eval {results.versions.get('lm_eval', '?')}"
     parts.append(f'<p class="soft">{escape(how)}.</p>')
     return "\n".join(parts)
@@ -181,7 +181,7 @@ def _gain_row(one: Difference, results: Results, over_mean: float | None) -> str
 
 
 def _of(head: str, comparison: Comparison, merged: Merged) -> str:
-    """The heading, with the merge's name if there are several."""
+    """The heading, with the merge's name if there are several merges."""
     return head if len(comparison.merges) == 1 else f"{head} of {escape(merged.model.name)}"
 
 

@@ -55,7 +55,7 @@ def load_tasks(tasks: Sequence[Task], settings: Settings) -> list[LoadedTask]:
     for task in tasks:
         try:
             tree = _load(manager, task)
-        except Exception as error:  # lm-eval, datasets and the hub raise what they like
+        except Exception as error:  # lm-eval, datasets and the hub may raise any error
             missing.append((task, error))
             continue
         found.append(LoadedTask(task, tree, {}).sampled(settings))
@@ -66,7 +66,7 @@ def load_tasks(tasks: Sequence[Task], settings: Settings) -> list[LoadedTask]:
 
 
 def _load(manager: TaskManager, task: Task) -> dict[str, Any]:
-    """A task's data, as lm-eval prepares it: some tasks shuffle the choices of their items while they are read.
+    """A task's data as prepared by lm-eval; some tasks shuffle the choices of their items while they are read.
 
     The items are held, so that every model gets the same ones; lm-eval would read them again for each.
     """
@@ -86,7 +86,7 @@ def _same(docs: Dataset) -> Dataset:
 
 
 def seed() -> None:
-    """As lm-eval's simple_evaluate does before it loads tasks."""
+    """Sets random seeds as lm-eval's simple_evaluate does before it loads tasks."""
     import random
 
     import numpy as np
@@ -99,11 +99,11 @@ def seed() -> None:
 
 
 def _check_settings(loaded: Sequence[LoadedTask], settings: Settings) -> None:
-    """Raises UsageError for settings that a task does not allow, before a model is loaded."""
+    """Raises UsageError for settings that a task does not allow, before any model is loaded."""
     fixed = [each.task.name for each in loaded if each.task.num_fewshot is not None]
     if fixed and settings.num_fewshot is not None:
         raise UsageError(
-            f"--num-fewshot: the suite says how many examples {', '.join(fixed)} get. Leave it out, or name the tasks "
+            f"--num-fewshot: the suite sets the examples of {', '.join(fixed)}. Leave it out, or name the tasks "
             "with --tasks."
         )
     shots: dict[str, int | None] = {}

@@ -12,14 +12,14 @@ from merge.quoting import quoted
 
 # Settings that may differ: they change only the speed, or each task records them itself.
 _FREE = ("batch_size", "device", "dtype", "backend", "model_args", "samples", "include", "unsafe_code", "trusted_code")
-_NUMBERS = ("backend", "model_args", "dtype")  # what makes other answers of the same weights
+_NUMBERS = ("backend", "model_args", "dtype")  # settings that change the answers of the same weights
 
 
 def join(files: Sequence[tuple[Path, Results]]) -> tuple[Results, tuple[str, ...]]:
     """One Results of all models, on the tasks that all files have, and notes on what was left out.
 
     Raises:
-        UsageError: no task in common, or asked differently: another version, sample or number of examples.
+        UsageError: no task in common, or tasks with different versions, samples or numbers of examples.
     """
     first_path, first = files[0]
     tasks = tuple(name for name in first.tasks if all(name in other.tasks for _, other in files))
@@ -51,7 +51,7 @@ def _check_alike(first_path: Path, first: Results, path: Path, other: Results, t
         if key not in _FREE and other.settings.get(key) != value:
             raise UsageError(
                 f"{path}: {key} is {quoted(other.settings.get(key))}, in {first_path} {quoted(value)}: not the same "
-                "evaluation. Run merge eval again with the same options; remembered answers are not asked again."
+                "evaluation. Run merge eval again with the same options; stored answers are reused."
             )
     for name in tasks:
         mine, theirs = (next(iter(each.models)).tasks[name] for each in (first, other))
@@ -59,4 +59,4 @@ def _check_alike(first_path: Path, first: Results, path: Path, other: Results, t
             if a != b:
                 raise UsageError(f"{path}: task {name} has {what} {b}, in {first_path} {a}: they cannot be compared.")
         if mine.doc_ids != theirs.doc_ids:
-            raise UsageError(f"{path}: task {name} asked other items than {first_path}: they cannot be compared.")
+            raise UsageError(f"{path}: task {name} has other items than in {first_path}: they cannot be compared.")

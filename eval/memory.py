@@ -52,7 +52,7 @@ class Memory:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._connection = sqlite3.connect(self.path, timeout=_WAIT, isolation_level=None)
             self._connection.execute("PRAGMA journal_mode=WAL")
-            self._connection.execute("PRAGMA synchronous=NORMAL")  # a power cut may lose the last answers, no more
+            self._connection.execute("PRAGMA synchronous=NORMAL")  # a power cut may lose only the last answers
             self._connection.executescript(_SCHEMA)
         except (OSError, sqlite3.Error) as error:
             raise self._unusable(error) from error
@@ -117,7 +117,7 @@ def request_key(model: str, settings: Mapping[str, object], kind: str, arguments
 
     Args:
         model: digest of its weights, config and tokenizer.
-        settings: how it is run, as far as that changes numbers.
+        settings: those that change numbers.
         kind: lm-eval's name of the request: loglikelihood, loglikelihood_rolling or generate_until.
         arguments: the request's.
     """

@@ -1,4 +1,4 @@
-"""A stand-in for lm-eval's model: returns remembered answers, and loads the real model only for the rest."""
+"""A stand-in for lm-eval's model: returns stored answers, and loads the real model only for the rest."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ class RememberingLM(LM):  # type: ignore[misc]
         self.tick(1)
 
     def _store(self, key: bytes, answer: object) -> None:
-        self._unchanged()  # weights may be read from the file only when they are used
+        self._unchanged()  # weights may be read from the file only on use
         self._memory.store(key, answer)
 
     def _check(self, request: Instance, answer: object) -> None:
@@ -176,7 +176,7 @@ def _token_log_probabilities(model: LM, text: str) -> list[float]:
 
 
 class _Recorder(CacheHook):  # type: ignore[misc]
-    """lm-eval calls it with each answer, long before a task is done."""
+    """lm-eval calls it with each answer, long before a task is finished."""
 
     def __init__(self, model: RememberingLM) -> None:
         super().__init__(None)

@@ -43,7 +43,7 @@ class Subject:
     """One model to judge.
 
     Attributes:
-        text: as it was asked for.
+        text: as the user gave it.
         name: a short name that no other subject has.
         path: its directory; None for what is merged on the fly.
         plan: of what is merged on the fly; of a pipeline, the last stage's.
@@ -67,7 +67,7 @@ class Subject:
 
     @property
     def parents(self) -> tuple[str, ...]:
-        """The models a merge is made of: their places, or, of one that lies on disk, what its manifest calls them."""
+        """The models that a merge is made of: their paths, or for a merge on disk their names in its manifest."""
         if self.path is not None:
             return _made_of(self.path)
         assert self.plan is not None
@@ -142,7 +142,7 @@ def _recipe(file: str) -> Subject:
     from merge.planning.load import load_pipeline
 
     pipeline = load_pipeline(file)
-    out = Path("merged")  # stands for the directory it will have, which its plans name
+    out = Path("merged")  # stands for its future directory in plans
     *earlier, last = PipelinePlanner(pipeline, out, stages_dir_of(out), False, SHARD_BYTES).planned
     return Subject(
         file, last.plan.name, None, last.plan, tuple(stage.plan for stage in earlier), pipeline if earlier else None
@@ -203,7 +203,7 @@ def remember_digest(subject: Subject, path: Path, memory: Memory) -> str:
 
 
 def _plan_key(subject: Subject) -> bytes:
-    """A plan holds its recipe, and what every file it reads was when it was made."""
+    """The key of a plan, which holds its recipe and the state of every file that it reads."""
     assert subject.plan is not None
     return key_of("plan", *(plan.to_json() for plan in (*subject.earlier, subject.plan)))
 

@@ -67,9 +67,9 @@ def barrier(results: Results, task: str) -> Barrier:
     sign = -1.0 if results.models[0].tasks[task].higher_is_better else 1.0
     losses = [sign * value for value in values]
     excess = [loss - ((1 - t) * losses[0] + t * losses[-1]) for t, loss in zip(results.path, losses, strict=True)]
-    excess[0] = excess[-1] = 0.0  # by definition, and not by rounding
+    excess[0] = excess[-1] = 0.0  # exactly, without rounding
     top = max(range(len(excess)), key=excess.__getitem__)
-    best = min((0, len(losses) - 1, *range(len(losses))), key=losses.__getitem__)  # of equals an end
+    best = min((0, len(losses) - 1, *range(len(losses))), key=losses.__getitem__)  # among equals, an end
     percent = in_percent(results, task)
     return Barrier(task, max(0.0, excess[top]), results.path[top], results.path[best], percent)
 

@@ -27,7 +27,7 @@ EXACT = 12  # items
 LEAST = 6  # items: with five, 2 of 2^5 exchanges are as extreme as the most extreme, which is more than 5 %
 LEVEL = 0.95
 _MANY = 256  # kinds of items; of right or wrong for merge and four parents there are 32
-_SEED = 0  # the same intervals every time
+_SEED = 0  # so that intervals are reproducible
 
 Scores = Mapping[tuple[str, str], Floats]  # (task, metric) -> its value, one for each draw
 Statistic = Callable[[Scores], Floats]
@@ -65,7 +65,7 @@ class Draws:
     added: Mapping[tuple[str, str], Floats]
 
     def exchanged(self, rival: int, statistic: Statistic) -> tuple[float, Floats]:
-        """The statistic (one side's score minus the other's) as seen, and with answers exchanged on each draw."""
+        """The observed statistic (one side's score minus the other's), and with answers exchanged on each draw."""
         sides: tuple[dict[tuple[str, str], Floats], ...] = ({}, {})
         seen: tuple[dict[tuple[str, str], Floats], ...] = ({}, {})
         for key, whole in self.whole.items():

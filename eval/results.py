@@ -30,7 +30,7 @@ FORMAT = 2
 FEW = 5  # items that are right, or wrong
 Z = 1.959964  # half of a 95 % interval, in standard errors
 Questions = Mapping[str, Mapping[str, tuple[str, str]]]  # task -> doc id -> (question, right answer)
-# The metric that a table shows of a task that names none; the first that is there.
+# The metric that a table shows for a task that names none: the first that exists.
 _PREFERRED = (
     *("acc_norm", "exact_match", "prompt_level_strict_acc", "acc", "pass@1", "pass_at_1", "f1", "mcc", "bleu"),
     *("rouge1", "bits_per_byte", "byte_perplexity", "word_perplexity", "perplexity"),
@@ -46,7 +46,7 @@ class ScorePart:
     chance: float = 0.0
 
     def normalised(self, value: Floats | float) -> Floats:
-        """Chance is 0, everything right is 1, and less than chance counts as chance."""
+        """Scales chance to 0 and everything right to 1; scores below chance are 0."""
         return np.maximum(0.0, (value - self.chance) / (1 - self.chance))
 
 
@@ -220,7 +220,7 @@ class Results:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Notes to show wherever the scores are shown."""
+        """Notes to show with the scores."""
         return (*self._of_samples(), *self._of_guards())
 
     def _of_samples(self) -> tuple[str, ...]:
@@ -234,7 +234,7 @@ class Results:
         return (f"{', '.join(names)}: on a sample of {size}; not a leaderboard score.",)
 
     def _of_guards(self) -> tuple[str, ...]:
-        """The guards under which models' code was run; they may differ between files that are compared."""
+        """The guards under which models' code was run; they may differ between compared files."""
         tasks: dict[tuple[str, ...], dict[str, None]] = {}
         for model in self.models:
             for name, task in model.tasks.items():

@@ -17,7 +17,7 @@ import numpy.typing as npt
 Item = float | tuple[float, float]  # a score; or a loss in nats and the words or bytes it is of, for perplexities
 Floats = npt.NDArray[np.float64]
 
-KEPT = 1000  # items of a task whose texts are kept
+KEPT = 1000  # items of a task with kept texts
 _QUESTION, _ANSWER = 240, 80  # letters
 _OVER_UNITS = ("word_perplexity", "byte_perplexity", "bits_per_byte")  # log-likelihood and number of units
 

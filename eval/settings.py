@@ -1,4 +1,4 @@
-"""Settings of an evaluation: how models are run, the same for all that are compared."""
+"""Settings of an evaluation, the same for all compared models."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Greedy soup: models are added to an average as long as it does not get worse on held-out items.
+"""Greedy soup: adds models to an average as long as it does not get worse on held-out items.
 
 Wortsman et al. 2022, Model soups (arXiv:2203.05482), Recipe 1: sort the models by held-out score, start with the best,
 add each if the average with it scores at least as well. Members chosen on some items look better on them than they are,
@@ -61,7 +61,7 @@ class Soup:
 
     @property
     def recipe(self) -> str:
-        """The text of the recipe that makes it."""
+        """The text of its recipe."""
         return self.average.text + text_of(self.average)
 
     def plan(self) -> Plan:
@@ -103,7 +103,7 @@ def greedy_soup(
         singles = judge(single, choose)
         _check_scale(singles)
         scores = [_score(singles, model) for model in singles.models]
-        order = sorted(range(len(models)), key=lambda place: -scores[place])  # stable: of equals the first named
+        order = sorted(range(len(models)), key=lambda place: -scores[place])  # stable: among equals, the first named
         members, best = [order[0]], scores[order[0]]
         steps = [_step(singles, singles.models[order[0]], single[order[0]].name, best, True)]
         for place in order[1:]:

@@ -89,7 +89,7 @@ def _best(results: Results, name: str) -> float:
 
 
 def score_table(results: Results, width: int) -> Table:
-    """Models x tasks; tasks x models where that is wider than the terminal."""
+    """Models x tasks; tasks x models if that is wider than the terminal."""
     from rich.table import Table
     from rich.text import Text
 
@@ -131,7 +131,7 @@ def notes(comparison: Comparison) -> list[str]:
 
 
 def print_results(results: Results) -> None:
-    """Requests and time of each model, the table, and each merge against those of its parents that were judged."""
+    """Prints requests and time of each model, the table, and each merge against its judged parents."""
     from merge.show.terminal import console
 
     out = console()
@@ -172,7 +172,7 @@ GAINS = ("over the best parent", "95 % interval", "p, corrected", "gained", "los
 
 
 def gain_cells(gain: Gain, results: Results) -> list[str]:
-    """The cells of the columns in GAINS."""
+    """The cells for the columns of GAINS."""
     best, percent = gain.best, percent_of(results, gain.task)
     counts = ("–", "–") if best.p is None else (str(best.gained), str(best.lost))
     ahead = f"{signed(best.value, percent)} ({best.other})"

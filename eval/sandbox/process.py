@@ -34,7 +34,7 @@ class NotStarted(MergeError):
 def run(
     layers: Collection[str], source: str, function: str, calls: Sequence[Sequence[object]], timeout: float, memory: int
 ) -> list[object]:
-    """As eval.sandbox.returned, under these layers; raises NotStarted if one of them is not available."""
+    """Like eval.sandbox.returned, under these layers; raises NotStarted if one of them is not available."""
     at = places()
     request = {
         "source": source,

@@ -28,7 +28,7 @@ def remove_tree(directory: str) -> None:
 
 
 def _empty(place: int) -> None:
-    """Removes all that is in an open directory, which is closed."""
+    """Removes the contents of an open directory, and closes it."""
     above: list[tuple[str, _Level]] = []  # the name that was entered, and in which directory
     level = _Level(place)
     try:

@@ -29,7 +29,7 @@ SUITES = {
 
 
 def get_suite(name: str) -> Suite:
-    """Raises UsageError for a name that is none."""
+    """The suite of this name. Raises UsageError if there is none."""
     if name not in SUITES:
         raise UsageError(f'unknown suite "{name}"; {suggest(name, SUITES)}')
     module, _, function = SUITES[name].partition(":")
@@ -40,7 +40,7 @@ def get_suite(name: str) -> Suite:
 def resolve(
     names: Sequence[str], suite: str | None, include: Path | None = None, data: Path | None = None
 ) -> tuple[Task, ...]:
-    """The tasks asked for, in order, each once.
+    """The requested tasks, in order, each once.
 
     Args:
         names: of lm-eval, of `include`, or paths of .jsonl and .yaml files. Names of tasks of the suite pick those of

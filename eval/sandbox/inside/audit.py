@@ -1,4 +1,4 @@
-"""An audit hook (PEP 578) that refuses what a function written for a docstring does not need.
+"""An audit hook (PEP 578) that refuses actions that a function for a docstring does not need.
 
 It guards against accidents: a wrong path, a deleted file, a request sent to somewhere. It is in Python, inside the
 process that it watches, and code that is written to get around it will. Against that there is the kernel.

@@ -1,4 +1,4 @@
-"""Drops what an unprivileged Linux process can drop: namespaces, Landlock, system calls.
+"""Gives up rights as far as an unprivileged Linux process can: namespaces, Landlock, system calls.
 
 Runs in the process that is to be confined, through the C library. Each function raises OSError where the kernel, or a
 container around this process, does not let it. Sources: man 7 user_namespaces, man 7 landlock (and linux/landlock.h),

@@ -62,7 +62,7 @@ def _confine(layers: Sequence[str], readable: Sequence[str], listable: Sequence[
     if "landlock" in layers:
         kernel.landlock(home, readable, listable)
     if "seccomp" in layers:
-        # Without anything that says which files may be written, none may.
+        # Without a layer that limits which files may be written, none may.
         kernel.filter_calls(read_only=not {"bubblewrap", "landlock"} & set(layers))
 
 
