@@ -320,7 +320,7 @@ def test_the_shots_of_a_leaderboard_cannot_be_changed() -> None:
     import dataclasses
 
     task = dataclasses.replace(get_suite("core").tasks[2], num_fewshot=4)
-    with pytest.raises(UsageError, match="--num-fewshot: the suite says"):
+    with pytest.raises(UsageError, match="--num-fewshot: the suite sets"):
         load_tasks([task], Settings(num_fewshot=2))
 
 
