@@ -24,11 +24,13 @@ from merge.adapter_kinds import KINDS as ADAPTER_KINDS
 from merge.cli import VERBS
 from merge.methods import Method, all_methods
 from merge.moe_layouts import all_layouts
+from merge.needs import QUANTISED
 from merge.recipe.keys import KEYS as RECIPE_KEYS
 from merge.recipe.keys import LEVELS
 from merge.recipe.model import ALLOW
 from merge.schema.keys import Key
 from merge.schema.names import one_of
+from merge.tools.stored_formats import FORMATS as STORED_FORMATS
 from merge.tools.transplant import METHODS as TRANSPLANT_METHODS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -164,6 +166,14 @@ def transplant_methods() -> str:
     )
 
 
+def quantize_formats() -> str:
+    rows = [
+        (f"`{name}`", form.title, ", ".join(package for package in QUANTISED[form.method]), form.on_cpu)
+        for name, form in STORED_FORMATS.items()
+    ]
+    return table(("`--to`", "stored as", "transformers loads it with", "on CPU, transformers"), rows)
+
+
 def suite_table() -> str:
     from eval.tasks import SUITES, get_suite
 
@@ -274,6 +284,7 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
     "docs/adapters.md": {"kinds": adapter_kinds},
     "docs/vocabularies.md": {"transplant": transplant_methods},
     "docs/suites.md": {"suites": suite_table},
+    "docs/tools.md": {"quantize": quantize_formats},
     "docs/finetune.md": {"train": training_table, "formats": format_table, "objectives": objective_table},
     "docs/finetune-keys.md": {"keys": finetune_keys},
     "docs/design.md": {"tree": folder_tree},

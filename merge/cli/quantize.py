@@ -22,6 +22,7 @@ from merge.cli.options import (
 from merge.errors import UsageError
 from merge.needs import QUANTISED, need
 from merge.show.terminal import printable, progress_bar, show_table, size
+from merge.tools.stored_formats import FORMATS
 
 
 @click.command(
@@ -36,7 +37,7 @@ Interrupted or killed, the same command resumes where it stopped.""",
 )
 @click.argument("model")
 @out_option
-@click.option("--to", required=True, type=click.Choice(["int8", "int4", "nf4", "fp8"]), help="Format of linear layers.")
+@click.option("--to", required=True, type=click.Choice(list(FORMATS)), help="Format of linear layers.")
 @click.option("--include", multiple=True, help="Only modules that match (model.layers.0.*); can include the head.")
 @click.option("--exclude", multiple=True, help="Modules to leave unchanged.")
 @click.option("--dequantize", is_flag=True, help="Write the values of the quantised weights, in the model's own dtype.")
@@ -74,9 +75,8 @@ def command(
     if nested:
         need("--nested", "quantize", "bitsandbytes", otherwise="Or leave it out.")
     if not (no_perplexity or dequantize):
-        kind = {"int8": "bitsandbytes", "nf4": "bitsandbytes", "int4": "compressed-tensors", "fp8": "fp8"}[to]
         without = "Or leave the comparison of perplexities out: --no-perplexity."
-        need(f"loading {to} again", "quantize", *QUANTISED[kind], otherwise=without)
+        need(f"loading {to} again", "quantize", *QUANTISED[FORMATS[to].method], otherwise=without)
     from merge.checkpoint import open_checkpoint
     from merge.recipe.references import parse_reference
     from merge.statistics.data import read_texts

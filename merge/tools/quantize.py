@@ -39,8 +39,8 @@ from merge.plan import Plan, SideFile, SourceModel, Step, TensorRef
 from merge.processors import processors
 from merge.recipe.model import ModelRef
 from merge.tools.quantizers import ROWS, Dequantized, Encoder, Quantizer, make_quantizer
+from merge.tools.stored_formats import FORMATS
 
-FORMATS = ("int8", "int4", "nf4", "fp8")
 _SOURCES = ("F32", "F16", "BF16")
 
 
@@ -213,14 +213,9 @@ def _card(checkpoint: Checkpoint, to: str, name: str, n_layers: int, n_kept: int
     head = ["---", "library_name: transformers", *([f"pipeline_tag: {task}"] if task else [])]
     if checkpoint.revision is not None:
         head += [f"base_model: {json.dumps(checkpoint.ref.path)}", "base_model_relation: quantized"]
-    how = {
-        "int8": "INT8, a scale for each row (bitsandbytes)",
-        "nf4": "NF4, a scale for 64 weights (bitsandbytes)",
-        "int4": "symmetric INT4 in groups of a row (compressed-tensors)",
-        "fp8": "FP8 E4M3, a scale for each block of a matrix",
-    }
     format_, _, means = to.partition(" ")
-    stored = f"hold their values after rounding to {how[format_]}" if means else f"are stored as {how[to]}"
+    how = FORMATS[format_].title
+    stored = f"hold their values after rounding to {how}" if means else f"are stored as {how}"
     lines = [
         *(*head, "tags:", "- merge-workbench", f"- {format_}", "---", "", f"# {name}", ""),
         f"{checkpoint.ref.text}, quantised{' and dequantised' if means else ''} with Merge Workbench.",
