@@ -19,7 +19,7 @@ from merge.kernels.selection import KEEP_ALL, Threshold
 from merge.one_thread import ONE_THREAD
 from merge.tools.analyse import spectra as by_matrix
 from merge.tools.analyse.elements import DENSITIES, DeltaSums
-from merge.tools.analyse.spectra import interference, spectrum
+from merge.tools.analyse.spectra import interference, overlap, spectrum
 
 
 def stored(values: np.ndarray, dtype: str) -> np.ndarray:
@@ -216,10 +216,11 @@ def test_interference_and_overlap_follow_their_definitions() -> None:
     expected = np.abs((u.T @ u - np.eye(32)) @ np.diag(s) @ (v.T @ v - np.eye(32))).sum() / s.sum()
     assert interference([a, b]) == pytest.approx(expected, rel=1e-4)
     assert interference([a]) is None
-    assert by_matrix._overlap(a, a) == pytest.approx(1, abs=1e-4)
+    assert overlap(a.u, a.u) == pytest.approx(1, abs=1e-4)
     exact = [np.linalg.svd(delta.double().numpy()) for delta in deltas]
-    sides = (exact[0][0][:, :16].T @ exact[1][0][:, :16], exact[0][2][:16] @ exact[1][2][:16].T)
-    assert by_matrix._overlap(a, b) == pytest.approx(sum((side**2).sum() for side in sides) / 32, rel=1e-3)
+    left, right = exact[0][0][:, :16].T @ exact[1][0][:, :16], exact[0][2][:16] @ exact[1][2][:16].T
+    assert overlap(a.u, b.u) == pytest.approx((left**2).sum() / 16, rel=1e-3)
+    assert overlap(a.v, b.v) == pytest.approx((right**2).sum() / 16, rel=1e-3)
 
 
 def test_large_matrices_are_read_in_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -74,7 +74,7 @@ def test_json_and_csv_have_the_same_numbers(family: Path, call_cli: Call) -> Non
     assert float(mine["conflict", "0.2", "a", "b"]["value"]) == tensor["pairs"][0]["conflict"][2]
     assert float(mine["relative", "", "b", ""]["value"]) == tensor["models"][1]["relative"]
     assert float(mine["energy_of_rank", "4", "a", ""]["value"]) == tensor["spectra"]["models"][0]["energy"][2]
-    assert float(mine["overlap", "", "a", "b"]["value"]) == tensor["spectra"]["overlap"][0]
+    assert float(mine["left", "", "a", "b"]["value"]) == tensor["spectra"]["left"][0]
     assert data["models"] == ["a", "b"]
     assert len(data["cells"]) == 2 * 8  # seven matrices and the norms in each of two layers
     assert {each["role"] for each in data["roles"]} == {row["role"] for row in rows}
@@ -123,7 +123,14 @@ def test_the_page_holds_every_figure_and_fetches_nothing(family: Path, call_cli:
     page = Page((family / "page.html").read_text(encoding="utf-8"))
     of_models = [f"|d|/|b| of {name}" for name in "abc"]
     others = ["Cosine of deltas", "Sign conflict", "Sign conflict", "Cancelled magnitude", "Cancelled magnitude"]
-    more = ["Same entries", "Shared directions", "Interference", "Lost in bfloat16", "Effective rank"]
+    more = [
+        "Same entries",
+        "Shared left directions",
+        "Shared right directions",
+        "Interference",
+        "Lost in bfloat16",
+        "Effective rank",
+    ]
     assert page.captions == ["Map of the models", *of_models, *others, *more]
     assert page.count["table.heat"] == len(page.captions) - 1
     assert page.count["circle"] == 3

@@ -193,10 +193,12 @@ def test_shared_directions_call_for_tsv(tmp_path: Path) -> None:
     base = write_model(tmp_path / "base", tensors)
     random = np.random.default_rng(0)
     left = {name: random.standard_normal((values.shape[0], 4)) for name, values in tensors.items()}
+    right = {name: random.standard_normal((4, values.shape[-1])) for name, values in tensors.items()}
     models = []
     for name in "ab":
+        turn = random.standard_normal((4, 4))
         tuned = {
-            key: (v + (0.01 * left[key] @ random.standard_normal((4, v.shape[1])) if v.ndim == 2 else 0)).astype("f4")
+            key: (v + (0.01 * left[key] @ turn @ right[key] if v.ndim == 2 else 0)).astype(np.float32)
             for key, v in tensors.items()
         }
         models.append(write_model(tmp_path / name, tuned))
@@ -204,6 +206,26 @@ def test_shared_directions_call_for_tsv(tmp_path: Path) -> None:
     assert suggested(analysis)["method"] == "tsv"
     assert analysis.recipe is not None
     assert parse_recipe(analysis.recipe).merge_method == "tsv"
+
+
+def test_loras_that_share_one_side_alone_need_no_tsv(tmp_path: Path) -> None:
+    """Their A began with the same random numbers."""
+    tensors = base_tensors(hidden=64)
+    base = write_model(tmp_path / "base", tensors)
+    models = []
+    for seed, name in enumerate("ab", 1):
+        random, same = np.random.default_rng(seed), np.random.default_rng(0)
+        tuned = dict(tensors)
+        for key, values in tensors.items():
+            if values.ndim == 2:
+                delta = random.standard_normal((len(values), 4)) @ same.standard_normal((4, values.shape[1]))
+                tuned[key] = (values + 0.01 * delta).astype(np.float32)
+        models.append(write_model(tmp_path / name, tuned))
+    analysis = analysis_of(base, *models)
+    whole = analysis.group()
+    assert whole is not None
+    assert whole.spectra.right == pytest.approx([1])
+    assert suggested(analysis)["method"] == "task_arithmetic"
 
 
 def test_deltas_whose_large_entries_agree_call_for_ties(base: Path, tmp_path: Path) -> None:
@@ -263,12 +285,15 @@ def test_models_that_undo_each_other_are_not_merged(base: Path, tmp_path: Path) 
 
 
 def test_small_deltas_ask_for_float32(tmp_path: Path) -> None:
-    base = write_model(tmp_path / "base", BASE, "BF16")
+    """Of an average in bfloat16 a quarter of each delta is lost where that is below half an ulp."""
+    start = {name: stored(values, "BF16") for name, values in BASE.items()}
+    base, common = write_model(tmp_path / "base", start, "BF16"), moved(start, noise(9, 1e-4))
     models = [
-        write_model(tmp_path / name, moved(BASE, noise(seed, 2e-4)), "BF16") for seed, name in enumerate("abcd", 1)
+        write_model(tmp_path / name, moved(common, noise(seed, 1e-5)), "BF16") for seed, name in enumerate("abcd", 1)
     ]
     analysis = analysis_of(base, *models, matrices=0)
-    assert suggested(analysis)["dtype"] == "dtype: float32"
+    assert suggested(analysis)["method"] == "linear: average the models"
+    assert suggested(analysis)["dtype"] == "write float32"
     assert analysis.recipe is not None
     assert 'dtype: "float32"' in analysis.recipe
 

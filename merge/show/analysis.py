@@ -67,7 +67,7 @@ def _pairs(analysis: Analysis, whole: AnalysedGroup, names: Sequence[str]) -> Ta
     from rich.table import Table
 
     least = f"at {analysis.densities[TRIMMED]:.0%}"
-    heads = ("pair", "cosine", "sign conflict", least, "cancelled", least, "same top", "directions", "interference")
+    heads = ("pair", "cosine", "sign conflict", least, "cancelled", least, "same top", "left", "right", "interference")
     table = Table(*heads, box=None, pad_edge=False)
     spectra = whole.spectra
     for place, ((i, j), pair) in enumerate(zip(analysis.pairs, whole.measures.pairs, strict=True)):
@@ -79,11 +79,12 @@ def _pairs(analysis: Analysis, whole: AnalysedGroup, names: Sequence[str]) -> Ta
             percent(pair.cancelled[0]),
             percent(pair.cancelled[TRIMMED]),
             percent(pair.overlap[TRIMMED]),
-            number(spectra.overlap[place]),
+            number(spectra.left[place]),
+            number(spectra.right[place]),
             number(spectra.pair_interference[place]),
         )
     if spectra.chance is not None:
-        table.caption = f"directions: overlap of the leading singular vectors; by chance {spectra.chance:.2g}"
+        table.caption = f"left, right: overlap of the leading singular vectors; by chance {spectra.chance:.2g}"
     return table
 
 
@@ -92,14 +93,15 @@ def _groups(analysis: Analysis, groups: Sequence[tuple[str, AnalysedGroup]], tit
 
     several = len(analysis.models) > 1
     heads = (title, "tensors", "|d|/|b|", "eff. rank")
-    more = ("cosine", "sign conflict", "cancelled", "directions", "interference") if several else ()
+    more = ("cosine", "sign conflict", "cancelled", "left", "right", "interference") if several else ()
     table = Table(*heads, *more, box=None, pad_edge=False)
     for name, group in groups:
         of_pairs = (
             cosine(average(group, lambda g: [pair.cosine for pair in g.measures.pairs])),
             percent(average(group, lambda g: [pair.conflict[0] for pair in g.measures.pairs])),
             percent(group.measures.cancelled[0]),
-            number(average(group, lambda g: g.spectra.overlap)),
+            number(average(group, lambda g: g.spectra.left)),
+            number(average(group, lambda g: g.spectra.right)),
             number(group.spectra.interference),
         )
         relative = number(average(group, lambda g: [model.relative for model in g.measures.models]))

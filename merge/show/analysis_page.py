@@ -97,11 +97,15 @@ def _pairs(analysis: Analysis, whole: AnalysedGroup, names: Sequence[str]) -> st
     heads += [f"sign conflict{_at(density)}" for density in analysis.densities]
     heads += [f"cancelled{_at(density)}" for density in analysis.densities]
     heads += [f"same entries{_at(density)}" for density in analysis.densities[1:]]
-    heads += ["shared directions", "interference"]
+    heads += ["shared left directions", "shared right directions", "interference"]
     rows = []
     for place, ((i, j), pair) in enumerate(zip(analysis.pairs, whole.measures.pairs, strict=True)):
         values = [cosine(pair.cosine), *map(percent, pair.conflict), *map(percent, pair.cancelled)]
-        values += [*map(percent, pair.overlap[1:]), number(whole.spectra.overlap[place])]
+        values += [
+            *map(percent, pair.overlap[1:]),
+            number(whole.spectra.left[place]),
+            number(whole.spectra.right[place]),
+        ]
         rows.append(html_row(f"{names[i]}, {names[j]}", [*values, number(whole.spectra.pair_interference[place])]))
     chance = "" if whole.spectra.chance is None else f" (by chance {whole.spectra.chance:.2g})"
     note = (
@@ -163,7 +167,8 @@ def _maps(analysis: Analysis, names: Sequence[str]) -> Iterator[HeatMap]:
         yield HeatMap("Cancelled magnitude", f"all models, {top}", lambda g: g.measures.cancelled[TRIMMED], _percent)
         overlap = _mean(lambda g: [p.overlap[TRIMMED] for p in g.measures.pairs])
         yield HeatMap("Same entries", f"{pairs}, {top}", overlap, _percent)
-        yield HeatMap("Shared directions", pairs, _mean(lambda g: g.spectra.overlap), _percent)
+        yield HeatMap("Shared left directions", pairs, _mean(lambda g: g.spectra.left), _percent)
+        yield HeatMap("Shared right directions", pairs, _mean(lambda g: g.spectra.right), _percent)
         yield HeatMap("Interference", "all models", lambda g: g.spectra.interference, _number)
     lost = _mean(lambda g: [model.lost_at_share for model in g.measures.models])
     yield HeatMap("Lost in bfloat16", f"at weight 1/{len(names)}, mean over models", lost, _percent)

@@ -62,7 +62,8 @@ class SpectraMeans:
     effective_rank: tuple[float | None, ...]
     stable_rank: tuple[float | None, ...]
     energy: tuple[tuple[float, ...] | None, ...]
-    overlap: tuple[float | None, ...]
+    left: tuple[float | None, ...]
+    right: tuple[float | None, ...]
     chance: float | None
     interference: float | None
     pair_interference: tuple[float | None, ...]
@@ -76,7 +77,8 @@ class SpectraMeans:
             effective_rank=tuple(mean(one.effective_rank for one in each) for each in models),
             stable_rank=tuple(mean(one.stable_rank for one in each) for each in models),
             energy=tuple(_curve([one.energy for one in each]) for each in models),
-            overlap=tuple(mean(each.overlap[pair] for each in found) for pair in pairs),
+            left=tuple(mean(each.left[pair] for each in found) for pair in pairs),
+            right=tuple(mean(each.right[pair] for each in found) for pair in pairs),
             chance=mean(each.chance for each in found),
             interference=mean(each.interference for each in found),
             pair_interference=tuple(mean(each.pair_interference[pair] for each in found) for pair in pairs),

@@ -174,7 +174,8 @@ class _Measuring:
         def work(place: int) -> None:
             refs = self.refs[place]
             tensor = StepTensor(side_by_side(readable(refs)), reader, crew, buffers, _CACHE // self.threads)
-            found = measure(tensor, [ref.dtype for ref in refs[1:]])
+            # what is computed while it is read, as a folded adapter, is float32 and not rounded to its dtype
+            found = measure(tensor, ["F32" if ref.is_computed else ref.dtype for ref in refs[1:]])
             if sum(tensor.nonfinite()):
                 self.left_out.append((self.names[place], "has NaN or infinite numbers"))
             else:

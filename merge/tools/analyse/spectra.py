@@ -58,15 +58,17 @@ class MatrixSpectra:
 
     Attributes:
         models: None for a delta that is zero.
-        overlap: of each pair, mean of |U_i^T U_j|^2 / k and |V_i^T V_j|^2 / k over the k leading singular vectors:
-            1 for equal subspaces, `chance` (mean over the pairs) for random ones.
+        left, right: of each pair, |U_i^T U_j|^2 / k and |V_i^T V_j|^2 / k over the k leading singular vectors: 1 for
+            equal subspaces, `chance` (mean over the pairs and sides) for random ones. Models interfere where both are
+            large; LoRAs whose A began with the same random numbers share the right side alone.
         interference: singular task interference of all models, |(U^T U - I) S (V^T V - I)|_1 over the k leading
             singular vectors of each (Gargiulo et al. 2024, arXiv:2412.00081), divided by the sum of S.
         pair_interference: the same of each pair.
     """
 
     models: tuple[DeltaSpectrum | None, ...]
-    overlap: tuple[float | None, ...]
+    left: tuple[float | None, ...]
+    right: tuple[float | None, ...]
     chance: float | None
     interference: float | None
     pair_interference: tuple[float | None, ...]
@@ -103,7 +105,8 @@ def spectra(reader: SourceReader, refs: Sequence[TensorRef], rounding: Sequence[
     known = [(a, b) for a, b in pairs if a is not None and b is not None]
     return MatrixSpectra(
         models=tuple(found),
-        overlap=tuple(None if a is None or b is None else _overlap(a, b) for a, b in pairs),
+        left=tuple(None if a is None or b is None else overlap(a.u, b.u) for a, b in pairs),
+        right=tuple(None if a is None or b is None else overlap(a.v, b.v) for a, b in pairs),
         chance=sum(_chance(a, b) for a, b in known) / len(known) if known else None,
         interference=interference([each for each in leading if each is not None]),
         pair_interference=tuple(None if a is None or b is None else interference([a, b]) for a, b in pairs),
@@ -190,9 +193,9 @@ def _orthonormal(matrix: Tensor) -> Tensor:
     return torch.linalg.qr(matrix).Q
 
 
-def _overlap(a: _Leading, b: _Leading) -> float:
-    shared = float((a.u.T @ b.u).square().sum() + (a.v.T @ b.v).square().sum())
-    return min(1.0, shared / (2 * min(len(a.s), len(b.s))))
+def overlap(a: Tensor, b: Tensor) -> float:
+    """Of the subspaces that orthonormal columns span, from 0 to 1"""
+    return min(1.0, float((a.T @ b).square().sum()) / int(min(a.shape[1], b.shape[1])))
 
 
 def _chance(a: _Leading, b: _Leading) -> float:

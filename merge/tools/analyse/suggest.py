@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from merge.recipe.model import Settings
 from merge.tools.analyse.elements import DENSITIES, pairs_of
-from merge.tools.analyse.results import AnalysedGroup, AnalysedTensor, AnalysisFinding, Suggestion, group_of
+from merge.tools.analyse.results import AnalysedGroup, AnalysedTensor, AnalysisFinding, Suggestion, group_of, mean
 
 ALIKE = 0.5  # cosine of deltas that point the same way
 SHARED = 2.0  # times what random subspaces share
@@ -57,7 +57,7 @@ def suggest(
     parts = _Parts(models, tensors, whole, kept)
     method, parameters, why = parts.method()
     said += [*why, *parts.weights()]
-    dtype, reason = parts.dtype()
+    dtype, reason = parts.dtype(method)
     tokenizer = None
     if any(finding.what == "tokenizer" and "vocabulary" in finding.text for finding in findings):
         tokenizer = "union"
@@ -102,18 +102,16 @@ class _Parts:
 
     def method(self) -> tuple[str, Settings, list[Suggestion]]:
         """The method, its parameters, and why."""
-        cosines = [self.whole.measures.pairs[pair].cosine or 0.0 for pair in self.pairs]
+        cosines, spectra = [self.whole.measures.pairs[pair].cosine or 0.0 for pair in self.pairs], self.whole.spectra
         if min(cosines) >= ALIKE:
             reason = f"the deltas point the same way: cosines from {min(cosines):.2f} to {max(cosines):.2f}"
             weight: Settings = {"weight": round(1 / len(self.kept), 4)}
             return "linear", weight, [Suggestion("method", "linear: average the models", reason, _SOUPS)]
-        overlaps = [each for pair in self.pairs if (each := self.whole.spectra.overlap[pair]) is not None]
-        chance = self.whole.spectra.chance
-        if overlaps and chance and sum(overlaps) / len(overlaps) >= SHARED * chance:
-            shared = sum(overlaps) / len(overlaps)
+        left, right = (mean(side[pair] for pair in self.pairs) for side in (spectra.left, spectra.right))
+        if left is not None and right is not None and spectra.chance and min(left, right) >= SHARED * spectra.chance:
             reason = (
-                f"the models' leading singular directions overlap by {shared:.2f}, random ones by {chance:.2f}; "
-                "tsv makes those of different models orthogonal"
+                f"leading singular directions of the models overlap by {left:.2f} (left) and {right:.2f} (right), "
+                f"random ones by {spectra.chance:.2f}; tsv makes them orthogonal"
             )
             return "tsv", {"lambda": 1.0}, [Suggestion("method", "tsv", reason, _TSV)]
         return self._by_element(cosines)
@@ -157,16 +155,18 @@ class _Parts:
             source = "sources disagree: MetaGPT (arXiv:2406.11385) gives longer deltas more weight"
             yield Suggestion("weight", text, ratio, source)
 
-    def dtype(self) -> tuple[str, list[Suggestion]]:
-        """The base's dtype, or float32 where that would lose too much."""
+    def dtype(self, method: str) -> tuple[str, list[Suggestion]]:
+        """The base's dtype, or float32 where that would lose too much of a delta with the method's weight."""
         stored = [tensor.dtypes[0] for tensor in self.tensors if len(tensor.shape) > 1] or ["F32"]
         dtype = max(dict.fromkeys(stored), key=stored.count)
-        lost = {self.models[place]: self.whole.measures.models[place].lost_at_share for place in self.kept}
+        found = {self.models[place]: self.whole.measures.models[place] for place in self.kept}
+        lost = {name: one.lost_at_share if method == "linear" else one.lost for name, one in found.items()}
         name = max(lost, key=lost.__getitem__)
         if dtype != "BF16" or lost[name] < LOST:
             return dtype if dtype in ("BF16", "F16") else "F32", []
-        reason = f"with weight 1/{len(self.models)}, {lost[name]:.0%} of {name}'s |d| is below half a bfloat16 ulp"
-        return "F32", [Suggestion("dtype", "dtype: float32", reason, _MEASURED)]
+        at = f" with weight 1/{len(self.models)}" if method == "linear" else ""
+        reason = f"{lost[name]:.0%} of {name}'s |d|{at} is below half a bfloat16 ulp of the base"
+        return "F32", [Suggestion("dtype", "write float32", reason, _MEASURED)]
 
     def _layers(self) -> tuple[float, ...] | None:
         """Weights at KNOTS places from the first layer to the last; None where they hardly differ."""

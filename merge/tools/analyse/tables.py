@@ -15,7 +15,7 @@ from merge.tools.analyse.results import AnalysedGroup, Analysis
 from merge.tools.analyse.spectra import MatrixSpectra
 
 _COLUMNS = ("tensor", "role", "layer", "measure", "at", "a", "b", "value")
-_OF_SPECTRA = ("overlap", "pair_interference")
+_OF_SPECTRA = ("left", "right", "pair_interference")
 
 
 def as_data(analysis: Analysis) -> dict[str, Any]:
