@@ -19,7 +19,8 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = ("merge", "finetune", "eval")
 # From the ground up; a room may import those before it. `face` is what users import: merge/__init__.
 ROOMS = (
-    *("merge", "schema", "chat", "kernels", "methods", "moe_layouts", "recipe", "adapter_kinds", "sources"),
+    *("merge", "schema", "chat", "kernels", "methods", "moe_layouts", "gguf_layouts", "recipe", "adapter_kinds"),
+    "sources",
     *("checkpoint", "loading", "architecture", "vocabulary", "adapters", "layerwise", "output", "statistics"),
     *("findings", "planning", "engine", "workers", "jobs", "tools", "show", "face", "finetune", "eval", "cli"),
 )

@@ -111,7 +111,7 @@ def test_a_single_file_wins_over_an_index_and_that_is_said(model: Path) -> None:
         ((), "is empty"),
         (("config.json", "notes.txt"), "has no weights in it, only config.json, notes.txt"),
         (("adapter_config.json", "adapter_model.safetensors"), "is an adapter (adapter_config.json)"),
-        (("config.json", "model-q4.gguf"), "GGUF weights (model-q4.gguf), and models are read"),
+        (("config.json", "model-q4.gguf"), "GGUF weights (model-q4.gguf). Name the file itself: model-q4.gguf."),
         (("params.json", "consolidated.00.pth"), "own format (consolidated.00.pth). Convert"),
         (("config.json", "consolidated.safetensors"), "own format (consolidated.safetensors). Convert"),
         (("config.json", "tf_model.h5"), "no weights that can be read, only tf_model.h5"),

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import Output, write_json
+from ggufs_of import small_model
 from safetensors.numpy import load_file, save_file
-from tiny_models import model_of, sizes
 
 from merge.errors import NumbersError, UsageError
 from merge.tools.to_gguf.types import TYPES
@@ -38,40 +38,9 @@ def metadata(path: Path, key: str) -> Any:
     return None if field is None else field.contents()
 
 
-def byte_tokenizer(path: Path) -> None:
-    """256 bytes as GPT-2 writes them; one merge; an end of text."""
-    letters = [chr(i) for i in (*range(33, 127), *range(161, 173), *range(174, 256))]
-    letters += [chr(256 + i) for i in range(256 - len(letters))]
-    vocabulary = {letter: i for i, letter in enumerate(letters)} | {"th": 256}
-    write_json(
-        path / "tokenizer.json",
-        {
-            "version": "1.0",
-            "added_tokens": [
-                {"id": 257, "content": "<end>", "special": True, "single_word": False}
-                | {"lstrip": False, "rstrip": False, "normalized": False}
-            ],
-            "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True},
-            "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
-            "model": {"type": "BPE", "vocab": vocabulary, "merges": [["t", "h"]]},
-        },
-    )
-    write_json(path / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<end>"})
-
-
-def model(path: Path, kind: str = "Llama", **settings: Any) -> Path:
-    import transformers
-
-    wide = {"vocab_size": 260, "hidden_size": 64, "intermediate_size": 96, "head_dim": 32, "eos_token_id": 257}
-    config = getattr(transformers, f"{kind}Config")(**(sizes() | wide | settings))
-    model_of(path, config)
-    byte_tokenizer(path)
-    return path
-
-
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return model(tmp_path_factory.mktemp("gguf") / "llama")
+    return small_model(tmp_path_factory.mktemp("gguf") / "llama")
 
 
 def stored(path: Path) -> dict[str, np.ndarray]:
@@ -158,7 +127,7 @@ def test_a_recipe_is_merged_into_the_file_in_one_pass(llama: Path, tmp_path: Pat
 
 
 def test_experts_of_a_layer_are_one_tensor(tmp_path: Path) -> None:
-    path = model(tmp_path / "m", "Mixtral", num_local_experts=4, num_experts_per_tok=2)
+    path = small_model(tmp_path / "m", "Mixtral", num_local_experts=4, num_experts_per_tok=2)
     write_gguf(str(path), tmp_path / "m.gguf", "f32")
     found, expected = tensors_of(tmp_path / "m.gguf"), stored(path)
     ours = numbers(found["blk.1.ffn_down_exps.weight"])
@@ -267,7 +236,7 @@ def test_llama_cpp_computes_what_transformers_computes(name: str, tmp_path: Path
     from transformers import AutoModelForCausalLM
 
     settings = dict(FAMILIES[name])
-    path = model(tmp_path / "m", settings.pop("kind", name), **settings)
+    path = small_model(tmp_path / "m", settings.pop("kind", name), **settings)
     write_gguf(str(path), tmp_path / "m.gguf", "f32")
     texts = [np.random.default_rng(seed).integers(0, 256, 40).tolist() for seed in range(2)]
     answer = judged(tmp_path / "m.gguf", {"texts": texts, "ids": True})

@@ -184,7 +184,10 @@ def test_adapters_and_damaged_models_are_one_round_where_the_recipe_is_right(mod
 @pytest.mark.parametrize("verb", [["convert"], ["lora", "fold"], ["transplant"]], ids=" ".join)
 def test_verbs_without_a_recipe_name_no_line_of_one(models: Path, verb: list[str]) -> None:
     (models / "m.gguf").touch()
-    for name, said in (("m.gguf", '"m.gguf" is a GGUF file, and models are read from'), ("./nope", "no directory")):
+    for name, said in (
+        ("m.gguf", "m.gguf: is no GGUF file that can be read (it ends within its header)"),
+        ("./nope", "no directory"),
+    ):
         done = CliRunner().invoke(cli, [*verb, name, *(["a"] if verb != ["convert"] else []), "-o", "out"])
         message = str(done.exception)
         assert said in message

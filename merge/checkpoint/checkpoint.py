@@ -8,10 +8,11 @@ from typing import Any
 
 from merge.checkpoint.files import inside, read_json, weight_file
 from merge.checkpoint.formats import decoded
-from merge.checkpoint.hub import locate
+from merge.checkpoint.hub import ModelPlace, locate
 from merge.checkpoint.layout import find_weights
 from merge.checkpoint.side_files import is_weights, list_side_files, module_folders, too_large
 from merge.checkpoint.tensors import read_tensors
+from merge.checkpoint.weight_file import read_file
 from merge.errors import CheckpointError
 from merge.plan import SourceFile, TensorRef
 from merge.quoting import quoted, some
@@ -66,11 +67,8 @@ def open_checkpoint(ref: ModelRef) -> Checkpoint:
             f'{ref.text}: an adapter ("+") is not a checkpoint. Fold it first (merge lora fold), and name the result.'
         )
     place = locate(ref)
-    weights = find_weights(place.path)
+    files, tensors, notes = _weights(place)
     config = _read_config(place.path)
-    # Times are recorded before headers are read, so that the engine notices a change in between.
-    files = tuple(SourceFile.now(weight_file(place.path, name)) for name in weights.files)
-    tensors, notes = read_tensors(place.path, weights)
     tensors, format_notes = decoded(place.path, config, tensors)
     for folder in module_folders(place.path):
         inner = os.path.join(place.path, folder)
@@ -88,8 +86,20 @@ def open_checkpoint(ref: ModelRef) -> Checkpoint:
         config=config,
         tensors=tensors,
         files=files,
-        notes=(*place.notes, *weights.notes, *notes, *format_notes, *_left_out(place.path)),
+        notes=(*place.notes, *notes, *format_notes, *_left_out(place.path)),
     )
+
+
+def _weights(place: ModelPlace) -> tuple[tuple[SourceFile, ...], dict[str, TensorRef], tuple[str, ...]]:
+    """Files, as they were before their headers were read, so that the engine notices a change; tensors; notes."""
+    if place.weights is not None:
+        file = SourceFile.now(place.weights)
+        found, notes = read_file(place.weights)
+        return (file,), {ref.name: ref for ref in found}, tuple(notes)
+    weights = find_weights(place.path)
+    files = tuple(SourceFile.now(weight_file(place.path, name)) for name in weights.files)
+    tensors, more = read_tensors(place.path, weights)
+    return files, tensors, (*weights.notes, *more)
 
 
 def _left_out(directory: str) -> tuple[str, ...]:

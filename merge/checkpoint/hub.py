@@ -13,6 +13,7 @@ from merge.checkpoint.network import OFFLINE, no_network
 from merge.checkpoint.side_files import is_side_file, lacking_code, may_be_side_file
 from merge.errors import CheckpointError
 from merge.recipe.model import ModelRef
+from merge.recipe.references import GGUF
 
 _ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 # Files that a tokenizer may consist of; folders and weight indexes do not belong to it.
@@ -26,11 +27,12 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 @dataclass(frozen=True)
 class ModelPlace:
-    """An absolute path, and the commit of a model from the hub."""
+    """An absolute path; the commit of a model from the hub; the file of the weights, if it lies elsewhere."""
 
     path: str
     revision: str | None = None
     notes: tuple[str, ...] = ()
+    weights: str | None = None
 
 
 def locate(ref: ModelRef, adapter: bool = False) -> ModelPlace:
@@ -46,6 +48,10 @@ def locate(ref: ModelRef, adapter: bool = False) -> ModelPlace:
                 f'{ref.text}: is a local directory, which has no revisions. Remove "@{ref.revision}".'
             )
         return ModelPlace(os.path.abspath(path))
+    if path.endswith(GGUF) and os.path.isfile(path):
+        from merge.checkpoint.gguf_view import view_of  # rarely needed
+
+        return ModelPlace(view_of(os.path.abspath(path)), weights=os.path.abspath(path))
     if os.path.exists(path):
         config = "adapter_config.json" if adapter else "config.json"
         raise CheckpointError(f"{path}: is a file. Name the directory that holds {config} and the weights.")

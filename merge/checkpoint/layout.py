@@ -107,8 +107,8 @@ def _shards(directory: str, names: Sequence[str], stem: str) -> WeightFiles | No
 
 def _what_it_is(names: Sequence[str]) -> str:
     """Why there are no weights to read, and what to do."""
-    if found := [name for name in names if name.endswith(".gguf")]:
-        return f"holds GGUF weights ({some(found)}), and {GGUF}."
+    if found := [name for name in names if name.endswith(GGUF)]:
+        return f"holds GGUF weights ({some(found)}). Name the file itself: {found[0]}."
     if "modules.json" in names:
         return (
             "holds a sentence-transformers model whose weights are in a subfolder. Name that folder "

@@ -19,10 +19,7 @@ from merge.recipe.model import ModelRef
 from merge.schema.names import nearest
 
 STAGE = "stage:"  # begins the path of a reference to another document's result; no hub id has a colon
-GGUF = (
-    "models are read from safetensors or torch pickles: name the directory of the original model, or convert this one "
-    "with transformers (from_pretrained(DIRECTORY, gguf_file=NAME), then save_pretrained)"
-)
+GGUF = ".gguf"  # ends the name of a file that is a whole model
 NO_ADAPTER = (
     '"{0}" is another document, and adapters cannot be added to its result ("{1}"); put it on the models merged there'
 )
@@ -74,17 +71,15 @@ def parse_model_path(text: str, folder: Path | None = None, revision: str | None
 
 
 def _directory(text: str, folder: Path | None) -> str | None:
-    """The absolute path of the directory that `text` names, or None."""
+    """The absolute path of the directory, or GGUF file, that `text` names, or None."""
     path = os.path.expanduser(text) if text.startswith("~") else text
     for candidate in (path, os.path.join(folder, path)) if folder else (path,):
-        if text and os.path.isdir(candidate):
+        if text and (os.path.isdir(candidate) or (text.endswith(GGUF) and os.path.isfile(candidate))):
             return os.path.abspath(candidate)
     return None
 
 
 def _is_file(path: str) -> str:
-    if path.lower().endswith(".gguf"):
-        return f'"{clipped(path)}" is a GGUF file, and {GGUF}'
     return f'"{clipped(path)}" is a file; name the model directory that contains it'
 
 

@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from merge.errors import UsageError
+from merge.gguf_layouts import Config, Family, head_dim
 from merge.plan import TensorRef
 from merge.quoting import some
-from merge.tools.to_gguf.families import Config, Family, head_dim
 
 _EXPERT = re.compile(r"^(.*\.experts)\.(\d+)\.(.*)$")
 _LEFT_OUT = re.compile(r"(rotary_emb\.inv_freq|masked_bias|attn\.bias)$")  # computed by llama.cpp itself

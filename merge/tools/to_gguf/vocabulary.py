@@ -8,22 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from merge.errors import UsageError
+from merge.gguf_layouts.splitting import SPLITS
 from merge.jsontext import parse_json
 from merge.quoting import quoted
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter
 
-_CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-_REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-# How llama.cpp calls ways of splitting a text before byte pairs are merged: the regular expressions of the splits in
-# tokenizer.json, or what stands for them. Source: llama.cpp, src/llama-vocab.cpp (llm_tokenizer_bpe).
-_BY_SPLITS: dict[tuple[str, ...], str] = {
-    ("bytes",): "gpt-2",
-    ("digits", "bytes"): "smollm",
-    (_CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|" + _REST,): "llama-bpe",
-    (_CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}|" + _REST,): "qwen2",
-}
+_BY_SPLITS = {splits: name for name, splits in SPLITS.items()}
 
 
 def add_vocabulary(writer: GGUFWriter, path: str, config: Mapping[str, Any]) -> None:

@@ -24,6 +24,7 @@ from merge.checkpoint.reader import SourceReader
 from merge.codec import decode
 from merge.engine.crew import Crew
 from merge.errors import NumbersError, UsageError
+from merge.gguf_layouts import described, family_of
 from merge.jobs.pipelines.plan import PipelinePlanner, StagePlan, not_by_blocks, streamed
 from merge.needs import need
 from merge.output.directory import explained
@@ -33,7 +34,6 @@ from merge.plan import Plan
 from merge.planning.load import load_pipeline
 from merge.processors import processors
 from merge.tools.convert import convert_plan
-from merge.tools.to_gguf.families import described, family_of
 from merge.tools.to_gguf.tensors import GgufTensor, gguf_tensors
 from merge.tools.to_gguf.types import TYPES, encode_rows, file_type, row_bytes, type_of
 from merge.tools.to_gguf.vocabulary import add_vocabulary

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from merge.tools.to_gguf.families import Config, Family, head_dim, number, rope
+from merge.gguf_layouts import Config, Family, head_dim, number, rope
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter
@@ -35,4 +35,23 @@ def _factors(config: Config) -> Mapping[str, list[float]]:
     }
 
 
-FAMILIES = (Family("phi3", ("Phi3ForCausalLM",), _phi3, extra=_factors),)
+def _config(metadata: Config) -> dict[str, Any]:
+    return {
+        "architectures": ["Phi3ForCausalLM"],
+        "model_type": "phi3",
+        "original_max_position_embeddings": int(metadata["rope.scaling.original_context_length"]),
+        "sliding_window": int(metadata.get("attention.sliding_window", 0)) or None,
+        "partial_rotary_factor": int(metadata["rope.dimension_count"]) / int(metadata["attention.key_length"]),
+    }
+
+
+FAMILIES = (
+    Family(
+        "phi3",
+        ("Phi3ForCausalLM",),
+        _phi3,
+        extra=_factors,
+        names={"attn_qkv": "self_attn.qkv_proj", "ffn_up": "mlp.gate_up_proj"},
+        config=_config,
+    ),
+)

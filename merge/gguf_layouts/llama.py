@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from merge.tools.to_gguf.families import Config, Family, head_dim, number, rope
+from merge.gguf_layouts import Config, Family, head_dim, number, rope
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter
@@ -47,6 +47,34 @@ def _frequencies(config: Config) -> Mapping[str, list[float]]:
     return {"rope_freqs.weight": divisors}
 
 
+def _mixtral_config(metadata: Config) -> dict[str, Any]:
+    if "expert_count" not in metadata:
+        return {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
+    return {
+        "architectures": ["MixtralForCausalLM"],
+        "model_type": "mixtral",
+        "num_local_experts": int(metadata["expert_count"]),
+        "num_experts_per_tok": int(metadata["expert_used_count"]),
+    }
+
+
+def _granite_config(metadata: Config) -> dict[str, Any]:
+    return {
+        "architectures": ["GraniteForCausalLM"],
+        "model_type": "granite",
+        "attention_multiplier": float(metadata.get("attention.scale", 1.0)),
+        "embedding_multiplier": float(metadata.get("embedding_scale", 1.0)),
+        "residual_multiplier": float(metadata.get("residual_scale", 1.0)),
+        "logits_scaling": float(metadata.get("logit_scale", 1.0)),
+    }
+
+
+_MIXTRAL = {
+    "ffn_gate_inp": "block_sparse_moe.gate",
+    "ffn_gate_exps": "block_sparse_moe.experts.{e}.w1",
+    "ffn_up_exps": "block_sparse_moe.experts.{e}.w3",
+    "ffn_down_exps": "block_sparse_moe.experts.{e}.w2",
+}
 FAMILIES = (
     Family(
         "llama",
@@ -54,7 +82,16 @@ FAMILIES = (
         _llama,
         permuted=True,
         extra=_frequencies,
+        names=_MIXTRAL,
+        config=_mixtral_config,
     ),
-    Family("smollm3", ("SmolLM3ForCausalLM",), _llama, permuted=True, extra=_frequencies),
-    Family("granite", ("GraniteForCausalLM",), _granite, permuted=True),
+    Family(
+        "smollm3",
+        ("SmolLM3ForCausalLM",),
+        _llama,
+        permuted=True,
+        extra=_frequencies,
+        config=lambda metadata: {"architectures": ["SmolLM3ForCausalLM"], "model_type": "smollm3"},
+    ),
+    Family("granite", ("GraniteForCausalLM",), _granite, permuted=True, config=_granite_config),
 )

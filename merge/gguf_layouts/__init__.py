@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from merge.errors import CheckpointError, UsageError
@@ -32,6 +32,8 @@ class Family:
             and key weights change places.
         norm_plus_one: transformers multiplies by 1 + weight, llama.cpp by the weight.
         extra: tensors that are not in the checkpoint but follow from the config: name -> values.
+        names: what the tensors of a layer are called in llama.cpp -> in transformers, beside LAYER; {e} is an expert.
+        config: adds to what `config_of` makes of the metadata, whose keys here lack the architecture's name.
     """
 
     arch: str
@@ -40,6 +42,60 @@ class Family:
     permuted: bool = False
     norm_plus_one: bool = False
     extra: Callable[[Config], Mapping[str, list[float]]] = lambda config: {}
+    names: Mapping[str, str] = field(default_factory=dict)
+    config: Callable[[Config], dict[str, Any]] = lambda metadata: {}
+
+
+OUTER = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+LAYER = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+
+
+def family_named(arch: str, path: str) -> Family:
+    """Raises UsageError for an architecture of llama.cpp that no family has."""
+    known = {family.arch: family for family in _families()}
+    if arch not in known:
+        raise UsageError(
+            f"{path}: general.architecture: found {quoted(arch)}; GGUF files are read of {', '.join(sorted(known))}. "
+            "Name the original model."
+        )
+    return known[arch]
+
+
+def config_of(metadata: Config, n_tokens: int, tied: bool) -> dict[str, Any]:
+    """config.json of what `described` describes; metadata: keys without the architecture's name."""
+    heads = int(metadata["attention.head_count"])
+    hidden = int(metadata["embedding_length"])
+    parameters: dict[str, Any] = {"rope_type": "default", "rope_theta": float(metadata.get("rope.freq_base", 10000.0))}
+    if (kind := metadata.get("rope.scaling.type", "none")) != "none":
+        parameters |= {"rope_type": str(kind), "factor": float(metadata["rope.scaling.factor"])}
+        if "rope.scaling.original_context_length" in metadata:
+            parameters["original_max_position_embeddings"] = int(metadata["rope.scaling.original_context_length"])
+    return {
+        "vocab_size": n_tokens,
+        "hidden_size": hidden,
+        "intermediate_size": int(metadata["feed_forward_length"]),
+        "num_hidden_layers": int(metadata["block_count"]),
+        "num_attention_heads": heads,
+        "num_key_value_heads": int(metadata.get("attention.head_count_kv", heads)),
+        "head_dim": int(metadata.get("attention.key_length", hidden // heads)),
+        "max_position_embeddings": int(metadata["context_length"]),
+        "rms_norm_eps": float(f"{metadata['attention.layer_norm_rms_epsilon']:.6g}"),  # it was written as a float32
+        "rope_parameters": parameters,
+        "tie_word_embeddings": tied,
+        "dtype": "bfloat16",
+    }
 
 
 def family_of(config: Config, path: str) -> Family:
@@ -56,7 +112,8 @@ def family_of(config: Config, path: str) -> Family:
 
 def _families() -> list[Family]:
     modules = sorted(module.name for module in pkgutil.iter_modules(__path__))
-    return [family for name in modules for family in importlib.import_module(f"{__name__}.{name}").FAMILIES]
+    found = [importlib.import_module(f"{__name__}.{name}") for name in modules]
+    return [family for module in found for family in getattr(module, "FAMILIES", ())]
 
 
 def number(config: Config, *keys: str, default: Any = None) -> Any:

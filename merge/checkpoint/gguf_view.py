@@ -1,0 +1,89 @@
+"""view_of: what goes with the weights of a GGUF file, as a directory like any model's: config.json and the tokenizer.
+
+It lies in the user's cache and is made of the file's metadata once for each state of the file, so that recipes,
+tokenizers and side files need not know where a model comes from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from merge.checkpoint.gguf_header import GgufHeader, read_gguf_header
+from merge.checkpoint.gguf_tokenizer import tokenizer_files
+from merge.errors import CheckpointError
+from merge.gguf_layouts import config_of, family_named
+
+_FORMAT = 1  # of what is written here
+
+
+def view_of(path: str) -> str:
+    """The directory that stands for a GGUF file.
+
+    Raises:
+        CheckpointError: the file is damaged or incomplete, or the cache cannot be written.
+        UsageError: an architecture or tokenizer that is not known.
+    """
+    info = os.stat(path)
+    state = f"{_FORMAT} {path} {info.st_size} {info.st_mtime_ns}".encode("utf-8", "surrogateescape")
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "merge-workbench" / "gguf"
+    directory = root / hashlib.sha256(state).hexdigest()[:32]
+    if not directory.is_dir():
+        header = read_gguf_header(path)
+        try:
+            _write(directory, path, _files(path, header))
+        except OSError as error:
+            raise CheckpointError(
+                f"{root}: cannot be written ({error.strerror or error}); the config and tokenizer of {path} go there. "
+                "Set XDG_CACHE_HOME to another directory."
+            ) from error
+    return str(directory)
+
+
+def _write(directory: Path, path: str, files: Mapping[str, str]) -> None:
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    new = Path(tempfile.mkdtemp(dir=directory.parent))
+    try:
+        for name, text in files.items():
+            (new / name).write_text(text, encoding="utf-8")
+        os.rename(new, directory)
+    except OSError:
+        if not directory.is_dir():  # else another process was quicker
+            raise
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+
+
+def _files(path: str, header: GgufHeader) -> dict[str, str]:
+    arch = str(header.metadata.get("general.architecture"))
+    if header.metadata.get("split.count", 0) > 1:
+        raise CheckpointError(f"{path}: is one part of a split file. Join the parts with llama-gguf-split --merge.")
+    family = family_named(arch, path)
+    metadata = {key.removeprefix(f"{arch}."): value for key, value in header.metadata.items()}
+    names = {entry.name for entry in header.tensors}
+    tokens = header.metadata.get("tokenizer.ggml.tokens")
+    if not isinstance(tokens, list) or not tokens:
+        raise CheckpointError(f"{path}: tokenizer.ggml.tokens is missing. Name the original model.")
+    if "rope_freqs.weight" in names:
+        raise CheckpointError(
+            f"{path}: rope_freqs.weight: Llama 3.1's scaling cannot be told from its factors. Name the original model."
+        )
+    try:
+        config = config_of(metadata, len(tokens), "output.weight" not in names) | family.config(metadata)
+    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+        raise CheckpointError(f"{path}: metadata of {arch}: {error!r} is missing or wrong.") from None
+    for name in ("bos", "eos", "pad"):
+        number = header.metadata.get(f"tokenizer.ggml.{name}_token_id")
+        if number is not None:
+            config[f"{name}_token_id"] = number
+    return {"config.json": _json(config), **tokenizer_files(path, header.metadata)}
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
