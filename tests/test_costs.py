@@ -17,6 +17,7 @@ from merge.plan import Derived, Stored, TensorRef
 from merge.sources import held_bytes, operation
 from merge.sources.added import added
 from merge.sources.fp4 import fp4
+from merge.sources.gguf_rows import gguf_rows
 from merge.sources.integers import integers
 from merge.sources.joined import joined
 from merge.sources.layer_parts import layer_parts
@@ -145,6 +146,9 @@ OPERATIONS: dict[str, TensorRef] = {
     "integers, in an order": integers(
         "w", "BF16", SHAPE, CODES, _floats(512, 4), bits=8, block=(1, 128), index=Stored("i", "I32", (512,), "f", 0)
     ),
+    "gguf_rows, 8 bits": gguf_rows("w", SHAPE, "f", 0, "Q8_0"),
+    "gguf_rows, 4 bits": gguf_rows("w", SHAPE, "f", 0, "Q4_K"),
+    "gguf_rows, heads": gguf_rows("w", SHAPE, "f", 0, "Q4_0", head=64),
     "joined": joined("w", [_floats(256, 512), _floats(256, 512)], SHAPE),
     "layer_parts": layer_parts("w", [FLOATS], 1, [4], PARTS),
     "lora": fold(FLOATS, _floats(16, 512), _floats(512, 16), 0.5, False, None),
