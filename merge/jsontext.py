@@ -70,7 +70,7 @@ def parse_known(text: str, kind: type[T]) -> T | None:
     """
     import msgspec  # here: `merge --help` does without
 
-    if _estimate(text) > MAX_MEMORY:
+    if len(text) > MAX_MEMORY // (_OBJECT + 1) and _estimate(text) > MAX_MEMORY:
         return None
     try:
         return msgspec.json.decode(text, type=kind)

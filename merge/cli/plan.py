@@ -20,6 +20,7 @@ from merge.cli.options import (
     trust_option,
 )
 from merge.cli.pipelines import show_stages
+from merge.garbage import no_collection
 from merge.show.plan import show_plan, totals_of
 
 
@@ -45,6 +46,7 @@ docs/recipes.md explains every key of a recipe; `merge methods` lists the method
 @compat_option
 @json_flag("Print the whole plan, or its problems, as JSON.")
 @trust_option
+@no_collection()
 def command(
     recipe: str,
     out: Path | None,

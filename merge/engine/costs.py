@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from merge.chunks import Chunks
 from merge.dtypes import DTYPES
 from merge.methods import Method, known_method
-from merge.plan import Derived, Step, Stored
+from merge.plan import Derived, Step, Stored, TensorRef
 from merge.planning.factors import GROUP, is_exact, on_factors, rank_of, ranks_in
 from merge.sources import held_bytes
 
@@ -55,10 +55,22 @@ def distinct(steps: Iterable[Step]) -> list[Step]:
     found: dict[object, Step] = {}
     for step in steps:
         sources = step.sources
-        plain = not step.factor and not step.statistics and set(map(type, sources)) == {Stored}
-        key = (step.method, step.shape, step.dtype, len(step.inputs), *[ref.dtype for ref in sources])
+        kinds = [_kind(ref) for ref in sources]
+        plain = not step.factor and not step.statistics and None not in kinds
+        key = (step.method, step.shape, step.dtype, len(step.inputs), *kinds)
         found.setdefault(key if plain else id(step), step)
     return list(found.values())
+
+
+def _kind(ref: TensorRef) -> object:
+    """Equal for sources of one shape that cost the same; None of those that are looked at one by one."""
+    if isinstance(ref, Stored):
+        return ref.dtype
+    if isinstance(ref, Derived) and ref.how == "decoded":
+        inputs = [(each.dtype, each.shape) for each in ref.inputs if isinstance(each, Stored)]
+        if len(inputs) == len(ref.inputs):
+            return ref.operation, ref.dtype, *inputs, *ref.parameters.items()
+    return None
 
 
 def work(step: Step) -> tuple[float, int]:

@@ -8,7 +8,7 @@ out: they concern quantised computation, not the weights.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 
 from merge.checkpoint.formats import Quantization, Tensors
 from merge.errors import CheckpointError
@@ -40,10 +40,15 @@ def sources(
     weights = {name: ref for name, ref in tensors.items() if ref.dtype.startswith("F8_")}
     folded: dict[str, TensorRef] = dict(tensors)
     used: set[str] = set()
+    ends = {name.rpartition(".")[2] for name in tensors}
+    blocks: dict[object, tuple[int, int]] = {}  # of 45,000 weights of three shapes
     for name, ref in weights.items():
-        scale = _scale_of(ref, tensors)
+        scale = _scale_of(ref, tensors, ends)
         if scale is not None:
-            folded[name] = scaled(ref, scale, _block(ref, scale, quantization))
+            kind = ref.shape, scale.shape, scale.name.endswith("_inv")
+            if kind not in blocks:
+                blocks[kind] = _block(ref, scale, quantization)
+            folded[name] = scaled(ref, scale, blocks[kind])
             used.add(scale.name)
     bare = [name for name in weights if folded[name] is weights[name]]
     if bare and (quantization is not None or used):
@@ -52,7 +57,8 @@ def sources(
             f"{weights[bare[0]].file}: {bare[0]}: FP8 without its scales: expected {expected}, found neither "
             f"({len(bare):,} such tensors). Download all files again, or name the model in bf16."
         )
-    left_out = [name for name in tensors if _is_activation(name, weights, quantization is not None)]
+    of_activations = {end for end in ends if _is_of_activations(end)}
+    left_out = [name for name in tensors if of_activations and _is_activation(name, weights, quantization is not None)]
     gone = used.union(left_out)
     _refuse_orphans(tensors, gone, quantization)
     return {name: ref for name, ref in folded.items() if name not in gone}, _notes(used, left_out)
@@ -66,13 +72,18 @@ def group_weights(quantization: Quantization) -> list[Mapping[str, object]]:
     return [item for item in weights if isinstance(item, Mapping)]
 
 
-def _scale_of(ref: TensorRef, tensors: Tensors) -> TensorRef | None:
+def _scale_of(ref: TensorRef, tensors: Tensors, ends: Container[str]) -> TensorRef | None:
+    """`ends`: the last parts of all names."""
     found = [tensors[name] for name in (f"{ref.name}_scale_inv", f"{ref.name}_scale") if name in tensors]
     if len(found) > 1:
         raise CheckpointError(f"{ref.file}: {ref.name}: has two scales, {found[0].name} and {found[1].name}.")
     stem = ref.name.removesuffix("weight")
     extra = f"{ref.name}_zero_point"
-    foreign = [f"{stem}{suffix}" for suffix in _FOREIGN if f"{stem}{suffix}" in tensors and stem.endswith(".")]
+    foreign = [
+        f"{stem}{suffix}"
+        for suffix in _FOREIGN
+        if suffix in ends and f"{stem}{suffix}" in tensors and stem.endswith(".")
+    ]
     if extra in tensors or (foreign and not found):
         other = extra if extra in tensors else foreign[0]
         raise CheckpointError(
@@ -138,16 +149,21 @@ def _declared_block(scale: TensorRef, quantization: Quantization | None) -> tupl
 
 
 def _is_activation(name: str, weights: Tensors, is_quantized: bool) -> bool:
-    stem, _, last = name.rpartition(".")
-    is_of_activations = last in _ACTIVATION or last.endswith(("_input_scale", "_activation_scale"))
-    return is_of_activations and (is_quantized or f"{stem}.weight" in weights)
+    stem, _, end = name.rpartition(".")
+    return _is_of_activations(end) and (is_quantized or f"{stem}.weight" in weights)
+
+
+def _is_of_activations(end: str) -> bool:
+    return end in _ACTIVATION or end.endswith(("_input_scale", "_activation_scale"))
 
 
 def _refuse_orphans(tensors: Tensors, known: set[str], quantization: Quantization | None) -> None:
     """Refuses scales whose weight is not FP8: in a quantised model, such a weight is not a plain one."""
     for name in tensors if quantization is not None else ():
+        if not name.endswith(("_scale", "_scale_inv")) or name in known:
+            continue
         weight = name.removesuffix("_inv").removesuffix("_scale")
-        if name.endswith(("_scale", "_scale_inv")) and name not in known and weight in tensors:
+        if weight in tensors:
             raise CheckpointError(
                 f"{tensors[name].file}: {name}: is a scale, but {weight} is {tensors[weight].dtype}, expected FP8. "
                 "Dequantise the model first, or remove the leftovers of its quantisation."
