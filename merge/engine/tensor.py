@@ -184,6 +184,10 @@ class Buffers:
     def encoded(self, length: int, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
         return self._array("encoded", length * dtype.itemsize).view(dtype)
 
+    def give_back(self) -> None:
+        """Frees what the calling thread holds."""
+        self._local.__dict__.clear()
+
     def _array(self, name: str, nbytes: int) -> npt.NDArray[np.uint8]:
         held: npt.NDArray[np.uint8] | None = getattr(self._local, name, None)
         if held is None or held.nbytes < nbytes:
