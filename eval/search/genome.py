@@ -104,7 +104,7 @@ def _recipe(models: list[str], values: Mapping[str, Any], file: Path) -> dict[st
     bounds = {"weight": [low, 1], "density": [0.05, 1], "t": [0, 1]}
     keys = [key for key in bounds if (found := method.parameter(key)) is not None and found.has_effect]
     per_model = [key for key in keys if key != "t"]
-    base = values.get("base_model")
+    base = values.get("base_model") if method.base == "required" else None
     kept = [model for model in models if model != base]
     layers, granularity = 0, values.get("layer_granularity")
     if granularity is not None:
@@ -123,7 +123,8 @@ def _recipe(models: list[str], values: Mapping[str, Any], file: Path) -> dict[st
 
     shared = {key: place(key) for key in keys if key not in per_model}
     recipe: dict[str, Any] = {"merge_method": name, "dtype": "bfloat16"}
-    recipe |= {key: values[key] for key in ("base_model", "tokenizer_source") if values.get(key)}
+    recipe |= {"base_model": base} if base else {}
+    recipe |= {"tokenizer_source": values["tokenizer_source"]} if values.get("tokenizer_source") else {}
     if values.get("normalize") is not None and method.parameter("normalize") is not None:
         recipe["parameters"] = {"normalize": values["normalize"]}
     if not granularity or knots:
@@ -131,8 +132,9 @@ def _recipe(models: list[str], values: Mapping[str, Any], file: Path) -> dict[st
         if shared:
             recipe["parameters"] = recipe.get("parameters", {}) | shared
         return recipe
+    sources = [*([{"model": base}] if base else []), *map(entry, kept)]
     recipe["slices"] = [
-        {"sources": [entry(model) | {"layer_range": [start, min(start + granularity, layers)]} for model in kept]}
+        {"sources": [source | {"layer_range": [start, min(start + granularity, layers)]} for source in sources]}
         | ({"parameters": dict(shared)} if shared else {})
         for start in range(0, layers, granularity)
     ]

@@ -122,7 +122,7 @@ class TaskJudge:
     ) -> None:
         """
         Args:
-            share: of each task's items that the search may use.
+            share: of each task's items that the search may use; with 1 there are none for a report.
 
         Raises:
             MergeError: data that is missing; a side of the split without items.
@@ -137,10 +137,12 @@ class TaskJudge:
         remove_left_models()
         search = dataclasses.replace(settings, holdout=share, held_out=True)
         self._rest = dataclasses.replace(settings, holdout=share, held_out=False)
+        self._has_report = share < 1
         loaded = load_tasks(tasks, search)
         self._live: LiveModel = LiveModel(settings, memory, threads)
         self._search = Examiner(loaded, search, memory, None)
-        self._report = Examiner([each.sampled(self._rest) for each in loaded], self._rest, memory, None)
+        rest = [each.sampled(self._rest) for each in loaded] if self._has_report else []
+        self._report = Examiner(rest, self._rest, memory, None)
         self.tasks = tuple(each.task.name for each in loaded)
         leaves = all(list(each.samples) == [each.task.name] and each.task.score is None for each in loaded)
         self._sides: Mapping[str, tuple[int, ...]] = {
@@ -151,7 +153,7 @@ class TaskJudge:
     def split(self) -> dict[str, dict[str, list[int]]]:
         """The items of both sides, by task."""
         report = {name: ids for each in self._report.loaded for name, ids in each.samples.items()}
-        return {name: {"search": list(ids), "report": report[name]} for name, ids in self._sides.items()}
+        return {name: {"search": list(ids), "report": report.get(name, [])} for name, ids in self._sides.items()}
 
     def about(self) -> dict[str, object]:
         settings = self._rest
@@ -180,6 +182,8 @@ class TaskJudge:
     def report(self, candidates: Sequence[Candidate]) -> Results | None:
         from eval.results import Results
 
+        if not self._has_report:
+            return None
         found = [self._asked(self._report, candidate) for candidate in candidates]
         return Results.of(found, self._rest, self._report.loaded)
 

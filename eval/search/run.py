@@ -98,6 +98,7 @@ def search(
     named: Sequence[str] = (),
     grid: Sequence[Mapping[str, Value]] = (),
     report: bool = True,
+    stop: bool = True,
     say: Callable[[SearchStep], None] = lambda progress: None,
 ) -> Found:
     """Looks for the best values of the open places; resumes a study that `out` holds.
@@ -113,6 +114,7 @@ def search(
         fall_from: the name of the baseline that a constraint refers to; None: the first, the base where there is one.
         named: recipe files to compare with.
         grid: the points of the sampler grid, in order.
+        stop: candidates that are clearly worse than the best one so far are stopped early.
 
     Raises:
         RecipeError: with all problems of the recipe.
@@ -131,7 +133,7 @@ def search(
         raise UsageError("--sampler cmaes: has one objective. Use tpe, nsga2, random or grid for several.")
     Path(out).mkdir(parents=True, exist_ok=True)
     with StudyFile(Path(out), space, sampler, seed, several, grid) as study:
-        work = _Search(space, judge, goal, study, seed, trials, seconds, say)
+        work = _Search(space, judge, goal, study, seed, trials, seconds, say, stop)
         work.begin(named, fall_from)
         interrupted = work.run()
         return work.finish(interrupted, report)
@@ -150,9 +152,10 @@ class _Search:
         trials: int | None,
         seconds: float | None,
         say: Callable[[SearchStep], None],
+        stop: bool,
     ) -> None:
         self._space, self._judge, self._objective, self._study = space, judge, objective, study
-        self._seed, self._trials, self._seconds, self._say = seed, trials, seconds, say
+        self._seed, self._trials, self._seconds, self._say, self._stop = seed, trials, seconds, say, stop
         self._began = time.monotonic()
         self._mine = 0
         self._candidates: dict[str, tuple[str, Candidate]] = {}
@@ -240,7 +243,7 @@ class _Search:
 
     def _asked(self, candidate: Candidate, trial: Trial) -> tuple[Scores, dict[str, Any]]:
         """The scores, and what is to be noted of a candidate that was stopped early."""
-        rival = self._rival()
+        rival = self._rival() if self._stop else None
         if not self._judge.items or rival is None:
             return self._judge.scores(candidate, {}), {}
         rounds = Rounds.of(self._judge.items, f"{self._seed}:{trial.number}")

@@ -67,7 +67,11 @@ class Space:
     @staticmethod
     def parse(text: str, file: str | None = None) -> Space:
         """As `load`, of a text; relative model paths are also looked for beside `file`."""
-        root = read_document(text, file, KIND)
+        return Space.of(read_document(text, file, KIND), file)
+
+    @staticmethod
+    def of(root: yaml.MappingNode, file: str | None) -> Space:
+        """As `parse`, of a tree."""
         reader = Reader(file)
         finder = _PlaceFinder(reader)
         whole = finder.walk(root, "", ())
@@ -164,10 +168,10 @@ class _PlaceFinder:
             self._add(node, path, name)
             return node
         if isinstance(node, yaml.MappingNode):
-            pairs = [(key, self.walk(value, *_inside(path, name, str(key.value)))) for key, value in node.value]
+            pairs = [(key, self.walk(value, *name_inside(path, name, str(key.value)))) for key, value in node.value]
             return yaml.MappingNode(node.tag, pairs, node.start_mark, node.end_mark, node.flow_style)
         if isinstance(node, yaml.SequenceNode):
-            labels = [_label(item, i, name) for i, item in enumerate(node.value)]
+            labels = [label_of(item, i, name) for i, item in enumerate(node.value)]
             items = [
                 self.walk(item, join(path, str(i)), (*name, label))
                 for i, (item, label) in enumerate(zip(node.value, labels, strict=True))
@@ -185,11 +189,11 @@ class _PlaceFinder:
             self.by_node[id(node)] = place
 
 
-def _inside(path: str, name: tuple[str, ...], key: str) -> tuple[str, tuple[str, ...]]:
+def name_inside(path: str, name: tuple[str, ...], key: str) -> tuple[str, tuple[str, ...]]:
     return join(path, key), name if key in _UNNAMED else (*name, key)
 
 
-def _label(item: yaml.Node, number: int, name: tuple[str, ...]) -> str:
+def label_of(item: yaml.Node, number: int, name: tuple[str, ...]) -> str:
     """What an item of a list is called: by its model, its filter, or its number."""
     pairs = {key.value: value for key, value in item.value} if isinstance(item, yaml.MappingNode) else {}
     if isinstance(model := pairs.get("model"), yaml.ScalarNode):

@@ -32,7 +32,19 @@ _ORDER = (
         "transplant",
         "statistics",
     ),
-    *("finetune", "generate", "classify", "memory", "formats", "eval", "compare", "soup", "search", "perplexity"),
+    *(
+        "finetune",
+        "generate",
+        "classify",
+        "memory",
+        "formats",
+        "eval",
+        "compare",
+        "soup",
+        "search",
+        "sweep",
+        "perplexity",
+    ),
 )
 
 
