@@ -15,7 +15,7 @@ PYTEST = $(OFFLINE) $(PY) -m pytest -n $(WORKERS) --maxprocesses 8 --dist loadfi
 .PHONY: help setup demo skills test test-full test-machines bench check clean
 
 help:
-	@echo 'make demo       merge the quickstart models, verify the result, score models and merge'
+	@echo 'make demo       merge the quickstart models, verify the result, score models and merge, search for a better one'
 	@echo 'make skills     train the family of docs/evidence.md: a real model of 135M and experts, about an hour on two cores'
 	@echo 'make test       the tests, on all cores (WORKERS=1: on one)'
 	@echo 'make test-full  the slow ones too; make test-machines: the tests as other processors would run them'
@@ -38,6 +38,8 @@ demo: $(READY)
 	@$(OFFLINE) .venv/bin/merge verify merged/quickstart
 	@$(OFFLINE) .venv/bin/merge compare $(FAMILY)/base $(FAMILY)/reverse $(FAMILY)/sort $(FAMILY)/add merged/quickstart \
 	  --suite quickstart --html merged/quickstart.html
+	@$(OFFLINE) .venv/bin/merge search recipes/search.yaml --suite quickstart --baseline $(FAMILY).yaml --batch-size 64 \
+	  --force -o merged/found
 
 # What is there stays; a killed training resumes.
 skills: $(READY)
