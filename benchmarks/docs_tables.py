@@ -80,6 +80,8 @@ def deviation_list() -> str:
     lines = []
     for method in built_in():
         found = re.search(r"^Deviations: (.*?)(?=^[A-Z][\w ]*: |\Z)", module_text(method), re.MULTILINE | re.DOTALL)
+        if found is None and "Deviations:" in module_text(method):
+            raise SystemExit(f'{method.name}: "Deviations:" must begin a line of its docstring')
         text = " ".join(found[1].split()) if found else ""
         if text and not text.startswith("none"):
             lines.append(f"* **{method.name}**: {text}")

@@ -6,7 +6,7 @@ Formula: importance = |d| KL(p || q), p and q the softmax of x and of the base b
     Importances are compared as float32.
 Deviations: quantiles are exact (mergekit samples large tensors at random, without a seed). KL is summed in float64 as
 p log(p/q) - p + q, the same sum with terms that are never negative: mergekit's float32 sum of p log(p/q) is mostly
-rounding error where d is small, and its masks differ there.
+rounding error for small d, so its masks differ.
 Cost: one pass for the divergences of rows, one and a sample to find the quantiles by histogram, one to choose.
 """
 

@@ -5,7 +5,7 @@ Formula: y = b + lambda * sum of the w_i m_i d_i that agree with the sign of the
 m_i dropping the floor(gamma n) entries of largest magnitude and keeping the next k = max(1, floor(density n)). Where
 there are fewer than k left, gamma shrinks. Of equal magnitudes the lowest flat index counts as larger.
 Deviations: mergekit may keep no entry of a small tensor, and takes equal magnitudes in arbitrary order. `rescale` (true
-or l1) restores the L1 norm, as there; the paper has none.
+or l1) restores the L1 norm, as in mergekit; the paper does not rescale.
 Variants of election and mean: `consensus`, `divide_by`, `merge_func`, see ties.
 Cost: one pass to find both thresholds by histogram (no sort), at most one to place ties, one to combine.
 """

@@ -4,7 +4,7 @@ Paper: Wang et al. 2024, "Localizing task information for improved model merging
 Formula: with d = sum_i w_i d_i and masks m_i = [|d_i| >= mask_lambda_i |d - d_i|],
     y = b + lambda * d [sum_i m_i >= k].
 k = 2 drops what no task or only one needs ("catastrophic" and "selfish" weights).
-Deviations: the paper picks mask_lambda for each task out of 0.2 to 0.6, and lambda, by validation; here they are given.
+Deviations: the paper chooses mask_lambda for each task from 0.2 to 0.6, and lambda, by validation; here they are given.
 Cost: one pass.
 """
 

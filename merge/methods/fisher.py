@@ -2,7 +2,7 @@
 
 Paper: Matena and Raffel 2022, "Merging Models with Fisher-Weighted Averaging" (arXiv:2111.09832).
 Formula: y = sum_i w_i F_i x_i / sum_i w_i F_i, with F_i the diagonal Fisher information, at least `epsilon`.
-Deviations: `merge statistics` takes gradients at the text's own next tokens (empirical Fisher); the paper draws them.
+Deviations: `merge statistics` takes gradients at the text's own next tokens (empirical Fisher); the paper samples them.
 Cost: one pass over models and statistics.
 """
 

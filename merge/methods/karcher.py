@@ -5,9 +5,9 @@ Formula: u_i = x_i/|x_i|, m = the normalised sum of w_i u_i; repeat, at most max
     v = sum_i w_i log_m(u_i), m <- exp_m(v);  y = (sum_i w_i |x_i|) m,  weights scaled to sum to one.
 m and v are sums of the inputs at any time, so the iteration is on their coefficients, in float64, and needs the
 inputs' Gram matrix only: one pass for it and one to combine, however many iterations.
-Deviations: `weight`, equal by default, which mergekit does not have. Inputs of norm <= tol are left out, of direction
-and length, as in mergekit; where that is all of them the result is their weighted mean, not zero. Directions whose
-sum cancels start from the first input.
+Deviations: `weight`, equal by default, which mergekit does not have. Inputs of norm <= tol count neither for direction
+nor for length, as in mergekit; if all are, the result is their weighted mean instead of zero. If the sum of the
+directions cancels, the iteration starts from the first input.
 Cost: two passes.
 """
 

@@ -4,9 +4,9 @@ Paper: Jang et al. 2024, "Model Stock" (arXiv:2403.19522).
 Formula: with c the mean cosine over pairs of task vectors d_i = x_i - b, and N of them,
     t = N c / (1 + (N - 1) c),  y = t mean(x_i) + (1 - t) b.
 One t for each tensor, as in the paper; `filter_wise`: one for each row (last dimension; a vector is one row).
-Deviations: t is clamped to [0, 1] (`clamp: false` leaves it free): c < 0, which only task vectors that point away from
-each other have, gives the base, where mergekit's t is negative and grows without bound towards c = -1/(N-1). The
-cosine with a task vector that is zero counts as 0 (and t as 0 where its divisor is 0).
+Deviations: t is clamped to [0, 1] (not with `clamp: false`): for c < 0, when task vectors point away from each other,
+the result is the base; mergekit's t is negative there and grows without bound towards c = -1/(N-1). The cosine with a
+zero task vector counts as 0, and so does t if its divisor is 0.
 Cost: two passes, the first for the Gram matrix of the task vectors in float64; one with `filter_wise`.
 """
 

@@ -6,8 +6,8 @@ Formula: t = w_2 / (w_1 + w_2) (0.5 where the sum is next to nothing), a the ang
 where v_i is x_i, or x_i - b with a base, which is then added.
 The vectors are whole tensors; without `nuslerp_flatten` they are the rows (last dimension), and with
 `nuslerp_row_wise` the columns (first dimension; the name is mergekit's). Of a vector or scalar all three are the same.
-Deviations: no limit of 0.9995; linear only where the directions agree or oppose to rounding, as in mergekit, and where
-one of them has no length (mergekit gives sin((1-t) pi/2) v_1 there).
+Deviations: no limit of 0.9995; linear only if the directions are equal or opposite up to rounding, as in mergekit, and
+if one of them has length zero (mergekit gives sin((1-t) pi/2) v_1 there).
 Cost: one pass by rows; two for whole tensors and columns, the first for sums in float64.
 """
 

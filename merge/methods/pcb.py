@@ -5,9 +5,9 @@ Formula: with N models, norm = to [0, 1] by minimum and maximum, and a_i = |d_i|
     strength_i = exp(N norm(a_i)^2) tanh(d_i sum_j d_j),
     beta_i = norm of strength_i, raised to its (1 - density) quantile,
     y = b + lambda * sum_i w_i beta_i sign(d_i) a_i / sum_i beta_i.
-Deviations: activations and outliers are those of the paper's released program; its text has softmax for both. Norms
-and quantiles are each tensor's own, the paper's the whole task vector's. Where all strengths of a tensor are equal
-beta is 1 (0 if they are 0). There is no kernel: the torch definition runs, a whole tensor at a time.
+Deviations: activations and outliers follow the paper's released program; its text has softmax for both. Norms and
+quantiles are those of each tensor; the paper takes them over the whole task vector. If all strengths of a tensor are
+equal, beta is 1 (0 if they are 0). There is no kernel: the torch definition runs on a whole tensor at a time.
 Cost: two sorts for each model.
 """
 

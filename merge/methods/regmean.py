@@ -5,8 +5,8 @@ Formula: with W_i (out, in) and the Gram matrix G_i = X_i^T X_i (in, in) of the 
     W = (sum_i W_i G'_i) (sum_i G'_i)^-1,  G'_i = alpha G_i + (1 - alpha) diag(G_i).
 Tensors without a Gram matrix (embeddings, norms, biases) are averaged. Grams are sums over tokens, as in the paper: a
 model whose statistics saw twice the text counts twice.
-Deviations: solved as a correction of the plain mean, in float64; what no input ever excites stays the mean, where the
-paper's inverse does not exist. A singular system is solved by the pseudo-inverse.
+Deviations: solved as a correction of the plain mean, in float64; directions that no input excites keep the mean, while
+the paper's inverse does not exist there. A singular system is solved by the pseudo-inverse.
 Cost: a Cholesky factor of (in, in) for each linear layer.
 """
 

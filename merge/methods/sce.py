@@ -6,8 +6,8 @@ whose variance is not zero (all stay at select_topk = 1; of equal variances thos
 w_i = mean(d_i^2) / sum_j mean(d_j^2) over what stays. Erase: with s = sign(sum_i d_i), zero counting as +,
     y = b + sum_i [sign(d_i) = s] w_i d_i / sum_i [sign(d_i) = s] w_i.
 Variances are compared as standard deviations rounded to float32.
-Deviations: mergekit weighs the models equally where the sum of their mean squares is below 1e-6, which small
-fine-tunes always are; here only where all are zero.
+Deviations: mergekit weighs the models equally if the sum of their mean squares is below 1e-6, which is always so for
+small fine-tunes; here only if all are zero.
 Cost: two passes at select_topk = 1, the first for the squares; else two more to find the entries by histogram, and at
 most one to place equal variances.
 """

@@ -4,8 +4,9 @@ Paper: Yadav et al. 2023, "TIES-Merging" (arXiv:2306.01708), section 4, algorith
 Formula: with m_i the trimmed d_i and s = sign(sum_i w_i m_i), zero counting as +,
     y = b + lambda * sum_i [sign(w_i m_i) = s] w_i m_i / sum_i [sign(w_i m_i) = s] w_i.
 Trim keeps exactly k = max(1, floor(density n)) entries of largest magnitude; of equal magnitudes those of lowest flat
-index stay. Deviations: the paper trims over the whole task vector (`trim: model`); the default is each tensor's own
-threshold, as in mergekit. mergekit trims equal magnitudes in arbitrary order.
+index stay.
+Deviations: the paper trims over the whole task vector (`trim: model`); the default is a threshold for each tensor, as
+in mergekit. mergekit trims equal magnitudes in arbitrary order.
 Variants: `divide_by: count` divides by the number of entries that agree (PEFT), `merge_func: sum` not at all (the
 disjoint sum of FusionBench), `consensus: count` elects the sign that more entries have. Votes are weighted here; PEFT
 and FusionBench elect without weights, which is the same with equal ones.
