@@ -6,8 +6,8 @@ Formula: u_i = v_i / (|v_i| + eps), s = sum_i w_i u_i, m = s / |s|,
 where v_i is x_i, or x_i - b with a base, which is then added. The tangents are projections, not the log map of a
 sphere, so that r = s - (s . m) m is zero whatever the weights: y = (sum_i w_i |v_i|) m, which is what is computed.
 For the mean on the sphere see karcher.
-Deviations: if directions cancel (|s| near zero), the result is the weighted sum for two inputs and an error for more, as
-in mergekit. Tensors that are all zero give zero instead of that error, inputs far shorter than eps keep their
+Deviations: if directions cancel (|s| near zero), the result is the weighted sum for two inputs and an error for more,
+as in mergekit. Tensors that are all zero give zero instead of that error, inputs far shorter than eps keep their
 direction, and a single input is returned unchanged.
 Cost: two passes; the first sums the inputs' Gram matrix in float64. Nearly opposite directions take a third.
 """
