@@ -94,7 +94,7 @@ def test_a_conversation_goes_on_and_ends(terminal: Callable[..., Terminal], tmp_
         "{% for m in messages %}{{ m['content'] }}{% endfor %}"
     )
     talk = terminal(model, "--max-tokens", "5", "--system", "s")
-    assert "Ctrl-C stops an answer, Ctrl-D ends; /new forgets what was said." in talk.until("> ")
+    assert "Ctrl-C stops an answer, Ctrl-D ends; /new starts over." in talk.until("> ")
     talk.type("\n")  # nothing said, nothing answered
     assert talk.until("> ") == "\n"
     talk.type("tell\n")
@@ -110,7 +110,7 @@ def test_a_conversation_goes_on_and_ends(terminal: Callable[..., Terminal], tmp_
     talk.until("> ")
     talk.type("a" * 62 + "\n")
     assert "has 64 positions" in (said := talk.until("> "))
-    assert "/new forgets" in said
+    assert "/new starts over" in said
     talk.type("/new\n")
     talk.until("> ")
     talk.type("tell\n")

@@ -240,7 +240,7 @@ def test_unknown_modules_are_told_with_those_that_are_there(tmp_path: Path) -> N
     part = f"models: [{{model: {path}}}]"
     said = problem(f"merge_method: passthrough\nmodules:\n  vision_towr: {{{part}}}")
     assert said.startswith(f'r.yaml:3: there is no module "vision_towr" in {path}, which has ')
-    for expected in ("multi_modal_projector (visual.merger.mlp.*, 1 tensors)", 'Did you mean "vision_tower"?'):
+    for expected in ("multi_modal_projector (visual.merger.mlp.*, 1 tensor)", 'Did you mean "vision_tower"?'):
         assert expected in said
     said = problem(f"merge_method: passthrough\nmodules:\n  vision_tower: {{{part}}}\n  visual: {{{part}}}")
     assert '"visual" and "vision_tower" are the same module' in said

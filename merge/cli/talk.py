@@ -49,7 +49,7 @@ def talk(loaded: OpenedModel, sampling: Sampling, first: list[dict[str, str]], c
         except KeyboardInterrupt:
             click.echo()
         except UsageError as error:  # too long for the model, as a rule
-            click.echo(f"{error}{' /new forgets what was said.' if chat else ''}", err=True)
+            click.echo(f"{error}{' /new starts over.' if chat else ''}", err=True)
             continue
         messages += [turn, {"role": "assistant", "content": "".join(pieces)}]
 
