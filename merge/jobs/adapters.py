@@ -27,9 +27,8 @@ from merge.output.task import ADAPTER_TASKS
 from merge.plan import COPY, Derived, Plan, SideFile, Step, TensorRef
 from merge.planning.factors import GROUP, is_exact
 from merge.planning.targets import gradient_place
-from merge.quoting import some
-from merge.recipe.model import Recipe, Settings
-from merge.recipe.settings import resolve
+from merge.recipe.model import Recipe
+from merge.recipe.settings import Levels, ParameterValues, resolve
 
 RECIPE_FILE = "merge_recipe.yaml"
 PREFIX = "base_model.model."
@@ -89,7 +88,7 @@ class _Builder:
         self.problems: list[Problem] = []
         self.stacks = find_stacks((f"{n}.weight" for adapter in inputs.adapters for n in adapter.modules), {})
         self.missing = 0
-        self.unset: dict[tuple[str, str], list[str]] = {}
+        self.values = ParameterValues()
 
     def steps(self) -> list[Step]:
         adapters = self.inputs.adapters
@@ -173,7 +172,7 @@ class _Builder:
         total, how = sum(ranks), self.method.on_factors
         if how is not None and how.rank == "all":
             return total
-        wanted = self._resolve((self.recipe.parameters,), OUTPUT_RANK.name, f"{name}.weight")
+        wanted = resolve((self.recipe.parameters,), OUTPUT_RANK.name, f"{name}.weight", self._t(f"{name}.weight"))
         default = max(ranks) if how is not None and how.rank == "largest" else total
         rank = min(int(wanted or default), most)
         return rank if how is None else min(rank, total)
@@ -230,36 +229,18 @@ class _Builder:
 
     def _parameters(self, tensor: str, places: Sequence[int]) -> dict[str, Any] | None:
         """Every parameter of the method as a number; a tuple of one for each source of `places`, if it is per model."""
-        values: dict[str, Any] = {}
+        parameters = [parameter for parameter in self.method.parameters if parameter.name != OUTPUT_RANK.name]
+        shared = (self.recipe.parameters,)
         sources = [self.inputs.sources[place] for place in places]
-        complete = True
-        for parameter in self.method.parameters:
-            if parameter.name == OUTPUT_RANK.name:
-                continue
-            owners = [(source.model.text, (source.parameters, self.recipe.parameters)) for source in sources]
-            found = []
-            for owner, levels in owners if parameter.per_model else [("the recipe", (self.recipe.parameters,))]:
-                value = self._resolve(levels, parameter.name, tensor)
-                if value is None and parameter.required:
-                    self.unset.setdefault((parameter.name, owner), []).append(tensor)
-                    complete = False
-                value = parameter.default if value is None else value
-                convert = value is not None and parameter.kind in (bool, float)
-                found.append(parameter.kind(value) if convert else value)
-            if any(value is not None for value in found):
-                values[parameter.name] = tuple(found) if parameter.per_model else found[0]
-        return values if complete else None
+        inputs = [Levels((source.parameters, *shared), source.model.text, tensor) for source in sources]
+        return self.values.of(parameters, Levels(shared, "the recipe", tensor), inputs, self._t(tensor))
 
-    def _resolve(self, levels: Sequence[Settings], key: str, tensor: str) -> Any:
+    def _t(self, tensor: str) -> float:
         layer = self._layer(tensor)
-        t = 0.0 if layer is None else gradient_place(layer[0], layer[1].n_layers)
-        return resolve(levels, key, tensor, t)
+        return 0.0 if layer is None else gradient_place(layer[0], layer[1].n_layers)
 
     def all_problems(self) -> list[Problem]:
-        for (key, owner), names in self.unset.items():
-            said = f'"{key}" of {owner} has no value for {some(names)}.'
-            hint = "Add a value without a filter."
-            self.problems.append(Problem(said, self.recipe.where("parameters"), hint))
+        self.problems += self.values.problems(self.recipe.where("parameters"))
         return self.problems
 
     def notes(self) -> list[str]:

@@ -10,7 +10,7 @@ from typing import Any
 from merge.architecture import is_embedding, is_head
 from merge.dtypes import DTYPES
 from merge.errors import Problem
-from merge.methods import Method, Parameter, get_method, known_method
+from merge.methods import Method, get_method, known_method
 from merge.methods.registry import ModelPass, StatisticsKind
 from merge.plan import COPY, SourceFile, Step, TensorRef
 from merge.planned import Planned
@@ -18,7 +18,7 @@ from merge.planning.inputs import Inputs
 from merge.planning.statistics import Statistics
 from merge.planning.targets import Slot, Target
 from merge.recipe.model import Conditional, Recipe, Settings
-from merge.recipe.settings import resolve
+from merge.recipe.settings import Levels, ParameterValues
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +49,7 @@ class _StepBuilder:
         self._tensors = [model.tensors for model in inputs.all]
         self._statistics: dict[StatisticsKind, Statistics] = {}
         self._lenient: Counter[str] = Counter()
-        self._unset: dict[tuple[str, str], list[str]] = {}
+        self._values = ParameterValues()
         self._known: dict[object, dict[str, Any]] = {}  # parameters
         self._has_filters: dict[int, bool] = {}
 
@@ -235,42 +235,13 @@ class _StepBuilder:
         return found
 
     def _resolved(self, method: Method, target: Target, slots: list[Slot]) -> dict[str, Any] | None:
-        values: dict[str, Any] = {}
-        complete = True
-        for parameter in method.parameters:
-            if parameter.per_model:
-                found = tuple(
-                    self._value(parameter, slot.settings, self._ref(slot).name, target.t, self._model_name(slot))
-                    for slot in slots
-                )
-                complete = complete and not (parameter.required and None in found)
-                if any(value is not None for value in found):
-                    values[parameter.name] = found
-            else:
-                value = self._value(parameter, target.settings, target.name, target.t, "the recipe")
-                complete = complete and not (parameter.required and value is None)
-                if value is not None:
-                    values[parameter.name] = value
-        return values if complete else None
-
-    def _value(self, parameter: Parameter, levels: Sequence[Any], tensor_name: str, t: float, owner: str) -> Any:
-        value = resolve(levels, parameter.name, tensor_name, t)
-        if value is None:
-            if parameter.required:
-                self._unset.setdefault((parameter.name, owner), []).append(tensor_name)
-            return parameter.default
-        if parameter.kind is bool:
-            return bool(value)
-        return float(value) if parameter.kind is float else value
+        shared = Levels(target.settings, "the recipe", target.name)
+        inputs = [Levels(slot.settings, self._model_name(slot), self._ref(slot).name) for slot in slots]
+        return self._values.of(method.parameters, shared, inputs, target.t)
 
     def check_whole(self, steps: list[Step]) -> None:
         """Problems that appear only over all tensors."""
-        for (key, owner), names in self._unset.items():
-            some = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-            hint = "Add a value without a filter."
-            self.problems.append(
-                Problem(f'"{key}" of {owner} has no value for {some}.', self.recipe.where("parameters"), hint)
-            )
+        self.problems += self._values.problems(self.recipe.where("parameters"))
         self._check_model_pass(steps)
 
     def _check_model_pass(self, steps: list[Step]) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import yaml
 
+from merge.errors import Problem
 from merge.methods.registry import INT8_MASK, OUTPUT_RANK, Parameter
+from merge.quoting import some
 from merge.recipe import names
 from merge.recipe.model import Conditional, Scalar, Setting, Settings
 from merge.recipe.reader import RecipeReader
@@ -163,6 +166,53 @@ def _choice(node: yaml.ScalarNode, parameter: Parameter) -> Scalar | None:
 
 def _word(choice: object) -> str:
     return str(choice).lower() if isinstance(choice, bool) else f'"{choice}"'
+
+
+@dataclass(frozen=True)
+class Levels:
+    """The settings of an input, or of what all inputs share, innermost first.
+
+    Attributes:
+        owner: what messages call it.
+        tensor: the name that filters are matched with.
+    """
+
+    settings: Sequence[Settings]
+    owner: str
+    tensor: str
+
+
+class ParameterValues:
+    """The values of methods' parameters, for one tensor after another; remembers which have none."""
+
+    def __init__(self) -> None:
+        self._unset: dict[tuple[str, str], list[str]] = {}
+
+    def of(
+        self, parameters: Sequence[Parameter], shared: Levels, inputs: Sequence[Levels], t: float
+    ) -> dict[str, Any] | None:
+        """Each parameter's number, or a tuple of one for each input; None if a required one has none."""
+        values: dict[str, Any] = {}
+        complete = True
+        for parameter in parameters:
+            found = [self._value(parameter, each, t) for each in (inputs if parameter.per_model else (shared,))]
+            complete = complete and not (parameter.required and None in found)
+            if any(value is not None for value in found):
+                values[parameter.name] = tuple(found) if parameter.per_model else found[0]
+        return values if complete else None
+
+    def _value(self, parameter: Parameter, levels: Levels, t: float) -> Any:
+        value = resolve(levels.settings, parameter.name, levels.tensor, t)
+        if value is None:
+            if parameter.required:
+                self._unset.setdefault((parameter.name, levels.owner), []).append(levels.tensor)
+            return parameter.default
+        return parameter.kind(value) if parameter.kind in (bool, float) else value
+
+    def problems(self, where: str | None) -> Iterator[Problem]:
+        for (key, owner), tensors in self._unset.items():
+            said = f'"{key}" of {owner} has no value for {some(tensors)}.'
+            yield Problem(said, where, "Add a value without a filter.")
 
 
 def resolve(levels: Sequence[Settings], key: str, tensor_name: str, t: float) -> Scalar | None:
