@@ -12,5 +12,7 @@ F64 = npt.NDArray[np.float64]
 I32 = npt.NDArray[np.int32]
 I64 = npt.NDArray[np.int64]
 U32 = npt.NDArray[np.uint32]
+U64 = npt.NDArray[np.uint64]
+Bools = npt.NDArray[np.bool_]
 Array = npt.NDArray[Any]  # of any dtype
 Raw = npt.NDArray[np.uint16] | F32  # as kernels read elements: bfloat16 as uint16, or float32

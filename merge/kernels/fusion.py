@@ -6,18 +6,16 @@ registers, 3 ns an entry in place of 30.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-import numpy.typing as npt
 
+from merge.arrays import F32, F64, Raw
 from merge.kernels.bits import as_f32, kernel, where
 from merge.kernels.coefficients import FUSION_EPSILON, FUSION_SHARES, fusion_threshold
 from merge.kernels.computed import Computed
 from merge.kernels.elementwise import weighted_sum
 from merge.kernels.encode import LANES
 from merge.kernels.functions import NEAR, exp, exp_down, expm1, expm1_near, log1p
-from merge.kernels.protocol import Block, Combine, Floats, FusedTensor
+from merge.kernels.protocol import Block, Combine, FusedTensor
 from merge.kernels.selection import kth_bits
 
 _NEARLY = 0.14  # below this `_relative` is exact to rounding
@@ -33,14 +31,14 @@ def arcee_fusion(tensor: FusedTensor) -> Combine:
     bits = kth_bits(sizes, [tensor.size - int(share * (tensor.size - 1)) for share in FUSION_SHARES])
     least = fusion_threshold(*np.array(bits, np.uint32).view(np.float32).tolist())
 
-    def combine(block: Block, out: Floats) -> None:
+    def combine(block: Block, out: F32) -> None:
         _importance(block.raw, divergences, width, block.start, out)
         _choose(block.raw, least, out)
 
     return combine
 
 
-def _divergences(tensor: FusedTensor, width: int) -> npt.NDArray[np.float64]:
+def _divergences(tensor: FusedTensor, width: int) -> F64:
     """Of each row, float64"""
     if len(tensor.shape) < 2:  # one row, which may lie in several chunks
         raw = np.concatenate(tensor.map_chunks(lambda block: block.raw.copy()), axis=1)
@@ -55,7 +53,7 @@ def _divergences(tensor: FusedTensor, width: int) -> npt.NDArray[np.float64]:
 
 
 @kernel
-def _row_divergences(raw: Any, width: int, out: Any) -> None:
+def _row_divergences(raw: Raw, width: int, out: F64) -> None:
     room = np.empty(width, np.float64)
     for row in range(raw.shape[1] // width):
         span = slice(row * width, (row + 1) * width)
@@ -63,7 +61,7 @@ def _row_divergences(raw: Any, width: int, out: Any) -> None:
 
 
 @kernel
-def _divergence(wide: Any, base: Any, room: Any) -> Any:
+def _divergence(wide: Raw, base: Raw, room: F64) -> float:
     """KL(softmax wide || softmax base), see merge.methods.arcee_fusion.divergence; room (n,) float64 is written"""
     lanes = np.zeros((3, LANES), np.float64)
     lanes[:2] = -np.inf
@@ -84,7 +82,7 @@ def _divergence(wide: Any, base: Any, room: Any) -> Any:
 
 
 @kernel
-def _small_divergence(wide: Any, base: Any, top: Any, room: Any) -> Any:
+def _small_divergence(wide: Raw, base: Raw, top: float, room: F64) -> float:
     """What the definition computes where changes are below 1, with polynomials for changes below _SMALL"""
     lanes = np.zeros((3, LANES), np.float64)
     sums, gains, parts = lanes[0], lanes[1], lanes[2]
@@ -105,11 +103,11 @@ def _small_divergence(wide: Any, base: Any, top: Any, room: Any) -> Any:
             change = np.float64(as_f32(x[lane])) - np.float64(as_f32(b[lane]))
             r = before * expm1_near(change - shift) / q
             parts[lane] += q * _relative(r)
-    return parts.sum()
+    return float(parts.sum())
 
 
 @kernel
-def _any_divergence(wide: Any, base: Any, top_b: Any, top_x: Any, most: Any, room: Any) -> Any:
+def _any_divergence(wide: Raw, base: Raw, top_b: float, top_x: float, most: float, room: F64) -> float:
     """The definition, for changes of any size; terms are computed a few at a time, and added in order"""
     lanes = np.zeros((2, LANES), np.float64)
     first, second = lanes[0], lanes[1]
@@ -142,7 +140,7 @@ def _any_divergence(wide: Any, base: Any, top_b: Any, top_x: Any, most: Any, roo
 
 
 @kernel
-def _relative(r: Any) -> Any:
+def _relative(r: float) -> float:
     """(1 + r) log(1 + r) - r for |r| < _NEARLY: the sum of (-1)^k r^k / (k (k - 1)) from k = 2 on, to k = 18"""
     p = 1 / 306
     p = 1 / 272 - p * r
@@ -165,7 +163,7 @@ def _relative(r: Any) -> Any:
 
 
 @kernel
-def _importance(raw: Any, divergences: Any, width: int, start: int, out: Any) -> None:
+def _importance(raw: Raw, divergences: F64, width: int, start: int, out: F32) -> None:
     """raw (2, n) from flat index start, divergences (rows,) -> |d| times that of its row, rounded to float32"""
     first = 0
     while first < raw.shape[1]:
@@ -178,7 +176,7 @@ def _importance(raw: Any, divergences: Any, width: int, start: int, out: Any) ->
 
 
 @kernel
-def _choose(raw: Any, least: float, out: Any) -> None:
+def _choose(raw: Raw, least: float, out: F32) -> None:
     """out: the importance, then what it decides on"""
     for i in range(raw.shape[1]):
         out[i] = where(np.float64(out[i]) >= least, as_f32(raw[1, i]), as_f32(raw[0, i]))

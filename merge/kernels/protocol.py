@@ -16,7 +16,6 @@ import numpy as np
 
 from merge.arrays import F32, F64, Raw
 
-Floats = F32
 R = TypeVar("R")
 S = TypeVar("S")
 

@@ -12,20 +12,19 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from merge.arrays import I64, U32, U64, Bools, Raw
 from merge.kernels.bits import add32, as_f32, count32, kernel, magnitude_bits, power_of_two, where
 from merge.kernels.scratch import Scratch
 
 _LONGEST = 1 << 16  # entries of a row that 32 bits are tried for
 _UNCLEAR = 16  # one in so many may be out of order before its row is sorted again
-Keys = npt.NDArray[Any]
 
 
 _scratch = Scratch()
 
 
-def sorted_rows(base: Any, tuned: Any, length: int) -> tuple[Keys, Any]:
+def sorted_rows(base: Raw, tuned: Raw, length: int) -> tuple[U32, np.uint32]:
     """base, tuned (rows * length,) -> (keys (rows, length) uint32, mask): keys[row, rank] & mask is that entry's place.
 
     Ranks rise with the magnitude of tuned - base; of equal ones the earlier has the lower. NaN counts as largest. The
@@ -33,7 +32,7 @@ def sorted_rows(base: Any, tuned: Any, length: int) -> tuple[Keys, Any]:
     """
     n_rows = len(base) // length
     place_bits = (length - 1).bit_length()
-    keys: Keys = _scratch.array("keys", n_rows * length, np.uint32).reshape(n_rows, length)
+    keys = _scratch.array("keys", n_rows * length, np.uint32).reshape(n_rows, length)
     wide = np.ones(n_rows, np.bool_)
     if length <= _LONGEST:
         _pack(base, tuned, place_bits, keys, wide)
@@ -49,7 +48,7 @@ def sorted_rows(base: Any, tuned: Any, length: int) -> tuple[Keys, Any]:
 
 
 @kernel
-def _pack(base: Any, tuned: Any, place_bits: int, keys: Any, wide: Any) -> None:
+def _pack(base: Raw, tuned: Raw, place_bits: int, keys: U32, wide: Bools) -> None:
     """Fills keys (rows, length) uint32; wide (rows,) bool: whether a row's magnitudes cannot be taken as multiples."""
     length = keys.shape[1]
     for row in range(keys.shape[0]):
@@ -72,7 +71,7 @@ def _pack(base: Any, tuned: Any, place_bits: int, keys: Any, wide: Any) -> None:
 
 
 @kernel
-def _repair(base: Any, tuned: Any, place_bits: int, keys: Any, wide: Any) -> None:
+def _repair(base: Raw, tuned: Raw, place_bits: int, keys: U32, wide: Bools) -> None:
     """Orders entries of one step that lost something; wide: also rows where they are many."""
     length = keys.shape[1]
     place = np.uint32((1 << place_bits) - 1)
@@ -104,7 +103,7 @@ def _repair(base: Any, tuned: Any, place_bits: int, keys: Any, wide: Any) -> Non
 
 
 @kernel
-def _pack_wide(base: Any, tuned: Any, rows: Any, keys: Any) -> None:
+def _pack_wide(base: Raw, tuned: Raw, rows: I64, keys: U64) -> None:
     """Fills keys (len(rows), length) uint64 for those rows."""
     length = keys.shape[1]
     for k in range(len(rows)):
@@ -115,7 +114,7 @@ def _pack_wide(base: Any, tuned: Any, rows: Any, keys: Any) -> None:
 
 
 @kernel
-def _take_places(wide: Any, rows: Any, keys: Any) -> None:
+def _take_places(wide: U64, rows: I64, keys: U32) -> None:
     for k in range(len(rows)):
         out, ordered = keys[rows[k]], wide[k]
         for rank in range(len(ordered)):

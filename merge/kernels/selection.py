@@ -10,12 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from merge.kernels.bits import as_f32, count32, kernel, magnitude_bits, sub32
+from merge.arrays import I64, U32, Raw
+from merge.kernels.bits import Count, as_f32, count32, kernel, magnitude_bits, sub32
 from merge.kernels.protocol import Block, Passes
 
 TOP = 1 << 31  # every magnitude is below
@@ -85,7 +84,7 @@ def _sort(searches: list[Search], tensor: Passes) -> None:
     """Finds the values of a tensor that is read and sorted at once."""
     rows = tuple(dict.fromkeys(search.model + 1 for search in searches))
 
-    def magnitudes(block: Block) -> npt.NDArray[np.uint32]:
+    def magnitudes(block: Block) -> U32:
         found = np.empty((len(rows), block.raw.shape[1]), np.uint32)
         for place, row in enumerate(rows):
             _magnitudes(block.raw[0], block.raw[row], found[place])
@@ -152,7 +151,7 @@ class Search:
             low = self.low + (bucket << self.shift)
             self.low, self.high = low, min(low + (1 << self.shift), self.high)
 
-    def take(self, ordered: npt.NDArray[np.uint32]) -> None:
+    def take(self, ordered: U32) -> None:
         """Finds the value in all magnitudes, in rising order."""
         value = ordered[-self.keep]
         first, end = (int(np.searchsorted(ordered, value, side)) for side in ("left", "right"))
@@ -170,7 +169,9 @@ class BitWindow:
 
     def __init__(self, search: Search) -> None:
         self.above = 0
-        self.counts: npt.NDArray[Any] = np.zeros(search.n_buckets, np.uint32 if search.size < 1 << 32 else np.int64)
+        self.counts: U32 | I64 = (
+            np.zeros(search.n_buckets, np.uint32) if search.size < 1 << 32 else np.zeros(search.n_buckets, np.int64)
+        )
 
     def count(self, block: Block, row: int, search: Search) -> None:
         """Adds a block's task vector of one row, over the search's window."""
@@ -191,7 +192,7 @@ def _propose(searches: list[Search], tensor: Passes) -> None:
     step = 1 if len(chunks) == tensor.n_chunks else _SAMPLED
     rows = tuple(dict.fromkeys(search.model + 1 for search in searches))
 
-    def update(histograms: npt.NDArray[np.int64], block: Block) -> None:
+    def update(histograms: I64, block: Block) -> None:
         for place, row in enumerate(rows):
             _coarse_histogram(block.raw[0], block.raw[row], step, histograms[place])
 
@@ -237,7 +238,7 @@ def place_cuts(searches: list[Search], tensor: Passes) -> None:
         targets = [(searches[place].model + 1, np.uint32(searches[place].bits or 0)) for place in open_]
 
         def count(block: Block, targets: list[tuple[int, np.uint32]] = targets) -> list[int]:
-            return [count_equal(block.raw, row, bits) for row, bits in targets]
+            return [int(count_equal(block.raw, row, bits)) for row, bits in targets]
 
         totals = np.cumsum(np.array(tensor.map_chunks(count, chunks), dtype=np.int64), axis=0)
         for column, place in enumerate(open_):
@@ -259,19 +260,21 @@ def _find_equal(tensor: Passes, chunk: int, row: int, bits: np.uint32, wanted: i
 
 
 @kernel
-def _magnitudes(base: Any, model: Any, out: Any) -> None:
+def _magnitudes(base: Raw, model: Raw, out: U32) -> None:
     for i in range(len(base)):
         out[i] = magnitude_bits(as_f32(model[i]) - as_f32(base[i]))
 
 
 @kernel
-def _coarse_histogram(base: Any, model: Any, step: int, histogram: Any) -> None:
+def _coarse_histogram(base: Raw, model: Raw, step: int, histogram: I64) -> None:
     for i in range(0, len(base), step):
         histogram[magnitude_bits(as_f32(model[i]) - as_f32(base[i])) >> np.uint32(_COARSE_SHIFT)] += 1
 
 
 @kernel
-def _window_histogram(base: Any, model: Any, low: Any, high: Any, shift: Any, counts: Any) -> Any:
+def _window_histogram(
+    base: Raw, model: Raw, low: np.uint32, high: np.uint32, shift: np.uint32, counts: U32 | I64
+) -> int:
     """base, model (n,): counts magnitudes of model - base in buckets of [low, high); returns how many are at or above.
 
     Tile by tile, so that all but the few entries in the window are dealt with in vector registers: first the
@@ -318,7 +321,7 @@ def _window_histogram(base: Any, model: Any, low: Any, high: Any, shift: Any, co
 
 
 @kernel
-def _bucket_from_top(counts: Any, keep: int) -> Any:
+def _bucket_from_top(counts: U32 | I64, keep: int) -> tuple[int, int]:
     """(bucket that holds the keep-th entry counted from the last bucket, how many of that bucket are among the keep)"""
     for bucket in range(len(counts) - 1, -1, -1):
         if counts[bucket] >= keep:
@@ -328,7 +331,7 @@ def _bucket_from_top(counts: Any, keep: int) -> Any:
 
 
 @kernel
-def count_equal(raw: Any, row: int, bits: Any) -> Any:
+def count_equal(raw: Raw, row: int, bits: np.uint32) -> Count:
     count = np.uint32(0)
     for i in range(raw.shape[1]):
         count = count32(count, magnitude_bits(as_f32(raw[row, i]) - as_f32(raw[0, i])) == bits)
@@ -336,11 +339,11 @@ def count_equal(raw: Any, row: int, bits: Any) -> Any:
 
 
 @kernel
-def _place_of_equal(raw: Any, row: int, bits: Any, wanted: int) -> Any:
+def _place_of_equal(raw: Raw, row: int, bits: np.uint32, wanted: int) -> int:
     """Index in the block of the wanted-th (from 1) entry whose magnitude equals bits."""
     for i in range(raw.shape[1]):
         if magnitude_bits(as_f32(raw[row, i]) - as_f32(raw[0, i])) == bits:
             wanted -= 1
             if wanted == 0:
                 return i
-    return raw.shape[1]
+    return int(raw.shape[1])

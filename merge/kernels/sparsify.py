@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from merge.kernels.bits import add32, as_f32, counter32, kernel, magnitude_bits, mix32, sub32, where
+from merge.arrays import F32, F64, U32, Array, Raw
+from merge.kernels.bits import Int, Truth, add32, as_f32, counter32, kernel, magnitude_bits, mix32, sub32, where
 from merge.kernels.encode import LANES
-from merge.kernels.protocol import Block, Floats, FusedTensor
+from merge.kernels.protocol import Block, FusedTensor
 from merge.kernels.ranks import sorted_rows
 from merge.kernels.scratch import Scratch
 from merge.kernels.selection import KEEP_NONE, Threshold, count_kept, count_outliers, largest
@@ -26,19 +26,19 @@ _HIGH = 0x85EBCA6B  # what the second key moves on by with the counter's high ha
 _SORTED = 1 << 15  # elements whose order is found at once: their keys stay in cache
 
 # Block -> (model, n) float32, valid until the same thread's next call.
-Sparsifier = Callable[[Block], Floats]
+Sparsifier = Callable[[Block], F32]
 # What of one model stays: entries that the first threshold keeps and the second does not.
 Band = tuple[Threshold, Threshold]
 # The same as kernels take it: (least magnitude bits, how many values from there) for each model, as uint32.
-Limits = tuple[tuple[Any, Any], ...]
+Limits = tuple[tuple[np.uint32, np.uint32], ...]
 # A random mask as kernels take it: (key, key, greatest random number that keeps) for each model, as uint32.
-Mask = tuple[Any, ...]
+Mask = tuple[tuple[np.uint32, np.uint32, np.uint32], ...]
 
 
 _scratch = Scratch()
 
 
-def _factors(n_models: int, block: Block) -> Floats:
+def _factors(n_models: int, block: Block) -> F32:
     n = block.raw.shape[1]
     return _scratch.array("factors", n_models * n, np.float32).reshape(n_models, n)
 
@@ -50,7 +50,7 @@ def edges(block: Block, cuts: Sequence[int]) -> Iterator[tuple[int, int]]:
     yield from itertools.pairwise([0, *inside, n])
 
 
-def columns(block: Block, start: int, stop: int) -> Any:
+def columns(block: Block, start: int, stop: int) -> Array:
     """Few blocks are cut; a copy keeps them of the layout that the kernels are compiled for."""
     return np.ascontiguousarray(block.raw[:, start:stop])
 
@@ -83,7 +83,7 @@ def band_pieces(block: Block, bands: Sequence[Band]) -> Iterator[tuple[int, int,
 def trimmed(bands: Sequence[Band]) -> Sparsifier:
     """1 for entries that stay."""
 
-    def sparsify(block: Block) -> Floats:
+    def sparsify(block: Block) -> F32:
         out = _factors(len(bands), block)
         for start, stop, limits in band_pieces(block, bands):
             span = slice(start, stop)
@@ -117,7 +117,7 @@ def mask_pieces(block: Block, masks: Mask) -> Iterator[tuple[int, int, Mask]]:
 def dropped(masks: Mask) -> Sparsifier:
     """1 for entries that a random mask keeps."""
 
-    def sparsify(block: Block) -> Floats:
+    def sparsify(block: Block) -> F32:
         out = _factors(len(masks), block)
         for start, stop, here in mask_pieces(block, masks):
             for m, (key, other, most) in enumerate(here):
@@ -138,7 +138,7 @@ def dropped_by_rank(
         p = rank_probabilities(length, share, spread) if 0 < share < 1 else np.ones(1)
         tables.append((greatest_kept(p), (1 / p if unbiased else np.ones_like(p)).astype(np.float32)))
 
-    def mark(base: Any, tuned: Any, start: int, m: int, out: Floats) -> None:
+    def mark(base: Raw, tuned: Raw, start: int, m: int, out: F32) -> None:
         step = max(1, _SORTED // length) * length
         key, other, _ = masks[m]
         for first in range(0, len(out), step):
@@ -150,7 +150,7 @@ def dropped_by_rank(
     split = len(tensor.shape) < 2 and tensor.n_chunks > 1
     whole = [_of_vector(tensor, m, mark) if 0 < share < 1 else None for m, share in enumerate(density)] if split else []
 
-    def sparsify(block: Block) -> Floats:
+    def sparsify(block: Block) -> F32:
         out = _factors(len(keys), block)
         for m, share in enumerate(density):
             if not 0 < share < 1:
@@ -164,14 +164,14 @@ def dropped_by_rank(
     return sparsify
 
 
-def rank_probabilities(length: int, density: float, epsilon: float) -> npt.NDArray[np.float64]:
+def rank_probabilities(length: int, density: float, epsilon: float) -> F64:
     """The probability of each rank in a row: from density - epsilon for the smallest to density + epsilon."""
     if length == 1:
         return np.array([density])
     return (density - epsilon) + np.arange(length, dtype=np.float64) * np.float64(2 * epsilon / (length - 1))
 
 
-def _of_vector(tensor: FusedTensor, model: int, mark: Callable[[Any, Any, int, int, Floats], None]) -> Floats:
+def _of_vector(tensor: FusedTensor, model: int, mark: Callable[[Raw, Raw, int, int, F32], None]) -> F32:
     pieces = tensor.map_chunks(lambda block: block.raw[[0, model + 1]])
     raw = np.concatenate(pieces, axis=1)
     out = np.empty(tensor.size, np.float32)
@@ -182,7 +182,7 @@ def _of_vector(tensor: FusedTensor, model: int, mark: Callable[[Any, Any, int, i
 def l1_factors(tensor: FusedTensor, weight: tuple[float, ...], sparsify: Sparsifier) -> tuple[float, ...]:
     """weight * ‖d‖₁ / ‖what is kept of d‖₁ for each model; the weight alone where nothing is kept"""
 
-    def chunk_sums(block: Block) -> npt.NDArray[np.float64]:
+    def chunk_sums(block: Block) -> F64:
         factors = sparsify(block)
         sums = np.zeros((len(weight), 2))
         for m in range(len(weight)):
@@ -197,32 +197,39 @@ def l1_factors(tensor: FusedTensor, weight: tuple[float, ...], sparsify: Sparsif
 
 
 @kernel
-def is_within(delta: Any, low: Any, width: Any) -> Any:
+def is_within(delta: np.float32, low: np.uint32, width: np.uint32) -> Truth:
     """Whether the magnitude bits are in [low, low + width); below low the difference wraps to a large number"""
     return sub32(magnitude_bits(delta), low) < width
 
 
 @kernel
-def _mark_within(base: Any, tuned: Any, low: Any, width: Any, out: Any) -> None:
+def _mark_within(base: Raw, tuned: Raw, low: np.uint32, width: np.uint32, out: F32) -> None:
     for i in range(out.shape[0]):
         out[i] = where(is_within(as_f32(tuned[i]) - as_f32(base[i]), low, width), np.float32(1), np.float32(0))
 
 
 @kernel
-def stays(index: Any, key: Any, other_key: Any, most: Any) -> Any:
+def stays(index: Int, key: np.uint32, other_key: np.uint32, most: np.uint32) -> Truth:
     """Whether a random mask keeps an element: a function of its flat index and its model's key alone."""
     return mix32(add32(mix32(counter32(index, key)), other_key)) <= most
 
 
 @kernel
-def _mark_random(key: Any, other_key: Any, most: Any, start: int, out: Any) -> None:
+def _mark_random(key: np.uint32, other_key: np.uint32, most: np.uint32, start: int, out: F32) -> None:
     for i in range(out.shape[0]):
         out[i] = where(stays(start + i, key, other_key, most), np.float32(1), np.float32(0))
 
 
 @kernel
 def _mark_ranked(
-    ordered: Any, place: Any, most: Any, times: Any, key: Any, other_key: Any, start: int, out: Any
+    ordered: U32,
+    place: np.uint32,
+    most: U32,
+    times: F32,
+    key: np.uint32,
+    other_key: np.uint32,
+    start: int,
+    out: F32,
 ) -> None:
     """ordered (rows, length), place: see sorted_rows; start: flat index of the first; out (rows * length,) float32
 
@@ -247,7 +254,7 @@ def _mark_ranked(
 
 
 @kernel
-def _sizes(base: Any, tuned: Any, factors: Any, sums: Any) -> None:
+def _sizes(base: Raw, tuned: Raw, factors: F32, sums: F64) -> None:
     """Adds ‖d‖₁ and ‖kept d‖₁ to sums (2,) float64."""
     lanes = np.zeros((2, LANES), np.float64)
     whole, kept = lanes[0], lanes[1]

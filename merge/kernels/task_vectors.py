@@ -6,15 +6,16 @@ the weights come as a tuple, whose length the compiler knows and unrolls.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
+from merge.arrays import F32, Raw
 from merge.kernels.bits import as_f32, kernel, where
-from merge.kernels.protocol import Block, Combine, Floats, FusedTensor
+from merge.kernels.protocol import Block, Combine, FusedTensor
 from merge.kernels.selection import Threshold, count_kept, largest
 from merge.kernels.sparsify import (
     Band,
+    Limits,
+    Mask,
     Sparsifier,
     band_pieces,
     columns,
@@ -37,7 +38,7 @@ def task_arithmetic(
 ) -> Combine:
     factors = _scaled(weight, lambda_ / divisor(weight, normalize))
 
-    def combine(block: Block, out: Floats) -> None:
+    def combine(block: Block, out: F32) -> None:
         _add_deltas(block.raw, factors, out)
 
     return combine
@@ -78,7 +79,7 @@ def breadcrumbs(
     factors = l1_factors(tensor, weight, trimmed(bands)) if rescale else weight
     scale = lambda_ / divisor(weight, normalize)
 
-    def combine(block: Block, out: Floats) -> None:
+    def combine(block: Block, out: F32) -> None:
         for start, stop, limits in band_pieces(block, bands):
             _trim_add(columns(block, start, stop), factors, limits, scale, out[start:])
 
@@ -118,7 +119,7 @@ def dare_linear(
     masks = random_masks(_keys, density)
     factors = _scaled(_dare_factors(tensor, weight, density, rescale, masks), lambda_ / divisor(weight, normalize))
 
-    def combine(block: Block, out: Floats) -> None:
+    def combine(block: Block, out: F32) -> None:
         for start, stop, here in mask_pieces(block, masks):
             _drop_add(columns(block, start, stop), factors, here, block.start + start, out[start:])
 
@@ -145,7 +146,7 @@ def dare_ties(
     if vote.by_count:
         return _elect(dropped(masks), vote)
 
-    def combine(block: Block, out: Floats) -> None:
+    def combine(block: Block, out: F32) -> None:
         for start, stop, here in mask_pieces(block, masks):
             raw, first = columns(block, start, stop), block.start + start
             _drop_elect(raw, vote.divisors, vote.factors, here, vote.divide, vote.scale, first, out[start:])
@@ -199,7 +200,7 @@ def consensus_ta(
     lambda_: float = 1.0,
     **unused: object,
 ) -> Combine:
-    def combine(block: Block, out: Floats) -> None:
+    def combine(block: Block, out: F32) -> None:
         _add_agreed(block.raw, weight, mask_lambda, k, lambda_, out)
 
     return combine
@@ -209,7 +210,7 @@ def _elect_within(bands: list[Band], vote: Election) -> Combine:
     if vote.by_count:
         return _elect(trimmed(bands), vote)
 
-    def combine(block: Block, out: Floats) -> None:
+    def combine(block: Block, out: F32) -> None:
         for start, stop, limits in band_pieces(block, bands):
             raw = columns(block, start, stop)
             _trim_elect(raw, vote.divisors, vote.factors, limits, vote.divide, vote.scale, out[start:])
@@ -218,14 +219,14 @@ def _elect_within(bands: list[Band], vote: Election) -> Combine:
 
 
 def _add(sparsify: Sparsifier, factors: tuple[float, ...], scale: float) -> Combine:
-    def combine(block: Block, out: Floats) -> None:
+    def combine(block: Block, out: F32) -> None:
         _add_sparse(block.raw, sparsify(block), factors, scale, out)
 
     return combine
 
 
 def _elect(sparsify: Sparsifier, vote: Election) -> Combine:
-    def combine(block: Block, out: Floats) -> None:
+    def combine(block: Block, out: F32) -> None:
         sparse = sparsify(block)
         _elect_sparse(block.raw, sparse, vote.divisors, vote.factors, vote.by_count, vote.divide, vote.scale, out)
 
@@ -237,7 +238,7 @@ def _scaled(weight: tuple[float, ...], factor: float) -> tuple[float, ...]:
 
 
 def _dare_factors(
-    tensor: FusedTensor, weight: tuple[float, ...], density: tuple[float, ...], rescale: bool | str, masks: Any
+    tensor: FusedTensor, weight: tuple[float, ...], density: tuple[float, ...], rescale: bool | str, masks: Mask
 ) -> tuple[float, ...]:
     """What a surviving entry is multiplied with: its weight, and what makes up for the dropped ones."""
     weight = tuple(w if share > 0 else 0.0 for w, share in zip(weight, density, strict=True))
@@ -249,7 +250,7 @@ def _dare_factors(
 
 
 @kernel
-def _add_deltas(raw: Any, factors: Any, out: Any) -> None:
+def _add_deltas(raw: Raw, factors: tuple[float, ...], out: F32) -> None:
     """raw (1 + model, n), factors a tuple of float64 -> out = base + sum of factor * delta"""
     for i in range(out.shape[0]):
         base = np.float64(as_f32(raw[0, i]))
@@ -260,7 +261,15 @@ def _add_deltas(raw: Any, factors: Any, out: Any) -> None:
 
 
 @kernel
-def _trim_elect(raw: Any, weights: Any, factors: Any, limits: Any, normalize: bool, scale: float, out: Any) -> None:
+def _trim_elect(
+    raw: Raw,
+    weights: tuple[float, ...],
+    factors: tuple[float, ...],
+    limits: Limits,
+    normalize: bool,
+    scale: float,
+    out: F32,
+) -> None:
     """raw (1 + model, n): trims by magnitude bits, elects signs, averages what agrees; out (>= n,) float32
 
     Two loops over the models with selects and no branches: twice the arithmetic, and all of it in vector registers.
@@ -286,7 +295,7 @@ def _trim_elect(raw: Any, weights: Any, factors: Any, limits: Any, normalize: bo
 
 
 @kernel
-def _trim_add(raw: Any, factors: Any, limits: Any, scale: float, out: Any) -> None:
+def _trim_add(raw: Raw, factors: tuple[float, ...], limits: Limits, scale: float, out: F32) -> None:
     """raw (1 + model, n) -> out = base + scale * sum of factor * delta over what lies within the limits"""
     for i in range(raw.shape[1]):
         base = as_f32(raw[0, i])
@@ -298,7 +307,7 @@ def _trim_add(raw: Any, factors: Any, limits: Any, scale: float, out: Any) -> No
 
 
 @kernel
-def _drop_add(raw: Any, factors: Any, masks: Any, start: int, out: Any) -> None:
+def _drop_add(raw: Raw, factors: tuple[float, ...], masks: Mask, start: int, out: F32) -> None:
     """raw (1 + model, n) -> out = base + sum of factor * delta over what the random masks keep"""
     for i in range(raw.shape[1]):
         base = np.float64(as_f32(raw[0, i]))
@@ -311,7 +320,14 @@ def _drop_add(raw: Any, factors: Any, masks: Any, start: int, out: Any) -> None:
 
 @kernel
 def _drop_elect(
-    raw: Any, weights: Any, factors: Any, masks: Any, normalize: bool, scale: float, start: int, out: Any
+    raw: Raw,
+    weights: tuple[float, ...],
+    factors: tuple[float, ...],
+    masks: Mask,
+    normalize: bool,
+    scale: float,
+    start: int,
+    out: F32,
 ) -> None:
     """raw (1 + model, n): drops at random, elects signs, adds what agrees (divided by its weights if normalize)"""
     for i in range(raw.shape[1]):
@@ -334,7 +350,7 @@ def _drop_elect(
 
 
 @kernel
-def _add_sparse(raw: Any, sparse: Any, factors: Any, scale: float, out: Any) -> None:
+def _add_sparse(raw: Raw, sparse: F32, factors: tuple[float, ...], scale: float, out: F32) -> None:
     """raw (1 + model, n), sparse (model, n) -> out = base + scale * sum of factor * sparse * delta"""
     for i in range(raw.shape[1]):
         base = as_f32(raw[0, i])
@@ -347,14 +363,21 @@ def _add_sparse(raw: Any, sparse: Any, factors: Any, scale: float, out: Any) -> 
 
 @kernel
 def _elect_sparse(
-    raw: Any, sparse: Any, divisors: Any, factors: Any, by_count: bool, divide: bool, scale: float, out: Any
+    raw: Raw,
+    sparse: F32,
+    divisors: tuple[float, ...],
+    factors: tuple[float, ...],
+    by_count: bool,
+    divide: bool,
+    scale: float,
+    out: F32,
 ) -> None:
     """raw (1 + model, n), sparse (model, n): elects signs by sum or by count, adds what agrees, may divide it"""
     for i in range(raw.shape[1]):
         base = as_f32(raw[0, i])
         total = 0.0
         for m in range(len(factors)):
-            value = factors[m] * (np.float64(as_f32(raw[m + 1, i]) - base) * np.float64(sparse[m, i]))
+            value: float = factors[m] * (np.float64(as_f32(raw[m + 1, i]) - base) * np.float64(sparse[m, i]))
             value = where(sparse[m, i] != 0.0, value, 0.0)
             if by_count:
                 value = where(value > 0.0, 1.0, 0.0) - where(value < 0.0, 1.0, 0.0)
@@ -373,14 +396,16 @@ def _elect_sparse(
 
 
 @kernel
-def _add_agreed(raw: Any, weights: Any, mask_lambda: Any, k: int, scale: float, out: Any) -> None:
+def _add_agreed(
+    raw: Raw, weights: tuple[float, ...], mask_lambda: tuple[float, ...], k: int, scale: float, out: F32
+) -> None:
     """raw (1 + model, n) -> out = base + the weighted sum of deltas, where it is close to k of them"""
     for i in range(raw.shape[1]):
         base = as_f32(raw[0, i])
         total = 0.0
         for m in range(len(weights)):
             total += weights[m] * np.float64(as_f32(raw[m + 1, i]) - base)
-        count = 0
+        count = np.int64(0)
         for m in range(len(weights)):
             delta = np.float64(as_f32(raw[m + 1, i]) - base)
             count += abs(delta) >= mask_lambda[m] * abs(total - delta)

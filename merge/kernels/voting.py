@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 
-from merge.kernels.bits import as_f32, count32, kernel, magnitude_bits, quotient, where
+from merge.arrays import F32, F64, I64, Raw
+from merge.kernels.bits import Count, as_f32, count32, kernel, magnitude_bits, quotient, where
 from merge.kernels.coefficients import NEARSWAP_LEAST, unique_factor
 from merge.kernels.computed import Computed
 from merge.kernels.encode import LANES
-from merge.kernels.protocol import Block, Combine, Floats, FusedTensor
+from merge.kernels.protocol import Block, Combine, FusedTensor
 from merge.kernels.scratch import Scratch
 from merge.kernels.selection import KEEP_ALL, Threshold, largest
 from merge.kernels.sparsify import columns, edges
@@ -27,7 +27,7 @@ _scratch = Scratch()
 
 
 def nearswap(tensor: FusedTensor, *, t: float) -> Combine:
-    def combine(block: Block, out: Floats) -> None:
+    def combine(block: Block, out: F32) -> None:
         _nearswap(block.raw, t, out)
 
     return combine
@@ -36,7 +36,7 @@ def nearswap(tensor: FusedTensor, *, t: float) -> Combine:
 def magmax(tensor: FusedTensor, *, lambda_: float = 1.0) -> Combine:
     ones = (1.0,) * n_inputs(tensor)  # kernels unroll by its length
 
-    def combine(block: Block, out: Floats) -> None:
+    def combine(block: Block, out: F32) -> None:
         _magmax(block.raw, ones, lambda_, out)
 
     return combine
@@ -62,7 +62,7 @@ def _at_most(number: float) -> np.float32:
 
 
 def _ram_by(epsilon: float, factors: tuple[float, ...]) -> Combine:
-    def combine(block: Block, out: Floats) -> None:
+    def combine(block: Block, out: F32) -> None:
         _ram(block.raw, epsilon, factors, out)
 
     return combine
@@ -72,7 +72,7 @@ def sce(tensor: FusedTensor, *, select_topk: float = 1.0, **unused: object) -> C
     ones = (1.0,) * n_inputs(tensor)
     limit = KEEP_ALL if select_topk >= 1 else most_varying(tensor, select_topk, ones)
 
-    def pieces(block: Block) -> Iterator[tuple[int, int, Any, Any]]:
+    def pieces(block: Block) -> Iterator[tuple[int, int, F32, np.uint32]]:
         """(start, stop, deviations, least bits that stay) of a block, cut where those change"""
         spread = _scratch.array("spread", block.raw.shape[1], np.float32)
         if limit is not KEEP_ALL:
@@ -80,7 +80,7 @@ def sce(tensor: FusedTensor, *, select_topk: float = 1.0, **unused: object) -> C
         for start, stop in edges(block, [limit.cut]):
             yield start, stop, spread[start:stop], np.uint32(limit.at(block.start + start))
 
-    def squares(block: Block) -> Any:
+    def squares(block: Block) -> F64:
         sums = np.zeros(len(ones))
         for start, stop, spread, least in pieces(block):
             for m in range(len(ones)):
@@ -92,7 +92,7 @@ def sce(tensor: FusedTensor, *, select_topk: float = 1.0, **unused: object) -> C
     total = math.fsum(strengths)
     weights = tuple(strength / total for strength in strengths) if total > 0 else ones
 
-    def combine(block: Block, out: Floats) -> None:
+    def combine(block: Block, out: F32) -> None:
         for start, stop, spread, least in pieces(block):
             _sce(columns(block, start, stop), spread, least, weights, out[start:])
 
@@ -111,7 +111,7 @@ def most_varying(tensor: FusedTensor, share: float, models: tuple[float, ...]) -
         if tiny:  # their deviations may round to zero
             spread = _scratch.array("spread", block.raw.shape[1], np.float32)
             _deviations(block.raw, models, spread)
-            count = np.count_nonzero(spread)
+            count = int(np.count_nonzero(spread))
         return int(count)
 
     spreads = Computed(tensor, lambda block, out: _deviations(block.raw, models, out))
@@ -119,7 +119,7 @@ def most_varying(tensor: FusedTensor, share: float, models: tuple[float, ...]) -
 
 
 @kernel
-def _nearswap(raw: Any, t: float, out: Any) -> None:
+def _nearswap(raw: Raw, t: float, out: F32) -> None:
     for i in range(raw.shape[1]):
         base, other = np.float64(as_f32(raw[0, i])), np.float64(as_f32(raw[1, i]))
         share = min(t / max(abs(base - other), NEARSWAP_LEAST), 1.0)
@@ -127,7 +127,7 @@ def _nearswap(raw: Any, t: float, out: Any) -> None:
 
 
 @kernel
-def _magmax(raw: Any, models: Any, scale: float, out: Any) -> None:
+def _magmax(raw: Raw, models: tuple[float, ...], scale: float, out: F32) -> None:
     for i in range(raw.shape[1]):
         base = as_f32(raw[0, i])
         best = as_f32(raw[1, i]) - base
@@ -138,7 +138,7 @@ def _magmax(raw: Any, models: Any, scale: float, out: Any) -> None:
 
 
 @kernel
-def _shared_unique(raw: Any, epsilon: Any, models: Any) -> Any:
+def _shared_unique(raw: Raw, epsilon: np.float32, models: tuple[float, ...]) -> I64:
     """raw (1 + model, n), epsilon float32 -> (model, 2): active entries of each model that others share, and its own"""
     counts = np.zeros((len(models), 2), np.int64)
     n_active = np.empty(_TILE, np.float32)
@@ -163,7 +163,7 @@ def _shared_unique(raw: Any, epsilon: Any, models: Any) -> Any:
 
 
 @kernel
-def _ram(raw: Any, epsilon: float, factors: Any, out: Any) -> None:
+def _ram(raw: Raw, epsilon: float, factors: tuple[float, ...], out: F32) -> None:
     """raw (1 + model, n), factors a tuple: of entries that one model alone changed -> out"""
     for i in range(raw.shape[1]):
         base = as_f32(raw[0, i])
@@ -179,7 +179,7 @@ def _ram(raw: Any, epsilon: float, factors: Any, out: Any) -> None:
 
 
 @kernel
-def _deviations(raw: Any, models: Any, out: Any) -> None:
+def _deviations(raw: Raw, models: tuple[float, ...], out: F32) -> None:
     """raw (1 + model, n) -> population standard deviations of the task vectors, rounded to float32"""
     n = np.float64(len(models))
     inverse = 1.0 / n
@@ -197,7 +197,7 @@ def _deviations(raw: Any, models: Any, out: Any) -> None:
 
 
 @kernel
-def _count_differing(raw: Any, models: Any) -> Any:
+def _count_differing(raw: Raw, models: tuple[float, ...]) -> tuple[Count, Count]:
     """raw (1 + model, n) -> how many entries' task vectors differ, and how many of them by next to nothing"""
     count, tiny = np.uint32(0), np.uint32(0)
     for i in range(raw.shape[1]):
@@ -211,7 +211,7 @@ def _count_differing(raw: Any, models: Any) -> Any:
 
 
 @kernel
-def _kept_squares(base: Any, tuned: Any, spread: Any, least: Any) -> Any:
+def _kept_squares(base: Raw, tuned: Raw, spread: F32, least: np.uint32) -> float:
     """Squared length of what stays of a task vector"""
     lanes = np.zeros(LANES, np.float64)
     for start in range(0, base.shape[0], LANES):
@@ -219,11 +219,11 @@ def _kept_squares(base: Any, tuned: Any, spread: Any, least: Any) -> Any:
         for lane in range(len(b)):
             delta = np.float64(as_f32(x[lane]) - as_f32(b[lane]))
             lanes[lane] += where(magnitude_bits(s[lane]) >= least, delta * delta, 0.0)
-    return lanes.sum()
+    return float(lanes.sum())
 
 
 @kernel
-def _sce(raw: Any, spread: Any, least: Any, weights: Any, out: Any) -> None:
+def _sce(raw: Raw, spread: F32, least: np.uint32, weights: tuple[float, ...], out: F32) -> None:
     """Elects signs and averages what agrees, of what stays; with selects and no branches, see task_vectors"""
     for i in range(raw.shape[1]):
         base = as_f32(raw[0, i])
