@@ -1,4 +1,4 @@
-"""Names of array types; shapes are in docstrings."""
+"""Names of array types and of what kernels take; shapes are in docstrings."""
 
 from __future__ import annotations
 
@@ -16,3 +16,4 @@ U64 = npt.NDArray[np.uint64]
 Bools = npt.NDArray[np.bool_]
 Array = npt.NDArray[Any]  # of any dtype
 Raw = npt.NDArray[np.uint16] | F32  # as kernels read elements: bfloat16 as uint16, or float32
+Numbers = tuple[float, ...]  # one for each model: the length is part of a kernel's type, so that loops over it unroll

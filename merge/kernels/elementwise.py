@@ -10,7 +10,7 @@ import math
 
 import numpy as np
 
-from merge.arrays import F32, F64, Raw
+from merge.arrays import F32, F64, Numbers, Raw
 from merge.kernels.bits import as_f32, kernel
 from merge.kernels.coefficients import slerp_coefficients
 from merge.kernels.encode import LANES
@@ -18,7 +18,7 @@ from merge.kernels.protocol import Block, Combine, FusedTensor
 from merge.kernels.weights import whole
 
 
-def linear(tensor: FusedTensor, *, weight: tuple[float, ...], normalize: bool = True) -> Combine:
+def linear(tensor: FusedTensor, *, weight: Numbers, normalize: bool = True) -> Combine:
     weights, scale = whole(weight)  # whole multiples: what is zero in decimals comes out as zero
     return _weighted(weights, 1.0 / (math.fsum(weights) if normalize else scale))
 
@@ -33,7 +33,7 @@ def slerp(tensor: FusedTensor, *, t: float) -> Combine:
     return _weighted(slerp_coefficients(square_a, square_b, dot, t))
 
 
-def _weighted(weights: tuple[float, ...], scale: float = 1.0) -> Combine:
+def _weighted(weights: Numbers, scale: float = 1.0) -> Combine:
     def combine(block: Block, out: F32) -> None:
         weighted_sum(block.raw, weights, scale, out)
 
@@ -41,7 +41,7 @@ def _weighted(weights: tuple[float, ...], scale: float = 1.0) -> Combine:
 
 
 @kernel
-def weighted_sum(raw: Raw, weights: tuple[float, ...], scale: float, out: F32) -> None:
+def weighted_sum(raw: Raw, weights: Numbers, scale: float, out: F32) -> None:
     """raw (model, n), weights a tuple of float64 -> out (n,) float32; added in float64, as wide as memory is fast"""
     for i in range(out.shape[0]):
         total = weights[0] * np.float64(as_f32(raw[0, i]))

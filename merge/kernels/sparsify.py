@@ -222,14 +222,7 @@ def _mark_random(key: np.uint32, other_key: np.uint32, most: np.uint32, start: i
 
 @kernel
 def _mark_ranked(
-    ordered: U32,
-    place: np.uint32,
-    most: U32,
-    times: F32,
-    key: np.uint32,
-    other_key: np.uint32,
-    start: int,
-    out: F32,
+    ordered: U32, place: np.uint32, most: U32, times: F32, key: np.uint32, other_key: np.uint32, start: int, out: F32
 ) -> None:
     """ordered (rows, length), place: see sorted_rows; start: flat index of the first; out (rows * length,) float32
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from merge.arrays import F32, F64, Raw
+from merge.arrays import F32, F64, Numbers, Raw
 from merge.kernels.bits import Number, as_f32, kernel
 from merge.kernels.coefficients import KARCHER_TINY, NUSLERP_COLINEAR, multislerp_factors, nuslerp_place
 from merge.kernels.elementwise import weighted_sum
@@ -26,7 +26,7 @@ _NEARLY_ZERO = 1e-8  # |s|^2 over (sum |w|)^2 from which the Gram matrix has los
 
 
 def nuslerp(
-    tensor: FusedTensor, *, weight: tuple[float, ...], nuslerp_flatten: bool = True, nuslerp_row_wise: bool = False
+    tensor: FusedTensor, *, weight: Numbers, nuslerp_flatten: bool = True, nuslerp_row_wise: bool = False
 ) -> Combine:
     t = nuslerp_place(weight)
     if nuslerp_flatten or len(tensor.shape) < 2:
@@ -42,15 +42,13 @@ def nuslerp(
     return combine
 
 
-def multislerp(
-    tensor: FusedTensor, *, weight: tuple[float, ...], normalize_weights: bool = True, eps: float = 1e-8
-) -> Combine:
+def multislerp(tensor: FusedTensor, *, weight: Numbers, normalize_weights: bool = True, eps: float = 1e-8) -> Combine:
     if len(weight) == 1:
         return combine_by((1.0,))
     gram = gram_matrix(tensor, len(weight))
     rows, lengths = gram.tolist(), [math.sqrt(square) for square in gram.diagonal().tolist()]
 
-    def length_of(coefficients: tuple[float, ...]) -> float:
+    def length_of(coefficients: Numbers) -> float:
         square = _square(rows, coefficients)
         most = _dot([abs(c) for c in coefficients], lengths)
         if square < _NEARLY_ZERO * most * most:
@@ -60,7 +58,7 @@ def multislerp(
     return combine_by(multislerp_factors(lengths, weight, normalize_weights, eps, length_of))
 
 
-def karcher(tensor: FusedTensor, *, weight: tuple[float, ...], max_iter: int = 10, tol: float = 1e-5) -> Combine:
+def karcher(tensor: FusedTensor, *, weight: Numbers, max_iter: int = 10, tol: float = 1e-5) -> Combine:
     gram = gram_matrix(tensor, len(weight))
     return combine_by(karcher_factors(gram, weight, int(max_iter), tol))
 
@@ -77,7 +75,7 @@ def model_stock(tensor: FusedTensor, *, filter_wise: bool = False, clamp: bool =
     return combine_by((_ratio(gram_matrix(tensor, n_models), clamp) / n_models,) * n_models)
 
 
-def combine_by(coefficients: tuple[float, ...]) -> Combine:
+def combine_by(coefficients: Numbers) -> Combine:
     """Sum of coefficient times input; with a base, of coefficient times task vector, plus the base."""
     with_base = (1.0 - math.fsum(coefficients), *coefficients)
 
@@ -114,7 +112,7 @@ def _square(gram: Rows, coefficients: Sequence[float]) -> float:
     return max(0.0, _dot(coefficients, [_dot(row, coefficients) for row in gram]))
 
 
-def karcher_factors(gram: F64, weight: tuple[float, ...], max_iter: int, tol: float) -> tuple[float, ...]:
+def karcher_factors(gram: F64, weight: Numbers, max_iter: int, tol: float) -> Numbers:
     """The inputs' coefficients in their Karcher mean; see merge.methods.karcher."""
     if not np.isfinite(gram).all():
         return (math.nan,) * len(weight)
@@ -215,7 +213,7 @@ def _gram_sums(raw: Raw, n_models: int, out: F64) -> None:
 
 
 @kernel
-def _sum_squares(raw: Raw, coefficients: tuple[float, ...], out: F64) -> None:
+def _sum_squares(raw: Raw, coefficients: Numbers, out: F64) -> None:
     """out[0] = squared length of the sum of coefficient times input"""
     first = raw.shape[0] - len(coefficients)
     lanes, totals = np.zeros(LANES, np.float64), np.empty(LANES, np.float64)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from merge.arrays import F32, Raw
+from merge.arrays import F32, Numbers, Raw
 from merge.kernels.bits import as_f32, kernel, where
 from merge.kernels.protocol import Block, Combine, FusedTensor
 from merge.kernels.selection import Threshold, count_kept, largest
@@ -34,7 +34,7 @@ from merge.kernels.weights import Election, divisor, election
 
 
 def task_arithmetic(
-    tensor: FusedTensor, *, weight: tuple[float, ...], normalize: bool = False, lambda_: float = 1.0, **unused: object
+    tensor: FusedTensor, *, weight: Numbers, normalize: bool = False, lambda_: float = 1.0, **unused: object
 ) -> Combine:
     factors = _scaled(weight, lambda_ / divisor(weight, normalize))
 
@@ -47,8 +47,8 @@ def task_arithmetic(
 def ties(
     tensor: FusedTensor,
     *,
-    weight: tuple[float, ...],
-    density: tuple[float, ...],
+    weight: Numbers,
+    density: Numbers,
     normalize: bool = True,
     lambda_: float = 1.0,
     rescale: bool | str = False,
@@ -67,9 +67,9 @@ def ties(
 def breadcrumbs(
     tensor: FusedTensor,
     *,
-    weight: tuple[float, ...],
-    density: tuple[float, ...],
-    gamma: tuple[float, ...],
+    weight: Numbers,
+    density: Numbers,
+    gamma: Numbers,
     normalize: bool = False,
     lambda_: float = 1.0,
     rescale: bool | str = False,
@@ -89,9 +89,9 @@ def breadcrumbs(
 def breadcrumbs_ties(
     tensor: FusedTensor,
     *,
-    weight: tuple[float, ...],
-    density: tuple[float, ...],
-    gamma: tuple[float, ...],
+    weight: Numbers,
+    density: Numbers,
+    gamma: Numbers,
     normalize: bool = False,
     lambda_: float = 1.0,
     rescale: bool | str = False,
@@ -108,8 +108,8 @@ def breadcrumbs_ties(
 def dare_linear(
     tensor: FusedTensor,
     *,
-    weight: tuple[float, ...],
-    density: tuple[float, ...],
+    weight: Numbers,
+    density: Numbers,
     normalize: bool = False,
     lambda_: float = 1.0,
     rescale: bool | str = True,
@@ -129,8 +129,8 @@ def dare_linear(
 def dare_ties(
     tensor: FusedTensor,
     *,
-    weight: tuple[float, ...],
-    density: tuple[float, ...],
+    weight: Numbers,
+    density: Numbers,
     normalize: bool = False,
     lambda_: float = 1.0,
     rescale: bool | str = True,
@@ -157,9 +157,9 @@ def dare_ties(
 def della_linear(
     tensor: FusedTensor,
     *,
-    weight: tuple[float, ...],
-    density: tuple[float, ...],
-    epsilon: tuple[float, ...],
+    weight: Numbers,
+    density: Numbers,
+    epsilon: Numbers,
     normalize: bool = False,
     lambda_: float = 1.0,
     rescale: bool | str = True,
@@ -174,9 +174,9 @@ def della_linear(
 def della(
     tensor: FusedTensor,
     *,
-    weight: tuple[float, ...],
-    density: tuple[float, ...],
-    epsilon: tuple[float, ...],
+    weight: Numbers,
+    density: Numbers,
+    epsilon: Numbers,
     normalize: bool = True,
     lambda_: float = 1.0,
     rescale: bool | str = True,
@@ -194,8 +194,8 @@ def della(
 def consensus_ta(
     tensor: FusedTensor,
     *,
-    weight: tuple[float, ...],
-    mask_lambda: tuple[float, ...],
+    weight: Numbers,
+    mask_lambda: Numbers,
     k: int = 2,
     lambda_: float = 1.0,
     **unused: object,
@@ -218,7 +218,7 @@ def _elect_within(bands: list[Band], vote: Election) -> Combine:
     return combine
 
 
-def _add(sparsify: Sparsifier, factors: tuple[float, ...], scale: float) -> Combine:
+def _add(sparsify: Sparsifier, factors: Numbers, scale: float) -> Combine:
     def combine(block: Block, out: F32) -> None:
         _add_sparse(block.raw, sparsify(block), factors, scale, out)
 
@@ -233,13 +233,11 @@ def _elect(sparsify: Sparsifier, vote: Election) -> Combine:
     return combine
 
 
-def _scaled(weight: tuple[float, ...], factor: float) -> tuple[float, ...]:
+def _scaled(weight: Numbers, factor: float) -> Numbers:
     return tuple(w * factor for w in weight)
 
 
-def _dare_factors(
-    tensor: FusedTensor, weight: tuple[float, ...], density: tuple[float, ...], rescale: bool | str, masks: Mask
-) -> tuple[float, ...]:
+def _dare_factors(tensor: FusedTensor, weight: Numbers, density: Numbers, rescale: bool | str, masks: Mask) -> Numbers:
     """What a surviving entry is multiplied with: its weight, and what makes up for the dropped ones."""
     weight = tuple(w if share > 0 else 0.0 for w, share in zip(weight, density, strict=True))
     if rescale == "l1":
@@ -250,7 +248,7 @@ def _dare_factors(
 
 
 @kernel
-def _add_deltas(raw: Raw, factors: tuple[float, ...], out: F32) -> None:
+def _add_deltas(raw: Raw, factors: Numbers, out: F32) -> None:
     """raw (1 + model, n), factors a tuple of float64 -> out = base + sum of factor * delta"""
     for i in range(out.shape[0]):
         base = np.float64(as_f32(raw[0, i]))
@@ -262,13 +260,7 @@ def _add_deltas(raw: Raw, factors: tuple[float, ...], out: F32) -> None:
 
 @kernel
 def _trim_elect(
-    raw: Raw,
-    weights: tuple[float, ...],
-    factors: tuple[float, ...],
-    limits: Limits,
-    normalize: bool,
-    scale: float,
-    out: F32,
+    raw: Raw, weights: Numbers, factors: Numbers, limits: Limits, normalize: bool, scale: float, out: F32
 ) -> None:
     """raw (1 + model, n): trims by magnitude bits, elects signs, averages what agrees; out (>= n,) float32
 
@@ -295,7 +287,7 @@ def _trim_elect(
 
 
 @kernel
-def _trim_add(raw: Raw, factors: tuple[float, ...], limits: Limits, scale: float, out: F32) -> None:
+def _trim_add(raw: Raw, factors: Numbers, limits: Limits, scale: float, out: F32) -> None:
     """raw (1 + model, n) -> out = base + scale * sum of factor * delta over what lies within the limits"""
     for i in range(raw.shape[1]):
         base = as_f32(raw[0, i])
@@ -307,7 +299,7 @@ def _trim_add(raw: Raw, factors: tuple[float, ...], limits: Limits, scale: float
 
 
 @kernel
-def _drop_add(raw: Raw, factors: tuple[float, ...], masks: Mask, start: int, out: F32) -> None:
+def _drop_add(raw: Raw, factors: Numbers, masks: Mask, start: int, out: F32) -> None:
     """raw (1 + model, n) -> out = base + sum of factor * delta over what the random masks keep"""
     for i in range(raw.shape[1]):
         base = np.float64(as_f32(raw[0, i]))
@@ -320,14 +312,7 @@ def _drop_add(raw: Raw, factors: tuple[float, ...], masks: Mask, start: int, out
 
 @kernel
 def _drop_elect(
-    raw: Raw,
-    weights: tuple[float, ...],
-    factors: tuple[float, ...],
-    masks: Mask,
-    normalize: bool,
-    scale: float,
-    start: int,
-    out: F32,
+    raw: Raw, weights: Numbers, factors: Numbers, masks: Mask, normalize: bool, scale: float, start: int, out: F32
 ) -> None:
     """raw (1 + model, n): drops at random, elects signs, adds what agrees (divided by its weights if normalize)"""
     for i in range(raw.shape[1]):
@@ -350,7 +335,7 @@ def _drop_elect(
 
 
 @kernel
-def _add_sparse(raw: Raw, sparse: F32, factors: tuple[float, ...], scale: float, out: F32) -> None:
+def _add_sparse(raw: Raw, sparse: F32, factors: Numbers, scale: float, out: F32) -> None:
     """raw (1 + model, n), sparse (model, n) -> out = base + scale * sum of factor * sparse * delta"""
     for i in range(raw.shape[1]):
         base = as_f32(raw[0, i])
@@ -363,14 +348,7 @@ def _add_sparse(raw: Raw, sparse: F32, factors: tuple[float, ...], scale: float,
 
 @kernel
 def _elect_sparse(
-    raw: Raw,
-    sparse: F32,
-    divisors: tuple[float, ...],
-    factors: tuple[float, ...],
-    by_count: bool,
-    divide: bool,
-    scale: float,
-    out: F32,
+    raw: Raw, sparse: F32, divisors: Numbers, factors: Numbers, by_count: bool, divide: bool, scale: float, out: F32
 ) -> None:
     """raw (1 + model, n), sparse (model, n): elects signs by sum or by count, adds what agrees, may divide it"""
     for i in range(raw.shape[1]):
@@ -396,9 +374,7 @@ def _elect_sparse(
 
 
 @kernel
-def _add_agreed(
-    raw: Raw, weights: tuple[float, ...], mask_lambda: tuple[float, ...], k: int, scale: float, out: F32
-) -> None:
+def _add_agreed(raw: Raw, weights: Numbers, mask_lambda: Numbers, k: int, scale: float, out: F32) -> None:
     """raw (1 + model, n) -> out = base + the weighted sum of deltas, where it is close to k of them"""
     for i in range(raw.shape[1]):
         base = as_f32(raw[0, i])

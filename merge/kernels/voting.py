@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from merge.arrays import F32, F64, I64, Raw
+from merge.arrays import F32, F64, I64, Numbers, Raw
 from merge.kernels.bits import Count, as_f32, count32, kernel, magnitude_bits, quotient, where
 from merge.kernels.coefficients import NEARSWAP_LEAST, unique_factor
 from merge.kernels.computed import Computed
@@ -61,7 +61,7 @@ def _at_most(number: float) -> np.float32:
     return near if float(near) <= number else np.nextafter(near, np.float32(-np.inf))
 
 
-def _ram_by(epsilon: float, factors: tuple[float, ...]) -> Combine:
+def _ram_by(epsilon: float, factors: Numbers) -> Combine:
     def combine(block: Block, out: F32) -> None:
         _ram(block.raw, epsilon, factors, out)
 
@@ -99,7 +99,7 @@ def sce(tensor: FusedTensor, *, select_topk: float = 1.0, **unused: object) -> C
     return combine
 
 
-def most_varying(tensor: FusedTensor, share: float, models: tuple[float, ...]) -> Threshold:
+def most_varying(tensor: FusedTensor, share: float, models: Numbers) -> Threshold:
     """The threshold on the models' standard deviation that keeps floor(share m) of the m entries that differ.
 
     `models` has an element for each model: kernels unroll by its length.
@@ -127,7 +127,7 @@ def _nearswap(raw: Raw, t: float, out: F32) -> None:
 
 
 @kernel
-def _magmax(raw: Raw, models: tuple[float, ...], scale: float, out: F32) -> None:
+def _magmax(raw: Raw, models: Numbers, scale: float, out: F32) -> None:
     for i in range(raw.shape[1]):
         base = as_f32(raw[0, i])
         best = as_f32(raw[1, i]) - base
@@ -138,7 +138,7 @@ def _magmax(raw: Raw, models: tuple[float, ...], scale: float, out: F32) -> None
 
 
 @kernel
-def _shared_unique(raw: Raw, epsilon: np.float32, models: tuple[float, ...]) -> I64:
+def _shared_unique(raw: Raw, epsilon: np.float32, models: Numbers) -> I64:
     """raw (1 + model, n), epsilon float32 -> (model, 2): active entries of each model that others share, and its own"""
     counts = np.zeros((len(models), 2), np.int64)
     n_active = np.empty(_TILE, np.float32)
@@ -163,7 +163,7 @@ def _shared_unique(raw: Raw, epsilon: np.float32, models: tuple[float, ...]) -> 
 
 
 @kernel
-def _ram(raw: Raw, epsilon: float, factors: tuple[float, ...], out: F32) -> None:
+def _ram(raw: Raw, epsilon: float, factors: Numbers, out: F32) -> None:
     """raw (1 + model, n), factors a tuple: of entries that one model alone changed -> out"""
     for i in range(raw.shape[1]):
         base = as_f32(raw[0, i])
@@ -179,7 +179,7 @@ def _ram(raw: Raw, epsilon: float, factors: tuple[float, ...], out: F32) -> None
 
 
 @kernel
-def _deviations(raw: Raw, models: tuple[float, ...], out: F32) -> None:
+def _deviations(raw: Raw, models: Numbers, out: F32) -> None:
     """raw (1 + model, n) -> population standard deviations of the task vectors, rounded to float32"""
     n = np.float64(len(models))
     inverse = 1.0 / n
@@ -197,7 +197,7 @@ def _deviations(raw: Raw, models: tuple[float, ...], out: F32) -> None:
 
 
 @kernel
-def _count_differing(raw: Raw, models: tuple[float, ...]) -> tuple[Count, Count]:
+def _count_differing(raw: Raw, models: Numbers) -> tuple[Count, Count]:
     """raw (1 + model, n) -> how many entries' task vectors differ, and how many of them by next to nothing"""
     count, tiny = np.uint32(0), np.uint32(0)
     for i in range(raw.shape[1]):
@@ -223,7 +223,7 @@ def _kept_squares(base: Raw, tuned: Raw, spread: F32, least: np.uint32) -> float
 
 
 @kernel
-def _sce(raw: Raw, spread: F32, least: np.uint32, weights: tuple[float, ...], out: F32) -> None:
+def _sce(raw: Raw, spread: F32, least: np.uint32, weights: Numbers, out: F32) -> None:
     """Elects signs and averages what agrees, of what stays; with selects and no branches, see task_vectors"""
     for i in range(raw.shape[1]):
         base = as_f32(raw[0, i])
