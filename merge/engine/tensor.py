@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -16,6 +15,7 @@ from merge.dtypes import DTYPES
 from merge.engine.crew import Worker
 from merge.kernels.encode import count_nonfinite
 from merge.kernels.protocol import Block, sum_chunks
+from merge.kernels.scratch import Scratch
 from merge.plan import Step, TensorRef
 
 AHEAD = 16  # chunks asked for at once
@@ -164,33 +164,26 @@ class Buffers:
     """Memory that each thread reuses from block to block; fresh pages would cost as much as the arithmetic."""
 
     def __init__(self) -> None:
-        self._local = threading.local()
+        self._scratch = Scratch()
 
     def raw(self, n_sources: int, length: int, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
         """(n_sources, length), rows contiguous"""
-        flat = self._array("raw", n_sources * length * dtype.itemsize).view(dtype)
+        flat = self._scratch.array("raw", n_sources * length * dtype.itemsize, np.uint8).view(dtype)
         return flat.reshape(n_sources, length)
 
     def kept(self, length: int, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
         """A buffer for one step's whole sources; the thread that owns the step shares it with its helpers."""
-        return self._array("kept", length * dtype.itemsize).view(dtype)
+        return self._scratch.array("kept", length * dtype.itemsize, np.uint8).view(dtype)
 
     def stored(self, length: int, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
-        return self._array("stored", length * dtype.itemsize).view(dtype)
+        return self._scratch.array("stored", length * dtype.itemsize, np.uint8).view(dtype)
 
     def values(self, length: int) -> npt.NDArray[np.float32]:
-        return self._array("values", length * 4).view(np.float32)
+        return self._scratch.array("values", length * 4, np.uint8).view(np.float32)
 
     def encoded(self, length: int, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
-        return self._array("encoded", length * dtype.itemsize).view(dtype)
+        return self._scratch.array("encoded", length * dtype.itemsize, np.uint8).view(dtype)
 
     def give_back(self) -> None:
         """Frees what the calling thread holds."""
-        self._local.__dict__.clear()
-
-    def _array(self, name: str, nbytes: int) -> npt.NDArray[np.uint8]:
-        held: npt.NDArray[np.uint8] | None = getattr(self._local, name, None)
-        if held is None or held.nbytes < nbytes:
-            held = np.empty(nbytes, np.uint8)
-            setattr(self._local, name, held)
-        return held[:nbytes]
+        self._scratch.__dict__.clear()
