@@ -65,13 +65,24 @@ def test_tokenizers_are_compared(base: Path, tmp_path: Path) -> None:
     c = write_model(tmp_path / "c", moved(BASE, noise(3)), tokenizer=None)
     analysis = analysis_of(base, a, b, c)
     texts = [text.partition(": ")[2] for _, text in found(analysis, "tokenizer")]
+    vocabularies = found(analysis, "vocabulary")
+    assert vocabularies == [
+        ("warning", f"{a}: has 1 tokens that the base lacks, lacks 1 of its, and has 0 under other numbers")
+    ]
     assert texts == [
-        "vocabulary: 1 tokens that the base lacks, 1 that it lacks, 0 under other numbers",
         "another pre_tokenizer than the base's",
         'eos_token is "w1", the base\'s not set',
-        f"no tokenizer to compare: {c} has none, {base} has one",
+        "cannot be compared, as only some of the models have a tokenizer",
     ]
     assert found(analysis, "chat template") == [("note", f"{b}: a chat template, the base has none")]
+
+
+def test_a_damaged_tokenizer_is_a_finding(base: Path, tmp_path: Path) -> None:
+    a = write_model(tmp_path / "a", moved(BASE, noise(1)), tokenizer={"model": {}})
+    (broken, other) = found(analysis_of(base, a), "tokenizer")
+    assert broken[0] == "problem"
+    assert "tokenizer.json: model.vocab: expected tokens with their ids" in broken[1]
+    assert other[0] == "note"
 
 
 def test_ties_dtypes_and_tensors_are_compared(base: Path, tmp_path: Path) -> None:

@@ -74,15 +74,24 @@ def _words(heads: Sequence[str], rows: Sequence[str]) -> str:
 
 
 def _models(analysis: Analysis, whole: AnalysedGroup, names: Sequence[str]) -> str:
-    heads = ["model", "|d|/|b|", "|d|", "entries changed", "lost in bfloat16", f"lost at weight 1/{len(names)}"]
+    heads = [
+        "model",
+        "delta",
+        "|d|/|b|",
+        "|d|",
+        "entries changed",
+        "lost in bfloat16",
+        f"lost at weight 1/{len(names)}",
+    ]
     heads += [f"|d|² in the top {density:.0%}" for density in analysis.densities[1:]]
-    heads += ["effective rank", "stable rank", "delta"]
+    heads += ["effective rank", "stable rank"]
     rows = []
     for place, (name, one) in enumerate(zip(names, whole.measures.models, strict=True)):
-        values = [number(one.relative), number(one.norm), percent(one.changed)]
+        values = [f'<span class="phrase">{escape(analysis.looks[place].text)}</span>', number(one.relative)]
+        values += [number(one.norm), percent(one.changed)]
         values += [percent(one.lost), percent(one.lost_at_share), *(percent(energy) for energy in one.energy[1:])]
         values += [number(whole.spectra.effective_rank[place]), number(whole.spectra.stable_rank[place])]
-        rows.append(html_row(name, [*values, escape(analysis.looks[place].text)]))
+        rows.append(html_row(name, values))
     note = (
         "Lost: share of |d| below half a bfloat16 ulp of the base. Ranks are means over matrices: effective "
         "(Σs²)²/Σs⁴, stable Σs²/s₁²."

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from merge.architecture import class_of, layer_counts
+from merge.errors import CheckpointError
 from merge.planning.inputs import Input
 from merge.quoting import excerpt, some
 from merge.tools.analyse.results import AnalysisFinding
@@ -29,14 +30,24 @@ _COMPARED = (
 def preflight(inputs: Sequence[Input]) -> Iterator[AnalysisFinding]:
     """Findings about each model against the base, which is the first input.
 
-    Raises:
-        CheckpointError: a tokenizer that is damaged.
+    A tokenizer that cannot be read is a finding too.
     """
     base = inputs[0]
-    tokenizer = _tokenizer(base)
+    tokenizers: dict[str, Tokenizer] = {}
+    for model in inputs:
+        try:
+            if has_tokenizer(model.checkpoint.tokenizer_path):
+                tokenizers[model.ref.text] = read_tokenizer(model.checkpoint.tokenizer_path, model.ref.text)
+        except CheckpointError as error:
+            yield AnalysisFinding("problem", "tokenizer", (model.ref.text,), str(error))
     for model in inputs[1:]:
         yield from _architecture(base, model)
-        yield from _tokenizers(base, tokenizer, model)
+        if base.ref.text in tokenizers and model.ref.text in tokenizers:
+            yield from _tokenizers(tokenizers[base.ref.text], tokenizers[model.ref.text], model)
+        elif len(tokenizers) > 0:
+            yield _finding(
+                "note", "tokenizer", model, "cannot be compared, as only some of the models have a tokenizer"
+            )
     yield from _dtypes(inputs)
 
 
@@ -76,26 +87,14 @@ def _lacking(base: Input, model: Input) -> Iterator[str]:
         yield f"{some(shapes)}: other shapes than the base's ({found} for {expected})"
 
 
-def _tokenizer(model: Input) -> Tokenizer | None:
-    directory = model.checkpoint.tokenizer_path
-    return read_tokenizer(directory, model.ref.text) if has_tokenizer(directory) else None
-
-
-def _tokenizers(base: Input, ours: Tokenizer | None, model: Input) -> Iterator[AnalysisFinding]:
-    theirs = _tokenizer(model)
-    if ours is None or theirs is None:
-        if (ours is None) != (theirs is None):
-            lacking, other = (base, model) if ours is None else (model, base)
-            text = f"no tokenizer to compare: {lacking.ref.text} has none, {other.ref.text} has one"
-            yield _finding("note", "tokenizer", model, text)
-        return
+def _tokenizers(ours: Tokenizer, theirs: Tokenizer, model: Input) -> Iterator[AnalysisFinding]:
     found = compare(ours, theirs)
     if not found["same_ids"]:
         text = (
-            f"vocabulary: {len(_only(ours, theirs)):,} tokens that the base lacks, "
-            f"{len(_only(theirs, ours)):,} that it lacks, {found['moved']:,} under other numbers"
+            f"has {len(_only(ours, theirs)):,} tokens that the base lacks, lacks {len(_only(theirs, ours)):,} of its, "
+            f"and has {found['moved']:,} under other numbers"
         )
-        yield _finding("problem" if found["moved"] else "warning", "tokenizer", model, text)
+        yield _finding("problem" if found["moved"] else "warning", "vocabulary", model, text)
     if found["merges_only_first"] or found["merges_only_other"]:
         text = f"merges: {found['merges_only_other']:,} that the base lacks, {found['merges_only_first']:,} of the base"
         yield _finding("warning", "tokenizer", model, text)

@@ -59,7 +59,7 @@ def suggest(
     said += [*why, *parts.weights()]
     dtype, reason = parts.dtype(method)
     tokenizer = None
-    if any(finding.what == "tokenizer" and "vocabulary" in finding.text for finding in findings):
+    if any(finding.what == "vocabulary" for finding in findings):
         tokenizer = "union"
         text = "tokenizer_source: union, which maps equal tokens to one row"
         reason.append(Suggestion("tokenizer", text, "the vocabularies differ", _MEASURED))
