@@ -14,8 +14,6 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import regex
-
 from merge.limits import MAX_NAME
 from merge.quoting import clipped, quoted
 
@@ -96,6 +94,8 @@ def patterns_of(values: Mapping[str, object]) -> ModulePatterns:
 
 
 def _compiled(pattern: str) -> object:
+    import regex  # here: merges without adapters start sooner
+
     try:
         if len(pattern) > MAX_NAME:
             raise ValueError(f"{len(pattern):,} characters, at most {MAX_NAME:,} are read")

@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from merge.cli.options import json_option, max_ram_option, out_option, quiet_option, shard_size_option, threads_option
+from merge.cli.options import (
+    elapsed,
+    json_option,
+    max_ram_option,
+    out_option,
+    quiet_option,
+    shard_size_option,
+    threads_option,
+)
 from merge.show.terminal import console, progress_bar, show_notes, show_table
 
 if TYPE_CHECKING:
@@ -88,7 +96,7 @@ def command(
     if as_json:
         click.echo(json.dumps({**dataclasses.asdict(report), "rounding": [dataclasses.asdict(r) for r in rounding]}))
         return
-    show_report(plan, report)
+    show_report(plan, report, elapsed())
     if rounding:
         _show(rounding)
 

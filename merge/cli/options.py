@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import re
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -136,3 +137,9 @@ def check_device(device: str) -> None:
     count = torch.cuda.device_count()
     if match[1] and int(match[1][1:]) >= count:
         raise UsageError(f"--device {device}: torch finds {count} here, numbered from cuda:0.")
+
+
+def elapsed() -> float | None:
+    """Seconds since the command began, with its imports and plans; None outside of `merge`."""
+    context = click.get_current_context(silent=True)
+    return time.monotonic() - context.obj.began if context and isinstance(context.obj, Invocation) else None

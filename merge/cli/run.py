@@ -14,6 +14,7 @@ from merge.cli.options import (
     PATH,
     check_device,
     compat_option,
+    elapsed,
     json_option,
     keep_stages_option,
     max_ram_option,
@@ -167,4 +168,4 @@ def run_single(plan: Plan, out: Path, options: dict[str, Any], quiet: bool, as_j
     if as_json:
         click.echo(json.dumps(dataclasses.asdict(report)))
         return
-    show_report(plan, report)
+    show_report(plan, report, elapsed())

@@ -295,12 +295,14 @@ def _span(span: tuple[float, float] | None) -> str:
     return f"{span[0]:.4g}" if _is_point(span) else f"{span[0]:.4g}..{span[1]:.4g}"
 
 
-def show_report(plan: Plan, report: Report) -> None:
+def show_report(plan: Plan, report: Report, elapsed: float | None = None) -> None:
+    """Prints what a run did; `elapsed`: seconds of the whole command, where it did nothing else."""
     resumed = f" ({report.resumed_tensors} of them taken from an earlier run)" if report.resumed_tensors else ""
     written = f"{plan.n_parameters:,} parameters, {size(report.bytes_written)}"
     click.echo(f"{printable(report.out)}: {counted(report.tensors, 'tensor')}{resumed}, {written}")
     rate = (report.bytes_read + report.bytes_written) / max(report.seconds, 1e-9)
-    click.echo(f"{report.seconds:.1f} s, {size(rate)}/s read and written, peak memory {memory(report.peak_memory)}")
+    seconds = report.seconds if elapsed is None else elapsed
+    click.echo(f"{seconds:.1f} s, {size(rate)}/s read and written, peak memory {memory(report.peak_memory)}")
     for entry in report.aligned:
         moved = f"{entry['moved']:,} of {entry['units']:,} units moved"
         layers = counted(entry["layers"], "layer")
