@@ -114,3 +114,48 @@ def without(name: str) -> Callable[[Tensors], None]:
 def holds(name: str, value: torch.Tensor) -> Callable[[Tensors], None]:
     """A change: a tensor is another."""
     return lambda tensors: tensors.__setitem__(name, value)
+
+
+def gptq(
+    rows: int, columns: int, bits: int, group: int, *, version: int = 1, act_order: bool = False, smallest: int = 1
+) -> tuple[Tensors, Array]:
+    """Tensors of module "l" (rows outputs, columns inputs), and its weight by the definition, in float64."""
+    dice = random(bits)
+    groups = columns // group
+    codes = dice.integers(0, 1 << bits, (columns, rows))
+    zeros = dice.integers(smallest, 1 << bits, (groups, rows))
+    scales = torch.from_numpy(dice.uniform(0.001, 0.1, (groups, rows))).half()
+    index = np.arange(columns) // group
+    if act_order:
+        dice.shuffle(index)
+    stored = zeros - 1 if version == 1 else zeros
+    tensors = {
+        "l.qweight": words(codes, bits, axis=0),
+        "l.qzeros": words(stored, bits, axis=1),
+        "l.scales": scales,
+        "l.g_idx": torch.from_numpy(index.astype(np.int32)),
+    }
+    return tensors, ((codes - zeros[index]) * scales.double().numpy()[index]).T
+
+
+def awq(rows: int, columns: int, group: int) -> tuple[Tensors, Array]:
+    """Tensors of module "l" (rows outputs, columns inputs), and its weight by the definition, in float64."""
+    dice = random(5)
+    codes, zeros = dice.integers(0, 16, (columns, rows)), dice.integers(0, 16, (columns // group, rows))
+    scales = torch.from_numpy(dice.uniform(0.001, 0.1, (columns // group, rows))).half()
+    order = [8 * word + place for word in range(rows // 8) for place in (0, 2, 4, 6, 1, 3, 5, 7)]
+    tensors = {
+        "l.qweight": words(codes[:, order], 4, axis=1),
+        "l.qzeros": words(zeros[:, order], 4, axis=1),
+        "l.scales": scales,
+    }
+    index = np.arange(columns) // group
+    return tensors, ((codes - zeros[index]) * scales.double().numpy()[index]).T
+
+
+def mxfp4(experts: int, columns: int, groups: int) -> Tensors:
+    """Tensors of "e.up", which has the shape (experts, groups * 32, columns)."""
+    dice = random(6)
+    blocks = dice.integers(0, 256, (experts, columns, groups, 16)).astype(np.uint8)
+    scales = dice.integers(110, 130, (experts, columns, groups)).astype(np.uint8)
+    return {"e.up_blocks": torch.from_numpy(blocks), "e.up_scales": torch.from_numpy(scales)}

@@ -179,7 +179,7 @@ def test_scales_that_are_not_understood_are_refused(
 @pytest.mark.parametrize(
     ("quantization", "phrase"),
     [
-        ({"quant_method": "quip"}, "quantised by quip are not read"),
+        ({"quant_method": "quip"}, "quantised by quip are not read (weights are stored rotated)"),
         ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, "quantised by modelopt are not read"),
         (COMPRESSED | {"sparsity_config": {"format": "sparse-24-bitmask"}}, "'sparse-24-bitmask'"),
         (COMPRESSED | {"transform_config": {"config_groups": {"R1": {}}}}, "stored rotated"),

@@ -118,6 +118,15 @@ def _codes(n: int) -> Stored:
     return Stored("codes", "U8", (n,), "f", 0)
 
 
+def _words(*shape: int) -> Stored:
+    return Stored("words", "I32", shape, "f", 0)
+
+
+def _transposed(layout: str, codes: Stored, *index: Stored) -> Derived:
+    parameters = {"layout": layout, "bits": 4, "group": 128, "index": bool(index)}
+    return _derived("packed_columns", (codes, _words(4, 64), _floats(4, 512), *index), parameters)
+
+
 CODES, N_WEIGHT = Stored("codes", "I8", SHAPE, "f", 0), SHAPE[0] * SHAPE[1]
 PARTS = tuple((0, layer) for layer in (1, 0, 3, 2))
 OPERATIONS: dict[str, TensorRef] = {
@@ -158,6 +167,9 @@ OPERATIONS: dict[str, TensorRef] = {
     "noisy": _derived("noisy", (FLOATS,), {"key": 1, "scale": 0.1}),
     "ordered, rows": ordered(FLOATS, Stored("o", "I64", (64,), "f", 0), 0),
     "ordered, columns": ordered(FLOATS, Stored("o", "I64", (64,), "f", 0), 1),
+    "packed_columns, GPTQ": _transposed("gptq", _words(64, 512)),
+    "packed_columns, in an order": _transposed("gptq", _words(64, 512), Stored("i", "I32", (512,), "f", 0)),
+    "packed_columns, AWQ": _transposed("awq", _words(512, 64)),
     "part": _derived("part", (_floats(1024, 512),), {"start": 512}),
     "random": _derived("random", (), {"key": 1, "scale": 0.1, "distribution": "normal"}),
     "recast": _derived("recast", (_floats(*SHAPE),), {}),

@@ -15,5 +15,5 @@ A format is a module with a class Format (place.py); it is found by being listed
 
 FORMATS = (
     *("safetensors", "indexes", "pickles", "configs", "adapters", "tokenizers", "recipes", "mixtures", "pipelines"),
-    *("finetuning", "data", "evaluations", "outputs", "statistics", "ggufs"),
+    *("finetuning", "data", "evaluations", "outputs", "statistics", "ggufs", "quantised"),
 )

@@ -30,7 +30,10 @@ QUANTIZATIONS = (
     {"quant_method": "fp8", "weight_block_size": [128, 128]},
     {"quant_method": "fp8", "weight_block_size": [0, 2**62]},
     {"quant_method": "compressed-tensors", "config_groups": {"a": {"weights": {"type": "float", "num_bits": 8}}}},
-    {"quant_method": "gptq", "bits": 4},
+    {"quant_method": "gptq", "bits": 4, "checkpoint_format": "gptq"},
+    {"quant_method": "awq", "bits": 4, "version": "gemm"},
+    {"quant_method": "bitsandbytes", "load_in_4bit": True},
+    {"quant_method": "mxfp4"},
     {"quant_method": ["fp8"]},
 )
 
