@@ -30,7 +30,7 @@ def test_four_bits_are_what_bitsandbytes_makes_of_them(
     checkpoint = make(tmp_path, stored | {"n.weight": torch.ones(3)}, NF4 | {"bnb_4bit_quant_type": kind})
     assert sorted(checkpoint.tensors) == ["l.weight", "n.weight"]
     assert checkpoint.tensors["l.weight"].dtype == "F32"
-    assert any("bitsandbytes: 1 weights are decoded" in note for note in checkpoint.notes)
+    assert any(note == "bitsandbytes: 1 weight decoded while reading" for note in checkpoint.notes)
     found = numbers(checkpoint, "l.weight")
     np.testing.assert_array_max_ulp(found, expected, maxulp=1)
     for step in (7, columns, 64, 130):

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from merge.dtypes import DTYPES
 from merge.errors import CheckpointError
 from merge.plan import Derived, Stored, TensorRef
-from merge.quoting import quoted, some
+from merge.quoting import counted, quoted, some
 
 FLOATS = ("F32", "F16", "BF16")
 _AGAIN = "Download all files again."
@@ -89,7 +89,7 @@ class WeightParts:
         return found, self.note()
 
     def note(self) -> tuple[str, ...]:
-        return (f"{self.path}: {self.format}: {len(self._weights):,} weights are decoded while they are read",)
+        return (f"{self.format}: {counted(len(self._weights), 'weight')} decoded while reading",)
 
     @property
     def _read_as(self) -> set[str]:

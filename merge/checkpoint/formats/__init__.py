@@ -43,7 +43,7 @@ class QuantizedFormat(Protocol):
     def sources(
         self, path: str, quantization: Quantization | None, tensors: Tensors
     ) -> tuple[dict[str, TensorRef], tuple[str, ...]]:
-        """The model's tensors, in the same order, and notes.
+        """The model's tensors, in the same order, and notes, which do not name the model.
 
         Args:
             path: the model's directory, for messages.
