@@ -32,7 +32,7 @@ from merge.output.scratch import remove_left, scratch
 from merge.plan import Plan, SourceFile, SourceModel
 from merge.recipe.model import ModelRef
 from merge.recipe.pipeline import Pipeline
-from merge.recipe.references import parse_reference
+from merge.recipe.references import GGUF, parse_reference
 
 _SCRATCH = "merge-eval-model-"
 _TOKENIZERS = ("tokenizer.", "spiece", "sentencepiece", "tekken", "vocab")
@@ -116,6 +116,11 @@ def is_recipe(text: str) -> bool:
     return text.endswith((".yaml", ".yml"))
 
 
+def is_written_first(text: str) -> bool:
+    """Whether what the text names has to be written as a checkpoint before it can be loaded: recipes and GGUF files."""
+    return is_recipe(text) or GGUF in text
+
+
 def _subject(text: str) -> Subject:
     if is_recipe(text):
         return _recipe(text)
@@ -123,13 +128,13 @@ def _subject(text: str) -> Subject:
         ref = parse_reference(text)
     except ValueError as error:
         raise UsageError(f"{error}. Name a model directory, a hub id, model+adapter, or a recipe file.") from None
-    if ref.adapter is not None:
+    if ref.adapter is not None or ref.path.endswith(GGUF):
         from merge import build_plan
         from merge.planning.resolve import made_recipe
         from merge.recipe.model import Recipe, Source
 
         plan = build_plan(made_recipe(Recipe("passthrough", (Source(ref),))))
-        return Subject(text, Path(ref.adapter.path).name, plan=plan)
+        return Subject(text, Path(ref.path if ref.adapter is None else ref.adapter.path).name, plan=plan)
     path = Path(locate(ref).path)
     refuse_alone(str(path))
     name = path.name if os.path.isdir(os.path.expanduser(ref.path)) else ref.path.rpartition("/")[2]

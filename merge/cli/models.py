@@ -17,16 +17,16 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def opened(text: str, kind: str | None = None, say: Callable[[str], None] = lambda text: None) -> Iterator[OpenedModel]:
-    """Like load(); a recipe of one or several documents is merged into a temporary directory first."""
-    from eval.models import directory, is_recipe, subjects
+    """Like load(); a recipe, of one document or several, and a GGUF file are first written to a temporary directory."""
+    from eval.models import directory, is_recipe, is_written_first, subjects
     from merge.loading import CAUSAL
     from merge.tools.loaded import load
 
     kind = kind or CAUSAL
-    if not is_recipe(text):
+    if not is_written_first(text):
         yield load(text, kind)
         return
-    say(f"merging {text}")
+    say(f"merging {text}" if is_recipe(text) else f"decoding {text}")
     with directory(subjects([text])[0]) as path:
         yield dataclasses.replace(load(str(path), kind), name=text)
 
