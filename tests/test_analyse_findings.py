@@ -39,9 +39,14 @@ def test_models_without_differences_give_no_finding(base: Path, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("config", "what", "level", "words"),
     [
-        ({"rope_theta": 5e5}, "rope", "problem", "rope_theta is 500000.0, the base's not set"),
-        ({"rope_scaling": {"factor": 2.0}}, "rope", "problem", 'rope_scaling is {"factor": 2.0}'),
-        ({"hidden_act": "gelu"}, "architecture", "warning", 'hidden_act is "gelu"'),
+        ({"rope_theta": 5e5}, "rope", "problem", 'positions are {"rope_theta": 500000.0, "rope_type": "default"}'),
+        (
+            {"rope_scaling": {"type": "linear", "factor": 2.0}},
+            "rope",
+            "problem",
+            '"factor": 2.0, "rope_theta": 10000.0',
+        ),
+        ({"num_attention_heads": 4}, "architecture", "warning", "num_attention_heads is 4, the base's 2"),
         ({"architectures": ["MistralForCausalLM"]}, "architecture", "problem", "is MistralForCausalLM, the base Llama"),
     ],
 )
@@ -52,6 +57,13 @@ def test_configs_are_compared(
     ((said, text),) = found(analysis_of(base, a), what)
     assert said == level
     assert words in text
+
+
+def test_configs_of_other_versions_say_the_same(base: Path, tmp_path: Path) -> None:
+    new = {"rope_parameters": {"rope_theta": 10000.0, "rope_type": "default"}, "head_dim": 8, "attention_bias": False}
+    a = write_model(tmp_path / "a", moved(BASE, noise(1)), config=new)
+    b = write_model(tmp_path / "b", moved(BASE, noise(2)), config={"rope_theta": 10000, "rope_scaling": None})
+    assert analysis_of(base, a, b).findings == ()
 
 
 def test_tokenizers_are_compared(base: Path, tmp_path: Path) -> None:

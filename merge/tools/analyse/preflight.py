@@ -15,15 +15,10 @@ from merge.tools.analyse.results import AnalysisFinding
 from merge.vocabulary.report import compare
 from merge.vocabulary.tokenizer import Tokenizer, has_tokenizer, read_tokenizer
 
-_ROPE = ("rope_theta", "rope_scaling", "rope_parameters", "partial_rotary_factor", "rotary_emb_base", "rotary_pct")
+_THETA = 10_000.0  # where a config says nothing
 _OF_ARCHITECTURE = (
     *("model_type", "hidden_act", "activation_function", "num_attention_heads", "num_key_value_heads", "head_dim"),
     *("sliding_window", "rms_norm_eps", "layer_norm_eps", "attention_bias", "mlp_bias", "logit_scale"),
-)
-_COMPARED = (
-    ("problem", "rope", _ROPE),
-    ("warning", "ties", ("tie_word_embeddings",)),
-    ("warning", "architecture", _OF_ARCHITECTURE),
 )
 
 
@@ -58,19 +53,40 @@ def _architecture(base: Input, model: Input) -> Iterator[AnalysisFinding]:
     if sorted(layer_counts(base.config)) != sorted(layer_counts(model.config)):
         text = f"counts {layer_counts(model.config)} layers, the base {layer_counts(base.config)}"
         yield _finding("problem", "architecture", model, text)
-    for level, what, keys in _COMPARED:
+    if (rope := _rope(base)) != (found := _rope(model)):
+        yield _finding("problem", "rope", model, f"positions are {_said(found)}, the base's {_said(rope)}")
+    for what, keys in (("ties", ("tie_word_embeddings",)), ("architecture", _OF_ARCHITECTURE)):
         for key, mine, other in _differences(base, model, keys):
-            yield _finding(level, what, model, f"{key} is {_said(other)}, the base's {_said(mine)}")
+            yield _finding("warning", what, model, f"{key} is {_said(other)}, the base's {_said(mine)}")
     for text in _lacking(base, model):
         yield _finding("warning", "tensors", model, text)
 
 
 def _differences(base: Input, model: Input, keys: Sequence[str]) -> Iterator[tuple[str, Any, Any]]:
-    ours, theirs = (each.config.get("text_config") or each.config for each in (base, model))
+    """Of keys that both configs have: what one of them leaves out is its class's default."""
+    ours, theirs = _text(base), _text(model)
     for key in keys:
         mine, other = ours.get(key), theirs.get(key)
-        if mine != other and (mine is not None or other is not None):
+        if mine != other and mine is not None and other is not None:
             yield key, mine, other
+
+
+def _rope(model: Input) -> dict[str, Any]:
+    """Rotary positions, however the version of transformers that wrote the config calls them."""
+    config = _text(model)
+    found = {
+        key: value for key in ("rope_scaling", "rope_parameters") for key, value in (config.get(key) or {}).items()
+    }
+    kind = found.pop("type", None)
+    theta = found.pop("rope_theta", config.get("rope_theta"))
+    return found | {
+        "rope_theta": _THETA if theta is None else float(theta),
+        "rope_type": found.get("rope_type") or kind or "default",
+    }
+
+
+def _text(model: Input) -> Mapping[str, Any]:
+    return model.config.get("text_config") or model.config
 
 
 def _lacking(base: Input, model: Input) -> Iterator[str]:

@@ -23,6 +23,8 @@ LONGER = 2.0  # one delta over another
 VARIES = 1.1  # the largest weight of a layer over the smallest
 KNOTS = 5
 
+_LEFT_OUT = ("base", "duplicate", "empty delta", "architecture", "rope")  # models with such a problem
+
 _SOUPS = "Wortsman et al. 2022, arXiv:2203.05482"
 _ARITHMETIC = "Ilharco et al. 2023, arXiv:2212.04089"
 _TIES = "Yadav et al. 2023, arXiv:2306.01708"
@@ -73,7 +75,7 @@ def _usable(
     said = []
     out: dict[int, None] = {}
     for finding in findings:
-        if finding.level == "problem" and finding.what in ("base", "duplicate", "empty delta", "architecture"):
+        if finding.level == "problem" and finding.what in _LEFT_OUT:
             place = models.index(finding.models[0])
             if place not in out:
                 said.append(Suggestion("model", f"leave out {models[place]}", finding.what, _MEASURED))
