@@ -22,7 +22,7 @@ from merge.kernels.spectral_float32 import Inexact
 from merge.kernels.spectral_low_rank import low_rank_svd
 
 CUT = 1e-6  # smallest singular value that counts, of the largest
-FLOAT32_FROM = 512  # smaller side of a matrix that float32 takes
+FLOAT32_FROM = 1024  # smaller side of a matrix from which float32 is quicker
 
 
 def for_each_matrix(

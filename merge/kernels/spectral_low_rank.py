@@ -32,9 +32,26 @@ def low_rank_svd(matrix: Tensor, cut: float, largest: float = 0.0) -> tuple[Tens
     return found
 
 
-def _within(matrix: Tensor, width: int, cut: float, largest: float) -> tuple[Tensor, Tensor, Tensor] | None:
+def strongest(matrix: Tensor, width: int, rounds: int) -> tuple[Tensor, Tensor, Tensor]:
+    """(m, n) float64 -> u (m, width), s (width), v (n, width): about the largest singular values
+
+    A direction of strength s is exact to (s' / s)^(2 rounds + 1) of itself, s' the first beyond the width.
+    """
+    q, _ = torch.linalg.qr(matrix @ _random(matrix, width))
+    for _ in range(rounds):
+        q, _ = torch.linalg.qr(matrix.T @ q)
+        q, _ = torch.linalg.qr(matrix @ q)
+    v, s, turn = torch.linalg.svd(matrix.T @ q, full_matrices=False)
+    return q @ turn.T, s, v
+
+
+def _random(matrix: Tensor, width: int) -> Tensor:
     random = np.random.Generator(np.random.Philox(0)).standard_normal((matrix.shape[1], width))
-    q, r = torch.linalg.qr(matrix @ torch.from_numpy(random).to(matrix.device))
+    return torch.from_numpy(random).to(matrix.device)
+
+
+def _within(matrix: Tensor, width: int, cut: float, largest: float) -> tuple[Tensor, Tensor, Tensor] | None:
+    q, r = torch.linalg.qr(matrix @ _random(matrix, width))
     lengths = torch.linalg.svdvals(r)
     if lengths[-1] > _FULL * max(float(lengths[0]), largest):
         return None
