@@ -46,6 +46,7 @@ def test_models_without_differences_give_no_finding(base: Path, tmp_path: Path) 
             "problem",
             '"factor": 2.0, "rope_theta": 10000.0',
         ),
+        ({"rope_theta": "x", "rope_scaling": [2]}, "rope", "problem", 'positions are {"rope_theta": "x"'),
         ({"num_attention_heads": 4}, "architecture", "warning", "num_attention_heads is 4, the base's 2"),
         ({"architectures": ["MistralForCausalLM"]}, "architecture", "problem", "is MistralForCausalLM, the base Llama"),
     ],

@@ -74,13 +74,12 @@ def _differences(base: Input, model: Input, keys: Sequence[str]) -> Iterator[tup
 def _rope(model: Input) -> dict[str, Any]:
     """Rotary positions, however the version of transformers that wrote the config calls them."""
     config = _text(model)
-    found = {
-        key: value for key in ("rope_scaling", "rope_parameters") for key, value in (config.get(key) or {}).items()
-    }
+    parts = [part for key in ("rope_scaling", "rope_parameters") if isinstance(part := config.get(key), Mapping)]
+    found = {key: value for part in parts for key, value in part.items()}
     kind = found.pop("type", None)
     theta = found.pop("rope_theta", config.get("rope_theta"))
     return found | {
-        "rope_theta": _THETA if theta is None else float(theta),
+        "rope_theta": _THETA if theta is None else theta,
         "rope_type": found.get("rope_type") or kind or "default",
     }
 
