@@ -51,12 +51,12 @@ _HOMES = {
 
 
 def __dir__() -> list[str]:
-    """What `help(merge)` and completion show: the functions too that are not imported yet."""
+    """Names for `help(merge)` and completion, including functions that are not imported yet."""
     return sorted({*globals(), *__all__})
 
 
 def __getattr__(name: str) -> Any:
-    """Imports a verb when it is first used: `merge --help` should not wait for numba."""
+    """Imports a function on first use, so that `merge --help` does not wait for numba."""
     if name in _HOMES:
         import importlib
 

@@ -1,4 +1,4 @@
-"""Checks for room in the address space before it is needed.
+"""Checks the limit on address space before it is needed.
 
 Under a small `ulimit -v` libraries break instead of failing: OpenBLAS tries for ever to get its buffers, LLVM aborts
 the process, locks cannot be made. So what will be needed is compared with the limit while a message is possible.
@@ -10,7 +10,7 @@ import os
 
 from merge.errors import MergeError
 
-# Measured on Linux (x86-64, glibc), beside what is resident.
+# Measured on Linux (x86-64, glibc), besides resident memory.
 COMPILER = 610 << 20  # python, numpy, scipy and numba, and kernels while they are compiled, on two cores
 TORCH = 280 << 20
 EACH_THREAD = 80 << 20  # its stack, and an arena of the allocator
@@ -18,7 +18,7 @@ _BLAS = 2 * (32 << 20)  # for each further core: numpy and scipy have an OpenBLA
 
 
 def check(more: int = 0) -> None:
-    """Raises MergeError if numba and `more` bytes do not fit what this process may address."""
+    """Raises MergeError if numba and `more` bytes exceed the limit on address space."""
     needed = COMPILER + more + _BLAS * max(0, min(os.cpu_count() or 1, 64) - 2)
     limit = _limit()
     if limit is not None and needed > limit:

@@ -17,7 +17,7 @@ CHUNK = 1 << 17  # elements; four bf16 inputs and a float32 result of one chunk 
 
 @dataclass(frozen=True, slots=True)
 class Chunks:
-    """How a tensor of `size` elements is cut: every chunk has `length` elements, the last one what is left."""
+    """How a tensor of `size` elements is cut: every chunk has `length` elements, the last one the rest."""
 
     size: int
     length: int

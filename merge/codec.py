@@ -8,7 +8,7 @@ Kind = TypeVar("Kind")
 
 
 def encode(value: object) -> Any:
-    """dataclasses.asdict for JSON, in a twentieth of its time; what is no dataclass is not copied."""
+    """dataclasses.asdict for JSON, twenty times faster; other values are not copied."""
     import msgspec
 
     return msgspec.to_builtins(value)
@@ -31,7 +31,7 @@ def decode(data: object, kind: type[Kind]) -> Kind:
 
 
 def _variant(kind: Any, data: object) -> object:
-    """Of a class that is one of several dataclasses, that which `kind.variant` tells from the data."""
+    """The one of several dataclasses that `kind.variant` chooses from the data."""
     import msgspec
 
     return msgspec.convert(data, kind.variant(data), dec_hook=_variant)

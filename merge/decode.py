@@ -83,7 +83,7 @@ def apply_scales(
     head = min((columns - column) % columns, len(values))
     n_rows = (len(values) - head) // columns
     body = head + n_rows * columns
-    with np.errstate(over="ignore", invalid="ignore"):  # counted later, with everything that is not finite
+    with np.errstate(over="ignore", invalid="ignore"):  # counted later, with all non-finite values
         if head:
             by(values[:head], np.repeat(scales[row // block[0]], block[1])[column : column + head], out=values[:head])
             row += 1

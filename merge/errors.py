@@ -25,7 +25,7 @@ _CONTROL = re.compile(r"\x1b\[[0-9;]*m")  # colours
 
 
 class MergeError(Exception):
-    """Root of the tree; the command line prints it in one piece and never as a traceback."""
+    """Root of the tree; the command line prints its message, never a traceback."""
 
     exit_code = 1
 
@@ -35,7 +35,7 @@ class MergeError(Exception):
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong with a recipe. `where` is "file.yaml:7" or a tensor's name; `hint` says what to do."""
+    """One problem of a recipe. `where` is "file.yaml:7" or a tensor's name; `hint` says what to do."""
 
     message: str
     where: str | None = None
@@ -54,7 +54,7 @@ class Problem:
 class RecipeError(MergeError):
     """The recipe, or what it asks of these models, is wrong. All problems at once, in the recipe's order.
 
-    `advice`: lines about all of them, said last.
+    `advice`: lines about all of them, printed last.
     """
 
     exit_code = 2
@@ -72,7 +72,7 @@ _SHAPE = re.compile(r"\[[\d, ]*\]")
 
 
 def folded(problems: Sequence[Problem]) -> list[str]:
-    """A line for each problem; what three or more tensors have, apart from their shapes, is one line with a count."""
+    """A line for each problem; one that three or more tensors share, shapes aside, is one line with a count."""
     alike: dict[tuple[str | None, ...], list[Problem]] = {}
     for problem in problems:
         line = problem.where if _LINE.search(problem.where or ":0") else None

@@ -22,7 +22,7 @@ MAX_NODES = 100_000  # with every alias written out
 MAX_DOCUMENTS = 100
 MAX_DEPTH = 64  # libyaml's composer recurses on the C stack, so this is checked on the events, before it runs
 
-# What YAML 1.2 calls printable; the rest is the sign of a binary file.
+# Characters that YAML 1.2 does not call printable; they suggest a binary file.
 _NOT_TEXT = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _PLAIN_TAGS = frozenset(
     f"tag:yaml.org,2002:{name}"
@@ -33,7 +33,7 @@ _Loader: type[yaml.SafeLoader | yaml.CSafeLoader] = getattr(yaml, "CSafeLoader",
 
 @dataclass(frozen=True, slots=True)
 class FileKind:
-    """What a file is, for messages.
+    """A kind of file, for messages.
 
     Attributes:
         what: its name.
@@ -58,14 +58,14 @@ def line_of(node: yaml.Node) -> int:
 
 
 def place(file: str | None, line: int | None) -> str | None:
-    """`file.yaml:7`; `line 7` of a text that is in no file."""
+    """`file.yaml:7`; `line 7` for a text without a file."""
     if line is None:
         return file
     return f"line {line}" if file is None else f"{file}:{line}"
 
 
 def read_text(path: Path, kind: FileKind) -> str:
-    """The file's text. Raises RecipeError for a file that cannot be one: too large, not UTF-8, not readable."""
+    """The file's text. Raises RecipeError if it is too large, not UTF-8, or not readable."""
     try:
         with open(path, "rb") as stream:
             data = stream.read(MAX_BYTES + 1)
@@ -83,7 +83,7 @@ def read_text(path: Path, kind: FileKind) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """One YAML document of a file: its tree, its text without the line "---", and the line that it begins on."""
+    """One YAML document of a file: its tree, its text without the line "---", and its first line."""
 
     root: yaml.MappingNode
     text: str
@@ -157,7 +157,7 @@ def _too_large(file: str | None, kind: FileKind) -> RecipeError:
 
 
 def _document_lines(text: str, file: str | None, kind: FileKind) -> list[int]:
-    """The line each document starts on; checks depth and size too. By the parser's events: these do not recurse."""
+    """The first line of each document; checks depth and size too, on the parser's events, which do not recurse."""
     depth, nodes = 0, 0
     starts: list[int] = []
     try:
@@ -205,7 +205,7 @@ def _check_tree(root: yaml.Node, file: str | None, kind: FileKind) -> None:
             return sizes[id(node)]
         if node.tag not in _PLAIN_TAGS and not node.tag.startswith(kind.tags):
             raise RecipeError(Problem(f'the YAML tag "{clipped(node.tag)}" is not allowed', place(file, line_of(node))))
-        sizes[id(node)] = (MAX_NODES, MAX_DEPTH)  # met again before it is known: an alias of something around it
+        sizes[id(node)] = (MAX_NODES, MAX_DEPTH)  # seen again before its size is known: an alias of a node around it
         count, depth = 1, 1
         for child in _children(node):
             child_count, child_depth = measure(child, level + 1)

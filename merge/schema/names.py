@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 MOST = 3  # names that a message suggests
 _MANY = 20
-_LONGEST = 100  # characters: no name is so long
+_LONGEST = 100  # characters; no name is longer
 
 
 def suggest(word: str, names: Iterable[str], listed_by: str | None = None) -> str:
@@ -25,7 +25,7 @@ def nearest(word: str, names: Iterable[str]) -> str | None:
 
 
 def alike(word: str, names: Iterable[str]) -> list[str]:
-    """The names that were probably meant: with letters swapped, else with this beginning, else the most similar."""
+    """The names that were probably meant: with swapped letters, else with this beginning, else the most similar."""
     if len(word) > _LONGEST:
         return []
     names, word = list(names), _fold(word)

@@ -1,6 +1,6 @@
 """Nodes of a YAML file, or of flags -> typed values by a table of keys; collects all problems.
 
-The reader continues after a problem: it notes the place, returns what can still be used, and remembers which keys were
+The reader continues after a problem: it notes the place, returns the usable rest, and remembers which keys were
 `broken`, so that later checks do not report consequences.
 """
 
@@ -24,7 +24,7 @@ _MERGE = "tag:yaml.org,2002:merge"
 _TEXT, _BOOLEAN = Key("str"), Key("bool")
 _READERS = {"str": "text", "int": "integer", "float": "number", "bool": "boolean"}  # kind -> method of Reader
 Number = TypeVar("Number", int, float)
-MAX_PROBLEMS = 1000  # then reading ends: each has its message, with the nearest of the known names looked for
+MAX_PROBLEMS = 1000  # then reading ends, because each message takes time to find the nearest name
 MAX_KEY = 300  # characters; every value below a key is noted with the path to it
 
 
@@ -34,7 +34,7 @@ class Reader:
     def __init__(self, file: str | None) -> None:
         self.file = file
         self.lines: dict[str, int] = {}
-        self.broken: set[str] = set()  # looked up only, never walked
+        self.broken: set[str] = set()  # only for look-up, never iterated
         self._flag: str | None = None
         self._problems: list[tuple[int, Problem]] = []
 
@@ -49,7 +49,7 @@ class Reader:
 
     @contextlib.contextmanager
     def at_flag(self, flag: str | None) -> Iterator[None]:
-        """Problems found inside name a flag of the command, if one is given, instead of a line."""
+        """A context in which problems name a flag of the command, if one is given, instead of a line."""
         before, self._flag = self._flag, flag
         try:
             yield
@@ -162,11 +162,11 @@ class Reader:
     # ---- values; None if nothing is written, or if it is wrong: then `broken` has the path
 
     def value(self, node: yaml.Node, path: str, key: Key) -> Any:
-        """The value that its key's kind asks for."""
+        """The value of the key's kind."""
         return getattr(self, _READERS.get(key.kind, key.kind))(node, path, key)
 
     def text(self, node: yaml.Node | None, path: str, key: Key = _TEXT) -> str | None:
-        """A text, one of the choices if there are any."""
+        """A string, one of the choices if there are any."""
         if node is None:
             return None
         if isinstance(node, yaml.ScalarNode) and (node.tag == STR or "timestamp" in node.tag) and node.value.strip():
@@ -203,7 +203,7 @@ class Reader:
         return value
 
     def words(self, node: yaml.Node | None, path: str, key: Key) -> tuple[str, ...] | None:
-        """A list of texts, each one of the choices if there are any; one alone needs no brackets."""
+        """A list of strings, each one of the choices if there are any; a single one needs no brackets."""
         items = [node] if isinstance(node, yaml.ScalarNode) else self.items(node, path)
         words = [self.text(item, path, key) for item in items]
         return None if path in self.broken else tuple(word for word in words if word is not None)

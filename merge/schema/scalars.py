@@ -18,12 +18,12 @@ def as_integer(node: yaml.Node) -> int | None:
         return None
     try:
         return int(yaml.constructor.SafeConstructor().construct_yaml_int(node))
-    except (ValueError, IndexError):  # !!int before something else
+    except (ValueError, IndexError):  # !!int with another value
         return None
 
 
 def as_number(node: yaml.ScalarNode) -> float | None:
-    """A number as float; also of texts that YAML 1.1 does not read as numbers, such as 1e-3 and "0.5"."""
+    """A number as float, including strings that YAML 1.1 does not read as numbers, such as 1e-3 and "0.5"."""
     kind = node.tag.rpartition(":")[2]
     if len(node.value) > MAX_DIGITS:
         return math.inf if kind in ("int", "float") else None
@@ -36,7 +36,7 @@ def as_number(node: yaml.ScalarNode) -> float | None:
         return float(yaml.constructor.SafeConstructor().construct_yaml_float(node)) if kind == "float" else None
     except OverflowError:
         return math.inf
-    except (ValueError, IndexError):  # no number; !!float before something else
+    except (ValueError, IndexError):  # not a number; !!float with another value
         return None
 
 

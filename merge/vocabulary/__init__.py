@@ -1,4 +1,4 @@
-"""Tokenizers as plain data: read, united, compared.
+"""Reads, unites and compares tokenizers as plain data.
 
 tokenizer.py   read_tokenizer: the tokenizer files of a directory
 union.py       several tokenizers -> one that has the tokens of all

@@ -17,7 +17,7 @@ from merge.vocabulary.union import Union
 
 TEMPLATE = "chat_template.jinja"
 _SPECIAL = "special_tokens_map.json"
-# Files that spell the vocabulary a second time: a changed vocabulary would disagree with them.
+# Files that repeat the vocabulary; they would disagree with a changed one.
 _STALE = (*OTHER_FILES, "merges.txt", "added_tokens.json")
 _TEMPLATES = (TEMPLATE, "chat_template.json")
 _TEMPLATE_FOLDERS = ("chat_templates/", "additional_chat_templates/")
@@ -34,16 +34,16 @@ def is_tokenizer_file(name: str) -> bool:
 
 
 def tokenizer_code(directory: str) -> tuple[str, ...]:
-    """The Python files of a tokenizer's class, where that is the repository's own."""
+    """The Python files of a tokenizer's class, if it is the repository's own."""
     return code_of(directory, CONFIG)
 
 
 def tokenizer_files(tokenizer: Tokenizer, changed: Union | None, template: str | None) -> Planned[tuple[SideFile, ...]]:
-    """What goes into the output of a tokenizer's directory.
+    """The files of a tokenizer's directory for the output.
 
     Args:
-        changed: the contents that replace tokenizer.json; None: as it is.
-        template: the chat template that replaces all others; None: as they are.
+        changed: the contents that replace tokenizer.json; None: unchanged.
+        template: the chat template that replaces all others; None: unchanged.
     """
     names = [name for name in list_side_files(tokenizer.directory) if is_tokenizer_file(name)]
     config = copy.deepcopy(tokenizer.config)
@@ -89,12 +89,12 @@ def _adapt(config: dict[str, Any], changed: Union) -> None:
 
 
 def check_loads(union: Union, name: str) -> None:
-    """Raises CheckpointError unless the tokenizers library takes the file and numbers its tokens as the rows are."""
+    """Raises CheckpointError unless the tokenizers library reads the file and gives its tokens the ids of the rows."""
     import tokenizers
 
     try:
         loaded = tokenizers.Tokenizer.from_str(json.dumps(union.data))
-    except Exception as error:  # the library raises Exception itself
+    except Exception as error:  # the library raises plain Exception
         raise CheckpointError(f"{name}: its tokenizer cannot be united with the others ({error}).") from error
     numbers = loaded.get_vocab(with_added_tokens=True)
     wrong = [token for token, number in union.vocabulary.items() if numbers.get(token) != number]
@@ -112,7 +112,7 @@ def renumbered(
     new: Mapping[str, int],
     named: Mapping[str, str],
 ) -> Planned[dict[str, object]]:
-    """A configuration whose token ids (eos_token_id ...) are those of another vocabulary.
+    """A config with the token ids (eos_token_id ...) of another vocabulary.
 
     A token that is not in it gives way to the one of the same role (`named`: {"eos_token": "</s>"}), or to null.
     """

@@ -11,20 +11,20 @@ from merge.vocabulary.union import Union
 # Bytes for a token, and for a merge: of a tokenizer that is read; of one that is made, afterwards and while the
 # tokenizers library checks it. That library holds a Unigram model as a tree of letters.
 _READ, _MADE, _CHECKED, _UNIGRAM = 290, 190, 540, 1700
-_COMPARED = 13  # for a byte of tokenizer.json
-_CONVERTED = 310 << 20  # transformers with torch, which make tokenizer.json of other files
+_COMPARED = 13  # for each byte of tokenizer.json
+_CONVERTED = 310 << 20  # for transformers with torch, which make tokenizer.json from other files
 
 
 @dataclass(frozen=True)
 class TokenizerMemory:
-    """Bytes: from the plan on, and at most while it is made."""
+    """Bytes: from the plan on, and at most while the tokenizer is made."""
 
     held: int = 0
     peak: int = 0
 
 
 def tokenizer_memory(tokenizers: Iterable[Tokenizer], made: Union | None = None) -> TokenizerMemory:
-    """What tokenizers take, each counted once, with one that is made of them."""
+    """Bytes of tokenizers, each counted once, with the one that is made of them."""
     read = list({id(tokenizer): tokenizer for tokenizer in tokenizers}.values())
     held = _READ * sum(tokenizer.n_entries for tokenizer in read)
     held += _CONVERTED if any(tokenizer.is_converted for tokenizer in read) else 0

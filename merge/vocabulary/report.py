@@ -72,7 +72,7 @@ def _encoder(tokenizer: Tokenizer) -> Any:
 
 
 def _outline(part: Any) -> str | None:
-    """The types of a normalizer or pre-tokenizer, in their order."""
+    """The types in a normalizer or pre-tokenizer, in order."""
     if not isinstance(part, dict):
         return None
     for key in ("normalizers", "pretokenizers"):
@@ -138,7 +138,7 @@ def compare(first: Tokenizer, other: Tokenizer) -> dict[str, Any]:
 
 
 def _some(tokens: Sequence[str]) -> list[str]:
-    """A few, spread over all of them."""
+    """A few of the tokens, spread over all of them."""
     return [token for token in tokens[:: max(1, -(-len(tokens) // _SHOWN))] if len(token) < 40]
 
 

@@ -25,8 +25,8 @@ class Tokenizer:
     """One tokenizer.
 
     Attributes:
-        name: as messages call it.
-        directory: where its files lie.
+        name: for messages.
+        directory: of its files.
         data: contents of tokenizer.json.
         config: contents of tokenizer_config.json; {} without one.
         vocabulary: token -> id, added tokens included.
@@ -90,7 +90,7 @@ def model_kind(model: Mapping[str, Any]) -> str:
 def pipeline(
     data: Mapping[str, Any], keys: tuple[str, ...] = ("normalizer", "pre_tokenizer", "decoder")
 ) -> Iterator[Any]:
-    """The parts of normalizer, pre-tokenizer and decoder, sequences taken apart."""
+    """The parts of normalizer, pre-tokenizer and decoder, with sequences flattened."""
     for key in keys:
         todo = [data.get(key)]
         while todo:
@@ -138,18 +138,18 @@ def read_tokenizer(directory: str, name: str) -> Tokenizer:
 
 
 def _read(path: str) -> dict[str, Any]:
-    return read_json(path, unique=False)  # as the libraries read it: the last one wins
+    return read_json(path, unique=False)  # as the libraries do: the last one wins
 
 
 def _converted(directory: str) -> dict[str, Any]:
-    """tokenizer.json as transformers makes it of a SentencePiece model, vocab.json with merges.txt, or vocab.txt."""
+    """tokenizer.json made by transformers from a SentencePiece model, vocab.json with merges.txt, or vocab.txt."""
     from merge.loading import load_tokenizer
 
     tokenizer = load_tokenizer(directory)
     try:
         data: dict[str, Any] = parse_json(tokenizer.backend_tokenizer.to_str())
         return data
-    except Exception as error:  # whatever is wrong with the files, in any of its many readers
+    except Exception as error:  # any error of its many readers
         reason = excerpt((str(error).strip().splitlines() or [type(error).__name__])[0], 200)
         raise CheckpointError(
             f"{directory}: has no {FILE}, and transformers cannot make one of the other files ({reason}). "
@@ -238,7 +238,7 @@ def _named(directory: str, config: dict[str, Any]) -> dict[str, str]:
 
 
 def read_template(directory: str, config: dict[str, Any] | None = None) -> str | None:
-    """The default chat template, where transformers looks for it: a file first, then the configuration."""
+    """The default chat template, as transformers finds it: a file first, then the config."""
     if config is None:
         config_path = inside(directory, CONFIG)
         config = _read(config_path) if os.path.isfile(config_path) else {}

@@ -73,7 +73,10 @@ class _UnionBuilder:
     def __init__(self, first: Tokenizer, without: Collection[str]) -> None:
         self.first, self.without = first, without
         vocab = first.data["model"]["vocab"]
-        self.model: dict[str, Any] = {**first.data["model"], "vocab": copy.copy(vocab)}  # what else changes is replaced
+        self.model: dict[str, Any] = {
+            **first.data["model"],
+            "vocab": copy.copy(vocab),
+        }  # the other changing parts are replaced
         self.data = {**first.data, "model": self.model}
         self.vocabulary = {token: number for token, number in first.vocabulary.items() if token not in without}
         self.added = {content: dict(entry) for content, entry in first.added.items() if content not in without}
@@ -161,7 +164,7 @@ class _UnionBuilder:
 
 
 def _pieces(tokenizer: Tokenizer) -> dict[str, float | None]:
-    """The model's own tokens, with scores where it has them."""
+    """The model's own tokens, with scores if it has them."""
     vocab = tokenizer.data["model"]["vocab"]
     if isinstance(vocab, list):
         return {token: float(score) for token, score in vocab}
