@@ -79,7 +79,7 @@ class Examiner:
     loaded: Sequence[LoadedTask]
     settings: Settings
     memory: Memory
-    keep: Path | None
+    keep: Path | None = None
     progress: Progress = _no_progress
 
     def one(self, subject: Subject, opened: Opened | None = None) -> ModelScores:

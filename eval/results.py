@@ -211,7 +211,7 @@ class Results:
         names = tuple(name for each in loaded for name in _columns(each, models))
         questions = {name: asked for each in loaded for name, asked in each.questions.items()}
         said |= {"samples": samples, "trusted_code": code_that_ran()}
-        return Results(tuple(models), names, said, _versions(), questions)
+        return Results(tuple(models), names, said, versions(), questions)
 
     def is_sample(self, task: str) -> bool:
         """Whether a leaderboard's task was run on a subset, so its score is not comparable with the leaderboard."""
@@ -258,7 +258,7 @@ def _columns(each: LoadedTask, models: Sequence[ModelScores]) -> list[str]:
     return [name for name in each.tree["tasks"] if name in known]
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
     from importlib import metadata
 
     return {name: metadata.version(name) for name in ("lm_eval", "transformers", "torch", "merge-workbench")}

@@ -153,6 +153,43 @@ def test_an_interrupted_search_gives_the_best_so_far_and_is_resumed(family: Path
     assert [row.written for row in resumed.rows] == [row.written for row in whole.rows]
 
 
+def test_the_least_divergence_from_a_model_is_that_of_the_model_itself(family: Path) -> None:
+    (family / "text.txt").write_text("w1 w2 w3\nw4 w5\nw6 w7 w8\nw9 w10\nw2 w4\nw5 w3 w1\n")
+    asked = ("--data", "text.txt", "--kl-from", "b", "--sampler", "grid", "--points", "2", "--quiet", "--json")
+    found = run("search", "open.yaml", "-o", "found", *asked)
+    rows = {row["name"]: row for row in json.loads(found.output)["rows"]}
+    assert rows["b"]["scores"]["kl"] == pytest.approx(0, abs=1e-9)
+    assert rows["a"]["scores"]["kl"] > 1e-4
+    best = json.loads(found.output)["best"]
+    assert rows[best]["places"] == {"a.weight": 0.1, "b.weight": 1.0}
+    report = load_results(family / "found" / "report.json")
+    expected = of_two_models(
+        family / "b",
+        family / "a",
+        [(family / "text.txt").read_text().splitlines()[i] for i in report.models[0].tasks["kl"].doc_ids],
+    )
+    assert report.models[0].tasks["kl"].value == pytest.approx(expected, rel=1e-4)
+
+
+def of_two_models(q: Path, p: Path, texts: list[str]) -> float:
+    """Mean KL(q || p) of the next token, by transformers alone."""
+    import torch
+
+    from merge.loading import CAUSAL, load_model, load_tokenizer
+
+    tokenizer = load_tokenizer(str(q))
+    one, two = (load_model(CAUSAL, str(path), dtype=torch.float32).network.eval() for path in (q, p))
+    total, n = 0.0, 0
+    for text in texts:
+        start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+        ids = torch.tensor([[start, *tokenizer(text, add_special_tokens=False)["input_ids"]][:-1]])
+        with torch.no_grad():
+            a, b = (model(input_ids=ids).logits[0].log_softmax(-1) for model in (one, two))
+        total += float(torch.nn.functional.kl_div(b, a, log_target=True, reduction="sum"))
+        n += ids.shape[1]
+    return total / n
+
+
 GENOME = """\
 genome:
   models: [a, b]

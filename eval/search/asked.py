@@ -42,6 +42,19 @@ def judge_of_tasks(
         yield TaskJudge(chosen, settings, memory, share), test_sets
 
 
+@contextlib.contextmanager
+def judge_of_divergence(
+    model: str, data: Path | None, settings: Settings, cache: Path | None, share: float
+) -> Iterator[Judge]:
+    """The judge of the KL divergence from a model on a text. Raises UsageError where there is no text."""
+    from eval.search.divergence import DivergenceJudge
+
+    if data is None:
+        raise UsageError("--kl-from: needs a text, --data FILE.")
+    with Memory(cache or default_path()) as memory:
+        yield DivergenceJudge(model, data, settings, memory, share)
+
+
 def function_of(text: str) -> FunctionJudge:
     """`FILE.py:NAME` -> the judge that calls it. Tasks: `NAME.tasks`, a sequence of names, where it gives a mapping.
 

@@ -38,7 +38,8 @@ def verdicts(found: Found) -> list[str]:
         gain = merged.gains[-1]
         percent = percent_of(comparison.results, gain.task)
         where = "on average" if gain.task == AVERAGE else f"on {gain.task}"
-        text = f"{signed(gain.best.value, percent)} {where} against the best of {label}, {gain.best.other}"
+        points = " points" if percent else ""
+        text = f"{signed(gain.best.value, percent)}{points} {where} against the best of {label}, {gain.best.other}"
         if gain.low is not None:
             text += f" (95 % interval {interval(gain.low, gain.high, percent)}, p {p_text(gain.p)})"
         said.append(text)

@@ -10,7 +10,7 @@ from html import escape
 from eval.plots import tick_step
 
 WIDTH, HEIGHT = 480, 260
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 12, 10, 40
+_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 12, 18, 40
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,7 @@ Examples:
   merge search recipes/search.yaml --suite quickstart -o merged/found
   merge search recipe.yaml --tasks mine.jsonl --goal worst --max-fall 1 --trials 100
   merge search genome.yaml --time 3600                  a genome of mergekit-evolve, with its tasks
+  merge search recipe.yaml --data text.txt --kl-from big  close to the model big on a text
   merge search recipe.yaml --objective score.py:score   a Python function of a candidate
   merge run merged/found/best.yaml -o merged/best
 A place is open where a recipe has {search: [0, 1]}, {int: [1, 8]} or {choice: [ties, linear]} for a value. The same
@@ -51,6 +52,7 @@ command resumes a search that was killed; a second process with it shares the wo
 @click.option("--fall-from", metavar="NAME", help="The baseline it may not fall from.  [default: the base]")
 @click.option("--baseline", "named", multiple=True, metavar="RECIPE", help="A recipe to compare with; may be repeated.")
 @click.option("--objective", metavar="FILE.py:NAME", help="A function of a candidate in place of tasks.")
+@click.option("--kl-from", metavar="MODEL", help="Come close to this model on --data: the KL divergence is minimised.")
 @click.option(
     "--share",
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
@@ -78,6 +80,7 @@ def command(
     fall_from: str | None,
     named: tuple[str, ...],
     objective: str | None,
+    kl_from: str | None,
     share: float,
     points: int,
     workers: int,
@@ -96,7 +99,7 @@ def command(
 
     need("a search", "search", "optuna", "cmaes", "lm_eval", "accelerate")
     goal_asked = SearchGoal(goal, max_fall=None if max_fall is None else max_fall / 100)  # type: ignore[arg-type]
-    with asked_of(recipe, objective, share, allow_test_set, asked) as (space, judge, test_sets, weights):
+    with asked_of(recipe, objective, kl_from, share, allow_test_set, asked) as (space, judge, test_sets, weights):
         if not only_trials:
             prepare(out, resume, force)
         limit = trials if trials is not None or seconds is not None or sampler == "grid" else TRIALS
@@ -138,14 +141,19 @@ def command(
 
 @contextlib.contextmanager
 def asked_of(
-    recipe: Path, objective: str | None, share: float, allow_test_set: bool, asked: dict[str, Any]
+    recipe: Path,
+    objective: str | None,
+    kl_from: str | None,
+    share: float,
+    allow_test_set: bool,
+    asked: dict[str, Any],
 ) -> Iterator[tuple[Space, Judge, tuple[str, ...], Mapping[str, float]]]:
     """The recipe, its judge, the tasks that are test sets of leaderboards, and the weights that a genome gives tasks.
 
     Raises:
         UsageError: tasks beside a function, or neither.
     """
-    from eval.search.asked import function_of, judge_of_tasks
+    from eval.search.asked import function_of, judge_of_divergence, judge_of_tasks
     from eval.search.genome import open_recipe
 
     made = open_recipe(recipe)
@@ -154,6 +162,13 @@ def asked_of(
         if given:
             raise UsageError(f"--objective: cannot be combined with {', '.join(given)}.")
         yield made.space, function_of(objective), (), {}
+        return
+    if kl_from is not None:
+        if given != ["--data"]:
+            raise UsageError("--kl-from: needs a text, --data FILE, and no tasks besides.")
+        how = judging(asked)
+        with judge_of_divergence(kl_from, asked["data"], how.settings, how.cache, share) as close:
+            yield made.space, close, (), {}
         return
     if not given:
         asked["tasks"] = ",".join(made.tasks)
