@@ -121,6 +121,8 @@ def test_methods_explains_one(call_cli: Run) -> None:
     (density,) = (line for line in lines if line.startswith("density "))
     assert density.split()[:7] == ["density", "each", "model", "float", "in", "[0,", "1]"]
     assert "merge_method: ties" in lines[lines.index("Example recipe:") :]
+    assert any(line.startswith("Deviations: ") and line.endswith("in arbitrary order.") for line in lines)
+    assert any(line.startswith("    y = b + lambda") for line in lines)
 
 
 def test_methods_names_the_nearest(call_cli: Run) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,18 @@ def _title(method: Any) -> str:
     return text.strip().splitlines()[0] if text.strip() else ""
 
 
+def _paragraphs(text: str) -> str:
+    """A docstring with each paragraph on one line, for a terminal of any width; formulas, which are indented, stay."""
+    lines: list[str] = []
+    for line in text.split("\n"):
+        continues = lines and lines[-1] and not lines[-1].startswith(" ") and line and not line.startswith(" ")
+        if continues and not re.match(r"[A-Z][\w ]*: ", line):
+            lines[-1] += f" {line}"
+        else:
+            lines.append(line)
+    return "\n".join(lines)
+
+
 def _explain(method: Any) -> None:
     import sys
 
@@ -99,7 +112,7 @@ def _explain(method: Any) -> None:
 
     out = console()
     out.print(Text(f"{method.name}\n", style="bold"))
-    out.print(Text((sys.modules[method.reference.__module__].__doc__ or "").strip() + "\n"))
+    out.print(Text(_paragraphs((sys.modules[method.reference.__module__].__doc__ or "").strip()) + "\n"))
     low, high = method.n_models
     many = f"{low}" if low == high else f"{low} or more" if high == MOST_MODELS else f"{low} to {high}"
     kind = "LoRA adapters" if method.inputs == "adapters" else "Models"
