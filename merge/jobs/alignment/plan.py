@@ -111,11 +111,11 @@ class _Aligner:
     def _marked(self, target: Target) -> Target:
         self.pairs = self.pairs or any(not _is_reference(target, slot) for slot in target.slots)
         slots = tuple(self._in_order(target.name, place, slot) for place, slot in enumerate(target.slots))
-        return dataclasses.replace(target, slots=slots)
+        return target._replace(slots=slots)
 
     def _in_order(self, name: str, place: int, slot: Slot) -> Slot:
         moved, ref = self._moved.get((name, place)), self.inputs.all[slot.model].tensors.get(slot.name)
-        return slot if moved is None or ref is None else dataclasses.replace(slot, made=ordered(ref, *moved))
+        return slot if moved is None or ref is None else slot._replace(made=ordered(ref, *moved))
 
     def _module(self, module: str, ins: tuple[str, ...], out: str, is_attention: bool) -> None:
         first = self._targets[f"{module}.{out}.weight"]

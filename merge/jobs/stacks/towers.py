@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections import Counter
 from collections.abc import Iterator
 
@@ -160,4 +159,4 @@ def _without(inputs: Inputs, target: Target, without: frozenset[int]) -> Target:
     inputs_left = [slot for slot in slots if not (method.base_apart and base is not None and slot.model == base.model)]
     models = {slot.model for slot in (*slots, *([base] if base is not None else []))} - without
     too_few = len(models) < 2 or len(inputs_left) < method.n_models[0]
-    return _copy(inputs, target.name) if too_few else dataclasses.replace(target, slots=slots)
+    return _copy(inputs, target.name) if too_few else target._replace(slots=slots)
