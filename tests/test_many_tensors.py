@@ -110,7 +110,7 @@ def test_the_thread_that_checks_models_keeps_no_blocks_of_them(tmp_path: Path) -
     held: list[dict[str, object]] = []
 
     def carry(context: Context, todo: list[Item], tick: Callable[[], None]) -> None:
-        held.append(dict(vars(context.buffers._local)))
+        held.append(dict(vars(context.buffers._scratch)))
         by_threads(context, todo, tick)
 
     run_plan(build_plan(load_recipe(many_models(tmp_path, 3, "task_arithmetic"))), tmp_path / "out", carry=carry)
