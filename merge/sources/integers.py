@@ -14,7 +14,6 @@ value = (code - zero) * scale, rounded to float32 once.
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +25,7 @@ from merge.dtypes import DTYPES
 from merge.errors import CheckpointError
 from merge.plan import Derived, TensorRef
 from merge.sources import Fill, Read
-from merge.unpack import by_units, column_fields, row_fields
+from merge.unpack import TABLE_PIECE, U8, by_units, byte_table, column_fields, look_up, row_fields
 
 
 def integers(
@@ -63,14 +62,24 @@ def integers(
 def prepare(ref: Derived, read: Read) -> Fill:
     columns = ref.shape[-1]
     block, bits = ref.parameters["block"], ref.parameters["bits"]
+    table = None
+    if bits in (1, 2, 4) and ref.parameters["row_bytes"] * 8 == columns * bits:  # no padding, no code in two bytes
+        table = byte_table(np.arange(1 << bits, dtype=np.float32) - np.float32(1 << (bits - 1)))
     group_of = _index(ref, read) if ref.parameters["index"] else None
 
     def decode(first: int, last: int, out: F32) -> None:
         """Rows first .. last - 1."""
         values = out.reshape(last - first, columns)
-        values[:] = _codes(ref, read, first, last)
-        if ref.parameters["row_bytes"]:
+        if table is not None:
+            look_up(table, _packed(ref, read, first, last), out)
+        elif ref.parameters["row_bytes"]:
+            raw = _packed(ref, read, first, last).reshape(last - first, -1)
+            values[:] = row_fields(raw, bits, columns)
             values -= np.float32(1 << (bits - 1))
+        else:
+            codes = np.empty(len(out), DTYPES[ref.inputs[0].dtype].numpy_name)
+            read(ref.inputs[0], first * columns, codes)
+            out[:] = codes
         top = first // block[0]
         scales = _grid(ref, read, 1, top, -(-last // block[0])) / np.float32(ref.parameters["divisor"])
         zeros = _zeros(ref, read, top, -(-last // block[0]))
@@ -88,16 +97,12 @@ def prepare(ref: Derived, read: Read) -> Fill:
     return lambda start, out: by_units(start, out, columns, ref.size, decode)
 
 
-def _codes(ref: Derived, read: Read, first: int, last: int) -> npt.NDArray[Any]:
-    codes, columns = ref.inputs[0], ref.shape[-1]
+def _packed(ref: Derived, read: Read, first: int, last: int) -> U8:
+    """The bytes of rows first .. last - 1."""
     row_bytes = ref.parameters["row_bytes"]
-    if not row_bytes:
-        raw = np.empty((last - first) * columns, DTYPES[codes.dtype].numpy_name)
-        read(codes, first * columns, raw)
-        return raw.reshape(last - first, columns)
-    packed = np.empty((last - first) * row_bytes, np.uint8)
-    read(codes, first * row_bytes, packed)
-    return row_fields(packed.reshape(last - first, row_bytes), ref.parameters["bits"], columns)
+    raw = np.empty((last - first) * row_bytes, np.uint8)
+    read(ref.inputs[0], first * row_bytes, raw)
+    return raw
 
 
 def _grid(ref: Derived, read: Read, place: int, top: int, bottom: int) -> F32:
@@ -149,4 +154,4 @@ def held_bytes(ref: Derived) -> int:
     grid = (rows // int(block[0]) + 2) * width
     index = 8 * (rows * columns + columns) if ref.parameters["index"] else 0
     packed = 4 * rows * columns if ref.parameters["row_bytes"] else rows * columns
-    return packed + 4 * columns * rows + grid * (40 if ref.parameters["has_zeros"] else 8) + index
+    return packed + 8 * TABLE_PIECE + 4 * columns * rows + grid * (40 if ref.parameters["has_zeros"] else 8) + index

@@ -23,6 +23,7 @@ _AUTOGPTQ = "quantize_config.json"
 _PACKED = (".qweight", ".weight_packed", ".W_q")
 _NOT_READ = {
     "torchao": "its tensors are objects of torchao, whose layouts change with its versions",
+    "hqq": "its settings are stored as tensors, and halves of a matrix share bytes",
     "quanto": "its tensors are objects of optimum-quanto",
     "aqlm": "codebooks of additive quantisation",
     "vptq": "codebooks of vectors",
