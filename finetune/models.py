@@ -84,10 +84,11 @@ def check_trainable(base: Base, config: Config) -> None:
     what = f"{base.path}: its weights are quantised ({method})"
     if method == "bitsandbytes":
         raise UsageError(f"{what}, so train: {config.train} cannot change them. Use train: lora or qlora.")
-    way = (
-        f"merge convert {base.path} -o MODEL --dtype bfloat16" if method == "fp8" else "the model that it was made from"
+    raise UsageError(
+        f"{what}, which cannot be trained, not even under an adapter. Start from what "
+        f"`merge convert {base.path} -o MODEL --dequantize --dtype bfloat16` writes, or from the "
+        "model that it was made from."
     )
-    raise UsageError(f"{what}, which cannot be trained, not even under an adapter. Start from {way}.")
 
 
 def load_model(

@@ -36,7 +36,7 @@ def test_gptq_by_its_definition(tmp_path: Path, bits: int, version: int, act_ord
     checkpoint = make(tmp_path, stored | {"n.weight": torch.ones(3)}, config)
     assert sorted(checkpoint.tensors) == ["l.weight", "n.weight"]
     assert checkpoint.tensors["l.weight"].dtype == "F16"
-    assert any("GPTQ: 1 weights are decoded" in note for note in checkpoint.notes)
+    assert any("GPTQ: 1 weight decoded" in note for note in checkpoint.notes)
     found = numbers(checkpoint, "l.weight")
     np.testing.assert_array_equal(found, expected)  # exact: small integers times float16
     for step in (7, 96, 1000, 33 * 96):

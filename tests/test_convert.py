@@ -12,6 +12,7 @@ import pytest
 import torch
 from bad_inputs.room import call
 from conftest import encode
+from quantized import gptq, make
 from safetensors.numpy import load_file
 from safetensors.torch import load_file as load_torch
 
@@ -182,3 +183,16 @@ def test_fp8_with_scales_becomes_plain_numbers(tmp_path: Path, make_model: Calla
     assert torch.equal(after[name], codes.float() * 0.125)
     assert "quantization_config" not in json.loads((tmp_path / "out" / "config.json").read_text())
     assert encode(np.ones(1, np.float32), "BF16")[0] == 0x3F80
+
+
+def test_dequantize_wants_a_quantised_model(tmp_path: Path, make_model: Callable[..., Path]) -> None:
+    plain = make_model(tmp_path / "plain", dtype="BF16")
+    with pytest.raises(UsageError) as caught:
+        convert_plan(str(plain), dequantize=True)
+    assert "--dequantize: none of its weights is quantised" in str(caught.value)
+    tensors, config = gptq(32, 64, 4, 32)[0], {"quant_method": "gptq", "bits": 4}
+    make(tmp_path / "small", tensors, config)
+    plan = convert_plan(str(tmp_path / "small"), dequantize=True)
+    assert [step.dtype for step in plan.steps] == ["F16"]
+    run_plan(plan, tmp_path / "out")
+    assert "quantization_config" not in (tmp_path / "out/config.json").read_text()

@@ -34,6 +34,7 @@ Examples:
   merge convert org/model -o model-bf16 --dtype bf16
   merge convert old-pickle-model -o new          to safetensors, dtypes as they are
   merge convert model -o model-small --shard-size 2GB
+  merge convert model-GPTQ -o model-bf16 --dequantize --dtype bf16
   merge convert merged/mine -o mine.gguf --to q8_0     for llama.cpp and Ollama
   merge convert recipe.yaml -o mine.gguf --to q4_0     merges into the file, in one pass
 Interrupted or killed, the same command resumes where it stopped.""",
@@ -41,6 +42,7 @@ Interrupted or killed, the same command resumes where it stopped.""",
 @click.argument("model")
 @out_option
 @click.option("--dtype", help="bf16, fp16, fp32 or another float type.  [default: each tensor's own]")
+@click.option("--dequantize", is_flag=True, help="Fail unless the model is quantised; numbers are plain in any case.")
 @click.option(
     "--to", help="For an OUT that ends in .gguf: f32, f16, bf16, q8_0, q5_1, q5_0, q4_1 or q4_0.  [default: f16]"
 )
@@ -60,6 +62,7 @@ def command(
     model: str,
     out: Path,
     dtype: str | None,
+    dequantize: bool,
     to: str | None,
     shard_size: int,
     allow: tuple[str, ...],
@@ -71,6 +74,10 @@ def command(
 ) -> None:
     """Write MODEL as safetensors, in another dtype or other shards, or as a GGUF file; report what rounding changed."""
     if out.suffix == ".gguf" or to is not None:
+        if dequantize:
+            from merge.errors import UsageError
+
+            raise UsageError("--dequantize: of no use with a GGUF file, whose numbers are those of --to. Leave it out.")
         _to_gguf(model, out, to, dtype, threads, force, quiet, as_json)
         return
     from merge.engine.run import run_plan
@@ -80,7 +87,7 @@ def command(
     from merge.show.plan import show_report
     from merge.tools.convert import convert_plan
 
-    plan = convert_plan(model, dtype, shard_bytes=shard_size, allow=allow)
+    plan = convert_plan(model, dtype, dequantize=dequantize, shard_bytes=shard_size, allow=allow)
     show_notes(plan.notes, quiet)
     total = sum(step.nbytes for step in plan.steps)
     try:

@@ -29,7 +29,7 @@ from merge.dtypes import DTYPES
 from merge.errors import CheckpointError
 from merge.plan import Derived, TensorRef
 from merge.sources import Fill, Read
-from merge.unpack import U8, by_units, column_fields, row_fields
+from merge.unpack import U8, by_units, byte_table, column_fields, look_up, row_fields
 
 AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)  # where values 0 .. 7 lie in a word, counted from its lowest bits
 _PANEL = 4 << 20  # bytes of codes that are read at once ...
@@ -56,6 +56,7 @@ class _Columns:
         self._ref, self._read = ref, read
         self._columns, self._rows = ref.shape
         self._bits, self._layout = ref.parameters["bits"], ref.parameters["layout"]
+        self._table = None if self._bits == 3 else byte_table(np.arange(1 << self._bits, dtype=np.float32))
         self._width = _panel_columns(ref)
         self._index = _index(ref, read) if ref.parameters["index"] else None
         self._held: dict[int, _Panel] = {}
@@ -78,10 +79,15 @@ class _Columns:
         begin, end = first - panel.first, last - panel.first
         if self._layout == "awq":
             low, high = begin // 8, -(-end // 8)
-            codes = _awq(panel.codes[:, low:high])[:, begin - low * 8 : end - low * 8]
+            out[:] = _awq_columns(panel.codes[:, low:high])[begin - low * 8 : end - low * 8]
+        elif self._table is not None:  # words are turned while they are small
+            look_up(
+                self._table,
+                np.ascontiguousarray(panel.codes[:, begin:end].T).view(np.uint8).reshape(-1),
+                out.reshape(-1),
+            )
         else:
-            codes = column_fields(panel.codes[:, begin:end], self._bits, self._rows)
-        out[:] = np.ascontiguousarray(codes.T)
+            out[:] = np.ascontiguousarray(column_fields(panel.codes[:, begin:end], self._bits, self._rows).T)
         zeros, scales = panel.zeros[:, begin:end].T, panel.scales[:, begin:end].T
         with np.errstate(over="ignore", invalid="ignore"):  # counted later, with everything that is not finite
             if self._index is not None:
@@ -116,7 +122,7 @@ class _Columns:
     def _zero_values(self, words: U32, count: int) -> F32:
         """Words of zeros (groups, n) -> their values (groups, count)"""
         if self._layout == "awq":
-            return _awq(words)[:, :count].astype(np.float32)
+            return np.ascontiguousarray(_awq_columns(words)[:count].T).astype(np.float32)
         if self._layout == "gptq" and self._bits != 3:
             # As one number: writers subtracted 1 from every field of a word so, and a borrow comes back.
             words = words + np.uint32(sum(1 << place for place in range(0, 32, self._bits)))
@@ -140,10 +146,13 @@ class _Columns:
         return out
 
 
-def _awq(words: U32) -> U8:
-    """words (rows, n) -> (rows, 8 n) codes of 4 bits"""
-    fields = row_fields(np.ascontiguousarray(words).view(np.uint8), 4, words.shape[1] * 8)
-    return fields.reshape(*words.shape, 8)[:, :, list(AWQ_ORDER)].reshape(len(words), -1)
+def _awq_columns(words: U32) -> U8:
+    """words (rows, n) -> (8 n, rows) codes of 4 bits"""
+    turned = np.ascontiguousarray(words.T)
+    codes = np.empty((len(turned), 8, turned.shape[1]), np.uint8)
+    for place, shift in enumerate(AWQ_ORDER):
+        codes[:, place] = (turned >> np.uint32(4 * shift)) & np.uint32(15)
+    return codes.reshape(8 * len(turned), -1)
 
 
 def _index(ref: Derived, read: Read) -> I64 | None:
