@@ -29,7 +29,8 @@ BATCH, RANK = 4, 8
 
 def ours(model: str, data: str, steps: int, threads: int, length: int) -> dict[str, Any]:
     from finetune.config import load_config
-    from finetune.train import finetune, prepare
+    from finetune.prepare import prepare
+    from finetune.train import finetune
 
     with tempfile.TemporaryDirectory() as folder:
         flags = {
@@ -103,7 +104,7 @@ def others(make: Any, model: str, data: str, steps: int, threads: int, length: i
     from transformers.utils import logging
 
     from finetune.config import load_config
-    from finetune.train import prepare
+    from finetune.prepare import prepare
     from merge.loading import CAUSAL, load_model
 
     logging.disable_progress_bar()

@@ -90,7 +90,8 @@ def make(folder: Path) -> None:
 
 def run(folder: Path, name: str, settings: dict[str, Any], threads: int) -> tuple[Any, float]:
     from finetune.config import load_config
-    from finetune.train import finetune, prepare
+    from finetune.prepare import prepare
+    from finetune.train import finetune
 
     given = {"model": "llama", "data": "words", **USUAL, **settings, "out": f"out {name}"}
     for key in ("model", "teacher", "out"):

@@ -77,7 +77,8 @@ def train(model: str, run: dict[str, Any]) -> int:
     """`merge finetune` itself. The peak of loading and of the first step, which warms up, is not asked for."""
     from peft import tuners  # noqa: F401
 
-    from finetune.train import finetune, prepare
+    from finetune.prepare import prepare
+    from finetune.train import finetune
 
     peaks = []
     with tempfile.TemporaryDirectory() as folder:

@@ -10,6 +10,7 @@ trainables.py   what is trained: full, partial (partial.py), LoRA, prompts, bott
 models.py       the base and its tokenizer
 rope.py         longer contexts
 checks.py       what only the loaded model shows: disk space, packing
+prepare.py      all that is checked before weights are read
 train.py        the whole way; trainer.py: the loop; adapters.py: continues an adapter
 distributed.py  several processes; tensorboard.py: one log, also after a kill
 output.py       OUT.partial -> OUT; result.py, record.py: what is written there

@@ -15,7 +15,7 @@ from finetune.trainables import TRAINABLES
 if TYPE_CHECKING:
     from transformers import TrainingArguments
 
-    from finetune.train import Prepared
+    from finetune.prepare import Prepared
 
 _OPTIMIZERS = {"adamw": "adamw_torch_fused", "adamw_8bit": "adamw_bnb_8bit", "paged_adamw_8bit": "paged_adamw_8bit"}
 

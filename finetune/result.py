@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from finetune.train import Prepared
+    from finetune.prepare import Prepared
     from finetune.trainer import Tuner
 
 

@@ -14,7 +14,8 @@ from tiny_llama import make_tiny_llama, words, write_lines
 from toy_data import choices, judged, moods, rounds, shifts
 
 from finetune.config import load_config
-from finetune.train import Prepared, TrainingReport, finetune, prepare
+from finetune.prepare import Prepared, prepare
+from finetune.train import TrainingReport, finetune
 
 Run = Callable[..., TrainingReport]
 Ready = Callable[..., Prepared]

@@ -18,7 +18,8 @@ from toy_data import moods, rounds
 
 from finetune.config import load_config
 from finetune.objectives.classification import classification_metrics, detect_labels
-from finetune.train import Prepared, finetune, prepare
+from finetune.prepare import Prepared, prepare
+from finetune.train import finetune
 
 place, ready, run = objectives.place, objectives.ready, objectives.run  # fixtures
 

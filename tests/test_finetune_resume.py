@@ -11,7 +11,8 @@ import training
 from training import Killed, Run, kill_at, same, weights
 
 from finetune.config import load_config
-from finetune.train import finetune, prepare
+from finetune.prepare import prepare
+from finetune.train import finetune
 from merge.errors import CheckpointError, MergeError, OutputError, UsageError
 
 place, run = training.place, training.run  # fixtures

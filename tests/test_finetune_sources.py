@@ -12,7 +12,8 @@ import pytest
 from tiny_llama import make_tiny_llama, words, write_lines
 
 from finetune.config import load_config
-from finetune.train import TrainingReport, finetune, prepare
+from finetune.prepare import prepare
+from finetune.train import TrainingReport, finetune
 from merge.errors import SourceChanged, StaleWork
 
 CHANGING = (

@@ -19,11 +19,12 @@ from tiny_llama import make_tiny_llama, words, write_lines
 from eval.exact_match import SKILLS, complete, questions
 from finetune.config import load_config
 from finetune.keys import DataSource
+from finetune.prepare import prepare
 from finetune.strategies import Result, load_tasks, run_strategies, stages
 from finetune.strategies.config import mixture
 from finetune.strategies.score import Scorer, StrategyScore
 from finetune.strategies.table import as_json, forgetting, rows
-from finetune.train import finetune, prepare
+from finetune.train import finetune
 from merge.errors import MergeError, OutputError, UsageError
 from merge.output.directory import take_lock
 

@@ -11,7 +11,8 @@ import pytest
 from tiny_llama import make_tiny_llama, words, write_lines
 
 from finetune.config import load_config
-from finetune.train import finetune, prepare
+from finetune.prepare import prepare
+from finetune.train import finetune
 from merge.errors import UsageError
 
 installed = importlib.util.find_spec("tensorboard") is not None

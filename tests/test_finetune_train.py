@@ -16,7 +16,8 @@ from training import Run, same, weights
 
 from finetune.config import load_config
 from finetune.keys import TRAIN
-from finetune.train import finetune, prepare
+from finetune.prepare import prepare
+from finetune.train import finetune
 from merge.errors import NumbersError, UsageError
 
 place, run = training.place, training.run  # fixtures

@@ -136,7 +136,8 @@ def test_a_recipe_is_merged_on_the_fly(model: Path, tmp_path: Path, call_cli: Ca
 
 def test_an_adapter_brings_its_head_and_its_labels(tmp_path: Path) -> None:
     from finetune.config import load_config
-    from finetune.train import finetune, prepare
+    from finetune.prepare import prepare
+    from finetune.train import finetune
 
     model = make_tiny_llama(tmp_path / "model")
     data = write_lines(tmp_path / "moods.jsonl", moods(60))
@@ -163,7 +164,8 @@ def test_an_adapter_with_new_tokens_is_put_into_a_larger_base(tmp_path: Path) ->
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from finetune.config import load_config
-    from finetune.train import finetune, prepare
+    from finetune.prepare import prepare
+    from finetune.train import finetune
 
     model = make_tiny_llama(tmp_path / "model", dtype="float32")
     rows = [{"prompt": "@a=", "completion": "@@A"}] * 8

@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 from tiny_llama import make_tiny_llama, words, write_lines
 
 from finetune.config import load_config
-from finetune.train import TrainingReport, finetune, prepare
+from finetune.prepare import prepare
+from finetune.train import TrainingReport, finetune
 
 Run = Callable[..., TrainingReport]
 

@@ -22,13 +22,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from finetune.models import pick_device, trained_from
+from finetune.prepare import Prepared, prepare
 from finetune.sources import model_sources
 from finetune.strategies.config import TaskSet, load_tasks, mixture
 from finetune.strategies.merges import base_of, check_merges, run_merge
 from finetune.strategies.score import Scorer, is_adapter
 from finetune.strategies.stages import Machine, ProgressBar, TrainingStage, train_stages
 from finetune.strategies.table import RESULTS, Result, write_results
-from finetune.train import Prepared, Progress, Say, prepare
+from finetune.train import Progress, Say
 from merge.errors import kept_by
 from merge.loading.libraries import quiet_libraries
 from merge.output.directory import LOCK, check_partial, explained, take_lock, write_whole

@@ -32,7 +32,7 @@ from merge.schema.scalars import MAP, SEQ, STR
 
 if TYPE_CHECKING:
     from finetune.config import ConfigReader
-    from finetune.train import Prepared
+    from finetune.prepare import Prepared
 
 _LORA = ("lora", "qlora")
 _STAND_IN = "task:"  # begins what stands for a model to be trained; no hub id has a colon

@@ -19,7 +19,7 @@ from finetune.data.pack import IGNORED, Batch
 from finetune.models import load_model, trained_from
 from finetune.objectives import OBJECTIVES
 from finetune.objectives.base import moved
-from finetune.train import Prepared
+from finetune.prepare import Prepared
 from finetune.trainables import TRAINABLES
 from merge.loading import load_adapter
 

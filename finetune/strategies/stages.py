@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING
 
 from finetune.config import from_record
 from finetune.keys import KEYS, Config
+from finetune.prepare import Prepared, prepare
 from finetune.record import MANIFEST
 from finetune.sources import weight_digests
-from finetune.train import Prepared, Progress, Say, finetune, prepare
+from finetune.train import Progress, Say, finetune
 from merge.errors import MergeError, OutputError, UsageError
 from merge.jsontext import parse_json
 from merge.loading import trusted_names, trusting

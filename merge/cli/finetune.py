@@ -23,7 +23,8 @@ from merge.quoting import counted
 from merge.show.terminal import memory, printable
 
 if TYPE_CHECKING:
-    from finetune.train import Prepared, TrainingReport
+    from finetune.prepare import Prepared
+    from finetune.train import TrainingReport
 
 _REPEATED = ("words", "data", "fraction|data")
 
@@ -147,7 +148,8 @@ def command(
         return
     file, config = _read(words, flags, show is not None)
     check_packages(config)
-    from finetune.train import finetune, prepare
+    from finetune.prepare import prepare
+    from finetune.train import finetune
 
     prepared = prepare(config, Path(file).parent if file is not None else None)
     for note in prepared.notes:
