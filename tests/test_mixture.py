@@ -225,9 +225,12 @@ def test_a_stopped_run_goes_on_to_the_same_bytes_without_running_the_prompts_aga
     made(root, text, "hidden", out="whole")
     plan, finish = planned(root, text, "hidden"), OutputDirectory.finish
 
+    finished: list[int] = []
+
     def stop(directory: OutputDirectory, index: int, record: dict[str, Any]) -> None:
-        if len(directory.records) == at:
+        if len(finished) == at:
             raise _Stopped
+        finished.append(index)
         finish(directory, index, record)
 
     monkeypatch.setattr(OutputDirectory, "finish", stop)
