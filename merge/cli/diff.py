@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from merge.cli.options import json_flag, quiet_option, threads_option
-from merge.show.terminal import console, printable, progress_bar, show_notes, show_table
+from merge.show.terminal import console, number, percent, printable, progress_bar, show_notes, show_table
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -140,12 +140,10 @@ def _table(rows: list[tuple[str, int, Sums]], with_base: bool, title: str) -> Ta
     for label, n, sums in rows:
         m = sums.measures(with_base)
         keys = ("norm_a", "norm_b", "task_cosine") if with_base else ()
-        extra = [_number(m[key]) for key in keys] + ([_percent(m["sign_agreement"])] if with_base else [])
+        extra = [number(m[key]) for key in keys] + ([percent(m["sign_agreement"])] if with_base else [])
         cosine = "" if m["cosine"] is None else f"{m['cosine']:.6f}"
         tensors = (str(n),) if several else ()
-        table.add_row(
-            label, *tensors, _percent(m["share"]), _number(m["relative"]), _number(m["largest"]), cosine, *extra
-        )
+        table.add_row(label, *tensors, percent(m["share"]), number(m["relative"]), number(m["largest"]), cosine, *extra)
     return table
 
 
@@ -160,16 +158,8 @@ def _bars(found: Diff, out: Any) -> None:
     for layer, m in layers:
         relative = float(m["relative"] or 0)
         bar = "█" * round(full * min(relative / longest, 1)) if not math.isnan(relative) else ""
-        cosine = f"  {_number(m['task_cosine'])}" if found.with_base else ""
+        cosine = f"  {number(m['task_cosine'])}" if found.with_base else ""
         out.print(f"{layer:>{width}} {bar:<{full}} {relative:.3g}{cosine}")
-
-
-def _number(value: float | int | None) -> str:
-    return "" if value is None else f"{value:.3g}"
-
-
-def _percent(value: float | int | None) -> str:
-    return "" if value is None else f"{value:.1%}"
 
 
 def _value(value: object) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from merge.show.terminal import console, printable
+from merge.show.terminal import console, number, percent, printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -127,14 +127,6 @@ def average(group: AnalysedGroup, values: Callable[[AnalysedGroup], Sequence[flo
     """Of those that are defined"""
     known = [value for value in values(group) if value is not None]
     return sum(known) / len(known) if known else None
-
-
-def number(value: float | None) -> str:
-    return "" if value is None else f"{value:.3g}"
-
-
-def percent(value: float | None) -> str:
-    return "" if value is None else f"{value:.1%}"
 
 
 def cosine(value: float | None) -> str:

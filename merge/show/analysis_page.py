@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from merge.show.analysis import TRIMMED, average, cosine, number, percent, short_names
+from merge.show.analysis import TRIMMED, average, cosine, short_names
 from merge.show.page import html_document, html_figure, html_row, html_table
+from merge.show.terminal import number, percent
 from merge.tools.analyse.results import AnalysedGroup, Analysis
 from merge.tools.analyse.tables import positions
 

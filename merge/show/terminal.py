@@ -91,3 +91,11 @@ def progress_bar(label: str, total: int, quiet: bool) -> Iterator[Callable[[int]
     with Progress(*columns, console=console, disable=not sys.stderr.isatty()) as bar:
         task = bar.add_task(escape(label), total=total)
         yield lambda done: bar.update(task, completed=done)
+
+
+def number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3g}"
+
+
+def percent(value: float | None) -> str:
+    return "" if value is None else f"{value:.1%}"
