@@ -30,7 +30,8 @@ ASKING = [
 
 def test_parsing_asks_neither_the_disk_nor_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
     parity = runpy.run_path(str(ROOT / "benchmarks" / "parity_recipes.py"))
-    texts = [file.read_text() for file in (ROOT / "recipes").glob("*.yaml")]
+    # search.yaml has open places: `merge search` makes recipes of it.
+    texts = [file.read_text() for file in (ROOT / "recipes").glob("*.yaml") if file.stem != "search"]
     texts += [*(text for _, _, text in parity["RECIPES"]), *parity["EXAMPLES"].values()]
     all_methods(), all_layouts()
 
