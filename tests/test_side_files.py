@@ -13,6 +13,8 @@ from click.testing import CliRunner
 from conftest import write_json, write_safetensors
 from safetensors.numpy import load_file
 
+from merge.checkpoint.side_files import code_files
+from merge.checkpoint.trust import code_of
 from merge.cli import cli
 from merge.engine.run import run_plan
 from merge.errors import SourceChanged
@@ -95,6 +97,15 @@ def test_every_verb_that_writes_a_model_keeps_them(models: Path, arguments: list
     done = CliRunner().invoke(cli, [*arguments, "-o", "out"])
     assert done.exit_code == 0, done.output
     assert_whole(models / "out", 1.0)
+
+
+@pytest.mark.parametrize("named", [["slow.Slow", "fast.Fast"], {"AutoTokenizer": ["slow.Slow", "fast.Fast"]}])
+def test_both_classes_of_a_tokenizer_name_their_code(tmp_path: Path, named: object) -> None:
+    write_json(tmp_path / "tokenizer_config.json", {"auto_map": named})
+    for name in ("slow.py", "fast.py", "other.py"):
+        (tmp_path / name).write_text("")
+    assert code_files(str(tmp_path)) == ("fast.py", "slow.py")
+    assert code_of(str(tmp_path)) == {str(tmp_path / "tokenizer_config.json"): {"AutoTokenizer": "fast.Fast"}}
 
 
 def write_adapter(path: Path) -> None:
