@@ -34,6 +34,14 @@ def stack(*sources: str, more: str = "") -> str:
     return f"merge_method: passthrough\nslices:\n{lines}{more}"
 
 
+def test_an_open_place_is_for_merge_search() -> None:
+    text = "merge_method: linear\nmodels:\n- model: a\n  parameters: {weight: {search: [0, 1]}}\n"
+    with pytest.raises(RecipeError) as caught:
+        parse_recipe(text, "r.yaml")
+    assert 'r.yaml:4: "weight" is open here; write a value, or let `merge search` find one' in str(caught.value)
+    assert "unknown key" not in str(caught.value)
+
+
 def test_everything_is_reported_at_once_in_the_recipe_s_order() -> None:
     text = """\
 models:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Literal
 
 import yaml
 
+from merge.recipe.keys import OPEN_PLACE
 from merge.schema.document import line_of, written
 from merge.schema.keys import Key
 from merge.schema.reader import Fields, Reader
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
 Value = float | int | bool | str | None
-KINDS = ("search", "int", "choice")
+KINDS = OPEN_PLACE
 _KEYS = {
     **dict.fromkeys(KINDS, Key()),
     "log": Key("bool"),

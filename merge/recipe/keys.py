@@ -46,6 +46,8 @@ _allow = Key(
 )
 _compat = Key("str", "Accept the keys that this tool accepts and ignores, with a note.", COMPAT, page="mergekit.md")
 
+OPEN_PLACE = ("search", "int", "choice")  # keys of a place that `merge search` fills; see eval/search/places.py
+
 # Level -> its keys.
 KEYS: dict[str, dict[str, Key]] = {
     "recipe": {

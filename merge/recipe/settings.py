@@ -13,6 +13,7 @@ from merge.errors import Problem
 from merge.methods.registry import INT8_MASK, OUTPUT_RANK, Parameter
 from merge.quoting import some
 from merge.recipe import names
+from merge.recipe.keys import OPEN_PLACE
 from merge.recipe.model import Conditional, Scalar, Setting, Settings
 from merge.recipe.reader import RecipeReader
 from merge.schema.names import nearest, one_of
@@ -84,6 +85,9 @@ def _key(path: str) -> str:
 
 
 def _condition(reader: RecipeReader, node: yaml.Node, path: str, parameter: Parameter | None) -> Conditional | None:
+    if isinstance(node, yaml.MappingNode) and any(key.value in OPEN_PLACE for key, _ in node.value):
+        reader.problem(node, f'"{_key(path)}" is open here; write a value, or let `merge search` find one')
+        return None
     fields = reader.mapping(node, path, "condition")
     written = fields.get("filter")
     if written is not None and not (isinstance(written, yaml.ScalarNode) and written.tag.endswith(":str")):
