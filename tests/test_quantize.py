@@ -150,11 +150,52 @@ def test_quantised_experts_are_merged_and_loaded(
         "merge_method: task_arithmetic\nbase_model: model\nmodels: [{model: small, parameters: {weight: 1}}]\n"
         "dtype: bfloat16\n"
     )
-    run_plan(build_plan(load_recipe(tmp_path / "r.yaml")), tmp_path / "out")
+    (entry,) = run_plan(build_plan(load_recipe(tmp_path / "r.yaml")), tmp_path / "out").quantised
+    assert entry["model"] == "small"
+    assert entry["rounding"] == pytest.approx({"int8": 0.006, "nf4": 0.094, "int4": 0.1}[to], rel=0.2)
+    assert entry["task_vector"] > 0.5  # the expert is 0.6 of the base's size away
     assert verify_output(tmp_path / "out").problems == ()
     run_plan(convert_plan(str(tmp_path / "small")), tmp_path / "plain")
     distance = logits(load(tmp_path / "out")) - logits(load(tmp_path / "plain"))
     assert float(distance.norm()) < 0.02 * float(logits(load(tmp_path / "plain")).norm())
+
+
+def test_a_merge_of_little_more_than_rounding_says_so(
+    model: Path, tmp_path: Path, call_cli: Callable[..., Output]
+) -> None:
+    quantize(parse_reference(str(model)), tmp_path / "small", "nf4")
+    (tmp_path / "r.yaml").write_text(
+        "merge_method: task_arithmetic\nbase_model: model\nmodels: [{model: small, parameters: {weight: 1}}]\n"
+    )
+    said = call_cli(["run", "r.yaml", "-o", "out"])
+    assert said.code == 0
+    line = next(line for line in said.stdout.splitlines() if line.startswith("quantised: "))
+    assert re.search(r"small: its task vector is 0.09\d* of the base; rounding alone makes about 0.094", line)
+    assert line.endswith(": this merge adds noise")
+
+
+def test_an_adapter_on_a_quantised_base(model: Path, tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    quantize(parse_reference(str(model)), tmp_path / "small", "nf4")
+    run_plan(convert_plan(str(tmp_path / "small"), "float32"), tmp_path / "plain")
+    (tmp_path / "lora").mkdir()
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(shape, generator=generator) * 0.02 for shape in ((2, 64), (64, 2)))
+    names = [f"base_model.model.model.layers.1.self_attn.q_proj.lora_{part}.weight" for part in "AB"]
+    save_file(dict(zip(names, (a, b), strict=True)), str(tmp_path / "lora/adapter_model.safetensors"))
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj"], "task_type": "CAUSAL_LM"}
+    (tmp_path / "lora/adapter_config.json").write_text(json.dumps(config))
+    (tmp_path / "r.yaml").write_text(
+        "merge_method: task_arithmetic\nbase_model: small\nmodels: [{model: small+lora, parameters: {weight: 1}}]\n"
+        "dtype: float32\n"
+    )
+    report = run_plan(build_plan(load_recipe(tmp_path / "r.yaml")), tmp_path / "out")
+    assert report.quantised == ()  # the same rounding on both sides: the task vector is the adapter's own
+    merged, plain = (load_file(tmp_path / name / "model.safetensors") for name in ("out", "plain"))
+    expected = plain["model.layers.1.self_attn.q_proj.weight"] + 2 * b @ a
+    assert torch.allclose(merged["model.layers.1.self_attn.q_proj.weight"], expected, atol=1e-6)
 
 
 def test_pieces_of_rows_give_what_the_whole_matrix_gives() -> None:

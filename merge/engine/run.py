@@ -51,6 +51,7 @@ class Report:
     overflow: int
     aligned: tuple[dict[str, Any], ...] = ()  # units moved, by model and kind of module
     adapter: dict[str, Any] | None = None  # share of the energy that truncated factors keep, where any are
+    quantised: tuple[dict[str, Any], ...] = ()  # task vectors beside what rounding makes of them; see check_models
 
 
 def run_plan(
@@ -124,7 +125,7 @@ def _run(
         for stage in plan.stages:
             if stage.steps:  # streamed
                 check_models(Context(stage, reader, worker, sink, device, budget))
-        check_models(context)
+        quantised = check_models(context)
         resumed = still_good(context, tick)
         with sink.flushing():
             find_all(context, tick, before_checks=False)
@@ -148,6 +149,7 @@ def _run(
         overflow=sum(record.get("overflow", 0) for record in sink.records.values()),
         aligned=tuple(aligned),
         adapter=adapter,
+        quantised=tuple(quantised),
     )
     manifest = manifest_bytes(plan, sink.records, small_files, aligned, adapter, conditions(plan, device))
     sink.complete(small_files, (MANIFEST, manifest), dataclasses.asdict(report))

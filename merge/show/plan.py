@@ -307,6 +307,14 @@ def show_report(plan: Plan, report: Report, elapsed: float | None = None) -> Non
         moved = f"{entry['moved']:,} of {entry['units']:,} units moved"
         layers = counted(entry["layers"], "layer")
         click.echo(f"aligned: {printable(entry['model'])}: {entry['kind']} in {layers}, {moved}")
+    for entry in report.quantised:
+        noise = entry["rounding"]
+        own = max(entry["task_vector"] ** 2 - noise**2, 0.0) ** 0.5 / noise
+        click.echo(
+            f"quantised: {printable(entry['model'])}: its task vector is {entry['task_vector']:.2g} of the base; "
+            f"rounding alone makes about {noise:.2g}, the rest is {own:.1f} of that"
+            + (": this merge adds noise" if own < 1 else "")
+        )
     if report.adapter is not None:
         least, kept = report.adapter["least"], report.adapter["kept_energy"]
         click.echo(

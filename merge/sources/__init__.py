@@ -7,7 +7,9 @@ time; nothing is written in between. Each operation has a file of its name.
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Callable
+from statistics import NormalDist
 from typing import Any, Literal, Protocol, cast
 
 import numpy as np
@@ -78,3 +80,20 @@ def any_range(rows: Fill, columns: int) -> Fill:
         out[:] = whole[start - first : stop - first]
 
     return fill
+
+
+def rounding(ref: TensorRef) -> float:
+    """About what a quantised format's rounding changes: RMS of the change over that of the weights; 0 for others.
+
+    An operation says it in `rounding(ref)`, for weights that are normal numbers.
+    """
+    if not isinstance(ref, Derived) or ref.operation == FOUND:
+        return 0.0
+    own = getattr(operation(ref), "rounding", None)
+    return own(ref) if own is not None else max((rounding(each) for each in ref.inputs), default=0.0)
+
+
+def rounding_to_steps(bits: int, group: int) -> float:
+    """Of equal steps, over the range of `group` normal numbers: their largest magnitude has this median."""
+    largest = NormalDist().inv_cdf((1 + 0.5 ** (1 / max(group, 1))) / 2)
+    return 2 * largest / ((1 << bits) - 1) / math.sqrt(12)

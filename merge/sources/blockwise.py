@@ -61,6 +61,10 @@ def prepare(ref: Derived, read: Read) -> Fill:
     return lambda start, out: by_units(start, out, block, ref.size, decode)
 
 
+def rounding(ref: Derived) -> float:
+    return 0.094  # NF4, measured at blocks of 64: docs/tools.md
+
+
 def held_bytes(ref: Derived) -> int:
     """Scales of scales; and of a chunk its bytes, scales and, where it is not whole blocks, its values."""
     block = int(ref.parameters["block"])

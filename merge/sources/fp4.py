@@ -145,6 +145,10 @@ class _Stack:
             return found
 
 
+def rounding(ref: Derived) -> float:
+    return 0.115 if ref.inputs[1].dtype == "U8" else 0.095  # exponents as scales, or scales of 8 bits
+
+
 def held_bytes(ref: Derived) -> int:
     chunk, group = Chunks.of(ref.shape).length, int(ref.parameters["group"])
     if not ref.parameters["transposed"]:

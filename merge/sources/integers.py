@@ -24,7 +24,7 @@ from merge.decode import apply_scales
 from merge.dtypes import DTYPES
 from merge.errors import CheckpointError
 from merge.plan import Derived, TensorRef
-from merge.sources import Fill, Read
+from merge.sources import Fill, Read, rounding_to_steps
 from merge.unpack import TABLE_PIECE, U8, by_units, byte_table, column_fields, look_up, row_fields
 
 
@@ -143,6 +143,10 @@ def _index(ref: Derived, read: Read) -> npt.NDArray[np.int64]:
             "Download the file again."
         )
     return found.astype(np.int64)
+
+
+def rounding(ref: Derived) -> float:
+    return rounding_to_steps(ref.parameters["bits"], int(ref.parameters["block"][0]) * int(ref.parameters["block"][1]))
 
 
 def held_bytes(ref: Derived) -> int:

@@ -28,7 +28,7 @@ from merge.chunks import Chunks
 from merge.dtypes import DTYPES
 from merge.errors import CheckpointError
 from merge.plan import Derived, TensorRef
-from merge.sources import Fill, Read
+from merge.sources import Fill, Read, rounding_to_steps
 from merge.unpack import U8, by_units, byte_table, column_fields, look_up, row_fields
 
 AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)  # where values 0 .. 7 lie in a word, counted from its lowest bits
@@ -174,6 +174,10 @@ def _panel_columns(ref: Derived) -> int:
     columns, rows = ref.shape
     width = max(_NARROWEST, _PANEL * 8 // max(1, rows * ref.parameters["bits"]))
     return min(-(-columns // 32) * 32, int(width) // 32 * 32)  # 32 columns are whole words of zeros
+
+
+def rounding(ref: Derived) -> float:
+    return rounding_to_steps(ref.parameters["bits"], ref.parameters["group"])
 
 
 def held_bytes(ref: Derived) -> int:
