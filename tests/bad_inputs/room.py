@@ -161,9 +161,9 @@ class Room:
 
         check = run.check_models
 
-        def then(*arguments: Any) -> None:
+        def then(*arguments: Any) -> Any:
             action()
-            check(*arguments)
+            return check(*arguments)
 
         self.watch = False
         self.patch("merge.engine.run.check_models", then)
