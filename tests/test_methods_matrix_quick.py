@@ -85,7 +85,7 @@ def test_float32_is_the_definition_but_for_one_step_of_bfloat16(
     deltas = spectrum(kind, shape)
     wanted, got = merge(name, deltas), merge(name, deltas, _float32=True)
     assert torch.equal(got, wanted) == bool(refused)
-    assert not refused or (name, kind) == ("wudi", "adapter")
+    assert not refused or (name == "wudi" and kind in ("spiked", "adapter"))
     close(got, wanted, 1e-4)
     base = random_deltas(1, shape, seed=1)[0].double()
     base *= 20 * torch.linalg.vector_norm(wanted) / torch.linalg.vector_norm(base)
@@ -102,6 +102,10 @@ def test_weights_density_and_other_parameters_are_the_same_in_float32() -> None:
     }.items():
         given: dict[str, Any] = {"weight": weight, **parameters}
         close(merge(name, deltas, _float32=True, **given), merge(name, deltas, **given), 1e-4)
+
+
+def test_a_density_of_zero_keeps_nothing() -> None:
+    assert merge("tsv", spectrum("even", (160, 160)), density=0.0, _float32=True).abs().max() == 0
 
 
 def test_one_task_is_that_model_in_float32() -> None:
@@ -124,7 +128,7 @@ def nearly_missing_rank() -> Tensor:
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("make", [missing_rank, nearly_missing_rank])
-def test_missing_ranks_are_left_to_float64(name: str, make: Callable[[], Tensor]) -> None:
+def test_missing_ranks(name: str, make: Callable[[], Tensor]) -> None:
     deltas = make()
     close(merge(name, deltas, _float32=True), merge(name, deltas), 1e-4)
 
@@ -178,7 +182,7 @@ def test_float64_models_and_small_matrices_stay_in_float64(name: str, monkeypatc
 
 
 def test_float32_refuses_what_it_cannot_do() -> None:
-    for matrix in (missing_rank()[0], spectrum("even", (160, 160))[0] * 1e20, torch.ones(160, 160)):
+    for matrix in (spectrum("even", (160, 160))[0] * 1e20, torch.ones(160, 160)):
         with pytest.raises(Inexact):
             spectral_float32.polar(matrix)
     u, s, v = spectral_float32.thin_svd(torch.zeros(20, 10))

@@ -18,10 +18,9 @@ from torch import Tensor
 
 from merge.kernels import spectral_float32
 from merge.kernels.reference import weighted_sum
-from merge.kernels.spectral_float32 import Inexact
+from merge.kernels.spectral_float32 import CUT, Inexact
 from merge.kernels.spectral_low_rank import low_rank_svd
 
-CUT = 1e-6  # smallest singular value that counts, of the largest
 FLOAT32_FROM = 1024  # smaller side of a matrix from which float32 is quicker
 
 

@@ -23,7 +23,8 @@ from torch import Tensor
 from merge.kernels.spectral_low_rank import strongest
 
 LEFT = 3e-7  # most that the corrections leave of the cosines, root of the mean square
-WEAKEST = 2e-6  # smallest singular value, of the largest: below, float64 tells noise from directions
+CUT = 1e-6  # smallest singular value that counts, of the largest
+_NEAR = 1.25  # ratio to it, within which float64 decides
 _TURNED = 5e-4  # most that the kept directions turn by their correction, in radians (root of the mean square)
 _STRONG = 8.0  # strength, of the first beyond a share of the side, from which a direction is far stronger
 _SHARES = (64, 16)  # the share for a first look, and that share
@@ -60,9 +61,11 @@ def thin_svd(matrix: Tensor, rank: int | None = None) -> tuple[Tensor, Tensor, T
         count = min(len(s), len(strong[1]))
         for whole, part in zip((u, s, v), strong, strict=True):
             whole[..., :count] = part[..., :count]
-    if len(s) and not s[-1] > WEAKEST * s[0]:
+    weakest = CUT * s[:1]
+    kept = s > weakest
+    if ((s > weakest / _NEAR) & (s < weakest * _NEAR)).any():
         raise Inexact
-    return u, s, v
+    return (u, s, v) if kept.all() else (u[:, kept], s[kept], v[:, kept])
 
 
 def _without_strong(matrix: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor] | None]:
@@ -176,8 +179,6 @@ def _complete(matrix: Tensor, b: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Ten
     for _ in range(2):
         b -= (u @ (u.T @ b.float())).double()
     u_weak, s_weak, turn = _few(b) if n - count <= _FEW else thin_svd(b.float())
-    if len(s_weak) < n - count:
-        raise Inexact
     lean = (leaning @ turn).div_(s[:, None] + s_weak)
     return (
         torch.cat([u - u_weak @ lean.T, u_weak + u @ lean], dim=1),

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 _PROBES = 8
 _OFF = 1e-4  # of its length, most that the result in float32 may be from that in float64
-_CONDITION = 2500  # of the system, at which it is that
+_CONDITION = 400  # of the system, at which it is that
 
 EXAMPLE = """\
 merge_method: wudi
@@ -97,7 +97,7 @@ def _row_space(matrices: list[Tensor], ridge: float) -> Tensor | None:
     """
     import torch
 
-    from merge.kernels.spectral import CUT
+    from merge.kernels.spectral_float32 import CUT
     from merge.kernels.spectral_low_rank import low_rank_svd
 
     cut, found = min(CUT, (1e-8 * ridge / matrices[0].shape[1]) ** 0.5), []
