@@ -23,8 +23,10 @@ from eval.search.sweep import points_of, setting_of, swept
 from eval.settings import Settings
 from eval.tasks import resolve
 from eval.tasks.task import Task
+from merge import build_plan, load_recipe
 from merge.cli import cli
 from merge.errors import RecipeError, UsageError
+from merge.output.manifest import side_file_bytes
 
 memory, tiny, choices = judging.memory, judging.tiny, judging.choices  # fixtures
 OPEN = """\
@@ -74,6 +76,11 @@ def test_a_search_reports_what_its_recipe_gives_on_items_it_did_not_choose_by(fa
     page = (out / "page.html").read_text()
     assert "<script" not in page
     assert "<h2>History</h2>" in page
+    said = "# It was chosen on test sets of leaderboards: gsm8k."
+    (family / "marked.yaml").write_text(f"{said}\n{(out / 'best.yaml').read_text()}")
+    card = side_file_bytes(build_plan(load_recipe("marked.yaml")))["README.md"].decode()
+    assert said in card
+    assert "# The best of 3 trials of merge search on open.yaml: " in card
     before = {name: (out / name).read_bytes() for name in ("best.yaml", "trials.json", "report.json", "page.html")}
     assert run(*asked, "--resume").exit_code == 0
     for name in ("best.yaml", "page.html"):
