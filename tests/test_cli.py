@@ -238,6 +238,12 @@ def test_failures_are_json_too(
     assert words in err
 
 
+def test_verbs_take_paths_and_json_from_their_common_options() -> None:
+    for file in Path(merge.cli.__file__).parent.glob("*.py"):
+        text = file.read_text(encoding="utf-8")
+        assert file.stem == "options" or not re.search(r'click\.Path\(|"--json"', text), file
+
+
 @pytest.mark.parametrize("args", [["run", "tiny.yaml", "-o", ""], ["verify", ""], ["compare", "a", "b", "--html", ""]])
 def test_an_empty_path_is_a_usage_error(call_cli: Run, recipe: Path, args: list[str]) -> None:
     before = sorted(recipe.parent.rglob("*"))

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from merge.cli.judging import check_files, write_text
-from merge.cli.options import html_option, quiet_option, threads_option
+from merge.cli.options import PATH, html_option, json_flag, quiet_option, threads_option
 from merge.show.terminal import progress_bar, show_notes
 
 
@@ -23,8 +23,8 @@ Examples:
 )
 @click.argument("base")
 @click.argument("models", nargs=-1, required=True)
-@click.option("--recipe", type=click.Path(path_type=Path), help="Write the suggestion as a recipe.")
-@click.option("--csv", "csv_file", type=click.Path(path_type=Path), help="Write every measure of every tensor as CSV.")
+@click.option("--recipe", type=PATH, help="Write the suggestion as a recipe.")
+@click.option("--csv", "csv_file", type=PATH, help="Write every measure of every tensor as CSV.")
 @html_option
 @click.option(
     "--matrices",
@@ -36,7 +36,7 @@ Examples:
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the random vectors for these.")
 @threads_option
 @quiet_option
-@click.option("--json", "as_json", is_flag=True, help="Print everything, tensor by tensor, as JSON.")
+@json_flag("Print everything, tensor by tensor, as JSON.")
 def command(
     base: str,
     models: tuple[str, ...],

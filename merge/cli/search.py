@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from merge.cli.judging import judging, judging_options
-from merge.cli.options import trust_option
+from merge.cli.options import PATH, json_flag, trust_option
 from merge.errors import UsageError, kept_by
 from merge.needs import need
 from merge.show.terminal import printable
@@ -42,8 +42,8 @@ Examples:
 A place is open where a recipe has {search: [0, 1]}, {int: [1, 8]} or {choice: [ties, linear]} for a value. The same
 command resumes a search that was killed; a second process with it shares the work.""",
 )
-@click.argument("recipe", type=click.Path(path_type=Path))
-@click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="Directory for study and results.")
+@click.argument("recipe", type=PATH)
+@click.option("-o", "--out", required=True, type=PATH, help="Directory for study and results.")
 @click.option("--trials", type=click.IntRange(1), help="Trials in all.  [default: 30, or no limit with --time]")
 @click.option("--time", "seconds", type=click.FloatRange(0, min_open=True), help="Seconds after which no trial begins.")
 @click.option("--sampler", type=click.Choice(SAMPLERS), default="tpe", show_default=True, help="Who proposes trials.")
@@ -66,7 +66,7 @@ command resumes a search that was killed; a second process with it shares the wo
 @click.option("--force", is_flag=True, help="Discard a search that is there, and begin again.")
 @click.option("--allow-test-set", is_flag=True, help="Allow test sets of leaderboards as the objective.")
 @click.option("--only-trials", is_flag=True, hidden=True)  # of a process that --workers starts
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@json_flag("Print the result as JSON.")
 @judging_options
 @trust_option
 def command(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from merge.cli.judging import check_files, judging, judging_options, write_text
-from merge.cli.options import html_option, trust_option
+from merge.cli.options import PATH, html_option, trust_option
 from merge.errors import UsageError
 from merge.needs import need
 from merge.show.terminal import printable
@@ -27,11 +27,11 @@ Examples:
   merge sweep recipe.yaml --set sort.weight=0:1:5 --data held-out.txt
 A name means every value whose path in the recipe ends so. Answers are remembered: a killed command resumes.""",
 )
-@click.argument("recipe", type=click.Path(path_type=Path))
+@click.argument("recipe", type=PATH)
 @click.option(
     "--set", "texts", multiple=True, required=True, metavar="NAME=LOW:HIGH:N", help="Values to try; twice for a map."
 )
-@click.option("--csv", "csv_file", type=click.Path(path_type=Path), help="Write the points as CSV.")
+@click.option("--csv", "csv_file", type=PATH, help="Write the points as CSV.")
 @html_option
 @judging_options
 @trust_option
