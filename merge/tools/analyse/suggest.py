@@ -1,7 +1,7 @@
 """Suggests a method and its parameters from what was measured, with reasons and sources.
 
-The rules are few, and each compares a measure with what chance or one model alone would give. docs/analyse.md has what was
-measured of them, on one family: `merge eval` decides.
+The rules are few, and each compares a measure with what chance or one model alone would give. docs/analyse.md has what
+was measured of them, on one family: `merge eval` decides.
 """
 
 from __future__ import annotations
