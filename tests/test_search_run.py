@@ -226,6 +226,14 @@ def test_a_genome_of_mergekit_is_a_recipe_with_open_places(family: Path) -> None
     assert [piece.sources[1].layer_range for piece in recipe.slices] == [(i, i + 1) for i in range(layers)]
     file.write_text(GENOME.replace("  layer_granularity: 1\n", "").replace("task_arithmetic", "ties"))
     assert len(open_recipe(file).space.places) == 6
+    for text, message in (
+        ("genome:\n", "is empty"),
+        ("genome: 3\n", "must be a mapping"),
+        ("genome: {models: [a]}\n", "needs"),
+    ):
+        file.write_text(text)
+        with pytest.raises(RecipeError, match=rf"genome\.yaml:1: .genome. {message}"):
+            open_recipe(file)
     file.write_text(GENOME.replace("allow_negative", "allow_negativ"))
     with pytest.raises(RecipeError, match=r"genome\.yaml:7: unknown key .allow_negativ_weights."):
         open_recipe(file)

@@ -1,6 +1,6 @@
 """Looks for the recipe that scores best: a recipe with open places, tuned by Optuna. Start with run.py.
 
-places.py       one open place; space.py: all of a recipe, and the plain recipes that their values make
+places.py       one open place; space.py: all of a recipe, and the plain recipes that their values make (located.py)
 baselines.py    what a search has to beat
 judges.py       who scores candidates: tasks, or a function; live.py: one model in memory, with each candidate's weights
 divergence.py   the distance from a model on a text as an objective

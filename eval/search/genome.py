@@ -63,11 +63,15 @@ def open_recipe(path: Path) -> OpenRecipe:
         return OpenRecipe(Space.parse(text, str(file)))
     reader = Reader(str(file))
     fields = reader.fields(root, "", {"genome": Key(), "tasks": Key()}, "the file")
-    genome = reader.fields(fields["genome"], "genome", _KEYS, '"genome"')
+    written = fields.get("genome", root)
+    if written is root:
+        reader.problem(root, '"genome" is empty')
+        reader.raise_if_any()
+    genome = reader.fields(written, "genome", _KEYS, '"genome"')
     models = [reader.text(item, "genome.models") for item in reader.items(genome.get("models"), "genome.models")]
     for key in ("models", "merge_method"):
         if key not in genome:
-            reader.problem(fields["genome"], f'"genome" needs the key "{key}"')
+            reader.problem(written, f'"genome" needs the key "{key}"')
     tasks, weights, metrics = _tasks(reader, fields)
     values = {key: genome.value(key) for key in genome if key != "models"}
     reader.raise_if_any()

@@ -12,21 +12,20 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
 
-from eval.search.places import OpenPlace, Value, expanded, is_open, read_place, scalar
+from eval.search.located import located
+from eval.search.places import OpenPlace, Value, expanded, is_open, read_place
 from merge.errors import Problem, RecipeError
 from merge.methods.registry import all_methods
 from merge.planning.load import find_recipe
 from merge.planning.resolve import resolve
 from merge.recipe.build import draft_of
-from merge.recipe.mentioned import mentioned
-from merge.recipe.model import ModelRef, Recipe
+from merge.recipe.model import Recipe
 from merge.schema.document import FileKind, read_document, read_text, written
 from merge.schema.reader import Reader, join
 from merge.schema.scalars import NULL
@@ -41,7 +40,6 @@ _LEVELS = ("merge_method", "slices", "modules")  # a mapping with one of these s
 _UNNAMED = ("parameters", "value", "models", "slices", "sources", "modules")  # left out of the names of places
 _Scope = tuple[tuple[str, ...], tuple[str, ...]]  # the methods that apply, and those that may with other values
 _NO_METHOD: _Scope = ((), ())
-_REFERENCES = ("model", "base_model", "source_model", "path", "lora", "config_donor", "tokenizer_donor", "source")
 
 
 @dataclass(frozen=True)
@@ -114,7 +112,7 @@ class Space:
         root = _PlaceFiller(self, values).walk(self.root, _NO_METHOD)
         assert isinstance(root, yaml.MappingNode)
         recipe = resolve(draft_of(root, written(root), self.file))
-        return dataclasses.replace(recipe, text=written(_located(root, recipe)))
+        return dataclasses.replace(recipe, text=written(located(root, recipe)))
 
     def combinations(self) -> Iterator[dict[str, Value]]:
         """Every choice of methods."""
@@ -279,32 +277,3 @@ class _PlaceFiller:
 
 def _first(place: OpenPlace) -> Value:
     return place.points(2)[0]
-
-
-def _located(node: yaml.Node, recipe: Recipe) -> yaml.Node:
-    """The tree with local models by their absolute paths."""
-    places = {ref.text: _absolute(ref) for ref, _ in mentioned(recipe).values()}
-
-    def walk(node: yaml.Node, key: str) -> yaml.Node:
-        if isinstance(node, yaml.MappingNode):
-            pairs = [(k, walk(v, str(k.value))) for k, v in node.value]
-            return yaml.MappingNode(node.tag, pairs, node.start_mark, node.end_mark, node.flow_style)
-        if isinstance(node, yaml.SequenceNode):
-            items = [walk(item, "") for item in node.value]
-            return yaml.SequenceNode(node.tag, items, node.start_mark, node.end_mark, node.flow_style)
-        if key in _REFERENCES or key == "tokenizer_source":
-            found = places.get(str(node.value))
-            return node if found is None else scalar(found, node)
-        return node
-
-    return walk(node, "")
-
-
-def _absolute(ref: ModelRef) -> str | None:
-    """None for what may not be written in another way: a hub id, or an adapter named apart."""
-    if not os.path.isabs(ref.path) or ref.revision is not None:
-        return None
-    if ref.adapter is None:
-        return ref.path
-    both = os.path.isabs(ref.adapter.path) and ref.adapter.revision is None
-    return f"{ref.path}+{ref.adapter.path}" if both else None
