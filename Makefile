@@ -16,7 +16,7 @@ PYTEST = $(OFFLINE) $(PY) -m pytest -n $(WORKERS) --maxprocesses 8 --dist loadfi
 
 help:
 	@echo 'make demo       merge the quickstart models, verify the result, score models and merge, search for a better one'
-	@echo 'make skills     train the family of docs/evidence.md: a real model of 135M and experts, about an hour on two cores'
+	@echo 'make skills     train the family of docs/evidence.md: a real model and eight experts, some minutes on two cores'
 	@echo 'make test       the tests, on all cores (WORKERS=1: on one)'
 	@echo 'make test-full  the slow ones too; make test-machines: the tests as other processors would run them'
 	@echo 'make check      format, lint, types'

@@ -41,8 +41,8 @@ DOCUMENT = ROOT / "docs" / "evidence.md"
 TOGETHER = "simultaneous"
 COUNTS = (2, 4, 6, 8)
 FORGOTTEN, TAKEN_OUT = "kind", (0.25, 0.5, 1.0)  # a skill of made-up facts, and how much of its expert is subtracted
-# Of sums that may be weighed as one likes, and of the newest that need no weight: what is compared as experts grow.
-COUNTED = ("linear", "task_arithmetic", "ties", "dare_ties", "consensus_ta", "tsv", "iso_c", "wudi")
+# What is compared as experts grow: the average and the sum without and with pruning and election, and singular vectors.
+COUNTED = ("task_arithmetic", "ties", "dare_ties", "tsv")
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Family:
         members = [subjects(list(names)) for names in ensembles]
         with Memory(default_path()) as memory:
             return evaluate(
-                subjects(list(texts)), tasks, Settings(batch_size=170), memory, ensembles=members, progress=said
+                subjects(list(texts)), tasks, Settings(batch_size=130), memory, ensembles=members, progress=said
             )
 
 
@@ -102,9 +102,9 @@ def settings(method: Method, n_models: int) -> Iterator[tuple[str, dict[str, Any
 
 
 def mergeable(method: Method) -> bool:
-    """Whether it merges any number of models from their weights alone."""
-    many = method.n_models[1] is None and method.n_models != (1, 1)
-    return many and method.inputs != "adapters" and method.statistics is None
+    """Whether it merges the experts from their weights alone."""
+    many = method.n_models[1]
+    return (many is None or many >= len(SKILLS)) and method.inputs != "adapters" and method.statistics is None
 
 
 def family_table(family: Family, asked: argparse.Namespace) -> str:

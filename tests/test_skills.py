@@ -13,8 +13,13 @@ import pytest
 
 from eval.tasks.jsonl import read_rows
 from finetune.config import load_config
+from merge.methods import all_methods
+from merge.recipe.build import draft_of
+from merge.recipe.names import RECIPE
+from merge.schema.document import read_document
 
-FOLDER = Path(__file__).parents[1] / "recipes" / "skills"
+ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / "recipes" / "skills"
 DATA: dict[str, Any] = runpy.run_path(str(FOLDER / "data.py"))
 NAMES = tuple(DATA["SKILLS"])
 SIDES = ("train", "held-out", "search", "report")
@@ -71,7 +76,7 @@ def test_no_item_is_on_two_sides_and_seeds_repeat(name: str) -> None:
 def test_every_machine_makes_the_same_items() -> None:
     drawn = [DATA["items"](name, side, count) for name in NAMES for side, count in DATA["ROWS"].items()]
     digest = hashlib.sha256(b"".join(json.dumps(rows).encode() for rows in drawn)).hexdigest()
-    assert digest == "1049a6a4f5007bc8bb9565a7c7ae0aca5c1c30556e58055ab9b57f4a53d153c2"
+    assert digest == "dd8199bc92b4a2017a5ba29687fe46baa49f2a92d9be726794aad06bf60925c9"
 
 
 def test_the_files_are_read_by_training_and_evaluation(tmp_path: Path) -> None:
@@ -94,3 +99,20 @@ def test_the_configs_are_read(file: Path) -> None:
 def test_the_simultaneous_training_sees_all_skills() -> None:
     config = load_config(str(FOLDER / "simultaneous.yaml"))
     assert sorted(Path(source.path).stem for source in config.data) == sorted(NAMES)
+
+
+def test_every_method_that_merges_the_experts_is_measured_with_a_recipe_that_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    evidence = runpy.run_path(str(ROOT / "benchmarks" / "evidence.py"))
+    family = evidence["Family"](tmp_path, tmp_path)
+    measured = [method for method in all_methods().values() if evidence["mergeable"](method)]
+    assert {"linear", "ties", "tsv"} <= {method.name for method in measured}
+    assert not {"slerp", "passthrough", "fisher", "svd"} & {method.name for method in measured}
+    for method in measured:
+        for _, parameters in evidence["settings"](method, len(NAMES)):
+            text = Path(family.recipe("merged", method, NAMES, parameters)).read_text(encoding="utf-8")
+            read = draft_of(read_document(text, None, RECIPE), text, None)
+            read.reader.raise_if_any()
+            assert read.recipe.merge_method == method.name

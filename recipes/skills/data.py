@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-ROWS = {"train": 600, "held-out": 40, "search": 60, "report": 170}  # items a skill
+ROWS = {"train": 600, "held-out": 40, "search": 60, "report": 130}  # items a skill
 
 
 def words(text: str) -> list[str]:
