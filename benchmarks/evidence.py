@@ -101,6 +101,10 @@ def settings(method: Method, n_models: int) -> Iterator[tuple[str, dict[str, Any
         yield ", ".join(["weight 1", *words]), needed | {"weight": 1.0}
 
 
+def file_name(method: Method, words: str) -> str:
+    return f"{method.name}-{words}".replace("/", "of").replace(" ", "")
+
+
 def mergeable(method: Method) -> bool:
     """Whether it merges the experts from their weights alone."""
     many = method.n_models[1]
@@ -112,7 +116,7 @@ def family_table(family: Family, asked: argparse.Namespace) -> str:
     names = ["base", *experts, TOGETHER]
     results = family.judged([family.model(name) for name in names], experts, [[family.model(e) for e in experts]])
     lines = [f"| model | {' | '.join(SKILLS)} | mean |", f"|---|{'---:|' * (len(SKILLS) + 1)}"]
-    return "\n".join(lines + [score_row(results, model, model.name) for model in results.models])
+    return "\n".join(lines + [score_row(results, model, model.name.partition(" of ")[0]) for model in results.models])
 
 
 def methods_table(family: Family, asked: argparse.Namespace) -> str:
@@ -121,8 +125,7 @@ def methods_table(family: Family, asked: argparse.Namespace) -> str:
     for method in built_in():
         if mergeable(method) and (not asked.only or method.name in asked.only):
             for words, parameters in settings(method, len(experts)):
-                name = f"{method.name}, {words}"
-                rows[name] = family.recipe(name.replace("/", " of "), method, experts, parameters)
+                rows[f"{method.name}, {words}"] = family.recipe(file_name(method, words), method, experts, parameters)
     rows |= {Path(path).stem: path for path in asked.recipes}
     parents = ["base", *experts]
     texts = [*(family.model(name) for name in (*parents, TOGETHER)), *rows.values()]
@@ -159,9 +162,8 @@ def counts_table(family: Family, asked: argparse.Namespace) -> str:
             if method.name in (asked.only or COUNTED):
                 for words, parameters in settings(method, count):
                     kind = f"{method.name}, {'average' if words.startswith('weight 1/') else words}"
-                    # The same recipe, under the same name, as in the table of methods: the answers are known.
-                    name = f"{method.name}, {words}".replace("/", " of ")
-                    rows[kind] = family.recipe(name, method, experts, parameters)
+                    # The same recipe, under the same name, as in the table of methods: not merged a second time.
+                    rows[kind] = family.recipe(file_name(method, words), method, experts, parameters)
         texts = [family.model("base"), *(family.model(expert) for expert in experts)]
         results = family.judged([*texts, *rows.values()], experts)
         own = [model.tasks[skill].value for skill, model in zip(experts, results.models[1:], strict=False)]
