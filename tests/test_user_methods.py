@@ -91,7 +91,7 @@ def test_the_verbs_know_the_file(run_cli: Run, models: Path) -> None:
     code, out, _ = run_cli(["methods", "--method-file", "my_method.py"])
     assert code == 0
     (line,) = (line for line in out.splitlines() if line.startswith("median "))
-    assert line.rstrip().endswith("Median: of every entry the middle change, so that one odd model moves nothing.")
+    assert line.rstrip().endswith("Median: the median change of each entry, so that one outlier model changes nothing.")
     code, out, _ = run_cli(["methods", "median", "--method-file", "my_method.py"])
     assert code == 0
     assert "\nFrom: my_method.py, sha256 " in out

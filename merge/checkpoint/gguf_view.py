@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
+import struct
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,8 +21,11 @@ from merge.checkpoint.gguf_header import GgufHeader, read_gguf_header
 from merge.checkpoint.gguf_tokenizer import tokenizer_files
 from merge.errors import CheckpointError
 from merge.gguf_layouts import config_of, family_named
+from merge.gguf_layouts.llama import scaling_of
+from merge.quoting import quoted
 
-_FORMAT = 1  # of what is written here
+_FORMAT = 2  # of what is written here
+_MOST_DIVISORS = 4096
 
 
 def view_of(path: str) -> str:
@@ -70,19 +75,32 @@ def _files(path: str, header: GgufHeader) -> dict[str, str]:
     tokens = header.metadata.get("tokenizer.ggml.tokens")
     if not isinstance(tokens, list) or not tokens:
         raise CheckpointError(f"{path}: tokenizer.ggml.tokens is missing. Name the original model.")
-    if "rope_freqs.weight" in names:
-        raise CheckpointError(
-            f"{path}: rope_freqs.weight: Llama 3.1's scaling cannot be told from its factors. Name the original model."
-        )
     try:
         config = config_of(metadata, len(tokens), "output.weight" not in names) | family.config(metadata)
     except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
-        raise CheckpointError(f"{path}: metadata of {arch}: {error!r} is missing or wrong.") from None
+        raise CheckpointError(f"{path}: metadata of {arch}: {quoted(str(error))} is missing or wrong.") from None
+    if (divisors := _divisors(path, header)) is not None:
+        scaling = scaling_of(config, divisors)
+        if scaling is None:
+            raise CheckpointError(f"{path}: rope_freqs.weight: not a scaling of Llama 3.1. Name the original model.")
+        config["rope_parameters"] |= scaling
     for name in ("bos", "eos", "pad"):
         number = header.metadata.get(f"tokenizer.ggml.{name}_token_id")
         if number is not None:
             config[f"{name}_token_id"] = number
     return {"config.json": _json(config), **tokenizer_files(path, header.metadata)}
+
+
+def _divisors(path: str, header: GgufHeader) -> list[float] | None:
+    """Of the rotary frequencies; None if the file has none."""
+    entry = next((entry for entry in header.tensors if entry.name == "rope_freqs.weight"), None)
+    if entry is None:
+        return None
+    n = min(math.prod(entry.shape), _MOST_DIVISORS)
+    with open(path, "rb") as file:
+        file.seek(entry.offset)
+        data = file.read(4 * n)
+    return list(struct.unpack(f"<{len(data) // 4}f", data[: len(data) // 4 * 4]))
 
 
 def _json(value: Any) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from merge.gguf_layouts import Config, Family, head_dim, number, rope
@@ -45,6 +45,24 @@ def _frequencies(config: Config) -> Mapping[str, list[float]]:
             smooth = (length / wave - low) / (high - low)
             divisors.append(1 / ((1 - smooth) / factor + smooth))
     return {"rope_freqs.weight": divisors}
+
+
+def scaling_of(config: Config, divisors: Sequence[float]) -> dict[str, Any] | None:
+    """The parameters of Llama 3's scaling that give these divisors; None if none of those in use do."""
+    for length in (8192, 4096, 2048, 16384, 32768):
+        found: dict[str, Any] = {
+            "rope_type": "llama3",
+            "factor": float(f"{max(divisors, default=1.0):.6g}"),
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": length,
+        }
+        made = _frequencies({**config, "rope_parameters": {**config["rope_parameters"], **found}})["rope_freqs.weight"]
+        if len(made) == len(divisors) and all(
+            math.isclose(one, other, rel_tol=1e-5) for one, other in zip(made, divisors, strict=True)
+        ):
+            return found
+    return None
 
 
 def _mixtral_config(metadata: Config) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from merge.errors import MergeError, UsageError
+from merge.errors import MergeError, UsageError, first_line
 from merge.needs import need
 from merge.output.shared import OnDone
 from merge.workers.assigned import AssignedSteps, Assignment
@@ -73,7 +73,11 @@ class RayWorker:
             return self._ray.get(call)
         except self._ray.exceptions.RayTaskError as error:
             cause = error.cause
-            raise cause if isinstance(cause, MergeError) else MergeError(f"{self._name}: {cause!r}") from error
+            raise (
+                cause
+                if isinstance(cause, MergeError)
+                else MergeError(f"{self._name}: {type(cause).__name__}: {first_line(cause)}")
+            ) from error
         except self._ray.exceptions.RayError as error:
             raise WorkerLost(f"{self._name} is lost ({type(error).__name__})") from error
 
