@@ -38,6 +38,8 @@ demo: $(READY)
 	@$(OFFLINE) .venv/bin/merge verify merged/quickstart
 	@$(OFFLINE) .venv/bin/merge compare $(FAMILY)/base $(FAMILY)/reverse $(FAMILY)/sort $(FAMILY)/add merged/quickstart \
 	  --suite quickstart --html merged/quickstart.html
+	@$(OFFLINE) .venv/bin/merge analyse $(FAMILY)/base $(FAMILY)/reverse $(FAMILY)/sort $(FAMILY)/add \
+	  --html merged/analysis.html
 	@$(OFFLINE) .venv/bin/merge search recipes/search.yaml --suite quickstart --baseline $(FAMILY).yaml --batch-size 64 \
 	  --force -o merged/found
 
