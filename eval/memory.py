@@ -21,6 +21,7 @@ import xxhash
 
 from merge.errors import MergeError, OutputError, UsageError, kept_by
 from merge.jsontext import parse_json
+from merge.user_cache import user_cache
 
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 _SQLITE_DISK = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
@@ -38,8 +39,7 @@ def default_path() -> Path:
     named = os.environ.get("MERGE_EVAL_CACHE")
     if named:
         return Path(named)
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "merge-workbench" / "answers.sqlite"
+    return user_cache() / "answers.sqlite"
 
 
 class Memory:

@@ -45,9 +45,8 @@ def read_gguf(path: str) -> tuple[list[TensorRef], list[str]]:
         if name is None:
             unknown.append(entry.name)
             continue
-        rotated = family.permuted and re.search(r"\.[qk]_proj\.(weight|bias)$", name)
-        minus = -1.0 if family.norm_plus_one and name.endswith("norm.weight") else 0.0
-        found += _tensors(path, entry, kind, name, heads if rotated else 0, minus)
+        head = heads if family.rotates(name) else 0
+        found += _tensors(path, entry, kind, name, head, 0.0 - family.added(name))  # never -0.0
     if unknown:
         raise CheckpointError(f"{path}: {some(unknown)}: not tensors of {family.arch} as it is known here.")
     listed = ", ".join(f"{count} {kind}" for kind, count in kinds.items())

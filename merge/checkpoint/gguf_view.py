@@ -23,6 +23,7 @@ from merge.errors import CheckpointError
 from merge.gguf_layouts import config_of, family_named
 from merge.gguf_layouts.llama import scaling_of
 from merge.quoting import quoted
+from merge.user_cache import user_cache
 
 _FORMAT = 2  # of what is written here
 _MOST_DIVISORS = 4096
@@ -37,12 +38,12 @@ def view_of(path: str) -> str:
     """
     info = os.stat(path)
     state = f"{_FORMAT} {path} {info.st_size} {info.st_mtime_ns}".encode("utf-8", "surrogateescape")
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "merge-workbench" / "gguf"
+    root = user_cache() / "gguf"
     directory = root / hashlib.sha256(state).hexdigest()[:32]
     if not directory.is_dir():
         header = read_gguf_header(path)
         try:
-            _write(directory, path, _files(path, header))
+            _write(directory, _files(path, header))
         except OSError as error:
             raise CheckpointError(
                 f"{root}: cannot be written ({error.strerror or error}); the config and tokenizer of {path} go there. "
@@ -51,7 +52,7 @@ def view_of(path: str) -> str:
     return str(directory)
 
 
-def _write(directory: Path, path: str, files: Mapping[str, str]) -> None:
+def _write(directory: Path, files: Mapping[str, str]) -> None:
     directory.parent.mkdir(parents=True, exist_ok=True)
     new = Path(tempfile.mkdtemp(dir=directory.parent))
     try:

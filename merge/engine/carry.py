@@ -49,3 +49,20 @@ def _run_step(context: Context, index: int, step: Step) -> None:
     context.reader.release(step.sources)
     check_numbers(context.plan, step, record)
     context.out.finish(index, record)
+
+
+class Ticker:
+    """Reports the bytes of finished tensors; looks at each of them once, since there may be 100,000."""
+
+    def __init__(self, context: Context, progress: Callable[[int], None]) -> None:
+        self._context, self._progress = context, progress
+        self._seen = self._bytes = 0
+
+    def __call__(self) -> None:
+        records = self._context.out.records
+        if len(records) < self._seen:  # journaled tensors that were not whole
+            self._seen = self._bytes = 0
+        new = list(records)[self._seen :]
+        self._seen += len(new)
+        self._bytes += sum(self._context.plan.steps[i].nbytes for i in new)
+        self._progress(self._bytes)

@@ -16,7 +16,7 @@ from typing import Any
 from merge.checkpoint.reader import SourceReader
 from merge.codec import decode
 from merge.engine import factors, memory
-from merge.engine.carry import EXECUTORS, Carry, by_threads
+from merge.engine.carry import EXECUTORS, Carry, Ticker, by_threads
 from merge.engine.context import Context, check_method
 from merge.engine.costs import Budget
 from merge.engine.crew import Crew, Worker
@@ -120,7 +120,7 @@ def _run(
     plan = sink.plan
     with kept_apart(), SourceReader(source_files(plan)) as reader:
         context = Context(plan, reader, worker, sink, device, budget)
-        tick = _Ticker(context, progress)
+        tick = Ticker(context, progress)
         find_all(context, tick, before_checks=True)
         for stage in plan.stages:
             if stage.steps:  # streamed
@@ -154,20 +154,3 @@ def _run(
     manifest = manifest_bytes(plan, sink.records, small_files, aligned, adapter, conditions(plan, device))
     sink.complete(small_files, (MANIFEST, manifest), dataclasses.asdict(report))
     return report
-
-
-class _Ticker:
-    """Reports the bytes of finished tensors; looks at each of them once, since there may be 100,000."""
-
-    def __init__(self, context: Context, progress: Progress) -> None:
-        self._context, self._progress = context, progress
-        self._seen = self._bytes = 0
-
-    def __call__(self) -> None:
-        records = self._context.out.records
-        if len(records) < self._seen:  # journaled tensors that were not whole
-            self._seen = self._bytes = 0
-        new = list(records)[self._seen :]
-        self._seen += len(new)
-        self._bytes += sum(self._context.plan.steps[i].nbytes for i in new)
-        self._progress(self._bytes)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from gguf import GGUFWriter
 
 Config = Mapping[str, Any]
+_ROTATED = re.compile(r"\.[qk]_proj\.(weight|bias)$")
 Describe = Callable[["GGUFWriter", Config], None]
 
 
@@ -44,6 +46,14 @@ class Family:
     extra: Callable[[Config], Mapping[str, list[float]]] = lambda config: {}
     names: Mapping[str, str] = field(default_factory=dict)
     config: Callable[[Config], dict[str, Any]] = lambda metadata: {}
+
+    def rotates(self, name: str) -> bool:
+        """Whether rows of this tensor of transformers change places."""
+        return self.permuted and _ROTATED.search(name) is not None
+
+    def added(self, name: str) -> float:
+        """What is added to this tensor of transformers for llama.cpp."""
+        return 1.0 if self.norm_plus_one and name.endswith("norm.weight") else 0.0
 
 
 OUTER = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}

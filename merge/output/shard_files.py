@@ -38,7 +38,7 @@ class ShardFiles:
         path.parent.mkdir(exist_ok=True)  # of a module in a folder of its own
         fd = self._files[shard.file] = open_file(os.fspath(path), os.O_RDWR | os.O_CREAT)
         os.truncate(fd, shard.size)  # not fallocate: it makes the later writes several times dearer
-        self._write_at(fd, len(shard.header).to_bytes(8, "little") + shard.header.encode("ascii"), 0)
+        write_at(fd, len(shard.header).to_bytes(8, "little") + shard.header.encode("ascii"), 0, self._seek_lock)
 
     def join(self, shard: Shard) -> None:
         """Opens a shard that another process made. Raises OSError."""
@@ -56,7 +56,7 @@ class ShardFiles:
     def put(self, file: str, place: int, data: memoryview | bytes) -> None:
         """Writes bytes from a place of a shard on."""
         with explained(self._partial):
-            self._write_at(self._files[file], data, place)
+            write_at(self._files[file], data, place, self._seek_lock)
 
     def read_into(self, step: Step, element: int, data: memoryview, itemsize: int) -> None:
         """Reads back what was written."""
@@ -91,16 +91,22 @@ class ShardFiles:
             done.set()
             thread.join()
 
-    def _write_at(self, fd: int, data: memoryview | bytes, offset: int) -> None:
-        view = memoryview(data).cast("B")
-        while view.nbytes:
-            if hasattr(os, "pwrite"):
-                n = os.pwrite(fd, view, offset)
-            else:  # Windows
-                with self._seek_lock:
-                    os.lseek(fd, offset, os.SEEK_SET)
-                    n = os.write(fd, view)
-            view, offset = view[n:], offset + n
+
+def write_at(fd: int, data: memoryview | bytes, offset: int, seeking: threading.Lock) -> None:
+    """Writes all of `data` at a place of a file. Raises OSError.
+
+    Args:
+        seeking: held by whoever moves the file's position, on systems where writing needs that.
+    """
+    view = memoryview(data).cast("B")
+    while view.nbytes:
+        if hasattr(os, "pwrite"):
+            n = os.pwrite(fd, view, offset)
+        else:  # Windows
+            with seeking:
+                os.lseek(fd, offset, os.SEEK_SET)
+                n = os.write(fd, view)
+        view, offset = view[n:], offset + n
 
 
 def _flush(fd: int) -> None:

@@ -82,6 +82,11 @@ class OutputDirectory:
         return str(self.out)
 
     @property
+    def identity(self) -> dict[str, Any]:
+        """What the work follows from, as journals begin with it: "plan" is the plan's digest."""
+        return dict(self._work.identity)
+
+    @property
     def held_bytes(self) -> int:
         return 0
 
@@ -170,7 +175,7 @@ class OutputDirectory:
                 take_lock(self.partial, path.name).release()
         for path in sorted(self.partial.glob(SLICE_JOURNALS)):
             lines, _ = read_journal(path)
-            if lines and lines[0] == json.loads(json.dumps(self._identity)):
+            if lines and lines[0] == self.identity:
                 self.records.update({line["step"]: line for line in lines[1:]})
 
     def _append(self, *lines: dict[str, Any]) -> None:

@@ -59,12 +59,11 @@ class Assignment:
         return decode(parse_json(text), Assignment)
 
 
-def write_plan(context: Context, out: OutputDirectory) -> str:
-    """Puts what workers read into OUT.partial; the plan's digest."""
+def write_plan(out: OutputDirectory) -> None:
+    """Puts what workers read into OUT.partial."""
     with explained(out.partial):
-        write_whole(out.partial / _PLAN, context.plan.to_json().encode("utf-8", "surrogateescape"))
+        write_whole(out.partial / _PLAN, out.plan.to_json().encode("utf-8", "surrogateescape"))
         write_whole(out.partial / _NOTES, json.dumps(out.notes).encode())
-    return plan_digest(context.plan)
 
 
 class AssignedSteps:

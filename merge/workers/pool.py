@@ -81,10 +81,11 @@ class Pool:
             raise UsageError("workers write into a directory; a result in memory needs threads.")
         if not todo:
             return
+        write_plan(out)
         assignment = Assignment(
             directory=os.getcwd(),
             partial=os.path.abspath(out.partial),
-            digest=write_plan(context, out),
+            digest=out.identity["plan"],
             threads=self._threads,
             max_ram=self._max_ram,
             device=context.device,

@@ -16,7 +16,7 @@ import filelock
 
 from merge.checkpoint.reader import SourceReader
 from merge.engine import memory
-from merge.engine.carry import by_threads
+from merge.engine.carry import Ticker, by_threads
 from merge.engine.context import Context, check_method
 from merge.engine.crew import Crew
 from merge.engine.find import find_all
@@ -26,7 +26,7 @@ from merge.engine.resume import still_good
 from merge.engine.space import check_space
 from merge.errors import OutputError, UsageError
 from merge.output.directory import LOCK, explained
-from merge.output.identity import plan_digest, source_files, stamps
+from merge.output.identity import source_files
 from merge.output.journal import Journal, read_journal
 from merge.output.shared import SharedShards
 from merge.output.writer import OutputDirectory
@@ -72,15 +72,14 @@ def run_slice(
     path = directory.partial / f"slice-{number}-of-{of}.jsonl"
     with contextlib.ExitStack() as stack:
         stack.enter_context(_locked(path.with_suffix(".lock"), f"{number}/{of}"))
-        identity = {"plan": plan_digest(plan), "device": device, "files": stamps(plan)}
         with explained(directory.partial):
             lines, whole = read_journal(path)
-            if lines[:1] != [identity]:
+            if lines[:1] != [directory.identity]:
                 lines, whole = [], 0
             journal = Journal(path, whole)
             stack.callback(journal.close)
             if not lines:
-                journal.append(identity)
+                journal.append(directory.identity)
         sink = stack.enter_context(
             SharedShards(plan, directory.partial, lambda index, record: journal.append({"step": index, **record}))
         )
@@ -89,10 +88,7 @@ def run_slice(
         mine = slice_of(list(enumerate(plan.steps)), number, of)
         size = sum(step.nbytes for _, step in mine)
         sink.records.update({line["step"]: line for line in lines[1:]})
-
-        def tick() -> None:
-            progress(sum(plan.steps[index].nbytes for index in list(sink.records)))
-
+        tick = Ticker(context, progress)
         find_all(context, tick, before_checks=True)
         check_models(context)
         still_good(context, tick)

@@ -62,10 +62,9 @@ def gguf_tensors(family: Family, config: Config, tensors: Mapping[str, TensorRef
         if mapped is None:
             unknown.append(name)
             continue
-        rotated = family.permuted and re.search(r"\.[qk]_proj\.(weight|bias)$", name)
         shape = parts[0].shape if len(parts) == 1 else (len(parts), *parts[0].shape)
-        plus = 1.0 if family.norm_plus_one and name.endswith("norm.weight") else 0.0
-        found.append(GgufTensor(mapped, shape, parts, head=head_dim(config) if rotated else 0, add=plus))
+        head = head_dim(config) if family.rotates(name) else 0
+        found.append(GgufTensor(mapped, shape, parts, head=head, add=family.added(name)))
     if unknown:
         raise UsageError(f"{path}: llama.cpp's {family.arch} has no tensors for {some(unknown)}.")
     return found

@@ -1,4 +1,4 @@
-"""Types of a GGUF file: what each tensor is stored as, how many bytes a row takes, and the encoding of rows."""
+"""Types of a GGUF file: what each tensor is stored as, and the encoding of rows."""
 
 from __future__ import annotations
 
@@ -33,13 +33,6 @@ def type_of(name: str, shape: tuple[int, ...], to: str) -> GGMLQuantizationType:
         return GGMLQuantizationType.F32
     found = GGMLQuantizationType[TYPES[to][name in _OUTER]]
     return found if shape[-1] % GGML_QUANT_SIZES[found][0] == 0 else GGMLQuantizationType.F16
-
-
-def row_bytes(length: int, kind: GGMLQuantizationType) -> int:
-    from gguf import GGML_QUANT_SIZES
-
-    elements, size = GGML_QUANT_SIZES[kind]
-    return int(length // elements * size)
 
 
 def file_type(to: str) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -113,8 +112,3 @@ def _adds_space(text: Mapping[str, Any]) -> bool:
     parts = [text.get("normalizer") or {}, *((text.get("normalizer") or {}).get("normalizers") or [])]
     pre = text.get("pre_tokenizer") or {}
     return any(part.get("type") == "Prepend" for part in parts) or pre.get("prepend_scheme") in ("first", "always")
-
-
-def modelfile(out: str | os.PathLike[str]) -> str:
-    """For `ollama create`."""
-    return f"FROM ./{os.path.basename(out)}\n"

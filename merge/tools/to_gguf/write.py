@@ -10,9 +10,10 @@ import contextlib
 import dataclasses
 import logging
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,13 +30,15 @@ from merge.jobs.pipelines.plan import PipelinePlanner, StagePlan, not_by_blocks,
 from merge.needs import need
 from merge.output.directory import explained
 from merge.output.identity import plan_digest, source_files, stamps
+from merge.output.shard_files import write_at
 from merge.output.workspace import Workspace
 from merge.plan import Plan
 from merge.planning.load import load_pipeline
 from merge.processors import processors
+from merge.sources.gguf_rows import row_bytes
 from merge.tools.convert import convert_plan
 from merge.tools.to_gguf.tensors import GgufTensor, gguf_tensors
-from merge.tools.to_gguf.types import TYPES, encode_rows, file_type, row_bytes, type_of
+from merge.tools.to_gguf.types import TYPES, encode_rows, file_type, type_of
 from merge.tools.to_gguf.vocabulary import add_vocabulary
 
 if TYPE_CHECKING:
@@ -168,7 +171,7 @@ def _header(
     sizes = []
     for tensor, kind in zip(tensors, kinds, strict=True):
         rows = int(np.prod(tensor.shape[:-1], dtype=np.int64))
-        sizes.append(rows * row_bytes(tensor.shape[-1], kind))
+        sizes.append(rows * row_bytes(tensor.shape[-1], kind.name))
         writer.add_tensor_info(tensor.name, tensor.shape, np.dtype(np.float32), sizes[-1], raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -198,6 +201,7 @@ class _Writing:
     reader: SourceReader
     file: int
     partial: Path
+    seeking: threading.Lock = field(default_factory=threading.Lock)
 
 
 def _write_all(
@@ -245,7 +249,5 @@ def _put(writing: _Writing, rows: npt.NDArray[np.float32], one: _Placed, offset:
         raise NumbersError(f"{one.tensor.parts[0].name if one.tensor.parts else one.tensor.name}: {what}.")
     data = np.ascontiguousarray(encoded).data.cast("B")
     with explained(writing.partial):
-        written = 0
-        while written < data.nbytes:
-            written += os.pwrite(writing.file, data[written:], offset + written)
-    return written
+        write_at(writing.file, data, offset, writing.seeking)
+    return data.nbytes
